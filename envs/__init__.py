@@ -1,0 +1,1 @@
+"""What the controller is trained in: tasks, live runs, the simulator, clocks and objectives."""

@@ -1,0 +1,26 @@
+"""Built-in tasks: small jobs that train in seconds on one CPU thread, one file a family.
+
+Each family has two variants, AdamW (the family's name) and SGD with momentum (the name with `-sgd`).
+Nothing is imported until a task is asked for.
+"""
+
+from __future__ import annotations
+
+TASK_FAMILIES: tuple[str, ...] = (
+    "digits-mlp",
+    "digits-cnn",
+    "language-id",
+    "translation",
+    "char-lm",
+    "tabular-regression",
+    "tabular-classification",
+    "teacher-student",
+)
+"""Names of the families; the module of a family has underscores for dashes."""
+
+TASK_FUNCTIONS: dict[str, str] = {
+    f"{family}{suffix}": f"{family.replace('-', '_')}:{function}"
+    for family in TASK_FAMILIES
+    for suffix, function in (("", "adamw"), ("-sgd", "sgd"))
+}
+"""Task name to `module:function`, relative to this package."""
