@@ -1,0 +1,73 @@
+# What a fresh machine needs: python3 (3.11 or newer, with venv) and make. Everything else goes into .venv.
+#
+#   make demo         install what the demonstration needs and run it
+#   make test         every test, slow ones too
+#   make test-quick   without the slow tests
+#   make check        format, lint and types
+#   make clean        remove .venv and caches
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough and can make virtual environments. Override: make PYTHON=/usr/bin/python3.12
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 /usr/bin/python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done)
+# Arguments of the demonstration, for example: make demo ARGS="--seeds 3"
+ARGS ?=
+# Tests side by side; each has one thread.
+WORKERS ?= 2
+# Where torch comes from if not from pip's own settings, for example: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q -c constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-quick check format venv clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/rlbatch demo $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Makes .venv, and makes it anew where an interrupted attempt or a removed Python left one that does not work.
+venv:
+	@$(BIN)/python -c 'import pip' >/dev/null 2>&1 || { \
+	  test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the modules venv and ensurepip was found." \
+	    "Install one (Debian: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	  echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+
+# The stamp is written last: an interrupted install has none and is done again. Torch goes first, so that no other
+# package can choose its version.
+$(VENV)/.installed-demo: $(INPUTS) | venv
+	@echo "Installing rlbatch and what the demonstration needs into $(VENV) (once, some minutes)"
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(INSTALL) -e ".[train]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(INPUTS) $(VENV)/.installed-demo
+	@echo "Installing the test tools and every extra into $(VENV) (once, some minutes)"
+	$(INSTALL) -e ".[all,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
