@@ -1,0 +1,171 @@
+"""Gradient noise from the norms of micro-batch gradients and of their mean. Pure functions.
+
+A batch of B samples is computed in k micro-batches. The expected squared norm of a mean gradient
+over n samples is |G|^2 + tr(Sigma) / n, with G the true gradient and Sigma the covariance of one
+sample's gradient, so two values of n determine both unknowns (McCandlish et al. 2018, "An Empirical
+Model of Large-Batch Training", appendix A.1). Numerator and denominator stay apart: their ratio,
+the noise scale, has no mean, and |G|^2 is often negative when B is far below it. Nothing is clamped
+here, since a clamped value is biased.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals.record import Array
+
+MIN_EMPIRICAL = 3
+"""Measurements from which on the standard error is the observed one."""
+
+EFFECTIVE_DIMENSION = 10.0
+"""tr(Sigma)^2 / tr(Sigma^2) assumed where the standard error comes from the formula.
+
+Gradient noise of real networks lies in few directions, far fewer than there are parameters. A small
+number gives a wide error: the safe side for two measurements.
+"""
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """What the measured steps of a chunk say together. NaN: unknown.
+
+    Attributes:
+        grad_sqr: Mean estimate of |G|^2; may be negative.
+        grad_sqr_se: Its standard error.
+        noise_trace: Mean estimate of tr(Sigma), the covariance of one sample's gradient.
+        noise_trace_se: Its standard error.
+        measurements: Steps that entered.
+    """
+
+    grad_sqr: float = math.nan
+    grad_sqr_se: float = math.nan
+    noise_trace: float = math.nan
+    noise_trace_se: float = math.nan
+    measurements: int = 0
+
+
+def estimate(
+    small_sqr: ArrayLike, big_sqr: ArrayLike, micro_batch_size: ArrayLike, batch_size: ArrayLike
+) -> tuple[Array, Array]:
+    """Return unbiased estimates of |G|^2 and of tr(Sigma).
+
+    Args:
+        small_sqr: Mean over the micro-batches of the squared norm of each one's own mean gradient.
+            For micro-batches of unequal size take `weighted_small_sqr`.
+        big_sqr: Squared norm of the mean gradient of the whole batch.
+        micro_batch_size: Samples of a micro-batch; for unequal ones `batch_size / k`, see
+            `weighted_small_sqr`.
+        batch_size: Samples of the whole batch.
+
+    Returns:
+        Two arrays of the broadcast shape of the arguments; NaN where the batch is not larger than a
+        micro-batch.
+    """
+    small, big, b, n = (
+        np.asarray(value, dtype=np.float64)
+        for value in (small_sqr, big_sqr, micro_batch_size, batch_size)
+    )
+    divisible = n > b
+    gap = np.where(divisible, n - b, np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return (n * big - b * small) / gap, (small - big) * (b * n) / gap
+
+
+def weighted_small_sqr(micro_sqr: ArrayLike, micro_batch_sizes: ArrayLike) -> tuple[float, float]:
+    """Return `small_sqr` and `micro_batch_size` for micro-batches of unequal size.
+
+    Weighting each squared norm by its share b_i / B gives the expectation |G|^2 + tr(Sigma) k / B:
+    that of equal micro-batches of B / k samples, so `estimate` stays unbiased.
+
+    Args:
+        micro_sqr: Squared norm of each micro-batch's own mean gradient, shape (k,).
+        micro_batch_sizes: Samples of each micro-batch, shape (k,).
+    """
+    sizes = np.asarray(micro_batch_sizes, dtype=np.float64)
+    total = float(sizes.sum())
+    return float(np.dot(np.asarray(micro_sqr, dtype=np.float64), sizes) / total), total / len(sizes)
+
+
+def estimator_variance(
+    grad_sqr: float,
+    noise_trace: float,
+    batch_size: float,
+    micro_batches: float,
+    *,
+    noise_trace_of_square: float | None = None,
+    gradient_noise: float | None = None,
+) -> tuple[float, float]:
+    """Return the variances of one measurement's |G|^2 and tr(Sigma), exact for Gaussian gradients.
+
+    The estimate of |G|^2 is the mean of the products g_i . g_j over pairs of micro-batches (a
+    U-statistic), hence Var = 4 G'Sigma G / B + 2 tr(Sigma^2) k / ((k - 1) B^2); that of tr(Sigma)
+    is a sample variance with k - 1 degrees of freedom, hence 2 tr(Sigma^2) / (k - 1).
+
+    Args:
+        grad_sqr: |G|^2; a negative one counts as 0.
+        noise_trace: tr(Sigma); a negative one counts as 0.
+        batch_size: Samples B.
+        micro_batches: Micro-batches k, at least 2.
+        noise_trace_of_square: tr(Sigma^2); None assumes tr(Sigma)^2 / EFFECTIVE_DIMENSION.
+        gradient_noise: G'Sigma G; None assumes |G|^2 tr(Sigma) / EFFECTIVE_DIMENSION.
+
+    Raises:
+        ConfigurationError: There are fewer than two micro-batches.
+    """
+    if micro_batches < 2:
+        raise ConfigurationError(
+            f"Gradient noise needs at least 2 micro-batches, got {micro_batches}. "
+            "Split the batch in two."
+        )
+    trace, signal = max(noise_trace, 0.0), max(grad_sqr, 0.0)
+    if noise_trace_of_square is None:
+        noise_trace_of_square = trace**2 / EFFECTIVE_DIMENSION
+    if gradient_noise is None:
+        gradient_noise = signal * trace / EFFECTIVE_DIMENSION
+    k = micro_batches
+    pairs = 2.0 * noise_trace_of_square / (k - 1)
+    return 4.0 * gradient_noise / batch_size + pairs * k / batch_size**2, pairs
+
+
+def summarize(
+    small_sqr: Sequence[float] | Array,
+    big_sqr: Sequence[float] | Array,
+    micro_batch_size: Sequence[float] | Array,
+    batch_size: Sequence[float] | Array,
+) -> NoiseStatistics:
+    """Return the mean estimates over measured steps, with standard errors.
+
+    Steps with a value that is not finite, or whose batch was not divided, are left out. With three
+    steps or more the error is the observed spread over the square root of their number; with fewer
+    it follows from `estimator_variance`.
+
+    Args:
+        small_sqr: As for `estimate`, one entry a measured step.
+        big_sqr: Likewise.
+        micro_batch_size: Likewise.
+        batch_size: Likewise.
+    """
+    b, n = np.asarray(micro_batch_size, dtype=np.float64), np.asarray(batch_size, dtype=np.float64)
+    grad_sqr, trace = estimate(small_sqr, big_sqr, b, n)
+    good = np.isfinite(grad_sqr) & np.isfinite(trace)
+    count = int(good.sum())
+    if count == 0:
+        return NoiseStatistics()
+    grad_mean, trace_mean = float(grad_sqr[good].mean()), float(trace[good].mean())
+    if count >= MIN_EMPIRICAL:
+        grad_se, trace_se = (
+            float(values[good].std(ddof=1)) / math.sqrt(count) for values in (grad_sqr, trace)
+        )
+    else:
+        variances = [
+            estimator_variance(grad_mean, trace_mean, size, size / micro)
+            for size, micro in zip(n[good], b[good], strict=True)
+        ]
+        grad_se, trace_se = (math.sqrt(sum(part)) / count for part in zip(*variances, strict=True))
+    return NoiseStatistics(grad_mean, grad_se, trace_mean, trace_se, count)
