@@ -229,7 +229,9 @@ def _execute(path: Path, spec: str) -> ModuleType:
     name = f"_rlbatch_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
-        raise ConfigurationError(f"Task {spec!r}: {path} cannot be loaded as Python. Use a .py file.")
+        raise ConfigurationError(
+            f"Task {spec!r}: {path} cannot be loaded as Python. Use a .py file."
+        )
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from rlbatch.envs.tasks.table import TensorTable
+from rlbatch.envs.tasks.table import TensorTable, shuffled_split
 from rlbatch.errors import MissingExtraError
 
 IMAGE_SIDE = 8  # pixels
 CLASSES = 10
 VAL_IMAGES = 397  # of 1,797, leaving 1,400 to train on
-SPLIT_SEED = 0
 PIXEL_MAX = 16.0  # grey levels
 PIXEL_MEAN, PIXEL_STD = 0.305, 0.376  # after division by PIXEL_MAX
 
@@ -34,6 +33,4 @@ def digits() -> tuple[TensorTable, TensorTable]:
     pixels = torch.tensor(raw.data, dtype=torch.float32) / PIXEL_MAX
     images = (pixels - PIXEL_MEAN) / PIXEL_STD
     labels = torch.tensor(raw.target, dtype=torch.int64)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    val, train = order[:VAL_IMAGES], order[VAL_IMAGES:]
-    return TensorTable(images[train], labels[train]), TensorTable(images[val], labels[val])
+    return shuffled_split((images, labels), VAL_IMAGES)

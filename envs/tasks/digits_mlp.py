@@ -11,6 +11,7 @@ from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.digits import CLASSES, IMAGE_SIDE, digits
 from rlbatch.envs.tasks.table import (
     SGD_MOMENTUM,
+    OptimizerMaker,
     classification_loss,
     collate_table,
     largest_batch_size,
@@ -39,7 +40,7 @@ def sgd() -> Task:
     return _task("digits-mlp-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
 
 
-def _task(name: str, optimizer: partial[AdamW] | partial[SGD]) -> Task:
+def _task(name: str, optimizer: OptimizerMaker) -> Task:
     train_set, val_set = digits()
     return Task(
         name=name,

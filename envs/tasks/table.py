@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
 from rlbatch.errors import ConfigurationError
+
+OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 SGD_MOMENTUM = 0.9
 BATCH_SIZE_CAP = 4096  # samples; none of these tasks gains beyond
@@ -56,6 +60,18 @@ def collate_table(samples: tuple[Tensor, ...] | Sequence[tuple[Tensor, ...]]) ->
     if isinstance(samples, tuple):
         return cast("tuple[Tensor, ...]", samples)
     return tuple(default_collate(cast("list[Any]", samples)))
+
+
+def shuffled_split(
+    columns: Sequence[Tensor], val_rows: int, seed: int = 0
+) -> tuple[TensorTable, TensorTable]:
+    """Return training and validation tables; the held out rows depend on nothing but `seed`."""
+    order = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(seed))
+    val, train = order[:val_rows], order[val_rows:]
+    return (
+        TensorTable(*(column[train] for column in columns)),
+        TensorTable(*(column[val] for column in columns)),
+    )
 
 
 def largest_batch_size(train_size: int) -> int:

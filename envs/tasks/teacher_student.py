@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW
 from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.table import (
     SGD_MOMENTUM,
+    OptimizerMaker,
     TensorTable,
     collate_table,
     largest_batch_size,
@@ -62,7 +63,7 @@ def sgd() -> Task:
     return _task("teacher-student-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
 
 
-def _task(name: str, optimizer: partial[AdamW] | partial[SGD]) -> Task:
+def _task(name: str, optimizer: OptimizerMaker) -> Task:
     train_set, val_set = samples()
     return Task(
         name=name,

@@ -1,0 +1,96 @@
+"""Which of 24 languages a short interface string is in, by a convolution over its characters."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+
+from rlbatch.envs.task import Task
+from rlbatch.envs.tasks.table import (
+    SGD_MOMENTUM,
+    OptimizerMaker,
+    TensorTable,
+    classification_loss,
+    collate_table,
+    largest_batch_size,
+    shuffled_split,
+)
+from rlbatch.envs.tasks.text import PADDING, padded, read_text
+
+LANGUAGES = 24
+STRING_CHARACTERS = 40  # the rest of a longer string is cut off
+VOCABULARY = 128  # most frequent characters; index 0 pads, 1 stands for all others
+OTHER = 1
+EMBEDDING_WIDTH = 16
+FILTERS, FILTER_CHARACTERS = 64, 4
+VAL_STRINGS = 512
+BATCH_SIZE = 64  # samples
+TARGET = 1.1  # nats of validation cross entropy
+ADAMW_LEARNING_RATE = 8e-3
+SGD_LEARNING_RATE = 0.1
+
+
+class CharacterConvolution(nn.Module):
+    """Embeds characters, convolves, takes each filter's maximum and classifies by it."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, EMBEDDING_WIDTH, padding_idx=PADDING)
+        self.convolution = nn.Conv1d(EMBEDDING_WIDTH, FILTERS, FILTER_CHARACTERS)
+        self.output = nn.Linear(FILTERS, LANGUAGES)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Return logits [B, 24] of character indices [B, 40]."""
+        filtered = self.convolution(self.embedding(characters).transpose(1, 2))
+        return self.output(torch.relu(filtered.amax(dim=2)))
+
+
+def model() -> nn.Module:
+    """Return a fresh network (7,768 parameters)."""
+    return CharacterConvolution()
+
+
+@functools.cache
+def strings() -> tuple[TensorTable, TensorTable]:
+    """Return training and validation characters [N, 40] and languages [N]."""
+    by_language: dict[str, list[str]] = json.loads(read_text("language_id.json.xz"))
+    texts = [text for language in sorted(by_language) for text in by_language[language]]
+    labels = [i for i, language in enumerate(sorted(by_language)) for _ in by_language[language]]
+    frequency = collections.Counter(character for text in texts for character in text)
+    kept = sorted(frequency, key=lambda character: (-frequency[character], character))
+    index = {character: i for i, character in enumerate(kept[: VOCABULARY - 2], start=OTHER + 1)}
+    rows = [[index.get(character, OTHER) for character in text] for text in texts]
+    return shuffled_split((padded(rows, STRING_CHARACTERS), torch.tensor(labels)), VAL_STRINGS)
+
+
+def adamw() -> Task:
+    """Return the task trained with AdamW."""
+    return _task("language-id", partial(AdamW, lr=ADAMW_LEARNING_RATE))
+
+
+def sgd() -> Task:
+    """Return the task trained with SGD and momentum."""
+    return _task("language-id-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
+
+
+def _task(name: str, optimizer: OptimizerMaker) -> Task:
+    train_set, val_set = strings()
+    return Task(
+        name=name,
+        model=model,
+        train_set=train_set,
+        val_set=val_set,
+        loss=classification_loss,
+        optimizer=optimizer,
+        batch_size=BATCH_SIZE,
+        target=TARGET,
+        max_batch_size=largest_batch_size(len(train_set)),
+        collate=collate_table,
+    )
