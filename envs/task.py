@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
         name: How logs and tables call the task.
-        model: Returns a fresh network. It is called right after seeding, so it needs no seed of its own.
+        model: Returns a fresh network; called right after seeding, so it needs no seed of its own.
         train_set: Map-style dataset. A `__getitems__` is used when there is one.
         val_set: Map-style dataset, disjoint from `train_set`.
         loss: `loss(model, batch)` is the mean over the samples of one collated batch, a scalar.
@@ -76,7 +76,8 @@ class Task:
         if not (math.isfinite(self.target) and self.target > 0.0):
             raise ConfigurationError(
                 f"Task {self.name!r}: target must be a positive finite validation loss, got "
-                f"{self.target}. Take one that a good run reaches; shift a loss that can be negative."
+                f"{self.target}. Take one that a good run reaches; "
+                "add a constant to a loss that can be negative."
             )
 
 
@@ -99,7 +100,8 @@ def _require_size(task: str, field: str, dataset: Any) -> int:
     size = len(dataset)
     if size < 1:
         raise ConfigurationError(
-            f"Task {task!r}: {field} must hold at least one sample, got none. Check its path or split."
+            f"Task {task!r}: {field} must hold at least one sample, got none. "
+            "Check its path or split."
         )
     return size
 
@@ -110,13 +112,13 @@ def _require_batch_sizes(task: str, batch_size: Any, max_batch_size: Any, train_
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(
-                f"Task {task!r}: {field} must be a whole number of samples, at least 1, got {value!r}."
-                " Pass an int."
+                f"Task {task!r}: {field} must be a whole number of samples, at least 1, got "
+                f"{value!r}. Pass an int."
             )
         if value > train_size:
             raise ConfigurationError(
-                f"Task {task!r}: {field} must be at most the {train_size} samples of train_set, got "
-                f"{value}. Lower {field} or add samples."
+                f"Task {task!r}: {field} must be at most the {train_size} samples of train_set, "
+                f"got {value}. Lower {field} or add samples."
             )
     if max_batch_size is not None and max_batch_size < batch_size:
         raise ConfigurationError(
@@ -200,7 +202,8 @@ def _task_from_file(spec: str) -> Task:
     path = Path(file_name).expanduser().resolve()
     if not path.is_file():
         raise ConfigurationError(
-            f"Task {spec!r}: there is no file {path}. Check the path; it is relative to {Path.cwd()}."
+            f"Task {spec!r}: there is no file {path}. "
+            f"Check the path; a relative one starts at {Path.cwd()}."
         )
     with _importable(path.parent):
         module = _execute(path, spec)
@@ -225,7 +228,7 @@ def _task_from_file(spec: str) -> Task:
 
 
 def _execute(path: Path, spec: str) -> ModuleType:
-    """Run a file as a module whose name follows from its path, so that it can be pickled by name."""
+    """Run a file as a module; its name follows from its path, so that pickles find it again."""
     name = f"_rlbatch_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:

@@ -6,7 +6,7 @@ The sources are the message catalogues inside three PyPI packages, and Python's 
     pip install --no-deps --target /tmp/catalogues wagtail==8.0.1 indico==3.2.9
     PYTHONPATH=/tmp/catalogues python scripts/make_text_data.py
 
-The same versions of these and of Python give the same bytes. None of them is needed to run the tasks.
+The same versions of these and of Python give the same bytes. The tasks need none of them to run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import collections
 import gettext
 import hashlib
 import importlib.util
+import itertools
 import json
 import lzma
 import re
@@ -77,7 +78,8 @@ def messages(package: str, locale: str) -> Iterator[tuple[str, str]]:
     """Yield (English, translated) of a package's catalogues for one locale, plurals left out."""
     for path in sorted(package_folder(package).glob(f"**/{locale}/LC_MESSAGES/*.mo")):
         with path.open("rb") as file:
-            catalogue = gettext.GNUTranslations(file)._catalog
+            # The class has no public way to list its messages.
+            catalogue: dict[object, object] = vars(gettext.GNUTranslations(file))["_catalog"]
         yield from sorted(
             (k, v) for k, v in catalogue.items() if isinstance(k, str) and isinstance(v, str)
         )
@@ -114,9 +116,10 @@ def translation_pairs() -> list[list[str]]:
     for package, locale in PAIR_SOURCES:
         for english, french in messages(package, locale):
             source, target = plain(english.lower()), plain(french.lower())
-            if source and target and source != target:
-                if len(source) in ENGLISH_LENGTHS and len(target) in FRENCH_LENGTHS:
-                    pairs.setdefault(source, target)
+            if not source or not target or source == target:
+                continue
+            if len(source) in ENGLISH_LENGTHS and len(target) in FRENCH_LENGTHS:
+                pairs.setdefault(source, target)
     return [[source, pairs[source]] for source in spread(pairs, len(pairs))]
 
 
@@ -131,7 +134,7 @@ def byte_pair_pieces(texts: Iterable[str], merges: int) -> list[str]:
     for _ in range(merges):
         pairs: collections.Counter[tuple[str, str]] = collections.Counter()
         for word, parts in words.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += frequency[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         pieces.append("".join(best))
@@ -158,20 +161,20 @@ def help_text() -> str:
 
 
 def write(folder: Path, contents: dict[str, str]) -> None:
-    """Write the compressed files and `SHA256SUMS`."""
+    """Write the compressed files and `checksums.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    sums: list[str] = []
+    checksums: dict[str, str] = {}
     for name, text in sorted(contents.items()):
         raw = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
         (folder / name).write_bytes(raw)
-        sums.append(f"{hashlib.sha256(raw).hexdigest()}  {name}\n")
+        checksums[name] = hashlib.sha256(raw).hexdigest()
         print(f"{name}: {len(text):,} characters, {len(raw):,} bytes")
-    (folder / "SHA256SUMS").write_text("".join(sums))
+    (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n")
 
 
 def main() -> None:
     """Make all files."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Make the text of the text tasks.")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to")
     out: Path = parser.parse_args().out
     pairs = translation_pairs()

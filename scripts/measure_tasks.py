@@ -1,9 +1,9 @@
-"""Measure the built-in tasks: steps, samples and seconds to the target at several fixed batch sizes.
+"""Measure the built-in tasks: steps, samples and seconds to the target at fixed batch sizes.
 
     python scripts/measure_tasks.py                       # all tasks
     python scripts/measure_tasks.py --task char-lm --seeds 5
 
-Runs use one thread. A dash stands for a target not reached within the cap on steps, samples or seconds.
+Runs use one thread. A dash stands for a target not reached within the cap on steps or seconds.
 Seconds are those of the training steps; an evaluation's time is given once a task.
 """
 
@@ -49,7 +49,7 @@ def run(task: Task, batch_size: int, exponent: float, seed: int, max_seconds: fl
         1, round(EVALUATION_INTERVAL * task.batch_size / batch_size)
     )  # steps between evaluations
     ceiling = DIVERGED * validation_loss(task, model)
-    seconds = 0.0
+    seconds, step = 0.0, 0
     for step in range(1, MAX_STEPS + 1):
         started = time.perf_counter()
         if len(order) < batch_size:
@@ -110,7 +110,7 @@ def measure(task: Task, seeds: int, max_seconds: float) -> None:
 
 def main() -> None:
     """Measure the chosen tasks."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure the built-in tasks.")
     parser.add_argument("--task", nargs="+", default=task_names(), help="names or file.py:function")
     parser.add_argument("--seeds", type=int, default=2, help="runs a cell")
     parser.add_argument("--max-seconds", type=float, default=15.0, help="cap on one run")

@@ -1,6 +1,6 @@
 """Built-in tasks: small jobs that train in seconds on one CPU thread, one file a family.
 
-Each family has two variants, AdamW (the family's name) and SGD with momentum (the name with `-sgd`).
+Each family has two variants: AdamW (the family's name) and SGD with momentum (that and `-sgd`).
 Nothing is imported until a task is asked for.
 """
 

@@ -6,8 +6,8 @@ import functools
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW
 
 from rlbatch.envs.task import Task
@@ -57,7 +57,7 @@ def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
     """Return the mean cross entropy in nats a character of windows [B, 33]."""
     (windows,) = batch
     logits = model(windows[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 @functools.cache

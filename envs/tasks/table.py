@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
@@ -82,18 +83,18 @@ def largest_batch_size(train_size: int) -> int:
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the mean cross entropy in nats of (inputs, class indices [B])."""
     inputs, labels = batch
-    return F.cross_entropy(model(inputs), labels)
+    return cross_entropy(model(inputs), labels)
 
 
 def regression_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the mean squared error of (inputs, values [B]); the model returns [B, 1]."""
     inputs, values = batch
-    return F.mse_loss(model(inputs).squeeze(-1), values)
+    return mse_loss(model(inputs).squeeze(-1), values)
 
 
 def multilayer_perceptron(*widths: int) -> nn.Sequential:
     """Return linear layers of the given widths, input to output, with ReLU between them."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

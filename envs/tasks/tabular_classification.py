@@ -1,4 +1,4 @@
-"""Classification of generated tables: each class is several Gaussian clusters, some labels are wrong."""
+"""Classification of generated tables: each class is several Gaussian clusters, with label noise."""
 
 from __future__ import annotations
 

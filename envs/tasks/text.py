@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +21,15 @@ def read_text(name: str, folder: Path = DATA) -> str:
     """Return the text of the compressed file `name` of `folder`.
 
     Raises:
-        RlbatchError: The file is missing, or not the one whose checksum `SHA256SUMS` holds.
+        RlbatchError: The file is missing, or not the one whose checksum `checksums.json` holds.
     """
     remedy = "Install rlbatch again, or make the file with scripts/make_text_data.py."
-    sums = folder / "SHA256SUMS"
+    sums = folder / "checksums.json"
     path = folder / name
     if not sums.is_file() or not path.is_file():
         missing = path if sums.is_file() else sums
         raise RlbatchError(f"Task data: there should be a file {missing}, and is none. {remedy}")
-    expected = dict(reversed(line.split()) for line in sums.read_text().splitlines()).get(name)
+    expected = json.loads(sums.read_text()).get(name)
     raw = path.read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != expected:

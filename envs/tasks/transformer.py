@@ -1,14 +1,14 @@
 """A small pre-norm transformer block, for the text tasks.
 
-Vaswani et al., Attention is all you need (2017), section 3; the normalisation comes before each part, as in
-Xiong et al., On layer normalization in the transformer architecture (2020).
+Vaswani et al., Attention is all you need (2017), section 3; the normalisation comes before each
+part, as in Xiong et al., On layer normalization in the transformer architecture (2020).
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(nn.Module):
@@ -25,7 +25,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Return [B, T, width] from queries of `x` [B, T, width] and keys of `context` [B, S, width].
+        """Return [B, T, width]: `x` [B, T, width] asks, `context` [B, S, width] answers.
 
         Args:
             x: Where the queries come from.
@@ -34,7 +34,7 @@ class Attention(nn.Module):
             causal: Whether position t may look at positions up to t only.
         """
         keys, values = self.key_value(context).chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(
+        mixed = scaled_dot_product_attention(
             self._split(self.query(x)),
             self._split(keys),
             self._split(values),
@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, optionally attention to a context, and a two-layer perceptron, each residual."""
+    """Self-attention, attention to a context if asked for, and a perceptron, each residual."""
 
     def __init__(self, width: int, heads: int, cross: bool = False) -> None:
         """Make the parts; `cross` adds the attention to a context."""
@@ -68,7 +68,7 @@ class Block(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return [B, T, width] of `x` [B, T, width]; masks and `causal` are those of `Attention`."""
+        """Return [B, T, width] of `x` [B, T, width]; masks and `causal` as in `Attention`."""
         normed = self.norms[0](x)
         x = x + self.self_attention(normed, normed, mask, causal)
         if self.cross_attention is not None and context is not None:

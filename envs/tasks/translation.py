@@ -1,4 +1,4 @@
-"""Short interface strings from English to French, by a transformer of one encoder and one decoder block."""
+"""Short interface strings from English to French, by a 1+1 block transformer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import json
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
 from torch.optim import SGD, AdamW
 
 from rlbatch.envs.task import Task
@@ -46,7 +46,7 @@ class Translator(nn.Module):
         self.decoder_norm = nn.LayerNorm(WIDTH)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Return logits [B, T, 512] for what follows each of `target` [B, T], given `source` [B, S]."""
+        """Return logits [B, T, 512] for what follows each `target` [B, T], from `source` [B, S]."""
         seen = (source != PADDING)[:, None, None, :]
         context = self.encoder_norm(self.encoder(self.embedding(source), mask=seen))
         decoded = self.decoder(
@@ -66,9 +66,9 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     Every pair weighs the same whatever its length, so that halves of a batch average to the whole.
     """
     source, target = batch
-    shifted = F.pad(target[:, :-1], (1, 0), value=END)
+    shifted = pad(target[:, :-1], (1, 0), value=END)
     logits = model(source, shifted)
-    each = F.cross_entropy(
+    each = cross_entropy(
         logits.flatten(0, 1), target.flatten(), ignore_index=PADDING, reduction="none"
     )
     return (each.view_as(target).sum(dim=1) / (target != PADDING).sum(dim=1)).mean()
@@ -88,7 +88,7 @@ def split_pieces(text: str, index: dict[str, int], longest: int) -> list[int]:
 
 @functools.cache
 def pairs() -> tuple[TensorTable, TensorTable]:
-    """Return training and validation pieces: English [N, 10] and French with its end mark [N, 13]."""
+    """Return training and validation pieces: English [N, 10], French and end mark [N, 13]."""
     data = json.loads(read_text("translation.json.xz"))
     pieces: list[str] = data["pieces"]
     index = {piece: i for i, piece in enumerate(pieces[: VOCABULARY - END - 1], start=END + 1)}
