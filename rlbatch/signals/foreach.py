@@ -1,0 +1,68 @@
+"""Whole lists of tensors in one call: the part of torch's fused list operations that is used here.
+
+Torch's own optimizers are built on these functions, but they are not declared public. They are
+named in this one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ops: Any = torch
+
+
+def multiply(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """Return products, one by one."""
+    return list(_ops._foreach_mul(list(left), list(right)))
+
+
+def copies(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies in new memory."""
+    return list(_ops._foreach_mul(list(values), 1.0))
+
+
+def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """Return differences, one by one."""
+    return list(_ops._foreach_sub(list(left), list(right)))
+
+
+def divide(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """Return quotients, one by one."""
+    return list(_ops._foreach_div(list(left), list(right)))
+
+
+def add(left: Sequence[Tensor], number: float) -> list[Tensor]:
+    """Return sums with one number."""
+    return list(_ops._foreach_add(list(left), number))
+
+
+def square_root(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return square roots."""
+    return list(_ops._foreach_sqrt(list(values)))
+
+
+def sign(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return signs: -1, 0 or 1."""
+    return list(_ops._foreach_sign(list(values)))
+
+
+def copy_(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into existing tensors of the same shapes."""
+    if into:
+        _ops._foreach_copy_(list(into), list(values))
+
+
+def together(scalars: Sequence[Tensor]) -> Tensor:
+    """Return scalars as one vector on the first one's device, in the widest type it has."""
+    device = scalars[0].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack([scalar.reshape(()).to(device, dtype) for scalar in scalars])
+
+
+def squared_norm(vector: Sequence[Tensor]) -> Tensor:
+    """Return the squared norm over all tensors, a scalar on the first one's device."""
+    return together(_ops._foreach_norm(list(vector))).square().sum()

@@ -1,0 +1,242 @@
+"""The torch side of the signals: watches a chunk's steps and reads the device once at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals import foreach
+from rlbatch.signals.metric import GradientMetric, make_metric
+from rlbatch.signals.noise_scale import NoiseStatistics, summarize
+from rlbatch.signals.record import Array
+
+MEASURED_STEPS = 4
+"""Steps of a chunk whose gradient noise is measured, at most."""
+
+
+def measured_steps(chunk_steps: int, at_most: int = MEASURED_STEPS) -> frozenset[int]:
+    """Return which steps of a chunk (0, 1 ...) are measured: all, or an evenly spread few.
+
+    Args:
+        chunk_steps: Steps of the chunk.
+        at_most: Number of measured steps; 0 measures none.
+    """
+    if chunk_steps <= at_most:
+        return frozenset(range(chunk_steps))
+    return frozenset(int((index + 0.5) * chunk_steps / at_most) for index in range(at_most))
+
+
+@dataclass(frozen=True)
+class ChunkMeasurement:
+    """What a chunk's steps showed. NaN: not measured.
+
+    Attributes:
+        steps: Steps watched.
+        train_loss: Mean of their losses, those that are not finite left out.
+        train_loss_std: Standard deviation of these; 0 for a single one.
+        noise: The gradient statistics.
+        gradient_cosine: Mean cosine between the two half-batch gradients.
+        nonfinite_losses: Steps whose loss was not finite.
+        nonfinite_steps: Steps whose loss, or measured gradient, was not finite.
+    """
+
+    steps: int
+    train_loss: float
+    train_loss_std: float
+    noise: NoiseStatistics
+    gradient_cosine: float
+    nonfinite_losses: int
+    nonfinite_steps: int
+
+
+@dataclass
+class _Window:
+    """One optimizer step under way, and what its measured micro-batches left on the device."""
+
+    shares: list[float]
+    metric: GradientMetric | None
+    half: int  # micro-batches of the first half
+    done: int = 0
+    loss: Tensor | None = None
+    previous: list[Tensor] | None = None
+    first_half: list[Tensor] | None = None
+    half_sqr: Tensor | None = None
+    small_sqr: Tensor | None = None
+
+
+class ChunkMonitor:
+    """Collects losses and gradient norms of a chunk as device tensors.
+
+    Per optimizer step: `begin_window`, then `after_backward` for each micro-batch before anything
+    clips or unscales the gradients. At the end of the chunk, `finish`. Nothing is read from the
+    device in between, and no gradient is changed.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaler: Any = None
+    ) -> None:
+        """Watch these parameters.
+
+        Args:
+            parameters: Of the model; shared ones count once, frozen ones not at all.
+            optimizer: Its kind and second moments choose the metric.
+            scaler: A `torch.amp.GradScaler` in use, whose factor is divided out.
+        """
+        self._parameters = tuple(parameters)
+        self._optimizer = optimizer
+        self._scaler = scaler
+        self._window: _Window | None = None
+        self._clear()
+
+    def begin_window(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
+        """Announce an optimizer step.
+
+        Args:
+            micro_batch_sizes: Samples of each of its micro-batches. Their gradients accumulate
+                weighted by their share of the sum.
+            measured: Measure gradient noise, if there are two micro-batches or more and the
+                optimizer has the state for it.
+
+        Raises:
+            ConfigurationError: A micro-batch is missing from the previous step, or there is none.
+        """
+        self._require_complete()
+        if not micro_batch_sizes or min(micro_batch_sizes) < 1:
+            raise ConfigurationError(
+                f"A step needs micro-batches of at least 1 sample, got {list(micro_batch_sizes)}."
+            )
+        total = sum(micro_batch_sizes)
+        shares = [size / total for size in micro_batch_sizes]
+        metric = None
+        if measured and len(shares) > 1:
+            metric = make_metric(self._parameters, self._optimizer)
+        # the first number of micro-batches that holds half of the samples, leaving at least one
+        half = int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-9)) + 1
+        self._window = _Window(shares, metric, min(half, len(shares) - 1))
+        self._batch_size = total
+
+    def after_backward(self, loss: Tensor) -> None:
+        """Take the micro-batch whose backward pass has just run.
+
+        Args:
+            loss: Its mean loss, before any weighting or scaling.
+
+        Raises:
+            ConfigurationError: More micro-batches came than were announced.
+        """
+        window = self._window
+        if window is None:
+            raise ConfigurationError(
+                "after_backward came without begin_window. Announce each step's micro-batches."
+            )
+        share = window.shares[window.done]
+        window.done += 1
+        loss = loss.detach()
+        if len(window.shares) > 1:
+            loss = loss * share if window.loss is None else window.loss + loss * share
+        window.loss = loss
+        if window.metric is not None:
+            self._measure(window, window.metric, share)
+        if window.done == len(window.shares):
+            self._losses.append(loss)
+            self._window = None
+
+    def finish(self) -> ChunkMeasurement:
+        """Read the chunk from the device, in one transfer, and start the next one.
+
+        Raises:
+            ConfigurationError: A micro-batch of the last step is missing.
+        """
+        self._require_complete()
+        steps, sizes = len(self._losses), np.array(self._sizes).reshape(-1, 2)
+        values = _read([*self._losses, *self._norms])
+        owners = self._owners
+        self._clear()
+        losses, norms = values[:steps], values[steps:].reshape(-1, 3)
+        finite = np.isfinite(losses)
+        bad = set(np.flatnonzero(~finite))
+        nonfinite_losses = len(bad)
+        bad |= {
+            owner for owner, row in zip(owners, norms, strict=True) if not np.isfinite(row).all()
+        }
+        good = np.array([owner not in bad for owner in owners], dtype=bool)
+        small, big, cosine = norms[good].T
+        kept = losses[finite]
+        return ChunkMeasurement(
+            steps=steps,
+            train_loss=float(kept.mean()) if len(kept) else math.nan,
+            train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
+            noise=summarize(small, big, sizes[good, 0], sizes[good, 1]),
+            gradient_cosine=float(cosine.mean()) if good.any() else math.nan,
+            nonfinite_losses=nonfinite_losses,
+            nonfinite_steps=len(bad),
+        )
+
+    def discard(self) -> None:
+        """Forget the chunk and the step under way."""
+        self._window = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []  # small, big and cosine of each measured step
+        self._owners: list[int] = []  # which step each triple belongs to
+        self._sizes: list[tuple[float, float]] = []  # effective micro-batch size, batch size
+        self._batch_size = 0
+
+    def _require_complete(self) -> None:
+        window = self._window
+        if window is not None:
+            raise ConfigurationError(
+                f"The step was announced with {len(window.shares)} micro-batches and "
+                f"{window.done} came. Call after_backward for each, or discard()."
+            )
+
+    def _measure(self, window: _Window, metric: GradientMetric, share: float) -> None:
+        """Add the micro-batch's own squared norm: of the difference to what was there before."""
+        now = metric.vector()
+        own_sqr = foreach.squared_norm(
+            now if window.previous is None else foreach.subtract(now, window.previous)
+        )
+        # The increment is share x g_i and g_i weighs by its share: share x |g_i|^2 = |.|^2 / share.
+        weighted = own_sqr / share
+        window.small_sqr = weighted if window.small_sqr is None else window.small_sqr + weighted
+        if window.done == window.half:
+            window.first_half, window.half_sqr = now, foreach.squared_norm(now)
+        if window.done < len(window.shares):
+            window.previous = now
+        else:
+            self._record(window, now)
+
+    def _record(self, window: _Window, total: list[Tensor]) -> None:
+        assert window.first_half is not None  # noqa: S101 - the half lies before the end
+        assert window.half_sqr is not None  # noqa: S101
+        assert window.small_sqr is not None  # noqa: S101
+        big_sqr = foreach.squared_norm(total)
+        rest_sqr = foreach.squared_norm(foreach.subtract(total, window.first_half))
+        product = 0.5 * (big_sqr - window.half_sqr - rest_sqr)
+        # An exact zero is a gradient that vanished, not an error: no direction, cosine 0.
+        cosine = product / (window.half_sqr * rest_sqr).sqrt().clamp_min(1e-300)
+        small_sqr = window.small_sqr
+        if self._scaler is not None:
+            # `scale` multiplies on the device; `get_scale` would wait for it
+            squared_scale = self._scaler.scale(torch.ones_like(big_sqr)).square()
+            small_sqr, big_sqr = small_sqr / squared_scale, big_sqr / squared_scale
+        self._norms += [small_sqr, big_sqr, cosine]
+        self._owners.append(len(self._losses))
+        self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
+
+
+def _read(values: list[Tensor]) -> Array:
+    """Return scalars as one array, moved from the device together."""
+    if not values:
+        return np.empty(0)
+    return foreach.together(values).cpu().numpy().astype(np.float64)
