@@ -1,0 +1,152 @@
+"""A policy trained with PPO, run with NumPy alone.
+
+A decision takes tens of microseconds and needs neither torch nor stable-baselines3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.policy import tools
+from rlbatch.policy.base import Decision, Observation
+from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.network import ACTIVATIONS, Float32, Network, forward, softmax
+from rlbatch.signals.record import Array, Signals
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedPolicy:
+    """Softmax over a grid of batch-size changes, from one network or the average of several.
+
+    Attributes:
+        members: The networks; their probabilities and their values are averaged.
+        action_grid: Change of log2(batch size) of each action, ascending, 0 among them.
+        activation: Between the layers: "tanh" or "relu".
+        masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
+            as in training: a policy that learnt while its actions were clipped is run with clipped
+            actions (`Bounded`), not with a mask.
+        sample: Draw the action instead of taking the most probable one.
+        seed: Start of the random stream of `sample`.
+        card: How the policy was made.
+    """
+
+    members: tuple[Network, ...]
+    action_grid: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    activation: str = "tanh"
+    masked: bool = False
+    sample: bool = False
+    seed: int = 0
+    card: PolicyCard = field(default_factory=PolicyCard)
+
+    needs_gradient_noise = True
+
+    def __post_init__(self) -> None:
+        grid = tuple(float(action) for action in self.action_grid)
+        object.__setattr__(self, "action_grid", grid)
+        object.__setattr__(self, "members", tuple(self.members))
+        if 0.0 not in grid or list(grid) != sorted(set(grid)) or not np.all(np.isfinite(grid)):
+            raise ConfigurationError(
+                f"LearnedPolicy.action_grid must ascend and hold 0 (stay); got {grid!r}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"LearnedPolicy.activation must be one of {', '.join(ACTIVATIONS)}; "
+                f"got {self.activation!r}."
+            )
+        if self.seed < 0:
+            raise ConfigurationError(f"LearnedPolicy.seed must not be negative; got {self.seed}.")
+        if not self.members:
+            raise ConfigurationError("LearnedPolicy.members needs at least one network; got none.")
+        for member in self.members:
+            _check_ends(member.sizes("policy"), len(grid), "policy")
+            _check_ends(member.sizes("value"), 1, "value")
+
+    def initial_state(
+        self, shape: tuple[int, ...] = ()
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Return (seed, decisions so far), each of the given shape."""
+        return tools.seeds(self.seed, shape), np.zeros(shape, dtype=np.int64)
+
+    def decide(
+        self, observation: Observation, signals: Signals, state: Any
+    ) -> tuple[Decision, Any]:
+        """Return the most probable (or a drawn) change, with all probabilities and the value.
+
+        An observation that is not finite gets "stay" with probability one.
+
+        Args:
+            observation: Shape (..., OBSERVATION_SIZE), float32.
+            signals: Read for the bounds when `masked`.
+            state: From `initial_state` or the previous call.
+        """
+        given = np.asarray(observation, dtype=np.float32)
+        if given.ndim == 0 or given.shape[-1] != OBSERVATION_SIZE:
+            raise ConfigurationError(
+                f"LearnedPolicy expected {OBSERVATION_SIZE} features in the last axis of the "
+                f"observation (rlbatch.observation.encode makes them); got shape {given.shape}."
+            )
+        seed, counter = state
+        probabilities, value = self._forward(given, self._legal(given, signals))
+        if self.sample:
+            index = _draw(probabilities, tools.uniform(seed, counter))
+        else:
+            index = probabilities.argmax(axis=-1)
+        change = tools.numeric(np.asarray(self.action_grid)[index])
+        reasons: tuple[str, ...] = ()
+        if isinstance(change, float):
+            reasons = (f"learned: {tools.describe(change)} (p={probabilities[index]:.2f})",)
+        made = Decision(change, probabilities, tools.numeric(value), reasons)
+        return made, (seed, np.asarray(counter) + 1)
+
+    def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
+        """Return which actions may be taken, shape (..., actions); "stay" always may."""
+        grid = np.asarray(self.action_grid)
+        finite = np.isfinite(observation).all(axis=-1, keepdims=True)
+        legal = np.broadcast_to(finite, (*observation.shape[:-1], len(grid)))
+        if self.masked:
+            size = _log2(signals.batch_size) + grid
+            low = _log2(signals.context.min_batch_size) - tools.SAME_SIZE
+            high = _log2(signals.context.max_batch_size) + tools.SAME_SIZE
+            legal = legal & (size >= low) & (size <= high)
+        return legal | (grid == 0.0)
+
+    def _forward(self, observation: Float32, legal: NDArray[np.bool_]) -> tuple[Float32, Float32]:
+        inputs = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
+        activate = ACTIVATIONS[self.activation]
+        probabilities = [
+            softmax(np.where(legal, forward(member.policy, inputs, activate), -np.inf))
+            for member in self.members
+        ]
+        values = [forward(member.value, inputs, activate)[..., 0] for member in self.members]
+        return _average(probabilities), _average(values)
+
+
+def _average(parts: list[Float32]) -> Float32:
+    return np.asarray(np.mean(np.stack(parts), axis=0), dtype=np.float32)
+
+
+def _draw(probabilities: Float32, uniform: Array) -> NDArray[np.intp]:
+    """Return where the cumulated probability passes `uniform`; never an entry of probability 0."""
+    cumulated = np.cumsum(probabilities, axis=-1, dtype=np.float64)
+    total = cumulated[..., -1]
+    point = np.minimum(uniform * total, np.nextafter(total, 0.0))
+    return np.asarray((cumulated <= point[..., None]).sum(axis=-1))
+
+
+def _log2(value: ArrayLike) -> Array:
+    """Return log2 with a last axis of length one, to meet the axis of the actions."""
+    return np.log2(np.asarray(value, dtype=np.float64))[..., None]
+
+
+def _check_ends(sizes: tuple[int, ...], outputs: int, net: str) -> None:
+    if (sizes[0], sizes[-1]) != (OBSERVATION_SIZE, outputs):
+        raise ConfigurationError(
+            f"The {net} net must take {OBSERVATION_SIZE} features and give {outputs} numbers; its "
+            f"layer sizes are {sizes}."
+        )

@@ -1,0 +1,126 @@
+"""Small pure pieces that several policies share: sizes, words, running means, random numbers.
+
+All work on arrays with free leading axes (one entry a run) and on plain numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rlbatch.policy.base import Decision
+from rlbatch.signals.record import Array, Numeric
+
+SAME_SIZE = 1e-6
+"""Changes of log2(batch size) below this are rounding, not a change."""
+
+Mean = tuple[Array, Array]
+"""A debiased running mean: (decayed sum, decayed weight)."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def numeric(value: ArrayLike) -> Numeric:
+    """Return a plain float for a single run, an array otherwise."""
+    array = np.asarray(value, dtype=np.float64)
+    return array.item() if array.ndim == 0 else array
+
+
+def change_to(size: ArrayLike, batch_size: ArrayLike) -> Array:
+    """Return the change of log2(batch size) from `batch_size` to `size`; 0 where not finite."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        change = np.log2(
+            np.asarray(size, dtype=np.float64) / np.asarray(batch_size, dtype=np.float64)
+        )
+    return np.where(np.isfinite(change), change, 0.0)
+
+
+def describe(log2_change: Numeric) -> str:
+    """Return a change in words: `stay`, `x2`, `/4`."""
+    change = float(log2_change)
+    if abs(change) < SAME_SIZE:
+        return "stay"
+    return f"{'x' if change > 0 else '/'}{2.0 ** abs(change):.3g}"
+
+
+def decision(log2_change: ArrayLike, name: str, why: str = "") -> Decision:
+    """Return a rule's decision, with its reason when it is about a single run.
+
+    Args:
+        log2_change: Requested change of log2(batch size), shape (...).
+        name: The rule's name, first word of the reason.
+        why: What the rule saw; leave it empty for arrays.
+    """
+    change = numeric(log2_change)
+    if isinstance(change, float):
+        return Decision(
+            change, reasons=(f"{name}: {describe(change)}{f' ({why})' if why else ''}",)
+        )
+    return Decision(change)
+
+
+def adjusted(asked: Decision, log2_change: ArrayLike, wrapper: str) -> Decision:
+    """Return a decision with another change; for a single run a reason names the wrapper."""
+    change = numeric(log2_change)
+    if not isinstance(change, float):
+        return replace(asked, log2_change=change)
+    before = float(asked.log2_change)
+    if abs(change - before) < SAME_SIZE:
+        return replace(asked, log2_change=change)
+    reason = f"{wrapper}: {describe(change)} instead of {describe(before)}"
+    return replace(asked, log2_change=change, reasons=(*asked.reasons, reason))
+
+
+def mean_start(shape: tuple[int, ...]) -> Mean:
+    """Return the running mean of nothing."""
+    return np.zeros(shape), np.zeros(shape)
+
+
+def mean_add(mean: Mean, value: ArrayLike, decay: ArrayLike) -> Mean:
+    """Add a value to an exponential running mean; entries that are not finite leave it as it is.
+
+    Args:
+        mean: What `mean_start` or the last call returned.
+        value: The new value, shape (...).
+        decay: Weight of the past in [0, 1). A decay meant for one optimizer step is raised to the
+            number of steps that `value` stands for.
+    """
+    total, weight = mean
+    number = np.asarray(value, dtype=np.float64)
+    good = np.isfinite(number)
+    keep = np.where(good, decay, 1.0)
+    return keep * total + (1.0 - keep) * np.where(good, number, 0.0), keep * weight + (1.0 - keep)
+
+
+def mean_value(mean: Mean) -> Array:
+    """Return the debiased mean, NaN where nothing was added yet."""
+    total, weight = mean
+    return np.asarray(total) / np.where(np.asarray(weight) > 0, weight, np.nan)
+
+
+def seeds(seed: int, shape: tuple[int, ...]) -> NDArray[np.uint64]:
+    """Return one independent seed a run; a single run gets the first."""
+    index = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64).reshape(shape)
+    with np.errstate(over="ignore"):
+        return np.asarray(_mix(np.uint64(seed) * _GOLDEN + index + np.uint64(1)))
+
+
+def uniform(seed: ArrayLike, counter: ArrayLike) -> Array:
+    """Return the `counter`-th number of each seed's stream, uniform in [0, 1).
+
+    A pure function, so that a decision that uses it can be replayed: SplitMix64 (Steele, Lea and
+    Flood 2014, "Fast splittable pseudorandom number generators"), entered at any position.
+    """
+    with np.errstate(over="ignore"):
+        start = np.asarray(seed, dtype=np.uint64)
+        bits = _mix(start + (np.asarray(counter).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    mixed = np.asarray(value, dtype=np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
