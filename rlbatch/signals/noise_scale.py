@@ -169,3 +169,27 @@ def summarize(
         ]
         grad_se, trace_se = (math.sqrt(sum(part)) / count for part in zip(*variances, strict=True))
     return NoiseStatistics(grad_mean, grad_se, trace_mean, trace_se, count)
+
+
+def adascale_gain(
+    grad_sqr: ArrayLike, noise_trace: ArrayLike, base_batch_size: ArrayLike, batch_size: ArrayLike
+) -> Array:
+    """Return by what a step at a batch size is worth more than one at the base size.
+
+    gain = (tr(Sigma) / B0 + |G|^2) / (tr(Sigma) / B + |G|^2), between 1 and B / B0 (Johnson et al.
+    2020, "AdaScale SGD", equation 4). Estimates that are negative count as 0, unknown ones give 1.
+
+    Args:
+        grad_sqr: |G|^2, averaged over steps.
+        noise_trace: tr(Sigma), averaged likewise.
+        base_batch_size: Samples B0 for which the learning rate was chosen.
+        batch_size: Samples B.
+    """
+    signal, trace, base, size = (
+        np.asarray(value, dtype=np.float64)
+        for value in (grad_sqr, noise_trace, base_batch_size, batch_size)
+    )
+    signal, trace = np.maximum(signal, 0.0), np.maximum(trace, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gain = (trace / base + signal) / (trace / size + signal)
+    return np.where(np.isfinite(gain), gain, 1.0)

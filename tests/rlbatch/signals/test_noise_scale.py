@@ -119,3 +119,13 @@ def test_steps_that_are_not_finite_or_not_divided_are_skipped() -> None:
 def test_one_micro_batch_has_no_variance() -> None:
     with pytest.raises(ConfigurationError, match="at least 2 micro-batches"):
         noise_scale.estimator_variance(1.0, 1.0, 8, 1)
+
+
+def test_adascale_gain_lies_between_one_and_the_ratio() -> None:
+    gain = noise_scale.adascale_gain
+    assert gain(1.0, 1e9, 8, 64) == pytest.approx(8.0)  # all noise: linear scaling
+    assert gain(1.0, 0.0, 8, 64) == 1.0  # no noise: a larger batch is worth nothing
+    assert gain(1.0, 64.0, 8, 64) == pytest.approx((8 + 1) / (1 + 1))
+    assert gain(1.0, 64.0, 8, 4) == pytest.approx((8 + 1) / (16 + 1))
+    assert gain(-3.0, 5.0, 8, 16) == pytest.approx(2.0)
+    assert gain(math.nan, 5.0, 8, 16) == gain(0.0, 0.0, 8, 16) == 1.0

@@ -1,0 +1,161 @@
+"""The clocks of a live run: what a step costs, by a device profile, by counting, or by the wall."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost, step_cost_curve
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals import step_time
+from rlbatch.signals.record import COST_CURVE_SIZES, Array
+
+_FLOOR_SECONDS = 1e-9  # a timer's tick may be longer than a tiny step
+
+
+class Clock(Protocol):
+    """Tells what the steps of a run cost."""
+
+    def start(self) -> None:
+        """Begin or resume timing, right before a step."""
+        ...
+
+    def lap(self, batch_size: int, passes: int) -> float:
+        """Return the cost of the step that has just ended.
+
+        Args:
+            batch_size: Samples of the step.
+            passes: Forward and backward passes into which it was divided.
+        """
+        ...
+
+    def end_chunk(self) -> None:
+        """Take the laps since the last call as one observation."""
+        ...
+
+    def curve(self) -> tuple[Array, float]:
+        """Return `Signals.step_cost_curve` and `Signals.step_cost_known`."""
+        ...
+
+
+def make_clock(profile: DeviceProfile | None, weights: CostWeights, base_batch_size: int) -> Clock:
+    """Return the clock for a profile, or the wall clock for None.
+
+    Raises:
+        ConfigurationError: The wall clock is to count joules, or a mix.
+    """
+    if weights.samples == 1.0:
+        return SampleClock()
+    if profile is not None:
+        return ProfileClock(profile, weights, base_batch_size)
+    if weights.seconds != 1.0:
+        raise ConfigurationError(
+            f"The wall clock counts seconds only, got {weights}. "
+            "Name a profile for energy or a mix."
+        )
+    return WallClock()
+
+
+class SampleClock:
+    """Cost is samples: exact on every machine."""
+
+    def start(self) -> None:
+        """Nothing runs here."""
+
+    def lap(self, batch_size: int, passes: int) -> float:
+        """Return the samples."""
+        del passes
+        return float(batch_size)
+
+    def end_chunk(self) -> None:
+        """Nothing is observed here."""
+
+    def curve(self) -> tuple[Array, float]:
+        """Return the identity."""
+        return np.log2(COST_CURVE_SIZES), 1.0
+
+
+class ProfileClock:
+    """Cost by a device profile: exact and repeatable whatever else the machine does.
+
+    A step divided for the sake of measurement is charged for its additional passes.
+    """
+
+    def __init__(self, profile: DeviceProfile, weights: CostWeights, base_batch_size: int) -> None:
+        """Compute the curve once; step costs are kept as they come up."""
+        self._profile = profile
+        self._weights = weights
+        self._base = base_batch_size
+        self._curve = step_cost_curve(profile, weights, base_batch_size)
+        self._known: dict[tuple[int, int], float] = {}
+
+    def start(self) -> None:
+        """Nothing runs here."""
+
+    def lap(self, batch_size: int, passes: int) -> float:
+        """Return the profile's cost of the step."""
+        key = (batch_size, passes)
+        cost = self._known.get(key)
+        if cost is None:
+            cost = self._known[key] = self._cost(batch_size, passes)
+        return cost
+
+    def end_chunk(self) -> None:
+        """Nothing is observed here."""
+
+    def curve(self) -> tuple[Array, float]:
+        """Return the profile's own curve."""
+        return self._curve, 1.0
+
+    def _cost(self, batch_size: int, passes: int) -> float:
+        profile, weights, base = self._profile, self._weights, self._base
+        cost = float(step_cost(profile, weights, batch_size, base))
+        if passes == 1:
+            return cost
+        sync = profile.sync_seconds if profile.world_size > 1 else 0.0
+        once = profile.update_seconds + sync  # a step, however many passes it has
+        divided = passes * (float(profile.step_seconds(batch_size / passes)) - once) + once
+        extra = max(divided - float(profile.step_seconds(batch_size)), 0.0)
+        single = max(weights.seconds, weights.samples, weights.joules) == 1.0
+        seconds_unit = 1.0 if single else float(profile.step_seconds(base))
+        joules_unit = 1.0 if single else float(profile.step_joules(base))
+        watts = profile.idle_watts * profile.world_size
+        return cost + extra * (
+            weights.seconds / seconds_unit + weights.joules * watts / joules_unit
+        )
+
+
+class WallClock:
+    """Cost in seconds as they pass; validation and decisions between `lap` and `start` are free."""
+
+    def __init__(self) -> None:
+        """Know nothing about any size."""
+        self.state: step_time.StepTimeState = {}
+        self._since = time.perf_counter()
+        self._laps: dict[int, list[tuple[int, float]]] = {}
+
+    def start(self) -> None:
+        """Set the hand to zero."""
+        self._since = time.perf_counter()
+
+    def lap(self, batch_size: int, passes: int) -> float:
+        """Return the seconds since `start` or the last lap."""
+        now = time.perf_counter()
+        seconds, self._since = max(now - self._since, _FLOOR_SECONDS), now
+        self._laps.setdefault(batch_size, []).append((passes, seconds))
+        return seconds
+
+    def end_chunk(self) -> None:
+        """Observe the median lap of each size, of undivided steps where there are any."""
+        for batch_size, laps in self._laps.items():
+            fewest = min(passes for passes, _ in laps)
+            seconds = [lap for passes, lap in laps if passes == fewest]
+            self.state = step_time.observe(self.state, batch_size, float(np.median(seconds)))
+        self._laps = {}
+
+    def curve(self) -> tuple[Array, float]:
+        """Return the fitted line."""
+        line = step_time.fit(self.state)
+        return line.step_cost_curve(), line.known

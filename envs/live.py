@@ -1,0 +1,287 @@
+"""A real PyTorch run of a task, advanced chunk by chunk by decisions from outside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlbatch.control.guard import GuardConfig, GuardState, judge
+from rlbatch.control.snapshot import Snapshot
+from rlbatch.envs.clock import Clock, make_clock
+from rlbatch.envs.coupled_rate import CoupledRate
+from rlbatch.envs.live_record import chunk_signals, run_context
+from rlbatch.envs.objectives import Cadence, Objective
+from rlbatch.envs.profiles import DeviceProfile
+from rlbatch.envs.sample_order import SampleOrder
+from rlbatch.envs.sample_schedule import SampleSchedule
+from rlbatch.envs.task import Task, collate_samples
+from rlbatch.envs.validator import Validator
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals.monitor import MEASURED_STEPS, ChunkMeasurement, ChunkMonitor, measured_steps
+from rlbatch.signals.record import Coupling, Signals
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation of a run: where it was, and what it showed."""
+
+    steps: int
+    samples: int
+    cost: float
+    loss: float
+
+
+class LiveRun:
+    """Trains a task's model; somebody else says at which batch size.
+
+    Equal arguments and equal decisions give bit-equal runs (on a profile's clock). Runs of one seed
+    start from the same weights and see the same samples in the same order, whatever their batch
+    sizes.
+
+    Attributes:
+        context: The run's constants, as signals carry them.
+        batch_size: Samples per optimizer step in force.
+        steps: Optimizer steps so far.
+        samples_seen: Samples so far.
+        cost: Spent so far, in the objective's unit.
+        val_loss: Of the latest validation; NaN before the first.
+        validations: All of them.
+        reached: A validation was at or below the objective's target.
+        exhausted: The budget is spent, or `max_steps` are done.
+        diverged: The weights are lost.
+    """
+
+    def __init__(  # noqa: PLR0913 - every argument is a condition of the run
+        self,
+        task: Task,
+        *,
+        seed: int,
+        coupling: Coupling,
+        profile: DeviceProfile | None,
+        objective: Objective,
+        start_batch_size: int | None = None,
+        min_batch_size: int = 1,
+        max_batch_size: int | None = None,
+        learning_rate_scale: float = 1.0,
+        cadence: Cadence | None = None,
+        measure_noise: bool = True,
+        planned_steps: int | None = None,
+        max_steps: int | None = None,
+        guard: GuardConfig | bool = True,
+        noise_steps: int = MEASURED_STEPS,
+    ) -> None:
+        """Build the model and everything else that the seed determines.
+
+        Args:
+            task: What is trained.
+            seed: Of the weights, the order of the data and the random numbers within the model.
+            coupling: How the learning rate follows the batch size.
+            profile: Whose step costs count; None takes the wall clock.
+            objective: When the run ends, and what cost is.
+            start_batch_size: First batch size in force; None takes the task's.
+            min_batch_size: Smallest that may be asked for.
+            max_batch_size: Largest; None takes the task's, or else the training set's size.
+            learning_rate_scale: Multiplies the task's learning rate.
+            cadence: Steps of a chunk and between validations.
+            measure_noise: Divide some batches in two and compare their gradients. AdaScale needs it
+                and measures anyway.
+            planned_steps: Steps at the task's batch size for which its schedule is made. Needed if
+                the task has a schedule; it advances with samples.
+            max_steps: Steps after which the run counts as exhausted.
+            guard: Roll damaged chunks back; True for the default limits.
+            noise_steps: Steps of a chunk that are measured, at most.
+
+        Raises:
+            ConfigurationError: Bounds exclude each other, or the schedule's length is missing.
+        """
+        self.task, self.objective = task, objective
+        self.cadence = Cadence() if cadence is None else cadence
+        size: int = len(task.train_set)  # pyright: ignore[reportArgumentType]
+        largest = max_batch_size or task.max_batch_size or size
+        self.batch_size = task.batch_size if start_batch_size is None else start_batch_size
+        _require_bounds(min_batch_size, self.batch_size, largest, size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = task.model()
+            self._rng = torch.get_rng_state()
+        self.model.train()
+        self.optimizer = task.optimizer(self.model.parameters())
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] * learning_rate_scale
+            group["initial_lr"] = group["lr"]  # as schedulers note it, too
+        self._schedule = SampleSchedule(task, self.optimizer, planned_steps)
+        self._order = SampleOrder(size, seed)
+        self._clock: Clock = make_clock(profile, objective.weights, task.batch_size)
+        self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer)
+        self._coupling = CoupledRate(coupling, task.batch_size)
+        self._noise_steps = noise_steps if measure_noise or coupling is Coupling.ADASCALE else 0
+        self._guard = (GuardConfig() if guard is True else guard) or None
+        self._guard_state = GuardState()
+        self._snapshot = Snapshot(self.model, self.optimizer)
+        self._max_steps = max_steps
+        self._validator = Validator(task)
+        self._next_validation = self.cadence.validation_steps(0)
+        self.context = run_context(
+            self.optimizer,
+            objective,
+            coupling,
+            base_batch_size=task.batch_size,
+            min_batch_size=min_batch_size,
+            max_batch_size=largest,
+            dataset_size=size,
+        )
+        self.steps = self.samples_seen = 0
+        self.cost = 0.0
+        self.val_loss = math.nan
+        self.validations: list[Validation] = []
+        self.reached = self.exhausted = self.diverged = False
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing more can be decided."""
+        return self.reached or self.exhausted or self.diverged
+
+    def advance(self, batch_size: int) -> Signals:
+        """Run one chunk and return what it showed.
+
+        The chunk ends early at the target or when the budget is spent. A chunk that the guard rolls
+        back stays paid for, and the batch size before it is in force again.
+
+        Args:
+            batch_size: Samples per optimizer step, within the run's bounds.
+
+        Raises:
+            ConfigurationError: The batch size is out of bounds, or the run has finished.
+        """
+        if self.finished:
+            raise ConfigurationError("This run has finished. Start a new one.")
+        low, high = int(self.context.min_batch_size), int(self.context.max_batch_size)
+        if not low <= batch_size <= high:
+            raise ConfigurationError(
+                f"A batch size from {low} to {high} was expected, got {batch_size}. Clip it first."
+            )
+        before, cost_before = self.batch_size, self.cost
+        validated_before = len(self.validations)
+        self.batch_size = batch_size
+        if self._guard is not None:
+            self._snapshot.take()
+        # Random numbers within the model (dropout) are the run's own.
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._rng)
+        try:
+            factor = self._train_chunk()
+        finally:
+            self._rng = torch.get_rng_state()
+            torch.set_rng_state(outside)
+        self._clock.end_chunk()
+        measured = self._monitor.finish()
+        rolled_back = self._judge(measured)
+        curve, known = self._clock.curve()
+        signals = chunk_signals(
+            self.context,
+            measured,
+            batch_size=batch_size,
+            total_steps=self.steps,
+            total_samples=self.samples_seen,
+            chunk_cost=self.cost - cost_before,
+            total_cost=self.cost,
+            val_loss=self.val_loss if len(self.validations) > validated_before else math.nan,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            learning_rate_factor=factor,
+            step_cost_curve=curve,
+            step_cost_known=known,
+            rolled_back=rolled_back,
+        )
+        if rolled_back:
+            self.batch_size = before
+        else:
+            self._coupling.observe(measured)
+        return signals
+
+    def _train_chunk(self) -> float:
+        steps = self.cadence.chunk_steps(self.steps)
+        measured = measured_steps(steps, self._noise_steps)
+        factor = self._coupling.factor(self.batch_size)
+        budget = math.inf if self.objective.budget is None else self.objective.budget
+        last = math.inf if self._max_steps is None else self._max_steps
+        self._clock.start()
+        for index in range(steps):
+            self._train_step(factor, index in measured)
+            self.exhausted = self.cost >= budget or self.steps >= last
+            if self.steps >= self._next_validation or self.exhausted:
+                self.validate()
+                self._clock.start()
+                self._next_validation = self.steps + self.cadence.validation_steps(self.steps)
+            if self.finished:
+                break
+        return factor
+
+    def _judge(self, measured: ChunkMeasurement) -> bool:
+        """Roll the chunk back if it did damage; a run that met its target is past harm."""
+        if self.reached:
+            return False
+        if self._guard is None:
+            self.diverged = measured.nonfinite_losses > 0
+            return False
+        damaged, self._guard_state = judge(
+            self._guard_state,
+            self._guard,
+            batch_size=self.batch_size,
+            steps=measured.steps,
+            train_loss=measured.train_loss,
+            train_loss_std=measured.train_loss_std,
+            nonfinite_losses=measured.nonfinite_losses,
+        )
+        if damaged:
+            self._snapshot.restore()
+            self.diverged = self._guard_state.diverged
+            if self.exhausted:
+                self.validate()  # the last word is on the weights that remain
+        return damaged
+
+    def _train_step(self, factor: float, measured: bool) -> None:
+        task, model, optimizer, monitor = self.task, self.model, self.optimizer, self._monitor
+        indices = self._order.take(self.batch_size)
+        size = len(indices)
+        sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
+        monitor.begin_window(sizes, measured=measured)
+        start = 0
+        for part in sizes:
+            chosen = indices if part == size else indices[start : start + part]
+            start += part
+            loss = task.loss(model, collate_samples(task.train_set, chosen, task.collate))
+            weighted: Tensor = loss if part == size else loss * (part / size)
+            weighted.backward()
+            monitor.after_backward(loss)
+        groups = optimizer.param_groups
+        scheduled = [group["lr"] for group in groups]
+        for group, rate in zip(groups, scheduled, strict=True):
+            group["lr"] = rate * factor
+        optimizer.step()
+        for group, rate in zip(groups, scheduled, strict=True):
+            group["lr"] = rate
+        optimizer.zero_grad()
+        self.steps += 1
+        self.samples_seen += size
+        self._schedule.advance(self.samples_seen)
+        self.cost += self._clock.lap(size, len(sizes))
+
+    def validate(self) -> float:
+        """Evaluate the model now, note the loss, and return it. Costs nothing."""
+        self.val_loss = self._validator.loss(self.model)
+        self.validations.append(Validation(self.steps, self.samples_seen, self.cost, self.val_loss))
+        target = self.objective.target_loss
+        self.reached = target is not None and self.val_loss <= target
+        self.exhausted = self.exhausted and not self.reached
+        return self.val_loss
+
+
+def _require_bounds(low: int, start: int, high: int, dataset_size: int) -> None:
+    if not 1 <= low <= start <= high <= dataset_size:
+        raise ConfigurationError(
+            "Expected 1 <= min_batch_size <= start_batch_size <= max_batch_size <= samples, "
+            f"got {low}, {start}, {high}, {dataset_size}. Move the bounds."
+        )

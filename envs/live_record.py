@@ -1,0 +1,105 @@
+"""What a live run reports: its constants, and the signals of a chunk."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+
+from rlbatch.envs.objectives import Objective
+from rlbatch.signals.metric import is_adaptive, momentum_of
+from rlbatch.signals.monitor import ChunkMeasurement
+from rlbatch.signals.prediction import predicted_decrease
+from rlbatch.signals.record import Array, Coupling, RunContext, Signals
+
+
+def run_context(
+    optimizer: Optimizer,
+    objective: Objective,
+    coupling: Coupling,
+    *,
+    base_batch_size: int,
+    min_batch_size: int,
+    max_batch_size: int,
+    dataset_size: int,
+) -> RunContext:
+    """Return the constants of a run whose optimizer has just been made."""
+    weights = objective.weights
+    return RunContext(
+        base_batch_size=float(base_batch_size),
+        min_batch_size=float(min_batch_size),
+        max_batch_size=float(max_batch_size),
+        dataset_size=float(dataset_size),
+        learning_rate=float(optimizer.param_groups[0].get("initial_lr", optimizer.defaults["lr"])),
+        momentum=momentum_of(optimizer),
+        adaptive=float(is_adaptive(optimizer)),
+        coupling_exponent=coupling.exponent,
+        adascale=float(coupling is Coupling.ADASCALE),
+        target_loss=math.nan if objective.target_loss is None else objective.target_loss,
+        budget=math.nan if objective.budget is None else objective.budget,
+        weight_seconds=weights.seconds,
+        weight_samples=weights.samples,
+        weight_joules=weights.joules,
+    )
+
+
+def chunk_signals(  # noqa: PLR0913 - one argument a field
+    context: RunContext,
+    measured: ChunkMeasurement,
+    *,
+    batch_size: int,
+    total_steps: int,
+    total_samples: int,
+    chunk_cost: float,
+    total_cost: float,
+    val_loss: float,
+    learning_rate: float,
+    learning_rate_factor: float,
+    step_cost_curve: Array,
+    step_cost_known: float,
+    rolled_back: bool,
+) -> Signals:
+    """Return a chunk's signals.
+
+    Args:
+        context: The run's constants.
+        measured: What the monitor saw.
+        batch_size: In force during the chunk.
+        total_steps: Since the start, the chunk included.
+        total_samples: Likewise.
+        chunk_cost: Cost of the chunk.
+        total_cost: Since the start.
+        val_loss: Of the last validation in the chunk, or NaN.
+        learning_rate: As scheduled, without the coupling's factor.
+        learning_rate_factor: The coupling's factor.
+        step_cost_curve: As `Signals.step_cost_curve`.
+        step_cost_known: As `Signals.step_cost_known`.
+        rolled_back: The guard undid the chunk.
+    """
+    noise = measured.noise
+    return Signals(
+        context=context,
+        batch_size=float(batch_size),
+        steps=float(measured.steps),
+        total_steps=float(total_steps),
+        total_samples=float(total_samples),
+        chunk_cost=chunk_cost,
+        total_cost=total_cost,
+        train_loss=measured.train_loss,
+        train_loss_std=measured.train_loss_std,
+        val_loss=val_loss,
+        grad_sqr=noise.grad_sqr,
+        grad_sqr_se=noise.grad_sqr_se,
+        noise_trace=noise.noise_trace,
+        noise_trace_se=noise.noise_trace_se,
+        gradient_cosine=measured.gradient_cosine,
+        predicted_decrease=predicted_decrease(
+            context, measured.steps, learning_rate * learning_rate_factor, noise.grad_sqr
+        ),
+        learning_rate_factor=learning_rate_factor,
+        schedule_factor=learning_rate / float(context.learning_rate),
+        step_cost_curve=step_cost_curve,
+        step_cost_known=step_cost_known,
+        nonfinite_steps=float(measured.nonfinite_steps),
+        rolled_back=float(rolled_back),
+    )

@@ -1,0 +1,1 @@
+"""The parts of a controller: decision engine, guard, configuration."""

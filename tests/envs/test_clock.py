@@ -1,0 +1,45 @@
+"""Clocks: charges of divided steps, and what the wall clock makes of its laps."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlbatch.envs.clock import ProfileClock, WallClock, make_clock
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
+
+PROFILE = DeviceProfile("p", 1e-3, 1e-4, update_seconds=1e-3, max_micro_batch_size=16)
+
+
+def test_a_division_that_the_memory_enforces_anyway_is_free() -> None:
+    clock = ProfileClock(PROFILE, CostWeights(), 8)
+    assert clock.lap(64, 2) == clock.lap(64, 1) == pytest.approx(float(PROFILE.step_seconds(64)))
+    # 8 samples fit into one pass; two of 4 launch twice and update once
+    extra = float(PROFILE.step_seconds(4)) * 2 - 1e-3 - float(PROFILE.step_seconds(8))
+    assert clock.lap(8, 2) - clock.lap(8, 1) == pytest.approx(extra)
+
+
+def test_a_mix_is_charged_in_its_units() -> None:
+    weights = CostWeights(seconds=0.5, samples=0.2, joules=0.3)
+    clock = ProfileClock(PROFILE, weights, 8)
+    assert clock.lap(4, 1) == pytest.approx(float(step_cost(PROFILE, weights, 4, 8)))
+    base_seconds, base_joules = float(PROFILE.step_seconds(8)), float(PROFILE.step_joules(8))
+    extra = float(PROFILE.step_seconds(4)) * 2 - 1e-3 - base_seconds
+    expected = extra * (0.5 / base_seconds + 0.3 * 50.0 / base_joules)
+    assert clock.lap(8, 2) - clock.lap(8, 1) == pytest.approx(expected)
+
+
+def test_the_wall_clock_prefers_undivided_laps(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, 5.0, 6.0, 7.5, 8.5, 100.0, 103.0])
+    monkeypatch.setattr("rlbatch.envs.clock.time.perf_counter", lambda: next(times))
+    clock = WallClock()
+    clock.start()
+    assert [clock.lap(8, passes) for passes in (2, 1, 2, 1)] == [5.0, 1.0, 1.5, 1.0]
+    clock.start()  # 91.5 seconds of something else are free
+    assert clock.lap(4, 2) == 3.0
+    clock.end_chunk()
+    assert clock.state == {8: (1.0,), 4: (3.0,)}
+
+
+def test_which_clock() -> None:
+    assert isinstance(make_clock(PROFILE, CostWeights(), 8), ProfileClock)
+    assert isinstance(make_clock(None, CostWeights(), 8), WallClock)
