@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlbatch.control.guard import GuardConfig, GuardState, judge
+from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.envs.clock import Clock, make_clock
 from rlbatch.envs.coupled_rate import CoupledRate
@@ -226,15 +226,14 @@ class LiveRun:
         if self._guard is None:
             self.diverged = measured.nonfinite_losses > 0
             return False
-        damaged, self._guard_state = judge(
-            self._guard_state,
-            self._guard,
-            batch_size=self.batch_size,
-            steps=measured.steps,
-            train_loss=measured.train_loss,
-            train_loss_std=measured.train_loss_std,
-            nonfinite_losses=measured.nonfinite_losses,
+        losses = ChunkLoss(
+            self.batch_size,
+            measured.steps,
+            measured.train_loss,
+            measured.train_loss_std,
+            measured.nonfinite_losses,
         )
+        damaged, self._guard_state = judge(self._guard_state, self._guard, losses)
         if damaged:
             self._snapshot.restore()
             self.diverged = self._guard_state.diverged

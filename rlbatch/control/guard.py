@@ -7,21 +7,23 @@ from dataclasses import dataclass, replace
 
 from rlbatch.errors import ConfigurationError
 
+_DECAY = 0.7  # a chunk, of the averages over kept chunks
+_SAMPLE_SPREAD = 2.0  # least standard deviation of one sample's loss assumed, in units of its mean
+
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Limits of the guard.
+    """Limits of the guard. A chunk is damage when its mean training loss exceeds both.
 
     Attributes:
-        loss_ratio: A chunk is damage when its mean training loss exceeds this multiple of the
-            lowest of any chunk before.
-        significance: And when the rise exceeds this many standard errors of the chunk's mean, so
-            that the noise of a few small batches is none.
+        loss_ratio: Multiple of the lowest loss so far.
+        significance: Standard errors above the recent mean, by what the losses of earlier chunks
+            varied. (The chunk's own spread says nothing: that of an explosion is enormous.)
         max_consecutive: Rolled back chunks in a row after which the run counts as diverged.
     """
 
     loss_ratio: float = 3.0
-    significance: float = 3.0
+    significance: float = 4.0
     max_consecutive: int = 4
 
     def __post_init__(self) -> None:
@@ -38,28 +40,44 @@ class GuardState:
     """What the guard remembers between chunks.
 
     Attributes:
-        lowest_loss: Lowest mean training loss of a chunk that was kept; infinite before the first.
+        lowest_loss: Lowest recent mean so far, of chunks that were kept; infinite before the first.
+        recent_loss: Mean loss over the samples of recent chunks.
+        sample_variance: Variance of one sample's loss over these, as batch means vary by it.
+        weight: Samples in these averages, decayed.
         last_rolled_size: Batch size of the previous chunk if that was rolled back, else None.
         consecutive: Chunks rolled back in a row.
         diverged: The run cannot be saved.
     """
 
     lowest_loss: float = math.inf
+    recent_loss: float = 0.0
+    sample_variance: float = 0.0
+    weight: float = 0.0
     last_rolled_size: int | None = None
     consecutive: int = 0
     diverged: bool = False
 
 
-def judge(
-    state: GuardState,
-    config: GuardConfig,
-    *,
-    batch_size: int,
-    steps: int,
-    train_loss: float,
-    train_loss_std: float,
-    nonfinite_losses: int,
-) -> tuple[bool, GuardState]:
+@dataclass(frozen=True)
+class ChunkLoss:
+    """What the guard looks at.
+
+    Attributes:
+        batch_size: Of the chunk.
+        steps: Of the chunk.
+        mean: Mean training loss; NaN when no step had a finite one.
+        std: Standard deviation of the steps' losses.
+        nonfinite: Steps whose loss was not finite.
+    """
+
+    batch_size: int
+    steps: int
+    mean: float
+    std: float
+    nonfinite: int = 0
+
+
+def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[bool, GuardState]:
     """Return whether a chunk must be rolled back, and the next state.
 
     A run is given up when two chunks in a row are rolled back at the same batch size (the size is
@@ -68,24 +86,37 @@ def judge(
     Args:
         state: Of the previous call.
         config: Limits.
-        batch_size: Of the chunk.
-        steps: Of the chunk.
-        train_loss: Mean training loss; NaN when no step had a finite one.
-        train_loss_std: Standard deviation of the steps' losses.
-        nonfinite_losses: Steps whose loss was not finite.
+        chunk: The chunk's losses.
     """
-    rise = train_loss - state.lowest_loss
-    error = train_loss_std / math.sqrt(max(steps, 1))
-    # A negative loss has no meaningful ratio; only what is not finite counts then.
-    risen = (
-        0 < state.lowest_loss < math.inf
-        and train_loss > config.loss_ratio * state.lowest_loss
-        and rise > config.significance * error
-    )
-    if not (risen or nonfinite_losses > 0):
-        return False, GuardState(lowest_loss=min(state.lowest_loss, train_loss))
+    if chunk.nonfinite == 0 and not _has_risen(state, config, chunk):
+        return False, _keep(state, chunk)
     consecutive = state.consecutive + 1
-    diverged = batch_size == state.last_rolled_size or consecutive >= config.max_consecutive
+    diverged = chunk.batch_size == state.last_rolled_size or consecutive >= config.max_consecutive
     return True, replace(
-        state, last_rolled_size=batch_size, consecutive=consecutive, diverged=diverged
+        state, last_rolled_size=chunk.batch_size, consecutive=consecutive, diverged=diverged
+    )
+
+
+def _has_risen(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> bool:
+    if not 0 < state.lowest_loss < math.inf:
+        return False  # nothing to compare with; and negative losses have no meaningful ratio
+    variance = max(state.sample_variance, (_SAMPLE_SPREAD * state.recent_loss) ** 2)
+    error = math.sqrt(variance / (chunk.batch_size * max(chunk.steps, 1)))
+    limit = state.recent_loss + config.significance * error
+    return chunk.mean > max(config.loss_ratio * state.lowest_loss, limit)
+
+
+def _keep(state: GuardState, chunk: ChunkLoss) -> GuardState:
+    samples = chunk.batch_size * chunk.steps
+    old, total = _DECAY * state.weight, _DECAY * state.weight + samples
+
+    def pooled(before: float, now: float) -> float:
+        return (old * before + samples * now) / total
+
+    recent = pooled(state.recent_loss, chunk.mean)
+    return GuardState(
+        lowest_loss=min(state.lowest_loss, recent),
+        recent_loss=recent,
+        sample_variance=pooled(state.sample_variance, chunk.std**2 * chunk.batch_size),
+        weight=total,
     )
