@@ -178,7 +178,7 @@ class LiveRun:
             torch.set_rng_state(outside)
         self._clock.end_chunk()
         measured = self._monitor.finish()
-        rolled_back = self._judge(measured)
+        rolled_back = self._judge(measured, before)
         curve, known = self._clock.curve()
         signals = chunk_signals(
             self.context,
@@ -219,7 +219,7 @@ class LiveRun:
                 break
         return factor
 
-    def _judge(self, measured: ChunkMeasurement) -> bool:
+    def _judge(self, measured: ChunkMeasurement, before: int) -> bool:
         """Roll the chunk back if it did damage; a run that met its target is past harm."""
         if self.reached:
             return False
@@ -232,6 +232,7 @@ class LiveRun:
             measured.train_loss,
             measured.train_loss_std,
             measured.nonfinite_losses,
+            changed=self.batch_size != before,
         )
         damaged, self._guard_state = judge(self._guard_state, self._guard, losses)
         if damaged:

@@ -44,8 +44,8 @@ class GuardState:
         recent_loss: Mean loss over the samples of recent chunks.
         sample_variance: Variance of one sample's loss over these, as batch means vary by it.
         weight: Samples in these averages, decayed.
-        last_rolled_size: Batch size of the previous chunk if that was rolled back, else None.
         consecutive: Chunks rolled back in a row.
+        unchanged: How many of these ran at the batch size that was in force before.
         diverged: The run cannot be saved.
     """
 
@@ -53,8 +53,8 @@ class GuardState:
     recent_loss: float = 0.0
     sample_variance: float = 0.0
     weight: float = 0.0
-    last_rolled_size: int | None = None
     consecutive: int = 0
+    unchanged: int = 0
     diverged: bool = False
 
 
@@ -68,6 +68,7 @@ class ChunkLoss:
         mean: Mean training loss; NaN when no step had a finite one.
         std: Standard deviation of the steps' losses.
         nonfinite: Steps whose loss was not finite.
+        changed: The batch size was another before this chunk.
     """
 
     batch_size: int
@@ -75,13 +76,14 @@ class ChunkLoss:
     mean: float
     std: float
     nonfinite: int = 0
+    changed: bool = False
 
 
 def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[bool, GuardState]:
     """Return whether a chunk must be rolled back, and the next state.
 
-    A run is given up when two chunks in a row are rolled back at the same batch size (the size is
-    not what is wrong), or `max_consecutive` at any.
+    A run is given up when two chunks in a row are rolled back without a change of the batch size
+    (which then is not what is wrong), or `max_consecutive` with any.
 
     Args:
         state: Of the previous call.
@@ -91,9 +93,12 @@ def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[boo
     if chunk.nonfinite == 0 and not _has_risen(state, config, chunk):
         return False, _keep(state, chunk)
     consecutive = state.consecutive + 1
-    diverged = chunk.batch_size == state.last_rolled_size or consecutive >= config.max_consecutive
+    unchanged = state.unchanged + (not chunk.changed)
     return True, replace(
-        state, last_rolled_size=chunk.batch_size, consecutive=consecutive, diverged=diverged
+        state,
+        consecutive=consecutive,
+        unchanged=unchanged,
+        diverged=unchanged >= 2 or consecutive >= config.max_consecutive,
     )
 
 

@@ -53,13 +53,19 @@ def test_stationary_losses_with_heavy_tails_are_left_alone(batch_size: int) -> N
 
 def test_a_run_is_given_up() -> None:
     state = judge(GuardState(), GuardConfig(), ChunkLoss(16, 4, 1.0, 0.0))[1]
-    bad = [ChunkLoss(size, 4, math.nan, 0.0, nonfinite=4) for size in (16, 32, 64, 128)]
-    assert judge(judge(state, GuardConfig(), bad[0])[1], GuardConfig(), bad[0])[1].diverged
-    given_up: list[bool] = []
-    for chunk in bad:
-        state = judge(state, GuardConfig(), chunk)[1]
-        given_up.append(state.diverged)
-    assert given_up == [False, False, False, True]
+
+    def given_up(changes: list[bool]) -> list[bool]:
+        current, flags = state, []
+        for changed in changes:
+            chunk = ChunkLoss(64, 4, math.nan, 0.0, nonfinite=4, changed=changed)
+            current = judge(current, GuardConfig(), chunk)[1]
+            flags.append(current.diverged)
+        return flags
+
+    assert given_up([False, False]) == [False, True]
+    assert given_up([True, False, True]) == [False, False, False]
+    assert given_up([True, False, False]) == [False, False, True]
+    assert given_up([True] * 4) == [False, False, False, True]
 
 
 def test_what_is_not_finite_is_damage_and_negative_losses_have_no_ratio() -> None:
