@@ -1,13 +1,15 @@
-"""Random inputs for tests: signals as wild as they may legally be, and policies with random weights."""
+"""Random inputs for tests: signals as wild as they may be, policies with random weights."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.observation import OBSERVATION_SIZE, encode, initial_state
+from rlbatch.policy.base import Observation
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Layer, Network
 from rlbatch.signals.record import COST_CURVE_SIZES, Array, Numeric, RunContext, Signals
@@ -40,7 +42,7 @@ def random_signals(
     low, high = np.log2(context.min_batch_size), np.log2(context.max_batch_size)
     steps = np.round(powers_of_ten(0, 3))
     loss = powers_of_ten(-6, 6)
-    curve_floor, curve_slope = powers_of_ten(-4, 2), powers_of_ten(-6, 0)
+    floor, slope = powers_of_ten(-4, 2)[..., None], powers_of_ten(-6, 0)[..., None]
     values: dict[str, Array] = {
         "batch_size": np.round(2.0 ** (low + (high - low) * between(0, 1))),
         "steps": steps,
@@ -59,28 +61,58 @@ def random_signals(
         "predicted_decrease": powers_of_ten(-8, 4) * rng.choice([1.0, -1.0], shape),
         "learning_rate_factor": powers_of_ten(-2, 2),
         "schedule_factor": between(0, 1),
-        "step_cost_curve": np.log2(curve_floor[..., None] + curve_slope[..., None] * COST_CURVE_SIZES),
         "step_cost_known": between(0, 1),
         "nonfinite_steps": np.round(steps * between(0, 1) * (between(0, 1) < 0.1)),
         "rolled_back": np.round(between(0, 0.6)),
     }
     for name in MAY_BE_MISSING:
         values[name] = np.where(between(0, 1) < missing, np.nan, values[name])
-    return Signals(context=context, **{name: _plain(name, value) for name, value in values.items()})
+    curve = np.log2(floor + slope * COST_CURVE_SIZES)
+    return Signals(context=context, step_cost_curve=curve, **_plain(values))
+
+
+def random_run(
+    shape: tuple[int, ...], rng: np.random.Generator, chunks: int, missing: float = 0.2
+) -> list[tuple[Observation, Signals]]:
+    """Return the observations and signals of runs that share only their constants and counters.
+
+    Batch sizes, losses and gradients jump from chunk to chunk as no real run does.
+
+    Args:
+        shape: Leading axes; `()` gives one run.
+        rng: Source of randomness.
+        chunks: Length of the runs.
+        missing: As in `random_signals`.
+    """
+    context = random_context(shape, rng)
+    state = initial_state(shape)
+    low, high = np.log2(context.min_batch_size), np.log2(context.max_batch_size)
+    totals = dict.fromkeys(("total_steps", "total_samples", "total_cost"), np.zeros(shape))
+    run: list[tuple[Observation, Signals]] = []
+    for _ in range(chunks):
+        chunk = random_signals(shape, rng, missing)
+        size = np.round(2.0 ** (low + (high - low) * rng.uniform(0, 1, shape)))
+        totals["total_steps"] = totals["total_steps"] + chunk.steps
+        totals["total_samples"] = totals["total_samples"] + chunk.steps * size
+        totals["total_cost"] = totals["total_cost"] + chunk.chunk_cost
+        chunk = replace(chunk, context=context, **_plain({"batch_size": size, **totals}))
+        encoded, state = encode(chunk, state)
+        run.append((encoded, chunk))
+    return run
 
 
 def random_context(shape: tuple[int, ...], rng: np.random.Generator) -> RunContext:
-    """Return legal constants of a run; about half of the runs have a target, the others a budget."""
-    smallest = 2.0 ** rng.integers(0, 6, shape)
-    base = smallest * 2.0 ** rng.integers(0, 6, shape)
+    """Return legal constants of a run; about half of the runs have a target, others a budget."""
+    smallest = np.exp2(rng.integers(0, 6, shape))
+    base = smallest * np.exp2(rng.integers(0, 6, shape))
     coupling = rng.integers(0, 4, shape)
     has_target = rng.uniform(size=shape) < 0.5
     weights = rng.dirichlet(np.ones(3), shape)
     values: dict[str, Array] = {
         "base_batch_size": base,
         "min_batch_size": smallest,
-        "max_batch_size": base * 2.0 ** rng.integers(0, 7, shape),
-        "dataset_size": np.round(10.0 ** rng.uniform(2, 7, shape)),
+        "max_batch_size": base * np.exp2(rng.integers(0, 7, shape)),
+        "dataset_size": np.asarray(np.round(10.0 ** rng.uniform(2, 7, shape))),
         "learning_rate": 10.0 ** rng.uniform(-5, 1, shape),
         "momentum": rng.choice([0.0, 0.9, 0.99], shape),
         "adaptive": rng.integers(0, 2, shape).astype(np.float64),
@@ -92,17 +124,19 @@ def random_context(shape: tuple[int, ...], rng: np.random.Generator) -> RunConte
         "weight_samples": weights[..., 1],
         "weight_joules": weights[..., 2],
     }
-    return RunContext(**{name: _plain(name, value) for name, value in values.items()})
+    return RunContext(**_plain(values))
 
 
 def one_run(signals: Signals, index: tuple[int, ...]) -> Signals:
     """Return the signals of one run, with plain floats, out of an array of runs."""
 
-    def pick(record: Any) -> dict[str, Any]:
-        names = (field.name for field in fields(record) if field.name != "context")
-        return {name: _plain(name, np.asarray(getattr(record, name))[index]) for name in names}
+    def pick(record: Any) -> dict[str, Numeric]:
+        names = {field.name for field in fields(record)} - {"context", "step_cost_curve"}
+        return _plain({name: np.asarray(getattr(record, name))[index] for name in names})
 
-    return replace(signals, context=RunContext(**pick(signals.context)), **pick(signals))
+    curve = np.asarray(signals.step_cost_curve)[index]
+    context = RunContext(**pick(signals.context))
+    return replace(signals, context=context, step_cost_curve=curve, **pick(signals))
 
 
 def random_policy(
@@ -130,14 +164,14 @@ def random_policy(
                 scale * rng.standard_normal((after, before), dtype=np.float32),
                 scale * rng.standard_normal(after, dtype=np.float32),
             )
-            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+            for before, after in pairwise(sizes)
         )
 
     networks = tuple(Network(policy=chain(len(grid)), value=chain(1)) for _ in range(members))
     return LearnedPolicy(networks, action_grid=grid, **settings)
 
 
-def _plain(name: str, value: Array) -> Numeric:
-    """Return a float for a single run; the cost curve stays an array."""
-    array = np.asarray(value, dtype=np.float64)
-    return array if name == "step_cost_curve" or array.ndim else array.item()
+def _plain(values: dict[str, Array]) -> dict[str, Numeric]:
+    """Return floats for a single run, arrays otherwise."""
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
+    return {name: array if array.ndim else array.item() for name, array in arrays.items()}

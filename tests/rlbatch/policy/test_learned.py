@@ -6,10 +6,11 @@ from numpy.typing import NDArray
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
-from rlbatch.policy.base import Decision
+from rlbatch.policy.base import Decision, Policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Layer, Network
 from rlbatch.testing import random_policy, random_signals
+from rlbatch.testing.policy_contract import PolicyContract
 
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
 ZERO = np.zeros(OBSERVATION_SIZE, np.float32)
@@ -175,3 +176,14 @@ def test_equals_the_stable_baselines3_policy_it_came_from(activation: str) -> No
     np.testing.assert_allclose(probabilities(decision), expected, atol=2e-6)
     assert decision.value is not None
     np.testing.assert_allclose(decision.value, value.numpy(), atol=1e-5)
+
+
+class TestContract(PolicyContract):
+    def make_policy(self) -> Policy:
+        return random_policy(np.random.default_rng(0))
+
+
+class TestContractOfASampledMaskedEnsemble(PolicyContract):
+    def make_policy(self) -> Policy:
+        rng = np.random.default_rng(0)
+        return random_policy(rng, members=3, masked=True, sample=True, seed=9, activation="relu")

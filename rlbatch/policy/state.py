@@ -1,0 +1,48 @@
+"""Policy states as JSON-compatible values, for checkpoints and logs."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlbatch.errors import ConfigurationError
+
+
+def pack_state(state: Any) -> Any:
+    """Return a state as lists, dictionaries, strings and numbers; nothing is rounded.
+
+    Args:
+        state: What `Policy.initial_state` or `Policy.decide` returned: tuples, NumPy arrays and
+            plain numbers.
+
+    Raises:
+        ConfigurationError: The state holds something else.
+    """
+    if state is None or isinstance(state, bool | int | float | str):
+        return state
+    if isinstance(state, tuple | list):
+        return [pack_state(part) for part in cast(tuple[Any, ...], state)]
+    if isinstance(state, np.ndarray | np.generic):
+        array: NDArray[Any] = np.asarray(cast(Any, state))
+        if array.dtype.kind in "biuf":
+            return {
+                "dtype": array.dtype.str,
+                "shape": list(array.shape),
+                "data": array.ravel().tolist(),
+            }
+    raise ConfigurationError(
+        "A policy state is made of tuples, numeric NumPy arrays and plain numbers; got "
+        f"{type(cast(object, state)).__name__}: {state!r}."
+    )
+
+
+def unpack_state(packed: Any) -> Any:
+    """Return the state that `pack_state` packed; named tuples come back as plain ones."""
+    if isinstance(packed, list | tuple):
+        return tuple(unpack_state(part) for part in cast(tuple[Any, ...], packed))
+    if isinstance(packed, dict):
+        array = cast(dict[str, Any], packed)
+        return np.array(array["data"], dtype=array["dtype"]).reshape(array["shape"])
+    return packed

@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.policy.base import Decision, Policy
+from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.fallback import Fallback
+from rlbatch.testing import ScriptedPolicy, random_policy, random_signals
+from rlbatch.testing.policy_contract import PolicyContract
+
+LOW, HIGH = (-0.5,) * OBSERVATION_SIZE, (0.5,) * OBSERVATION_SIZE
+
+
+class TestContract(PolicyContract):
+    def make_policy(self) -> Policy:
+        inner = random_policy(np.random.default_rng(0), sample=True)
+        return Fallback(inner, ScriptedPolicy((0.25, -0.5, 0.0, 1.0)), LOW, HIGH)
+
+
+def observe(*outside: float) -> np.ndarray:
+    observation = np.zeros(OBSERVATION_SIZE, np.float32)
+    observation[: len(outside)] = outside
+    return observation
+
+
+def ask(policy: Policy, observation: np.ndarray) -> Decision:
+    shape = observation.shape[:-1]
+    signals = random_signals(shape, np.random.default_rng(0))
+    return policy.decide(observation, signals, policy.initial_state(shape))[0]
+
+
+@pytest.mark.parametrize(
+    ("observation", "strange"),
+    [
+        (observe(), False),
+        (observe(0.5, -0.5, 0.54, -0.54), False),  # within the margin
+        (observe(0.9, -0.9), False),  # two features only
+        (observe(0.9, -0.9, 0.56), True),
+        (observe(np.nan), True),
+        (observe(np.inf), True),
+    ],
+)
+def test_strange_observations_go_to_the_fallback(observation: np.ndarray, strange: bool) -> None:
+    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH)
+    assert ask(policy, observation).log2_change == (-1.0 if strange else 2.0)
+    both = np.stack([observation, observe()])
+    np.testing.assert_array_equal(ask(policy, both).log2_change, [-1.0 if strange else 2.0, 2.0])
+
+
+def test_says_why() -> None:
+    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH)
+    assert ask(policy, observe(1, 1, -1, 1)).reasons == (
+        "script: x4",
+        "script: /2",
+        "fallback: /2 (4 features outside of training: size_vs_base, size, room_up, ...)",
+    )
+    assert ask(policy, observe(np.nan)).reasons[-1] == "fallback: /2 (observation not finite)"
+    assert ask(policy, observe()).reasons == ("script: x4",)
+
+
+def test_a_decision_that_is_not_finite_is_replaced() -> None:
+    policy = Fallback(ScriptedPolicy((np.nan,)), ScriptedPolicy((1.0,)))
+    decision = ask(policy, observe())
+    assert decision.log2_change == 1.0
+    assert decision.reasons[-1] == "fallback: x2 (decision not finite)"
+
+
+def test_the_fallback_goes_on_deciding_meanwhile() -> None:
+    policy = Fallback(
+        ScriptedPolicy((1.0, 1.0, 1.0)), ScriptedPolicy((-1.0, -2.0, -3.0)), LOW, HIGH
+    )
+    signals, state = random_signals((), np.random.default_rng(0)), policy.initial_state()
+    changes: list[object] = []
+    for observation in (observe(), observe(), observe(1, 1, 1)):
+        decision, state = policy.decide(observation, signals, state)
+        changes.append(decision.log2_change)
+    assert changes == [1.0, 1.0, -3.0]
+
+
+def test_without_ranges_only_finite_values_are_checked() -> None:
+    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)))
+    assert ask(policy, observe(1, 1, 1, 1, 1)).log2_change == 2.0
+    assert ask(policy, observe(np.nan)).log2_change == -1.0
+
+
+def test_ranges_come_from_the_card() -> None:
+    learned = random_policy(np.random.default_rng(0))
+    card = PolicyCard(observation_low=LOW, observation_high=HIGH)
+    policy = Fallback.around(replace(learned, card=card), ScriptedPolicy((0.125,)))
+    assert ask(policy, observe(1, 1, 1)).log2_change == 0.125
+    assert ask(policy, observe(1, 1)).log2_change != 0.125
+
+
+def test_gradient_noise_is_wanted_when_either_wants_it() -> None:
+    learned, script = random_policy(np.random.default_rng(0)), ScriptedPolicy(())
+    assert Fallback(script, learned).needs_gradient_noise is True
+    assert Fallback(learned, script).needs_gradient_noise is True
+    assert Fallback(script, script).needs_gradient_noise is False
+
+
+def test_impossible_settings_are_refused() -> None:
+    script = ScriptedPolicy(())
+    with pytest.raises(ConfigurationError, match="got 2 and 49"):
+        Fallback(script, script, low=(0.0, 0.0), high=HIGH)
+    with pytest.raises(ConfigurationError, match=r"min_features >= 1; got 0\.05 and 0"):
+        Fallback(script, script, min_features=0)
