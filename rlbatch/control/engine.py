@@ -1,0 +1,206 @@
+"""From a chunk's signals to the batch size of the next: encoder, policy, limits, rounding.
+
+The same engine serves the controller in a user's loop, the benchmark and the replay of a log: it
+holds no clock, file or trainer, and its state is plain data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rlbatch.errors import ConfigurationError
+from rlbatch.observation import EncoderState, encode, initial_state
+from rlbatch.policy.base import Observation, Policy
+from rlbatch.policy.bounds import Bounded
+from rlbatch.policy.cooldown import Cooldown
+from rlbatch.policy.fallback import Fallback
+from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.rate_limit import RateLimited
+from rlbatch.policy.shadow import Shadow
+from rlbatch.policy.state import pack_state, unpack_state
+from rlbatch.signals.record import Signals
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The wrappers around the policy.
+
+    Attributes:
+        max_log2_change: Limit of one decision's change of log2(batch size); None for none.
+        cooldown: Decisions to stay after a change.
+        fallback: Decides where an observation is strange to a learned policy; None for nobody.
+        shadow: Recommend only: nothing is ever applied.
+    """
+
+    max_log2_change: float | None = None
+    cooldown: int = 0
+    fallback: Policy | None = None
+    shadow: bool = False
+
+
+@dataclass(frozen=True)
+class AppliedDecision:
+    """A decision and what became of it.
+
+    Attributes:
+        batch_size: To be in force from the next optimizer step on.
+        batch_size_before: In force until now.
+        requested_log2_change: What the policy itself asked for.
+        applied_log2_change: What `batch_size` amounts to.
+        observation: What the policy saw, float32 of shape (features,).
+        probabilities: Of the policy's actions; None for rules.
+        value: The policy's estimate of the return; None for rules.
+        reasons: Why, and why the applied change differs from the requested one.
+    """
+
+    batch_size: int
+    batch_size_before: int
+    requested_log2_change: float
+    applied_log2_change: float
+    observation: Observation
+    probabilities: tuple[float, ...] | None
+    value: float | None
+    reasons: tuple[str, ...]
+
+
+class _Asked:
+    """A policy that remembers what it was asked last, inside of all wrappers."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.needs_gradient_noise = policy.needs_gradient_noise
+        self.log2_change = 0.0
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
+        return self.policy.initial_state(shape)
+
+    def decide(self, observation: Observation, signals: Signals, state: Any) -> tuple[Any, Any]:
+        decision, state = self.policy.decide(observation, signals, state)
+        self.log2_change = float(decision.log2_change)
+        return decision, state
+
+
+class DecisionEngine:
+    """Decides for one run.
+
+    Attributes:
+        policy: What decides, with its wrappers.
+        needs_gradient_noise: As the policy.
+    """
+
+    def __init__(self, policy: Policy, config: EngineConfig | None = None) -> None:
+        """Start before the first decision.
+
+        Args:
+            policy: Anything of the `Policy` protocol.
+            config: The wrappers around it.
+        """
+        config = EngineConfig() if config is None else config
+        self._asked = _Asked(policy)
+        self.policy = _wrapped(self._asked, policy, config)
+        self.needs_gradient_noise = self.policy.needs_gradient_noise
+        self._policy_state = self.policy.initial_state()
+        self._encoder_state = initial_state()
+
+    def decide(self, signals: Signals, batch_size: int | None = None) -> AppliedDecision:
+        """Return the decision after a chunk.
+
+        Args:
+            signals: Of the chunk.
+            batch_size: In force now, from which the change counts. It differs from the chunk's
+                after a roll-back, and is the chunk's where it is None.
+        """
+        before = round(float(signals.batch_size)) if batch_size is None else batch_size
+        observation, self._encoder_state = encode(signals, self._encoder_state)
+        reasons: tuple[str, ...] = ()
+        if before != round(float(signals.batch_size)):
+            # Rules and limits ask for a change from the size in the signals.
+            signals = replace(signals, batch_size=float(before))
+            reasons = (f"counted from {before}, to which the chunk was rolled back",)
+        decision, self._policy_state = self.policy.decide(observation, signals, self._policy_state)
+        size = quantized(before, float(decision.log2_change), signals)
+        applied = math.log2(size / before)
+        return AppliedDecision(
+            batch_size=size,
+            batch_size_before=before,
+            requested_log2_change=self._asked.log2_change,
+            applied_log2_change=applied,
+            observation=observation,
+            probabilities=_numbers(decision.probabilities),
+            value=None if decision.value is None else float(decision.value),
+            reasons=(*decision.reasons, *reasons),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages and the policy's state as JSON-compatible values."""
+        return {
+            "version": STATE_VERSION,
+            "encoder": pack_state(tuple(self._encoder_state)),
+            "policy": pack_state(self._policy_state),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ConfigurationError: It is of another version, or of another kind of policy.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ConfigurationError(
+                f"A decision state of version {STATE_VERSION} was expected, got "
+                f"{state.get('version')!r}. Resume with the rlbatch that wrote it."
+            )
+        encoder, policy = unpack_state(state["encoder"]), unpack_state(state["policy"])
+        if len(encoder) != len(EncoderState._fields) or not _alike(policy, self._policy_state):
+            raise ConfigurationError(
+                "The decision state was written by another policy or with other wrappers. "
+                "Resume with the same ones, or start anew."
+            )
+        self._encoder_state = EncoderState(*encoder)
+        self._policy_state = policy
+
+
+def quantized(batch_size: int, log2_change: float, signals: Signals) -> int:
+    """Return the whole batch size nearest to the change, within the run's limits."""
+    low, high = (
+        round(float(limit))
+        for limit in (signals.context.min_batch_size, signals.context.max_batch_size)
+    )
+    if not math.isfinite(log2_change):
+        return min(max(batch_size, low), high)
+    wanted = batch_size * 2.0 ** min(max(log2_change, -64.0), 64.0)
+    return min(max(round(wanted), low), high)
+
+
+def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:
+    inner: Policy = asked
+    if config.fallback is not None:
+        if isinstance(policy, LearnedPolicy):
+            card = policy.card
+            low, high = card.observation_low, card.observation_high
+            inner = Fallback(inner, config.fallback, low=low, high=high)
+        else:
+            inner = Fallback(inner, config.fallback)
+    if config.max_log2_change is not None:
+        inner = RateLimited(inner, config.max_log2_change)
+    inner = Bounded(inner)
+    if config.cooldown:
+        inner = Cooldown(inner, config.cooldown)
+    return Shadow(inner) if config.shadow else inner
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in np.ravel(values))
+
+
+def _alike(left: Any, right: Any) -> bool:
+    """True when two policy states have the same shape, tuple by tuple."""
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(_alike, left, right))
+    return not isinstance(left, tuple) and not isinstance(right, tuple)
