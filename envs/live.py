@@ -20,7 +20,14 @@ from rlbatch.envs.sample_schedule import SampleSchedule
 from rlbatch.envs.task import Task, collate_samples
 from rlbatch.envs.validator import Validator
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.monitor import MEASURED_STEPS, ChunkMeasurement, ChunkMonitor, measured_steps
+from rlbatch.signals.monitor import (
+    MEASURED_FRACTION,
+    MEASURED_STEPS,
+    ChunkMeasurement,
+    ChunkMonitor,
+    affordable_steps,
+    measured_steps,
+)
 from rlbatch.signals.record import Coupling, Signals
 
 
@@ -72,6 +79,7 @@ class LiveRun:
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
         noise_steps: int = MEASURED_STEPS,
+        noise_fraction: float = MEASURED_FRACTION,
     ) -> None:
         """Build the model and everything else that the seed determines.
 
@@ -93,6 +101,8 @@ class LiveRun:
             max_steps: Steps after which the run counts as exhausted.
             guard: Roll damaged chunks back; True for the default limits.
             noise_steps: Steps of a chunk that are measured, at most.
+            noise_fraction: Share of all steps that are measured, at most. Each is divided in two,
+                and the clock charges the additional pass.
 
         Raises:
             ConfigurationError: Bounds exclude each other, or the schedule's length is missing.
@@ -118,6 +128,7 @@ class LiveRun:
         self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer)
         self._coupling = CoupledRate(coupling, task.batch_size)
         self._noise_steps = noise_steps if measure_noise or coupling is Coupling.ADASCALE else 0
+        self._noise_fraction, self._measured = noise_fraction, 0
         self._guard = (GuardConfig() if guard is True else guard) or None
         self._guard_state = GuardState()
         self._snapshot = Snapshot(self.model, self.optimizer)
@@ -141,7 +152,7 @@ class LiveRun:
 
     @property
     def finished(self) -> bool:
-        """True when nothing more can be decided."""
+        """Nothing more can be decided."""
         return self.reached or self.exhausted or self.diverged
 
     def advance(self, batch_size: int) -> Signals:
@@ -168,14 +179,10 @@ class LiveRun:
         self.batch_size = batch_size
         if self._guard is not None:
             self._snapshot.take()
-        # Random numbers within the model (dropout) are the run's own.
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self._rng)
-        try:
+        with torch.random.fork_rng(devices=[]):  # random numbers in the model are the run's own
+            torch.set_rng_state(self._rng)
             factor = self._train_chunk()
-        finally:
             self._rng = torch.get_rng_state()
-            torch.set_rng_state(outside)
         self._clock.end_chunk()
         measured = self._monitor.finish()
         rolled_back = self._judge(measured, before)
@@ -203,7 +210,11 @@ class LiveRun:
 
     def _train_chunk(self) -> float:
         steps = self.cadence.chunk_steps(self.steps)
-        measured = measured_steps(steps, self._noise_steps)
+        count = affordable_steps(
+            self.steps, steps, self._measured, self._noise_fraction, self._noise_steps
+        )
+        measured = measured_steps(steps, count)
+        self._measured += count
         factor = self._coupling.factor(self.batch_size)
         budget = math.inf if self.objective.budget is None else self.objective.budget
         last = math.inf if self._max_steps is None else self._max_steps
