@@ -36,7 +36,10 @@ ALLOWED_INSIDE = {"rlbatch.tensorboard_events": {"tensorboard"}}
 
 
 def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int, bool]]:
-    """Yield (imported name, line, runs when the module is loaded) of every import statement."""
+    """Yield (imported name, line, runs when the module is loaded) of every import.
+
+    `import rlbatch` gives a package that is still empty: what counts is what is read from it.
+    """
     typing_only = {
         id(child)
         for node in ast.walk(tree)
@@ -55,6 +58,8 @@ def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int, bool]]:
             continue
         if isinstance(node, ast.Import):
             for alias in node.names:
+                if alias.name == "rlbatch":
+                    continue
                 yield alias.name, node.lineno, id(node) not in inside
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
@@ -63,6 +68,8 @@ def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int, bool]]:
                 base = ".".join([*parent, *([base] if base else [])])
             for alias in node.names:
                 yield f"{base}.{alias.name}", node.lineno, id(node) not in inside
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rlbatch":
+            yield f"rlbatch.{node.attr}", node.lineno, id(node) not in inside
 
 
 def level(name: str) -> int:
@@ -125,6 +132,7 @@ def test_every_folder_is_looked_at() -> None:
         ("rlbatch/signals/x.py", "def f():\n    import rlbatch.controller", "stands above"),
         ("rlbatch/signals/x.py", "from ..policy import base", "stands above"),
         ("rlbatch/signals/__init__.py", "from ..policy import base", "stands above"),
+        ("rlbatch/signals/x.py", "import rlbatch\nrlbatch.controller", "stands above"),
         ("rlbatch/errors.py", "from rlbatch.signals import record", "stands above"),
         ("rlbatch/observation.py", "import rlbatch.policy", "stands above"),
         ("rlbatch/policy/x.py", "from rlbatch.actuation import window", "stands above"),
@@ -162,6 +170,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, file: str, source: str, message
         ),
         ("rlbatch/controller.py", "import torch.nn, json\nfrom rlbatch.actuation import window"),
         ("rlbatch/policy/x.py", "from rlbatch.policy.base import Policy\nfrom . import base"),
+        ("rlbatch/policy/x.py", "import rlbatch\nprint(rlbatch.__version__)"),
         ("rlbatch/envs/x.py", "import gymnasium\nfrom rlbatch import episode_log"),
         ("rlbatch/agents/x.py", "import stable_baselines3\nimport rlbatch.envs"),
         ("rlbatch/cli/x.py", "import tyro\nfrom rlbatch.inspect import table"),
