@@ -1,0 +1,1 @@
+"""Reading episode logs: tables and summaries."""
