@@ -1,0 +1,144 @@
+"""Learning curves of fixed batch sizes, computed once and stored: references for training on real tasks.
+
+With a coupling of exponent c, the fixed batch size B runs at the learning rate lr0 (B / B0)^c. So curves on a grid of
+batch sizes and learning rates serve every coupling but AdaScale, every default learning rate on the grid and, since
+cost follows from steps, every device profile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlbatch.envs.fixed_run import fixed_run_curve
+from rlbatch.envs.objectives import Cadence
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
+from rlbatch.envs.task import resolve_task
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals.record import Coupling
+
+SIZE_SHIFTS = tuple(range(-4, 6))
+RATE_SHIFTS = (-2, 0, 2)
+COUPLINGS = (Coupling.NONE, Coupling.SQRT, Coupling.LINEAR)
+
+Point = tuple[int, int]  # log2(batch size / default), 2 x log2(learning rate / default)
+
+
+def grid_points() -> list[Point]:
+    """Points that some coupling and some learning rate of `RATE_SHIFTS` needs, from the default outwards."""
+    points = {
+        (size, rate + round(2 * coupling.exponent * size))
+        for size in SIZE_SHIFTS
+        for rate in RATE_SHIFTS
+        for coupling in COUPLINGS
+    }
+    return sorted(points, key=lambda point: (abs(point[0]), abs(point[1]), point))
+
+
+@dataclass(frozen=True)
+class CurveTable:
+    """Validation losses of fixed runs of one task.
+
+    Attributes:
+        task: The task's name.
+        points: (points, 2) integers, see `Point`.
+        steps: (validations,) optimizer steps at which a validation was made; the same for every run.
+        val_loss: (points, seeds, validations); NaN after a run ended.
+    """
+
+    task: str
+    points: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    val_loss: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        """Write the table as .npz."""
+        np.savez_compressed(
+            path,
+            task=np.array(self.task),
+            points=self.points.astype(np.int8),
+            steps=self.steps.astype(np.int32),
+            val_loss=self.val_loss.astype(np.float32),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> CurveTable:
+        """Read a table that `save` wrote."""
+        if not path.is_file():
+            raise ConfigurationError(f"No learning curves at {path}. Make them with scripts/make_curves.py.")
+        with np.load(path, allow_pickle=False) as data:
+            return cls(str(data["task"]), data["points"].astype(np.int64), data["steps"], data["val_loss"])
+
+    def row(self, size_shift: int, rate_shift: int) -> int | None:
+        """Position of a grid point, None where it was not run."""
+        match = np.flatnonzero((self.points[:, 0] == size_shift) & (self.points[:, 1] == rate_shift))
+        return int(match[0]) if len(match) else None
+
+    def steps_to(self, row: int, target: float) -> float:
+        """Mean over seeds of the steps to a validation loss; inf where a seed never reached it."""
+        hit = self.val_loss[row] <= target
+        if not hit.any(axis=1).all():
+            return float("inf")
+        return float(self.steps[hit.argmax(axis=1)].mean())
+
+    def costs(
+        self, target: float, rate_shift: int, coupling: Coupling, profile: DeviceProfile, weights: CostWeights, base: int
+    ) -> dict[int, float]:
+        """Cost of reaching the target at each fixed batch size that was run."""
+        costs: dict[int, float] = {}
+        for shift in SIZE_SHIFTS:
+            row = self.row(shift, rate_shift + round(2 * coupling.exponent * shift))
+            if row is not None:
+                size = base * 2.0**shift
+                costs[int(size)] = self.steps_to(row, target) * float(step_cost(profile, weights, size, base))
+        return costs
+
+
+def compute_table(task_name: str, seeds: int, step_factor: float = 3.0, target_factor: float = 0.95) -> CurveTable:
+    """Run the grid for one task.
+
+    A run ends at `target_factor` times the task's target or after `step_factor` times the steps that the default run
+    needed: whatever needs more is not the best size on any device whose steps get dearer with the batch size.
+    """
+    task = resolve_task(task_name)
+    cadence = Cadence()
+    size: int = len(task.train_set)  # type: ignore[arg-type]
+    largest = task.max_batch_size or size
+    target = task.target * target_factor
+    default_steps = [
+        int(_run(task_name, task.batch_size, 0, seed, 4000, target).steps[-1]) for seed in range(seeds)
+    ]
+    limit = int(step_factor * max(default_steps))
+    grid = _validation_grid(cadence, limit)
+    points = [p for p in grid_points() if 1 <= task.batch_size * 2.0 ** p[0] <= largest]
+    losses = np.full((len(points), seeds, len(grid)), np.nan, dtype=np.float32)
+    for i, (shift, rate) in enumerate(points):
+        for seed in range(seeds):
+            curve = _run(task_name, int(task.batch_size * 2.0**shift), rate, seed, limit, target)
+            known = {int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)}
+            losses[i, seed] = [known.get(int(step), np.nan) for step in grid]
+    return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses)
+
+
+def _run(task_name: str, batch_size: int, rate_shift: int, seed: int, max_steps: int, target: float):  # noqa: ANN202
+    return fixed_run_curve(
+        resolve_task(task_name),
+        batch_size,
+        seed=seed,
+        coupling=Coupling.NONE,
+        max_steps=max_steps,
+        target_loss=target,
+        learning_rate_scale=2.0 ** (rate_shift / 2),
+    )
+
+
+def _validation_grid(cadence: Cadence, limit: int) -> list[int]:
+    grid: list[int] = []
+    step = 0
+    while step < limit:
+        step += cadence.validation_steps(step)
+        grid.append(step)
+    return grid

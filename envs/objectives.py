@@ -1,0 +1,70 @@
+"""What a run is asked to achieve, and how the decisions of a run are spaced."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from rlbatch.envs.profiles import CostWeights
+from rlbatch.errors import ConfigurationError
+
+UNREACHED_RATIO = 4.0
+"""Ratio that counts for a run that never reaches its target; such a run is stopped at this multiple of the reference."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`target`: least cost to reach a validation loss. `budget`: least validation loss for a given cost.
+
+    Attributes:
+        target_loss: Validation loss that ends the run; None for the `budget` objective.
+        budget: Cost that ends the run; under `target` a limit, None for none.
+        weights: What counts as cost.
+    """
+
+    target_loss: float | None = None
+    budget: float | None = None
+    weights: CostWeights = field(default_factory=CostWeights)
+
+    def __post_init__(self) -> None:
+        """Refuse an objective without an end."""
+        if self.target_loss is None and self.budget is None:
+            raise ConfigurationError("An objective needs a target_loss or a budget, got neither.")
+        for name, value in (("target_loss", self.target_loss), ("budget", self.budget)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigurationError(f"{name} must be positive and finite, got {value}.")
+
+    @property
+    def kind(self) -> str:
+        """`target` or `budget`."""
+        return "budget" if self.target_loss is None else "target"
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Optimizer steps between two decisions, and between two validations.
+
+    A chunk is `max(minimum, growth x steps so far)` steps, at most `maximum`: short and long runs both get a few dozen
+    to a hundred decisions, and nobody has to know the length of the run in advance.
+    """
+
+    minimum: int = 4
+    growth: float = 0.1
+    maximum: int = 200
+    validation_growth: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Refuse chunks without a step."""
+        if not 1 <= self.minimum <= self.maximum or self.growth < 0 or self.validation_growth < 0:
+            raise ConfigurationError(
+                "A cadence needs 1 <= minimum <= maximum and growth >= 0, got "
+                f"minimum={self.minimum}, maximum={self.maximum}, growth={self.growth}."
+            )
+
+    def chunk_steps(self, steps_done: int) -> int:
+        """Steps of the chunk that starts after `steps_done` steps."""
+        return min(max(self.minimum, int(self.growth * steps_done)), self.maximum)
+
+    def validation_steps(self, steps_done: int) -> int:
+        """Steps from `steps_done` to the next validation."""
+        return max(1, int(self.validation_growth * steps_done))

@@ -1,0 +1,1 @@
+"""The simulator: training runs on noisy quadratics, thousands advanced together in NumPy."""

@@ -1,0 +1,114 @@
+"""Stable-Baselines3 vector environment over the simulator: no Python loop over runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
+from rlbatch.envs.quadratic.pool import TaskPool
+from rlbatch.observation import OBSERVATION_SIZE
+
+
+class QuadraticVecEnv(VecEnv):
+    """Episodes on random tasks of a pool; an episode that ends is replaced at once (SB3's convention)."""
+
+    def __init__(self, pool: TaskPool, count: int, seed: int, actions: Sequence[float]) -> None:
+        """Prepare `count` environments.
+
+        Args:
+            pool: Tasks to draw from.
+            count: Number of environments.
+            seed: Seed of the draws and of the measurement noise.
+            actions: Changes of log2(batch size), one for each discrete action.
+        """
+        space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
+        super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
+        self.pool, self.actions_log2 = pool, np.asarray(actions, dtype=np.float64)
+        self.rng = np.random.default_rng(seed)
+        self.episodes = QuadraticEpisodes(pool, count, self.rng)
+        self.returns, self.lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+        self._decided = np.zeros(count, dtype=np.int64)
+        self._observation = np.zeros((count, OBSERVATION_SIZE), dtype=np.float32)
+
+    def reset(self) -> np.ndarray:
+        """Start every episode; returns the observations after each first chunk."""
+        everything = np.arange(self.num_envs)
+        self._begin(everything)
+        # Episodes are spread over their length, or else all of them would end in the same rollout.
+        self._first_chunk(everything)
+        return self._observation.copy()
+
+    def _begin(self, index: np.ndarray) -> None:
+        self.episodes.begin(index, self.rng.integers(len(self.pool), size=len(index)))
+        self.returns[index], self.lengths[index] = 0.0, 0
+
+    def _first_chunk(self, index: np.ndarray) -> None:
+        """Run the first chunk of some episodes only: on a small copy of just those."""
+        fresh = QuadraticEpisodes(self.pool, len(index), self.rng)
+        fresh.begin(np.arange(len(index)), self.episodes.task_index[index])
+        first = fresh.step(None)
+        self._observation[index] = first.observation
+        self.returns[index] = first.reward
+        copy_runs(fresh, self.episodes, index)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the decisions."""
+        self._decided = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Train a chunk of every run; restart those that ended."""
+        transition = self.episodes.step(self.actions_log2[self._decided])
+        self.returns += transition.reward
+        self.lengths += 1
+        self._observation = transition.observation
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        ended = np.flatnonzero(transition.ended)
+        if len(ended):
+            for i in ended:
+                infos[i] = {
+                    "terminal_observation": transition.observation[i].copy(),
+                    "TimeLimit.truncated": False,
+                    "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i]), "t": 0.0},
+                    "ratio": float(transition.ratio[i]),
+                    "reached": bool(transition.reached[i]),
+                }
+            self._begin(ended)
+            self._first_chunk(ended)
+        return self._observation.copy(), transition.reward.astype(np.float32), transition.ended.copy(), infos
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Attribute of the vector environment, repeated for each environment."""
+        value = getattr(self, attr_name, None)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the vector environment."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call a method once and repeat its result."""
+        result = getattr(self, method_name)(*args, **kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """No environment is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+
+def copy_runs(source: QuadraticEpisodes, target: QuadraticEpisodes, index: np.ndarray) -> None:
+    """Copy every per-run array of `source` to these positions of `target`."""
+    for owner, other in ((source, target), (source.runs, target.runs)):
+        for name, values in vars(owner).items():
+            if isinstance(values, np.ndarray) and name != "reference":
+                getattr(other, name)[index] = values
+    for values, current in zip(source.state, target.state, strict=True):
+        current[index] = values

@@ -1,0 +1,398 @@
+"""The one encoder: a chunk's signals become the bounded, scale-free vector that a policy sees.
+
+The same function serves a live run, the live environment and the vectorised simulator: it is written on arrays whose
+leading axes are free. A policy trained in simulation can be deployed only because of that.
+
+Nothing here depends on the unit of the loss, of the gradient or of the cost: only ratios, fractions and cosines enter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
+
+SCHEMA_VERSION = 1
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "place": (
+        "size_vs_base",
+        "size",
+        "room_up",
+        "room_down",
+        "epoch_steps",
+        "epochs_done",
+        "steps_done",
+    ),
+    "learning_rate": (
+        "coupling",
+        "adascale",
+        "rate_factor",
+        "schedule_factor",
+        "adaptive",
+        "momentum",
+    ),
+    "cost": (
+        "elasticity_/4",
+        "elasticity_/2",
+        "elasticity_x2",
+        "elasticity_x4",
+        "elasticity_x16",
+        "cost_known",
+    ),
+    "noise": (
+        "efficiency",
+        "noise_vs_size",
+        "noise_known",
+        "cosine",
+        "noise_trend",
+        "goodput_step",
+    ),
+    "loss": (
+        "loss_vs_initial",
+        "loss_vs_target",
+        "val_vs_target",
+        "val_gap",
+        "val_known",
+        "decrease",
+        "decrease_significance",
+        "decrease_rate",
+        "remaining",
+        "loss_noise",
+        "rise",
+    ),
+    "progress": ("progress_ratio", "gradient_growth", "trouble", "rate_change"),
+    "history": ("last_change", "since_change", "explored_up", "explored_down"),
+    "objective": ("budget_run", "spent", "weight_seconds", "weight_samples", "weight_joules"),
+}
+"""Names of the features by group, in the order of the vector."""
+
+OBSERVATION_NAMES: tuple[str, ...] = tuple(name for names in GROUPS.values() for name in names)
+OBSERVATION_SIZE = len(OBSERVATION_NAMES)
+
+_NOISE_DECAY = 0.7  # a chunk: with the default cadence a chunk is about a tenth of the run so far
+_RATE_DECAY = 0.6
+_TINY = 1e-30
+
+
+class EncoderState(NamedTuple):
+    """Averages over the chunks so far; every entry is an array with the runs' leading axes."""
+
+    chunks: Array
+    initial_loss: Array
+    last_loss: Array
+    last_loss_var: Array
+    lowest_loss: Array
+    grad_sqr: Array  # decayed sums; divide by `noise_weight`
+    grad_sqr_var: Array
+    noise_trace: Array
+    noise_weight: Array
+    noise_fast: Array  # log2 of the last chunk's own noise scale
+    cosine: Array
+    gradient_level: Array
+    rate: Array  # decayed log-loss decrease
+    rate_cost: Array  # decayed log-cost growth
+    previous_size_rate: Array  # decrease per cost at the size before the last change
+    current_size_rate: Array
+    actual_decrease: Array
+    predicted_decrease: Array
+    last_size: Array
+    last_change: Array
+    since_change: Array
+    largest: Array
+    smallest: Array
+    last_cost: Array
+
+
+def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
+    """Return the state before the first chunk, for runs with these leading axes."""
+    zero = np.zeros(shape)
+    unset = np.full(shape, np.nan)
+    return EncoderState(
+        chunks=zero,
+        initial_loss=unset,
+        last_loss=unset,
+        last_loss_var=zero,
+        lowest_loss=unset,
+        grad_sqr=zero,
+        grad_sqr_var=zero,
+        noise_trace=zero,
+        noise_weight=zero,
+        noise_fast=unset,
+        cosine=zero,
+        gradient_level=unset,
+        rate=zero,
+        rate_cost=zero,
+        previous_size_rate=unset,
+        current_size_rate=unset,
+        actual_decrease=zero,
+        predicted_decrease=zero,
+        last_size=unset,
+        last_change=zero,
+        since_change=zero,
+        largest=unset,
+        smallest=unset,
+        last_cost=zero,
+    )
+
+
+def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], EncoderState]:
+    """Return the observation after a chunk, and the next state.
+
+    Args:
+        signals: The chunk's measurements, each a float or an array with the same leading axes.
+        state: What the previous call (or `initial_state`) returned.
+
+    Returns:
+        The observation, float32 of shape (..., OBSERVATION_SIZE), finite and within [-1, 1]; and the next state.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        after = _advance(signals, state)
+        features = _features(signals, state, after)
+    observation = np.stack(np.broadcast_arrays(*features), axis=-1).astype(np.float32)
+    np.nan_to_num(observation, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+    return np.clip(observation, -1.0, 1.0, out=observation), after
+
+
+def _advance(signals: Signals, state: EncoderState) -> EncoderState:
+    loss = _as_array(signals.train_loss)
+    good = np.isfinite(loss) & (loss > 0)
+    loss = np.where(good, loss, state.last_loss)
+    first = np.isnan(state.initial_loss)
+    loss_var = np.square(_finite(signals.train_loss_std)) / np.maximum(signals.steps, 1)
+
+    size = np.log2(signals.batch_size)
+    changed = ~np.isnan(state.last_size) & (np.abs(size - state.last_size) > 1e-9)
+    change = np.where(np.isnan(state.last_size), 0.0, size - state.last_size)
+
+    decrease = np.where(first, 0.0, np.log(state.last_loss / loss))
+    decrease = _finite(decrease)
+    cost_growth = np.where(
+        first, 0.0, np.log(_as_array(signals.total_cost) / np.maximum(state.last_cost, _TINY))
+    )
+    cost_rate = decrease / np.maximum(signals.chunk_cost, _TINY)
+    current = np.where(
+        np.isnan(state.current_size_rate) | changed,
+        cost_rate,
+        0.5 * (state.current_size_rate + cost_rate),
+    )
+
+    grad_sqr, trace = _as_array(signals.grad_sqr), _as_array(signals.noise_trace)
+    measured = np.isfinite(grad_sqr) & np.isfinite(trace)
+    decay = np.where(measured, _NOISE_DECAY, 1.0)
+    grad_se = np.where(np.isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
+    level = np.maximum(grad_sqr, 0.0) + _finite(trace) / signals.batch_size
+    actual = np.where(first, 0.0, state.last_loss - loss)
+    predicted = _as_array(signals.predicted_decrease)
+    has_prediction = np.isfinite(predicted) & ~first
+
+    return EncoderState(
+        chunks=state.chunks + 1,
+        initial_loss=np.where(first, loss, state.initial_loss),
+        last_loss=loss,
+        last_loss_var=loss_var,
+        lowest_loss=np.fmin(state.lowest_loss, loss),
+        grad_sqr=decay * state.grad_sqr + np.where(measured, grad_sqr, 0.0),
+        grad_sqr_var=decay**2 * state.grad_sqr_var + np.where(measured, np.square(grad_se), 0.0),
+        noise_trace=decay * state.noise_trace + np.where(measured, trace, 0.0),
+        noise_weight=decay * state.noise_weight + measured,
+        noise_fast=np.where(
+            measured & (grad_sqr > 0),
+            np.log2(np.maximum(trace, _TINY) / grad_sqr),
+            state.noise_fast,
+        ),
+        cosine=np.where(
+            np.isfinite(signals.gradient_cosine), signals.gradient_cosine, state.cosine
+        ),
+        gradient_level=np.where(
+            measured,
+            np.where(np.isnan(state.gradient_level), level, 0.5 * (state.gradient_level + level)),
+            state.gradient_level,
+        ),
+        rate=_RATE_DECAY * state.rate + decrease,
+        rate_cost=_RATE_DECAY * state.rate_cost + cost_growth,
+        previous_size_rate=np.where(changed, state.current_size_rate, state.previous_size_rate),
+        current_size_rate=current,
+        actual_decrease=_RATE_DECAY * state.actual_decrease
+        + np.where(has_prediction, _finite(actual), 0.0),
+        predicted_decrease=_RATE_DECAY * state.predicted_decrease
+        + np.where(has_prediction, predicted, 0.0),
+        last_size=size + np.zeros_like(loss),
+        last_change=np.where(changed, change, 0.0),
+        since_change=np.where(changed, 0.0, state.since_change + 1),
+        largest=np.fmax(state.largest, size),
+        smallest=np.fmin(state.smallest, size),
+        last_cost=_as_array(signals.total_cost),
+    )
+
+
+def _features(signals: Signals, before: EncoderState, after: EncoderState) -> list[Array]:
+    context = signals.context
+    size = after.last_size
+    return [
+        *_place(signals, context, size),
+        *_learning_rate(signals, context),
+        *_cost(signals, size),
+        *_noise(signals, context, before, after, size),
+        *_loss(signals, context, before, after),
+        *_progress(signals, before, after),
+        0.5 * after.last_change,
+        np.minimum(after.since_change, 8) / 8,
+        (after.largest - size) / 6,
+        (size - after.smallest) / 6,
+        *_objective(signals, context),
+    ]
+
+
+def _place(signals: Signals, context: RunContext, size: Array) -> list[Array]:
+    return [
+        (size - np.log2(context.base_batch_size)) / 8,
+        size / 8 - 1,
+        (np.log2(context.max_batch_size) - size) / 8,
+        (size - np.log2(context.min_batch_size)) / 8,
+        (np.log2(context.dataset_size) - size) / 12,
+        np.log1p(_as_array(signals.total_samples) / context.dataset_size) / 5,
+        np.log2(1 + _as_array(signals.total_steps)) / 8 - 1,
+    ]
+
+
+def _learning_rate(signals: Signals, context: RunContext) -> list[Array]:
+    return [
+        _as_array(context.coupling_exponent),
+        _as_array(context.adascale),
+        np.log2(_as_array(signals.learning_rate_factor)) / 6,
+        np.log2(np.maximum(signals.schedule_factor, 2.0**-6)) / 6,
+        _as_array(context.adaptive),
+        _as_array(context.momentum),
+    ]
+
+
+def step_cost_at(curve: Array, log2_size: Array) -> Array:
+    """Return log2 of the cost of one step at a batch size, by linear interpolation in log-log.
+
+    Args:
+        curve: `Signals.step_cost_curve`, shape (..., 17).
+        log2_size: log2 of the batch size, shape (...); clipped to the curve's range.
+    """
+    position = np.clip(log2_size, 0.0, len(COST_CURVE_SIZES) - 1.0)
+    lower = np.minimum(position.astype(np.int64), len(COST_CURVE_SIZES) - 2)
+    left = np.take_along_axis(curve, lower[..., None], axis=-1)[..., 0]
+    right = np.take_along_axis(curve, lower[..., None] + 1, axis=-1)[..., 0]
+    return left + (right - left) * (position - lower)
+
+
+def _cost(signals: Signals, size: Array) -> list[Array]:
+    here = step_cost_at(signals.step_cost_curve, size)
+    elasticities = [
+        (step_cost_at(signals.step_cost_curve, size + shift) - here) / shift
+        for shift in (-2.0, -1.0, 1.0, 2.0, 4.0)
+    ]
+    return [*elasticities, _as_array(signals.step_cost_known)]
+
+
+def _noise(
+    signals: Signals, context: RunContext, before: EncoderState, after: EncoderState, size: Array
+) -> list[Array]:
+    weight = np.maximum(after.noise_weight, _TINY)
+    grad_sqr, grad_se = after.grad_sqr / weight, np.sqrt(after.grad_sqr_var) / weight
+    trace = after.noise_trace / weight
+    measured = after.noise_weight > 0
+    # Where |G|^2 drowns in its own error only a lower bound of the noise scale is known.
+    noise_scale = np.log2(
+        np.maximum(trace, _TINY) / np.maximum(grad_sqr, np.maximum(0.5 * grad_se, _TINY))
+    )
+    noise_scale = np.clip(noise_scale, -8.0, 24.0)
+    certainty = np.where(measured, grad_sqr / (np.abs(grad_sqr) + grad_se + _TINY), 0.0)
+    return [
+        np.where(measured, 2.0 / (1.0 + 2.0 ** (size - noise_scale)) - 1.0, 0.0),
+        np.where(measured, (noise_scale - size) / 10, 0.0),
+        np.maximum(certainty, 0.0),
+        after.cosine,
+        np.where(
+            measured & ~np.isnan(before.noise_fast), (after.noise_fast - noise_scale) / 6, 0.0
+        ),
+        np.where(measured, (_goodput_size(signals, context, noise_scale) - size) / 6, 0.0),
+    ]
+
+
+def _goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> Array:
+    """log2 of the size with the most statistical progress per cost (Pollux, Qiao et al. 2021, section 3)."""
+    sizes = np.log2(COST_CURVE_SIZES)
+    # progress per cost = B / (phi + B) / cost(B); the constant phi + B0 does not move the argmax.
+    score = (
+        -np.log2(1.0 + 2.0 ** (np.asarray(noise_scale)[..., None] - sizes))
+        - signals.step_cost_curve
+    )
+    low = np.asarray(np.log2(context.min_batch_size))[..., None]
+    high = np.asarray(np.log2(context.max_batch_size))[..., None]
+    score = np.where((sizes >= low - 0.5) & (sizes <= high + 0.5), score, -np.inf)
+    return sizes[np.argmax(score, axis=-1)]
+
+
+def _loss(
+    signals: Signals, context: RunContext, before: EncoderState, after: EncoderState
+) -> list[Array]:
+    target = _as_array(context.target_loss)
+    val = _as_array(signals.val_loss)
+    has_val = np.isfinite(val) & (val > 0)
+    level = np.where(has_val, val, after.last_loss)
+    decrease = _finite(np.log(before.last_loss / after.last_loss))
+    spread = np.sqrt(after.last_loss_var + before.last_loss_var)
+    rate = after.rate / np.maximum(after.rate_cost, 1e-3)
+    to_go = np.log(level / target)
+    remaining = np.log2(np.maximum(to_go, 1e-3) / np.maximum(rate, 1e-3))
+    return [
+        np.log(after.last_loss / after.initial_loss) / 3,
+        np.where(np.isnan(target), 0.0, np.log(after.last_loss / target) / 3),
+        np.where(np.isnan(target) | ~has_val, 0.0, to_go / 3),
+        np.where(has_val, np.log(val / after.last_loss), 0.0),
+        has_val.astype(np.float64),
+        np.tanh(5 * decrease),
+        np.tanh(_finite((before.last_loss - after.last_loss) / np.maximum(spread, _TINY)) / 3),
+        np.tanh(rate),
+        np.where(np.isnan(target), 0.0, remaining / 8),
+        (np.log10(np.maximum(_finite(signals.train_loss_std), _TINY) / after.last_loss) + 1.5) / 2,
+        np.tanh(3 * np.log(after.last_loss / after.lowest_loss)),
+    ]
+
+
+def _progress(signals: Signals, before: EncoderState, after: EncoderState) -> list[Array]:
+    ratio = after.actual_decrease / np.maximum(after.predicted_decrease, _TINY)
+    growth = np.log2(after.gradient_level / before.gradient_level)
+    trouble = (
+        np.minimum(_as_array(signals.nonfinite_steps), 1.0) * 0.5
+        + _as_array(signals.rolled_back) * 0.5
+    )
+    gain = (after.current_size_rate - after.previous_size_rate) / (
+        np.abs(after.current_size_rate) + np.abs(after.previous_size_rate) + _TINY
+    )
+    return [
+        np.where(after.predicted_decrease > 0, np.tanh(ratio), 0.0),
+        np.tanh(_finite(growth)),
+        trouble,
+        _finite(gain),
+    ]
+
+
+def _objective(signals: Signals, context: RunContext) -> list[Array]:
+    budget = _as_array(context.budget)
+    has_budget = np.isfinite(budget)
+    spent = np.where(has_budget, _as_array(signals.total_cost) / budget, 0.0)
+    return [
+        np.isnan(_as_array(context.target_loss)).astype(np.float64),
+        spent,
+        _as_array(context.weight_seconds),
+        _as_array(context.weight_samples),
+        _as_array(context.weight_joules),
+    ]
+
+
+def _as_array(value: float | Array) -> Array:
+    return np.asarray(value, dtype=np.float64)
+
+
+def _finite(value: float | Array) -> Array:
+    return np.nan_to_num(np.asarray(value, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
