@@ -27,11 +27,19 @@ INPUTS := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS ?= 1
 
+# The stamps count only for an environment that works and holds this very checkout: one that was half made, whose
+# Python went away or that was moved is installed anew. -I and `cd /`: as from anywhere else.
+HEALTHY := $(shell cd / && $(abspath $(BIN))/python -I -c 'import pip, sys, rlbatch; \
+	sys.exit(not rlbatch.__file__.startswith("$(CURDIR)/"))' >/dev/null 2>&1 && echo yes)
+ifneq ($(HEALTHY),yes)
+$(shell rm -f $(VENV)/.installed-demo $(VENV)/.installed-dev)
+endif
+
 .PHONY: demo test test-quick check format venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/rlbatch demo $(ARGS)
+	$(BIN)/python -m rlbatch demo $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
@@ -42,7 +50,7 @@ test-quick: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/python -m pyright
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -50,7 +58,7 @@ format: $(VENV)/.installed-dev
 
 # Makes .venv, and makes it anew where an interrupted attempt or a removed Python left one that does not work.
 venv:
-	@$(BIN)/python -c 'import pip' >/dev/null 2>&1 || { \
+	@$(PIP) --version >/dev/null 2>&1 || { \
 	  test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the modules venv and ensurepip was found." \
 	    "Install one (Debian: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
 	  echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
