@@ -74,26 +74,7 @@ def save_policy(
         for index, layer in enumerate(getattr(member, net))
         for part, array in zip(("weight", "bias"), layer, strict=True)
     }
-    content = {
-        "format_version": FORMAT_VERSION,
-        "schema_version": SCHEMA_VERSION,
-        "observation_names": OBSERVATION_NAMES,
-        "layer_sizes": [{net: member.sizes(net) for net in _NETS} for member in policy.members],
-        "activation": policy.activation,
-        "action_grid": policy.action_grid,
-        "masked": policy.masked,
-        "sample": policy.sample,
-        **{key: getattr(card, key) for key in _CARD_KEYS},
-    }
-    try:
-        metadata = {
-            key: json.dumps(value, allow_nan=False, sort_keys=True)
-            for key, value in content.items()
-        }
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"A policy card must hold finite numbers, strings, lists and dictionaries: {error}."
-        ) from error
+    metadata = _metadata(policy, card)
     metadata["checksum"] = json.dumps(_checksum(metadata, tensors))
     _write_atomically(Path(path), _in_fixed_order(save(tensors, metadata)))
 
@@ -117,6 +98,30 @@ def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
     except (ConfigurationError, TypeError, ValueError) as error:
         raise PolicyFileError(
             f"{path}: the parts of the policy do not fit together: {error} Export it again."
+        ) from error
+
+
+def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
+    """Return every metadata entry but the checksum."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "schema_version": SCHEMA_VERSION,
+        "observation_names": OBSERVATION_NAMES,
+        "layer_sizes": [{net: member.sizes(net) for net in _NETS} for member in policy.members],
+        "activation": policy.activation,
+        "action_grid": policy.action_grid,
+        "masked": policy.masked,
+        "sample": policy.sample,
+        **{key: getattr(card, key) for key in _CARD_KEYS},
+    }
+    try:
+        return {
+            key: json.dumps(value, allow_nan=False, sort_keys=True)
+            for key, value in content.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"A policy card must hold finite numbers, strings, lists and dictionaries: {error}."
         ) from error
 
 
@@ -152,7 +157,7 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
         with path.open("rb") as file:
             start = file.read(4)
     except FileNotFoundError:
-        raise PolicyFileError(f"{path}: there is no such policy file.") from None
+        raise PolicyFileError(f"{path}: there is no such policy file. Check the path.") from None
     except OSError as error:
         raise PolicyFileError(f"{path}: cannot be opened: {error.strerror}.") from error
     if start.startswith(b"PK"):

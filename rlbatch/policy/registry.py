@@ -10,7 +10,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.errors import ConfigurationError, PolicyFileError, UnknownNameError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.file import load_policy as load_policy_file
 from rlbatch.policy.parameters import parse_parameters
@@ -57,8 +57,7 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
     if name == DEFAULT:
         if arguments:
             raise ConfigurationError(f"The default policy takes no parameters; got {arguments!r}.")
-        with as_file(files("rlbatch") / _DEFAULT_FILE) as path:
-            return load_policy_file(path)
+        return _load_default()
     factories = _factories()
     if name in factories:
         factory = _load(name, factories[name])
@@ -75,6 +74,16 @@ load_policy = resolve_policy
 def policy_names() -> tuple[str, ...]:
     """Return every name that `resolve_policy` knows, sorted."""
     return tuple(sorted({DEFAULT, *_factories()}))
+
+
+def _load_default() -> Policy:
+    with as_file(files("rlbatch") / _DEFAULT_FILE) as path:
+        if not path.exists():
+            raise PolicyFileError(
+                f"The default policy is missing from this installation ({path}). Install rlbatch "
+                "again, or name a policy file or a rule."
+            )
+        return load_policy_file(path)
 
 
 def _factories() -> dict[str, str | EntryPoint]:

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Decision
-from rlbatch.signals.record import Array, Numeric
+from rlbatch.signals.record import Array, Numeric, Signals
 
 SAME_SIZE = 1e-6
 """Changes of log2(batch size) below this are rounding, not a change."""
@@ -42,23 +43,24 @@ def describe(log2_change: Numeric) -> str:
     change = float(log2_change)
     if abs(change) < SAME_SIZE:
         return "stay"
-    return f"{'x' if change > 0 else '/'}{2.0 ** abs(change):.3g}"
+    size = f"{2.0 ** abs(change):.3g}" if abs(change) < 20 else f"2^{abs(change):.0f}"
+    return f"{'x' if change > 0 else '/'}{size}"
 
 
-def decision(log2_change: ArrayLike, name: str, why: str = "") -> Decision:
-    """Return a rule's decision, with its reason when it is about a single run.
+def decision(log2_change: ArrayLike, name: str, why: str = "", *values: ArrayLike) -> Decision:
+    """Return a rule's decision, with a reason when it is about a single run.
 
     Args:
         log2_change: Requested change of log2(batch size), shape (...).
         name: The rule's name, first word of the reason.
-        why: What the rule saw; leave it empty for arrays.
+        why: What the rule saw, with a `{}` for each of the values.
+        values: Numbers to fill in; ignored for arrays of runs.
     """
     change = numeric(log2_change)
-    if isinstance(change, float):
-        return Decision(
-            change, reasons=(f"{name}: {describe(change)}{f' ({why})' if why else ''}",)
-        )
-    return Decision(change)
+    if not isinstance(change, float):
+        return Decision(change)
+    saw = why.format(*(float(np.asarray(value)) for value in values))
+    return Decision(change, reasons=(f"{name}: {describe(change)}{f' ({saw})' if saw else ''}",))
 
 
 def adjusted(asked: Decision, log2_change: ArrayLike, wrapper: str) -> Decision:
@@ -71,6 +73,21 @@ def adjusted(asked: Decision, log2_change: ArrayLike, wrapper: str) -> Decision:
         return replace(asked, log2_change=change)
     reason = f"{wrapper}: {describe(change)} instead of {describe(before)}"
     return replace(asked, log2_change=change, reasons=(*asked.reasons, reason))
+
+
+def batch_gradient_sqr(signals: Signals) -> Array:
+    """Return the squared norm of the batch gradient, its noise included: |G|^2 + tr(Sigma) / B.
+
+    Tests that were published for the norm of the gradient in hand want this one, not the unbiased
+    estimate of |G|^2 that `Signals.grad_sqr` holds.
+    """
+    return np.asarray(signals.grad_sqr) + np.asarray(signals.noise_trace) / signals.batch_size
+
+
+def check(is_right: bool, expected: str, value: object) -> None:
+    """Refuse a setting: raise `ConfigurationError` with what was expected and what came."""
+    if not is_right:
+        raise ConfigurationError(f"{expected}; got {value}.")
 
 
 def mean_start(shape: tuple[int, ...]) -> Mean:

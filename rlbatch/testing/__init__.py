@@ -9,6 +9,7 @@ from rlbatch.testing.generators import (
     random_policy,
     random_run,
     random_signals,
+    simple_signals,
 )
 from rlbatch.testing.scripted import ScriptedPolicy
 
@@ -19,4 +20,5 @@ __all__ = [
     "random_policy",
     "random_run",
     "random_signals",
+    "simple_signals",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE, encode, initial_state
 from rlbatch.policy.base import Observation
 from rlbatch.policy.learned import LearnedPolicy
@@ -21,6 +22,38 @@ MAY_BE_MISSING = (
 """Fields of `Signals` that are NaN when they were not measured."""
 
 
+def simple_signals(**changes: Any) -> Signals:
+    """Return one run's signals with round numbers, for examples that are computed by hand.
+
+    Batch size 64 (also the base) in [1, 65536], chunks of 10 steps, SGD at learning rate 0.1
+    without coupling, training loss 1, |G|^2 = 1, tr(Sigma) = 64, cost 1 + B / 64 a step.
+
+    Args:
+        changes: Fields of `Signals` or of `RunContext` to set otherwise; arrays make several runs.
+    """
+    constants: dict[str, Any] = {
+        **{"base_batch_size": 64.0, "min_batch_size": 1.0, "max_batch_size": 65536.0},
+        **{"dataset_size": 6400.0, "learning_rate": 0.1, "momentum": 0.0, "adaptive": 0.0},
+        **{"coupling_exponent": 0.0, "adascale": 0.0, "target_loss": 0.1, "budget": np.nan},
+        **{"weight_seconds": 1.0, "weight_samples": 0.0, "weight_joules": 0.0},
+    }
+    values: dict[str, Any] = {
+        **{"batch_size": 64.0, "steps": 10.0, "total_steps": 10.0, "total_samples": 640.0},
+        **{"chunk_cost": 20.0, "total_cost": 20.0, "train_loss": 1.0, "train_loss_std": 0.1},
+        **{"val_loss": np.nan, "grad_sqr": 1.0, "grad_sqr_se": 0.1, "noise_trace": 64.0},
+        **{"noise_trace_se": 6.4, "gradient_cosine": 1.0 / 3.0, "predicted_decrease": 1.0},
+        **{"learning_rate_factor": 1.0, "schedule_factor": 1.0, "step_cost_known": 1.0},
+        **{"step_cost_curve": np.log2(1.0 + COST_CURVE_SIZES / 64.0)},
+        **{"nonfinite_steps": 0.0, "rolled_back": 0.0},
+    }
+    unknown = changes.keys() - constants.keys() - values.keys()
+    if unknown:
+        raise ConfigurationError(f"Signals and RunContext have no field {sorted(unknown)}.")
+    constants |= {name: value for name, value in changes.items() if name in constants}
+    values |= {name: value for name, value in changes.items() if name in values}
+    return Signals(context=RunContext(**constants), **values)
+
+
 def random_signals(
     shape: tuple[int, ...], rng: np.random.Generator, missing: float = 0.2
 ) -> Signals:
@@ -31,43 +64,13 @@ def random_signals(
         rng: Source of randomness.
         missing: Probability with which each value that may be missing is NaN.
     """
-
-    def between(low: float, high: float) -> Array:
-        return rng.uniform(low, high, shape)
-
-    def powers_of_ten(low: float, high: float) -> Array:
-        return 10.0 ** between(low, high)
-
     context = random_context(shape, rng)
     low, high = np.log2(context.min_batch_size), np.log2(context.max_batch_size)
-    steps = np.round(powers_of_ten(0, 3))
-    loss = powers_of_ten(-6, 6)
-    floor, slope = powers_of_ten(-4, 2)[..., None], powers_of_ten(-6, 0)[..., None]
-    values: dict[str, Array] = {
-        "batch_size": np.round(2.0 ** (low + (high - low) * between(0, 1))),
-        "steps": steps,
-        "total_steps": steps + np.round(powers_of_ten(0, 5)),
-        "total_samples": np.round(powers_of_ten(1, 9)),
-        "chunk_cost": powers_of_ten(-4, 4),
-        "total_cost": powers_of_ten(4, 8),
-        "train_loss": loss,
-        "train_loss_std": loss * powers_of_ten(-4, 1),
-        "val_loss": loss * powers_of_ten(-1, 1),
-        "grad_sqr": powers_of_ten(-12, 8) * rng.choice([1.0, 1.0, -1.0], shape),
-        "grad_sqr_se": powers_of_ten(-12, 8),
-        "noise_trace": powers_of_ten(-10, 10),
-        "noise_trace_se": powers_of_ten(-10, 10),
-        "gradient_cosine": between(-1, 1),
-        "predicted_decrease": powers_of_ten(-8, 4) * rng.choice([1.0, -1.0], shape),
-        "learning_rate_factor": powers_of_ten(-2, 2),
-        "schedule_factor": between(0, 1),
-        "step_cost_known": between(0, 1),
-        "nonfinite_steps": np.round(steps * between(0, 1) * (between(0, 1) < 0.1)),
-        "rolled_back": np.round(between(0, 0.6)),
-    }
+    values = _random_measurements(shape, rng)
+    values["batch_size"] = np.round(2.0 ** (low + (high - low) * rng.uniform(0, 1, shape)))
     for name in MAY_BE_MISSING:
-        values[name] = np.where(between(0, 1) < missing, np.nan, values[name])
-    curve = np.log2(floor + slope * COST_CURVE_SIZES)
+        values[name] = np.where(rng.uniform(0, 1, shape) < missing, np.nan, values[name])
+    curve = values.pop("step_cost_curve")
     return Signals(context=context, step_cost_curve=curve, **_plain(values))
 
 
@@ -169,6 +172,40 @@ def random_policy(
 
     networks = tuple(Network(policy=chain(len(grid)), value=chain(1)) for _ in range(members))
     return LearnedPolicy(networks, action_grid=grid, **settings)
+
+
+def _random_measurements(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Array]:
+    def between(low: float, high: float) -> Array:
+        return rng.uniform(low, high, shape)
+
+    def powers_of_ten(low: float, high: float) -> Array:
+        return 10.0 ** between(low, high)
+
+    steps = np.round(powers_of_ten(0, 3))
+    loss = powers_of_ten(-6, 6)
+    floor, slope = powers_of_ten(-4, 2)[..., None], powers_of_ten(-6, 0)[..., None]
+    return {
+        "steps": steps,
+        "total_steps": steps + np.round(powers_of_ten(0, 5)),
+        "total_samples": np.round(powers_of_ten(1, 9)),
+        "chunk_cost": powers_of_ten(-4, 4),
+        "total_cost": powers_of_ten(4, 8),
+        "train_loss": loss,
+        "train_loss_std": loss * powers_of_ten(-4, 1),
+        "val_loss": loss * powers_of_ten(-1, 1),
+        "grad_sqr": powers_of_ten(-12, 8) * rng.choice([1.0, 1.0, -1.0], shape),
+        "grad_sqr_se": powers_of_ten(-12, 8),
+        "noise_trace": powers_of_ten(-10, 10),
+        "noise_trace_se": powers_of_ten(-10, 10),
+        "gradient_cosine": between(-1, 1),
+        "predicted_decrease": powers_of_ten(-8, 4) * rng.choice([1.0, -1.0], shape),
+        "learning_rate_factor": powers_of_ten(-2, 2),
+        "schedule_factor": between(0, 1),
+        "step_cost_curve": np.log2(floor + slope * COST_CURVE_SIZES),
+        "step_cost_known": between(0, 1),
+        "nonfinite_steps": np.round(steps * between(0, 1) * (between(0, 1) < 0.1)),
+        "rolled_back": np.round(between(0, 0.6)),
+    }
 
 
 def _plain(values: dict[str, Array]) -> dict[str, Numeric]:

@@ -40,7 +40,8 @@ def test_change_to_a_size_and_to_nonsense() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(0.0, "stay"), (1.0, "x2"), (-2.0, "/4"), (0.5, "x1.41"), (1e-9, "stay")]
+    ("change", "words"),
+    [(0.0, "stay"), (1.0, "x2"), (-2.0, "/4"), (0.5, "x1.41"), (1e-9, "stay"), (-4e3, "/2^4000")],
 )
 def test_changes_in_words(change: float, words: str) -> None:
     assert tools.describe(change) == words
