@@ -1,0 +1,227 @@
+"""Trains a controller with PPO: simulated runs first, then simulated and real runs together.
+
+Stable-Baselines3's zip is a checkpoint of the training only (loading one runs code in it); what is deployed is the
+policy file that `export_policy` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.envs.batch_size_env import BatchSizeEnv
+from rlbatch.envs.mixed_vec_env import MixedVecEnv
+from rlbatch.envs.quadratic.pool import TaskPool, make_pool
+from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.settings import SettingSampler
+from rlbatch.errors import ConfigurationError
+from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.file import save_policy
+from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.network import Network
+
+_CHECKPOINT, _PROGRESS, _POLICY = "checkpoint.zip", "progress.json", "policy.safetensors"
+Report = Callable[[dict[str, float]], None]
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    curves: Path | None = None,
+    start_from: Path | None = None,
+    report: Report | None = None,
+) -> Path:
+    """Train by a recipe and return the path of the policy file.
+
+    A checkpoint is written after every rollout; a training stopped at any moment and resumed loses at most one.
+
+    Args:
+        recipe: What to do.
+        out: Folder of the checkpoint, TensorBoard events and the policy.
+        resume: Continue from the folder's checkpoint.
+        curves: Folder of learning curves (scripts/make_curves.py); needed by stages with real runs.
+        start_from: Checkpoint of another training whose weights to begin with.
+        report: Called after every rollout with its figures.
+
+    Raises:
+        ConfigurationError: The folder holds another training, or there is nothing to resume.
+    """
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    stage_index, done = _position(recipe, out, resume)
+    model: PPO | None = None
+    for index in range(stage_index, len(recipe.stages)):
+        stage = recipe.stages[index]
+        env = _environment(recipe, stage, index, out, curves)
+        try:
+            source = out / _CHECKPOINT if (index > 0 or done > 0) else start_from
+            model = _model(recipe, stage, env, source)
+            _learn(model, stage, index, done, recipe, out, report)
+        finally:
+            env.close()
+        done = 0
+    if model is None:
+        model = PPO.load(out / _CHECKPOINT, device="cpu")
+    path = out / _POLICY
+    export_policy(model, recipe, path)
+    return path
+
+
+def export_policy(model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None) -> None:
+    """Write the deployable policy file of a trained model."""
+    card = PolicyCard(
+        objectives=("target",),
+        couplings=("none", "sqrt", "linear", "adascale"),
+        recipe=recipe.name,
+        recipe_hash=recipe.digest(),
+        results=results or {},
+    )
+    parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
+    policy = LearnedPolicy((Network.from_sb3(parameters),), action_grid=recipe.actions, card=card)
+    save_policy(path, policy, card)
+
+
+def _position(recipe: Recipe, out: Path, resume: bool) -> tuple[int, int]:
+    progress = out / _PROGRESS
+    if not progress.exists():
+        if resume:
+            raise ConfigurationError(f"Nothing to resume in {out}: it holds no {_PROGRESS}. Train without --resume.")
+        return 0, 0
+    if not resume:
+        raise ConfigurationError(f"{out} already holds a training. Add --resume, or choose another folder.")
+    state = json.loads(progress.read_text())
+    if state["recipe"] != recipe.digest():
+        raise ConfigurationError(f"{out} holds a training by another recipe ({state['name']!r}). Choose another folder.")
+    return state["stage"], state["timesteps"]
+
+
+def _environment(recipe: Recipe, stage: Stage, index: int, out: Path, curves: Path | None) -> VecEnv:
+    parts: list[VecEnv] = []
+    seed = recipe.seed + 1000 * index
+    if stage.real:
+        if curves is None:
+            raise ConfigurationError(
+                "This recipe trains on real tasks and needs their learning curves. Make them with "
+                "scripts/make_curves.py --out DIR and pass --curves DIR."
+            )
+        make = [partial(_real_env, curves, recipe.tasks, recipe.actions, seed + i) for i in range(stage.real)]
+        parts.append(SubprocVecEnv(make, start_method="spawn"))
+    if stage.simulated:
+        parts.append(QuadraticVecEnv(_pool(recipe, out), stage.simulated, seed, recipe.actions))
+    return MixedVecEnv(parts)
+
+
+def _pool(recipe: Recipe, out: Path) -> TaskPool:
+    path = out / "pool.npz"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp.npz")
+        make_pool(recipe.pool_size, recipe.seed + 100).save(temporary)
+        os.replace(temporary, path)
+    return TaskPool.load(path)
+
+
+def _real_env(curves: Path, tasks: tuple[str, ...], actions: tuple[float, ...], seed: int) -> BatchSizeEnv:
+    torch.set_num_threads(1)
+    env = BatchSizeEnv(source=SettingSampler(curves, tasks), actions=actions)
+    env.reset(seed=seed)
+    return env
+
+
+def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PPO:
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=stage.rollout_steps,
+        batch_size=stage.minibatch,
+        n_epochs=stage.epochs,
+        gamma=1.0,
+        gae_lambda=0.97,
+        learning_rate=stage.learning_rate,
+        ent_coef=stage.entropy,
+        clip_range=stage.clip,
+        seed=recipe.seed,
+        device="cpu",
+        policy_kwargs={
+            "net_arch": {"pi": list(recipe.policy_layers), "vf": list(recipe.value_layers)},
+            "activation_fn": torch.nn.Tanh,
+        },
+    )
+    if source is not None:
+        # Only the weights and Adam's moments: rollout sizes and rates are the stage's own.
+        model.set_parameters(PPO.load(source, device="cpu").get_parameters())
+    return model
+
+
+def _learn(
+    model: PPO, stage: Stage, index: int, done: int, recipe: Recipe, out: Path, report: Report | None
+) -> None:
+    model.set_logger(configure(str(out / f"stage{index}"), ["tensorboard"]))
+    model.num_timesteps = done
+    callback = _Progress(stage, index, recipe, out, report)
+    remaining = stage.timesteps - done
+    if remaining > 0:
+        model.learn(remaining, callback=callback, reset_num_timesteps=False)
+    _save(model, out, recipe, index + 1, 0)
+
+
+class _Progress(BaseCallback):
+    """Checkpoints, learning-rate decay and figures, once a rollout."""
+
+    def __init__(self, stage: Stage, index: int, recipe: Recipe, out: Path, report: Report | None) -> None:
+        super().__init__()
+        self._stage, self._index, self._recipe, self._out, self._report = stage, index, recipe, out, report
+        self._ratios: dict[str, deque[float]] = {"real": deque(maxlen=400), "simulated": deque(maxlen=4000)}
+        self._begun = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        for position, info in enumerate(self.locals["infos"]):
+            if "episode" not in info and "terminal_observation" not in info:
+                continue
+            kind = "real" if position < self._stage.real else "simulated"
+            self._ratios[kind].append(min(info["ratio"], 4.0) if info["reached"] else 4.0)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # The weights that this rollout is made with: saved here, a stop loses at most one rollout.
+        if self.num_timesteps:
+            _save(self.model, self._out, self._recipe, self._index, self.num_timesteps)  # type: ignore[arg-type]
+        left = max(1.0 - self.num_timesteps / self._stage.timesteps, 0.05)
+        rate = self._stage.learning_rate * left
+        self.model.lr_schedule = lambda _: rate
+
+    def _on_rollout_end(self) -> None:
+        figures = {"timesteps": float(self.num_timesteps), "seconds": time.perf_counter() - self._begun}
+        for kind, ratios in self._ratios.items():
+            if ratios:
+                figures[f"ratio_{kind}"] = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-3)))))
+                figures[f"unreached_{kind}"] = float(np.mean(np.asarray(ratios) >= 4.0))
+        for name, value in figures.items():
+            self.logger.record(f"rollout/{name}", value)
+        if self._report is not None:
+            self._report(figures)
+
+
+def _save(model: PPO, out: Path, recipe: Recipe, stage: int, timesteps: int) -> None:
+    temporary = out / "checkpoint.tmp.zip"
+    model.save(temporary)
+    os.replace(temporary, out / _CHECKPOINT)
+    state = {"recipe": recipe.digest(), "name": recipe.name, "stage": stage, "timesteps": timesteps}
+    text = out / "progress.tmp.json"
+    text.write_text(json.dumps(state))
+    os.replace(text, out / _PROGRESS)

@@ -1,0 +1,119 @@
+"""What a training consists of: frozen, hashable, and saved beside its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
+from rlbatch.errors import ConfigurationError, UnknownNameError
+
+CHEAP_TASKS = (
+    "digits-mlp",
+    "digits-mlp-sgd",
+    "digits-cnn",
+    "digits-cnn-sgd",
+    "tabular-regression",
+    "tabular-regression-sgd",
+    "tabular-classification",
+    "tabular-classification-sgd",
+    "teacher-student",
+    "teacher-student-sgd",
+    "language-id",
+    "language-id-sgd",
+)
+"""Tasks whose runs take about a second: the ones that real episodes are drawn from."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a training.
+
+    Attributes:
+        timesteps: Environment steps.
+        simulated: Simulated runs side by side.
+        real: Real runs side by side, each in a process of its own.
+        rollout_steps: Steps of each run between two updates.
+        minibatch: Transitions in a minibatch.
+        epochs: Passes over a rollout.
+        learning_rate: Of PPO's Adam; falls linearly to a twentieth in the stage.
+        entropy: Weight of the entropy bonus.
+        clip: Clip range of the policy ratio.
+    """
+
+    timesteps: int
+    simulated: int
+    real: int
+    rollout_steps: int = 64
+    minibatch: int = 4096
+    epochs: int = 6
+    learning_rate: float = 3e-4
+    entropy: float = 0.003
+    clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse a stage without runs."""
+        if self.simulated + self.real < 1 or self.timesteps < 1:
+            raise ConfigurationError(
+                f"A stage needs runs and timesteps, got simulated={self.simulated}, real={self.real}, "
+                f"timesteps={self.timesteps}."
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training.
+
+    Attributes:
+        name: How the command line calls it.
+        stages: In order.
+        tasks: Real tasks to draw from.
+        pool_size: Simulated tasks to draw from.
+        seed: Of everything.
+        actions: Changes of log2(batch size).
+        policy_layers: Hidden units of the policy network.
+        value_layers: Hidden units of the value network.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    tasks: tuple[str, ...] = CHEAP_TASKS
+    pool_size: int = 25_000
+    seed: int = 0
+    actions: tuple[float, ...] = DEFAULT_ACTIONS
+    policy_layers: tuple[int, ...] = (96, 96)
+    value_layers: tuple[int, ...] = (128, 128)
+
+    def digest(self) -> str:
+        """Hash of everything that the recipe says."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SIMULATED = Stage(timesteps=8_000_000, simulated=512, real=0)
+_MIXED = Stage(
+    timesteps=1_200_000,
+    simulated=32,
+    real=16,
+    rollout_steps=48,
+    minibatch=576,
+    epochs=5,
+    learning_rate=2e-4,
+    clip=0.15,
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("default", (_SIMULATED, _MIXED)),
+        Recipe("simulated", (_SIMULATED,)),
+        Recipe("smoke", (Stage(timesteps=4096, simulated=64, real=0, rollout_steps=32, minibatch=512),), pool_size=256),
+    )
+}
+
+
+def resolve_recipe(name: str) -> Recipe:
+    """Return a recipe by name."""
+    if name not in RECIPES:
+        raise UnknownNameError("recipe", name, RECIPES)
+    return RECIPES[name]
