@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # for type checkers and editors; keep in step with _PUBLIC
     from rlbatch.controller import BatchController as BatchController
     from rlbatch.policy.base import Decision as Decision
     from rlbatch.policy.base import Policy as Policy
-    from rlbatch.policy.registry import load_policy as load_policy
+    from rlbatch.policy.file import load_policy as load_policy
+    from rlbatch.policy.registry import resolve_policy as resolve_policy
     from rlbatch.signals.record import Signals as Signals
 
 __version__ = "0.1.0"
@@ -27,7 +28,8 @@ _PUBLIC = {
     "LearningRateCoupling": "rlbatch.actuation.learning_rate",
     "Policy": "rlbatch.policy.base",
     "Signals": "rlbatch.signals.record",
-    "load_policy": "rlbatch.policy.registry",
+    "load_policy": "rlbatch.policy.file",
+    "resolve_policy": "rlbatch.policy.registry",
 }
 
 

@@ -47,7 +47,7 @@ def test_import_rlbatch_loads_nothing_heavy_and_not_even_torch() -> None:
     "statement",
     [
         "from rlbatch import BatchController, Decision, ElasticBatchSampler, LearningRateCoupling",
-        "from rlbatch import Policy, Signals, load_policy",
+        "from rlbatch import Policy, Signals, load_policy, resolve_policy",
         "import rlbatch.episode_log",
     ],
 )
