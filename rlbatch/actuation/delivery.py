@@ -1,0 +1,113 @@
+"""What was issued to the data pipeline, and what of it has arrived."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from rlbatch.actuation.window import WindowPlan
+from rlbatch.errors import DeliveryError
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One micro-batch, as it was planned when its indices were issued.
+
+    Attributes:
+        window: Number of the optimizer step since the start of the run.
+        batch_size: Batch size that was in force when the window was issued.
+        position: Place of the micro-batch in its window, from 0.
+        micro_batches: Micro-batches of the window on this rank.
+        micro_size: Samples of the micro-batch, on this rank.
+        window_samples: Samples of the window on all ranks; at an epoch's end not `batch_size`.
+        epoch: Number of the epoch.
+        window_start: Place of the window's first sample in the epoch's order.
+        first_sample: Place of the micro-batch's first sample in the epoch's order.
+    """
+
+    window: int
+    batch_size: int
+    position: int
+    micro_batches: int
+    micro_size: int
+    window_samples: int
+    epoch: int
+    window_start: int
+    first_sample: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the optimizer steps after this micro-batch."""
+        return self.position == self.micro_batches - 1
+
+
+class DeliveryQueue:
+    """Plans of the micro-batches under way, and the count of the windows that arrived whole.
+
+    The consumer pops one plan for each micro-batch that it gets. Whatever prefetching workers
+    hold is in the queue and not in the counts, so a checkpoint of the counts loses and repeats
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing under way."""
+        self._plans: deque[Delivered] = deque()
+        self._issued_windows = 0
+        self.windows = 0
+        """Windows consumed since the start of the run."""
+        self.position = 0
+        """Samples consumed in this epoch, in whole windows."""
+        self.epoch = 0
+        """Number of the epoch that the counts are of."""
+
+    def __len__(self) -> int:
+        """Return how many micro-batches are under way."""
+        return len(self._plans)
+
+    @property
+    def issued_windows(self) -> int:
+        """Number of the next window to be issued."""
+        return self._issued_windows
+
+    def start(self, epoch: int, position: int) -> None:
+        """Begin an epoch; what an abandoned iterator left under way is forgotten."""
+        self._plans.clear()
+        self._issued_windows = self.windows
+        self.epoch, self.position = epoch, position
+
+    def issue(self, plan: WindowPlan, batch_size: int, window_start: int, offset: int) -> None:
+        """Take in a window: `offset` is where this rank's share starts among its samples."""
+        first = window_start + offset
+        for position, size in enumerate(plan.sizes):
+            self._plans.append(
+                Delivered(
+                    window=self._issued_windows,
+                    batch_size=batch_size,
+                    position=position,
+                    micro_batches=len(plan.sizes),
+                    micro_size=size,
+                    window_samples=plan.batch_size,
+                    epoch=self.epoch,
+                    window_start=window_start,
+                    first_sample=first,
+                )
+            )
+            first += size
+        self._issued_windows += 1
+
+    def pop(self) -> Delivered:
+        """Return the plan of the micro-batch that has just arrived.
+
+        Raises:
+            DeliveryError: No micro-batch is under way.
+        """
+        if not self._plans:
+            raise DeliveryError(
+                "Expected a micro-batch under way, and none is. Call next_delivered exactly once "
+                "for each batch that the loader yields, after it was yielded."
+            )
+        delivered = self._plans.popleft()
+        if delivered.is_last:
+            self.windows += 1
+            self.position = delivered.window_start + delivered.window_samples
+        return delivered

@@ -1,0 +1,247 @@
+"""A batch sampler whose batch size may change after any optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import (
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from rlbatch.actuation.delivery import Delivered, DeliveryQueue
+from rlbatch.actuation.order import EpochOrder, Lookahead, ShuffledSampler
+from rlbatch.actuation.window import (
+    check_batch_size,
+    check_micro_batch_size,
+    check_ranks,
+    plan_window,
+    share_start,
+)
+from rlbatch.errors import ConfigurationError, DeliveryError
+
+__all__ = ["ElasticBatchSampler", "ShuffledSampler"]
+
+_STATE_VERSION = 1
+
+
+class ElasticBatchSampler(Sampler[list[int]]):
+    """Yields one list of indices for each micro-batch; the batch size may change at any window.
+
+    Each epoch visits each sample of the sampler exactly once, whatever the sizes. The position is
+    counted in samples. For each batch that the loader yields, call `next_delivered` once: it says
+    which window and which part of it has arrived, however far workers have prefetched.
+
+    There is no `len()`: the number of micro-batches of an epoch depends on sizes yet to be decided.
+    There is no `batch_size` either: frameworks would read it once and compare with it later.
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[int],
+        batch_size: int,
+        *,
+        micro_batch_size: int | None = None,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Wrap a sampler.
+
+        Args:
+            sampler: Gives the order of an epoch; with several ranks the same on each, for example a
+                `ShuffledSampler`.
+            batch_size: Samples of an optimizer step on all ranks together.
+            micro_batch_size: Most samples of one forward pass on one rank; None for no limit.
+            drop_last: Leave out the samples that do not fill the epoch's last window.
+            rank: This process.
+            world_size: Number of processes; they share each window equally.
+
+        Raises:
+            ConfigurationError: A size or rank is out of range, or the ranks' orders would differ.
+        """
+        super().__init__()
+        check_ranks(rank, world_size)
+        _check_common_order(sampler, world_size)
+        check_batch_size(batch_size, world_size)
+        check_micro_batch_size(micro_batch_size)
+        self.sampler = sampler
+        self.drop_last = drop_last
+        self.measure_next: Callable[[int], bool] | None = None
+        """Says of a window's number whether it is to be split in two or more micro-batches."""
+        self._rank, self._world_size = rank, world_size
+        self._requested, self._micro_limit = batch_size, micro_batch_size
+        self._order = EpochOrder(sampler)
+        self._queue = DeliveryQueue()
+        self._next_epoch = 0
+        self._resume_from: tuple[dict[str, Any], int] | None = None
+        self._iteration = 0
+        self._exhausted = False
+
+    @property
+    def requested_batch_size(self) -> int:
+        """Batch size of the windows that are yet to be issued."""
+        return self._requested
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, or of the next when the last has been consumed whole."""
+        return self._queue.epoch + self._is_complete()
+
+    @property
+    def position(self) -> int:
+        """Samples of the epoch consumed so far, in whole windows on all ranks together."""
+        return self._queue.position
+
+    @property
+    def windows(self) -> int:
+        """Windows consumed since the start of the run."""
+        return self._queue.windows
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Change the batch size, from the next window that is issued.
+
+        Raises:
+            ConfigurationError: The ranks cannot share it equally.
+        """
+        check_batch_size(batch_size, self._world_size)
+        self._requested = batch_size
+
+    def set_micro_batch_size(self, micro_batch_size: int | None) -> None:
+        """Change the limit of a forward pass, from the next window that is issued."""
+        check_micro_batch_size(micro_batch_size)
+        self._micro_limit = micro_batch_size
+
+    def next_delivered(self) -> Delivered:
+        """Return the plan of the micro-batch that the loader has just yielded.
+
+        Raises:
+            DeliveryError: It was called more often than batches were yielded.
+        """
+        return self._queue.pop()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # A generator: as in torch's own, nothing is drawn before the first batch is asked for.
+        self._iteration += 1
+        iteration = self._iteration
+        windows = self._start_epoch()
+        start = self._queue.position
+        while window := windows.take(self._requested):
+            for indices in self._issue(window, start):
+                yield indices
+                self._check_sole_iterator(iteration)
+            start += len(window)
+        self._exhausted = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the run behind the last window that was consumed whole."""
+        return {
+            "version": _STATE_VERSION,
+            "epoch": self._queue.epoch,
+            "position": self._queue.position,
+            "windows": self._queue.windows,
+            "batch_size": self._requested,
+            "complete": self._is_complete(),
+            "order": self._current_order(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`: the next iteration yields the rest of its epoch.
+
+        If its epoch had been consumed whole, the next iteration is the epoch behind it. Nothing is
+        skipped or repeated when the number of ranks differs from that of the saved run.
+
+        Raises:
+            ConfigurationError: The state is of another version.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ConfigurationError(
+                f"Expected the state of an ElasticBatchSampler, version {_STATE_VERSION}, got "
+                f"version {state.get('version')!r}. Load it with the rlbatch that saved it."
+            )
+        self.set_batch_size(state["batch_size"])
+        epoch, order = state["epoch"], state["order"]
+        self._queue.windows = state["windows"]
+        self._exhausted = False
+        self._resume_from = None
+        self._iteration += 1  # an iterator from before is of no use any more
+        if state["complete"]:
+            self._order.finish(order)
+            epoch += 1
+            self._queue.start(epoch, 0)
+        else:
+            self._queue.start(epoch, state["position"])
+            if order:
+                self._resume_from = (order, state["position"])
+        self._next_epoch = epoch
+
+    def _start_epoch(self) -> Lookahead:
+        self._exhausted = False
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        if self._resume_from is None:
+            self._queue.start(epoch, 0)
+            indices = self._order.begin(epoch)
+        else:
+            order, position = self._resume_from
+            self._resume_from = None
+            self._queue.start(epoch, position)
+            indices = self._order.resume(order, position)
+        return Lookahead(indices, self._world_size, self.drop_last)
+
+    def _issue(self, window: list[int], start: int) -> Iterator[list[int]]:
+        measure = self.measure_next
+        plan = plan_window(
+            len(window),
+            self._micro_limit,
+            self._world_size,
+            measure is not None and measure(self._queue.issued_windows),
+            rank=self._rank,
+        )
+        offset = share_start(len(window), self._world_size, self._rank)
+        self._queue.issue(plan, self._requested, start, offset)
+        for size in plan.sizes:
+            yield window[offset : offset + size]
+            offset += size
+
+    def _current_order(self) -> dict[str, Any]:
+        # Between load_state_dict and the first batch, the order is still the one that was loaded.
+        return self._order.state_dict() if self._resume_from is None else self._resume_from[0]
+
+    def _is_complete(self) -> bool:
+        if len(self._queue) or self._resume_from is not None:
+            return False
+        if self._exhausted:
+            return True
+        size, position = self._order.size, self._queue.position
+        if not size or not position:
+            return False
+        return position >= size or (self.drop_last and size - position < self._requested)
+
+    def _check_sole_iterator(self, iteration: int) -> None:
+        if iteration != self._iteration:
+            raise DeliveryError(
+                "Expected one iterator at a time over an elastic loader, and a second one was "
+                "started. Make one elastic loader for each loop."
+            )
+
+
+def _check_common_order(sampler: Iterable[int], world_size: int) -> None:
+    """Refuse samplers from which the ranks would get different orders, or parts of one."""
+    if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+        raise ConfigurationError(
+            "Expected a sampler of the whole epoch, got a DistributedSampler, which gives each "
+            "rank only its part. Pass ShuffledSampler(len(dataset), seed), rank and world_size."
+        )
+    unseeded = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+    has_generator = getattr(sampler, "generator", None) is not None
+    if world_size > 1 and isinstance(sampler, unseeded) and not has_generator:
+        raise ConfigurationError(
+            f"Expected the same order on each of {world_size} ranks, got a "
+            f"{type(sampler).__name__} without a generator. Pass ShuffledSampler(len(dataset), "
+            "seed), or a generator with the same seed on each rank."
+        )
