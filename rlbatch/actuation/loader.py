@@ -36,8 +36,9 @@ def elastic_loader(
         ConfigurationError: The loader cannot be steered; the message says what to change.
     """
     size = check_steerable(loader)
+    old: Any = loader
     sampler = ElasticBatchSampler(
-        loader.sampler,
+        old.sampler,
         size * world_size if batch_size is None else batch_size,
         micro_batch_size=micro_batch_size,
         drop_last=loader.drop_last,
@@ -72,7 +73,8 @@ def check_steerable(loader: Any) -> int:
             "Expected a loader over a map-style dataset, got one over an IterableDataset, which "
             "has no sampler. Use rlbatch.actuation.ElasticIterable.from_loader(loader)."
         )
-    if type(loader).__iter__ is not vars(DataLoader)["__iter__"]:
+    owner = next(kind for kind in type(loader).__mro__ if "__iter__" in vars(kind))
+    if owner is not DataLoader:
         raise ConfigurationError(
             f"Expected a plain DataLoader, got a {type(loader).__name__} with an iteration of its "
             "own, which would be lost. Build it with batch_sampler=ElasticBatchSampler(sampler, "

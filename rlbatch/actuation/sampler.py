@@ -152,8 +152,8 @@ class ElasticBatchSampler(Sampler[list[int]]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`: the next iteration yields the rest of its epoch.
 
-        If its epoch had been consumed whole, the next iteration is the epoch behind it. Nothing is
-        skipped or repeated when the number of ranks differs from that of the saved run.
+        If its epoch had been consumed whole, the next iteration is the epoch behind it; `epoch`
+        says which. Nothing is skipped or repeated when the number of ranks is another than it was.
 
         Raises:
             ConfigurationError: The state is of another version.
@@ -217,10 +217,9 @@ class ElasticBatchSampler(Sampler[list[int]]):
             return False
         if self._exhausted:
             return True
-        size, position = self._order.size, self._queue.position
-        if not size or not position:
-            return False
-        return position >= size or (self.drop_last and size - position < self._requested)
+        # Whether drop_last leaves out the rest depends on sizes yet to be decided.
+        size = self._order.size
+        return bool(size) and self._queue.position >= size
 
     def _check_sole_iterator(self, iteration: int) -> None:
         if iteration != self._iteration:

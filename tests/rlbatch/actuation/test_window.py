@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from rlbatch.errors import ConfigurationError
         ((4, 8, 4, True), (1,)),
     ],
 )
-def test_known_plans(arguments: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+def test_known_plans(arguments: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
     assert plan_window(*arguments).sizes == sizes
 
 
