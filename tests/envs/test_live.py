@@ -369,3 +369,17 @@ def test_a_fixed_curve_is_the_same_run() -> None:
     assert limited.samples[-1] >= 160 > limited.samples[-2]
     with pytest.raises(ConfigurationError):
         fixed_run_curve(make_task(), 16, seed=3, coupling=Coupling.NONE)
+
+
+def test_adascales_factor_follows_the_smoothed_gradient_statistics() -> None:
+    run = make_run(
+        make_task(optimizer=partial(SGD, lr=1e-3)), coupling=Coupling.ADASCALE, noise_fraction=1.0
+    )
+    first, second = run.advance(16), run.advance(32)
+    grad_sqr = 0.7 * float(first.grad_sqr) + float(second.grad_sqr)
+    trace = 0.7 * float(first.noise_trace) + float(second.noise_trace)
+    third = run.advance(64)
+    gain = (trace / 16 + grad_sqr) / (trace / 64 + grad_sqr)
+    assert first.learning_rate_factor == 1.0
+    assert third.learning_rate_factor == pytest.approx(gain)
+    assert 1.0 < gain < 4.0

@@ -1,0 +1,50 @@
+"""The closed forms against eigenvalues, a brute-force recursion and a Monte-Carlo run."""
+
+import numpy as np
+import pytest
+
+from rlbatch.envs.quadratic import dynamics
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_contraction_is_the_squared_spectral_radius_of_the_step_matrix(momentum: float) -> None:
+    for y in np.linspace(1e-3, 2 * (1 + momentum) + 1.0, 200):
+        step = np.array([[1 + momentum - y, -momentum], [1.0, 0.0]])
+        expected = np.abs(np.linalg.eigvals(step)).max() ** 2
+        assert dynamics.contraction(np.array(y), np.array(momentum)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_contraction_exceeds_one_exactly_beyond_the_stability_limit(momentum: float) -> None:
+    limit = dynamics.stability_limit(np.array(momentum))
+    assert dynamics.contraction(limit * 0.999, np.array(momentum)) < 1
+    assert dynamics.contraction(limit * 1.001, np.array(momentum)) > 1
+
+
+def test_plain_sgd_equals_the_exact_second_moment_recursion() -> None:
+    step_size, curvature, noise_variance, batch_size, steps = 0.3, 0.7, 5.0, 8, 23
+    moment = 1.0
+    for _ in range(steps):
+        moment = (1 - step_size * curvature) ** 2 * moment + step_size**2 * noise_variance / batch_size
+    injected = 0.5 * curvature * step_size**2 * noise_variance / batch_size
+    loss = dynamics.advance(
+        np.array([0.5 * curvature]), np.array([step_size * curvature]), np.zeros(1), np.array([injected]), np.array([steps])
+    )
+    assert loss[0] == pytest.approx(0.5 * curvature * moment, rel=1e-10)
+
+
+@pytest.mark.parametrize("y", [0.05, 0.5, 1.5])
+def test_heavy_ball_settles_where_a_monte_carlo_run_settles(y: float) -> None:
+    rng = np.random.default_rng(0)
+    curvature, momentum, deviation = 1.0, 0.9, 0.3
+    position, velocity = np.zeros(4000), np.zeros(4000)
+    losses = []
+    for step in range(900):
+        gradient = curvature * position + deviation * rng.standard_normal(4000)
+        velocity = momentum * velocity - y / curvature * gradient
+        position = position + velocity
+        if step >= 300:
+            losses.append(0.5 * curvature * np.mean(position**2))
+    injected = 0.5 * curvature * (y / curvature) ** 2 * deviation**2
+    settled = dynamics.stationary_loss(np.array(y), np.array(momentum), np.array(injected))
+    assert settled == pytest.approx(np.mean(losses), rel=0.03)

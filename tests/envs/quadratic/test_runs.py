@@ -1,0 +1,104 @@
+"""Simulated runs: vectorisation, signals of the right size, and every switch of the distribution."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from rlbatch.envs.quadratic.runs import QuadraticRuns
+from rlbatch.envs.quadratic.tasks import Distribution, SimulatedTasks, draw_tasks
+
+PLAIN = Distribution(
+    probability_adam=0.0,
+    probability_momentum=0.0,
+    couplings=(1.0, 0.0, 0.0, 0.0),
+    sharpening=(1.0, 1.0),
+    interpolation=(0.0, 0.0),
+    irreducible=(0.0, 0.0),
+    gap=(0.0, 0.0),
+    probability_schedule=0.0,
+    stability=(0.05, 0.3),
+)
+
+
+def tasks(count: int, distribution: Distribution = PLAIN, seed: int = 0) -> SimulatedTasks:
+    return draw_tasks(count, np.random.default_rng(seed), distribution)
+
+
+def runs(drawn: SimulatedTasks, *, exact: bool = True, seed: int = 1) -> QuadraticRuns:
+    return QuadraticRuns(drawn, np.random.default_rng(seed), exact=exact)
+
+
+def test_runs_side_by_side_equal_runs_alone() -> None:
+    drawn = tasks(5, Distribution())
+    together = runs(drawn)
+    alone = [runs(drawn.take(np.array([i]))) for i in range(5)]
+    for _ in range(4):
+        outcome = together.advance(drawn.start_batch_size)
+        singles = [run.advance(run.tasks.start_batch_size) for run in alone]
+        for i, single in enumerate(singles):
+            assert outcome.validation_after[i] == pytest.approx(single.validation_after[0], rel=1e-9)
+            assert outcome.cost[i] == pytest.approx(single.cost[0])
+
+
+def test_a_chunk_equals_its_steps_one_by_one_under_constant_noise() -> None:
+    calm = PLAIN.replace(log2_noise_scale=(0.0, 4.0))  # no chunk blows up, which is judged at its end only
+    drawn = replace(tasks(20, calm), chunk_minimum=np.full(20, 32.0), chunk_growth=np.zeros(20))
+    single = replace(drawn, chunk_minimum=np.ones(20))
+    whole, stepwise = runs(drawn), runs(single)
+    whole.advance(drawn.base_batch_size)
+    for _ in range(32):
+        stepwise.advance(drawn.base_batch_size)
+    np.testing.assert_allclose(whole.loss, stepwise.loss, rtol=1e-8)
+
+
+def test_the_noise_estimates_are_unbiased_and_their_standard_errors_honest() -> None:
+    one = tasks(1)
+    many = SimulatedTasks(**{f.name: np.repeat(getattr(one, f.name), 4000, axis=0) for f in fields(one)})
+    crowd = runs(many, exact=False)
+    squared, trace = crowd._gradient_norm(1.0)[0], crowd._noise_trace(1.0)[0]
+    signals = crowd.advance(many.base_batch_size).signals
+    estimates, errors = np.asarray(signals.grad_sqr), np.asarray(signals.grad_sqr_se)
+    assert np.mean(estimates) == pytest.approx(squared, abs=4 * np.std(estimates) / np.sqrt(4000))
+    assert np.mean(signals.noise_trace) == pytest.approx(trace, rel=0.05)
+    assert np.std(estimates) == pytest.approx(np.median(errors), rel=0.1)
+
+
+def test_noise_falls_with_the_batch_size_and_with_interpolation() -> None:
+    drawn = replace(tasks(50), chunk_minimum=np.full(50, 4000.0))
+    small, large = runs(drawn), runs(drawn)
+    after_small = small.advance(np.full(50, 4.0)).validation_after
+    after_large = large.advance(np.full(50, 1024.0)).validation_after
+    assert (after_large <= after_small * (1 + 1e-9)).all()
+    assert (after_large < after_small * 0.9).any()
+    interpolating = replace(drawn, interpolation=np.ones(50))
+    vanishing = runs(interpolating)
+    for _ in range(3):
+        vanishing.advance(np.full(50, 64.0))
+        small.advance(np.full(50, 64.0))
+    assert vanishing.loss.sum() < small.loss.sum()
+
+
+def test_a_step_size_beyond_what_the_curvature_bears_is_rolled_back_and_paid() -> None:
+    drawn = replace(tasks(10), step_size=np.full(10, 8.0), catapult=np.full(10, 2.0))
+    wild = runs(drawn)
+    before = wild.loss.copy()
+    outcome = wild.advance(drawn.base_batch_size)
+    assert outcome.rolled_back.all()
+    np.testing.assert_array_equal(wild.loss, before)
+    assert (outcome.cost > 0).all()
+    assert np.asarray(outcome.signals.rolled_back).all()
+
+
+def test_the_schedule_ends_near_zero_whatever_the_batch_size() -> None:
+    drawn = replace(tasks(4), schedule=np.ones(4))
+    run = runs(drawn)
+    run.samples[:] = drawn.base_batch_size * drawn.horizon
+    np.testing.assert_allclose(run.schedule_factor(), 0.02, atol=1e-9)
+
+
+def test_a_distribution_with_an_empty_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"stability must be \(low, high\)"):
+        Distribution(stability=(1.0, 0.1))
+    with pytest.raises(ValueError, match="probability_adam must be within"):
+        Distribution(probability_adam=1.5)

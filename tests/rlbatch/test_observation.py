@@ -1,0 +1,138 @@
+"""The encoder: bounded for anything, free of units, equal for one run and for many."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlbatch import observation
+from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, encode, initial_state, step_cost_at
+from rlbatch.signals.record import COST_CURVE_SIZES, RunContext, Signals
+from rlbatch.testing import random_signals
+
+LEVELS = np.log2(1e-3 * (1.0 + COST_CURVE_SIZES / 64.0))
+
+
+def signals(**changes: object) -> Signals:
+    context = RunContext(
+        base_batch_size=64.0, min_batch_size=1.0, max_batch_size=4096.0, dataset_size=10_000.0, learning_rate=0.1,
+        momentum=0.9, adaptive=0.0, coupling_exponent=0.5, adascale=0.0, target_loss=0.2, budget=np.nan,
+        weight_seconds=1.0, weight_samples=0.0, weight_joules=0.0,
+    )  # fmt: skip
+    plain = Signals(
+        context=context, batch_size=64.0, steps=10.0, total_steps=10.0, total_samples=640.0, chunk_cost=1.0,
+        total_cost=1.0, train_loss=1.0, train_loss_std=0.1, val_loss=1.1, grad_sqr=2.0, grad_sqr_se=0.1,
+        noise_trace=512.0, noise_trace_se=10.0, gradient_cosine=0.1, predicted_decrease=0.3, learning_rate_factor=1.0,
+        schedule_factor=1.0, step_cost_curve=LEVELS, step_cost_known=1.0, nonfinite_steps=0.0, rolled_back=0.0,
+    )  # fmt: skip
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def feature(vector: np.ndarray, name: str) -> float:
+    return float(vector[..., OBSERVATION_NAMES.index(name)])
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_every_observation_is_finite_and_within_bounds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    state = initial_state((7,))
+    for _ in range(3):
+        vector, state = encode(random_signals((7,), rng), state)
+        assert vector.shape == (7, OBSERVATION_SIZE)
+        assert vector.dtype == np.float32
+        assert np.isfinite(vector).all()
+        assert np.abs(vector).max() <= 1.0
+
+
+def test_many_runs_at_once_equal_each_run_alone() -> None:
+    rng = np.random.default_rng(3)
+    rounds = [random_signals((5,), rng) for _ in range(4)]
+    together = initial_state((5,))
+    alone = [initial_state() for _ in range(5)]
+    for chunk in rounds:
+        vectors, together = encode(chunk, together)
+        for i in range(5):
+            vector, alone[i] = encode(_entry(chunk, i), alone[i])
+            np.testing.assert_allclose(vector, vectors[i], atol=1e-6)
+
+
+def _entry(chunk: Signals, i: int) -> Signals:
+    def pick(value: object) -> object:
+        return np.asarray(value)[i]
+
+    context = RunContext(**{f.name: pick(getattr(chunk.context, f.name)) for f in fields(RunContext)})
+    return Signals(context=context, **{f.name: pick(getattr(chunk, f.name)) for f in fields(Signals) if f.name != "context"})
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_units_of_loss_gradient_and_cost_do_not_matter(unit: float) -> None:
+    one, other = initial_state(), initial_state()
+    for loss, cost in ((1.0, 1.0), (0.7, 2.0), (0.6, 3.5)):
+        plain = signals(train_loss=loss, val_loss=1.1 * loss, total_cost=cost, chunk_cost=cost / 2)
+        scaled = replace(
+            plain,
+            context=replace(plain.context, target_loss=0.2 * unit),
+            train_loss=loss * unit, train_loss_std=0.1 * unit, val_loss=1.1 * loss * unit,
+            grad_sqr=2.0 * unit**2, grad_sqr_se=0.1 * unit**2, noise_trace=512.0 * unit**2,
+            noise_trace_se=10.0 * unit**2, predicted_decrease=0.3 * unit,
+            step_cost_curve=LEVELS + np.log2(unit), chunk_cost=cost / 2 * unit, total_cost=cost * unit,
+        )  # fmt: skip
+        a, one = encode(plain, one)
+        b, other = encode(scaled, other)
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_efficiency_is_phi_over_phi_plus_batch_size() -> None:
+    vector, _ = encode(signals(), initial_state())
+    phi = 512.0 / 2.0
+    assert feature(vector, "efficiency") == pytest.approx(2 * phi / (phi + 64.0) - 1, abs=1e-6)
+    assert feature(vector, "noise_vs_size") == pytest.approx(np.log2(phi / 64.0) / 10, abs=1e-6)
+
+
+def test_numerator_and_denominator_are_averaged_separately() -> None:
+    state = initial_state()
+    for squared in (3.0, -1.0, 2.0):
+        vector, state = encode(signals(grad_sqr=squared, grad_sqr_se=0.01), state)
+    weights = np.array([0.49, 0.7, 1.0])
+    mean = (weights * [3.0, -1.0, 2.0]).sum() / weights.sum()
+    assert feature(vector, "noise_vs_size") == pytest.approx(np.log2(512.0 / mean / 64.0) / 10, abs=1e-5)
+
+
+def test_missing_measurements_are_masked() -> None:
+    nothing = signals(
+        grad_sqr=np.nan, grad_sqr_se=np.nan, noise_trace=np.nan, noise_trace_se=np.nan, gradient_cosine=np.nan,
+        predicted_decrease=np.nan, val_loss=np.nan,
+    )  # fmt: skip
+    vector, _ = encode(nothing, initial_state())
+    for name in ("efficiency", "noise_vs_size", "noise_known", "goodput_step", "val_known", "val_gap"):
+        assert feature(vector, name) == 0.0
+
+
+def test_the_goodput_step_points_to_the_argmax_of_goodput() -> None:
+    vector, _ = encode(signals(), initial_state())
+    sizes = COST_CURVE_SIZES[COST_CURVE_SIZES <= 4096]
+    goodput = sizes / (256.0 + sizes) / (1.0 + sizes / 64.0)
+    best = sizes[np.argmax(goodput)]
+    assert feature(vector, "goodput_step") == pytest.approx(np.log2(best / 64.0) / 6, abs=1e-6)
+
+
+def test_step_cost_is_interpolated_in_log_log() -> None:
+    assert step_cost_at(LEVELS, np.array(6.0)) == pytest.approx(LEVELS[6])
+    assert step_cost_at(LEVELS, np.array(6.5)) == pytest.approx((LEVELS[6] + LEVELS[7]) / 2)
+    assert step_cost_at(LEVELS, np.array(99.0)) == pytest.approx(LEVELS[-1])
+
+
+def test_the_state_that_goes_in_is_left_alone() -> None:
+    _, state = encode(signals(), initial_state())
+    copies = [np.copy(value) for value in state]
+    encode(signals(train_loss=0.5, batch_size=128.0), state)
+    for value, copy in zip(state, copies, strict=True):
+        np.testing.assert_array_equal(value, copy)
+
+
+def test_group_names_are_unique() -> None:
+    assert len(set(OBSERVATION_NAMES)) == OBSERVATION_SIZE
+    assert observation.SCHEMA_VERSION >= 1
