@@ -1,0 +1,1 @@
+"""How policies are measured: controlled runs, fixed references, a benchmark, its statistics."""

@@ -1,0 +1,174 @@
+"""The benchmark: every policy on every task, coupling, profile, start and seed, paired and resumable.
+
+A folder holds
+
+    bench.json            the settings; other settings are refused
+    results.jsonl         one object a run, appended as runs finish, sorted at the end
+    trajectories.jsonl    validations and batch sizes of each run, for the figures
+    timings.jsonl         seconds that each run took on this machine
+    references/           learning curves of fixed batch sizes
+
+With computed clocks the same settings give the same `results.jsonl`, byte by byte; `wall_seconds`
+is 0 there (the real ones are in `timings.jsonl`) and is measured on the wall clock only.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from rlbatch.agents.evaluation import simulated
+from rlbatch.agents.evaluation.curve_store import cut_torn_line
+from rlbatch.agents.evaluation.group import (
+    RESULTS_FILE,
+    TIMINGS_FILE,
+    TRAJECTORIES_FILE,
+    GroupWork,
+    run_group,
+)
+from rlbatch.agents.evaluation.rows import Row, read_results, sort_file
+from rlbatch.agents.evaluation.settings import (
+    SIMULATED,
+    BenchSettings,
+    groups,
+    simulated_count,
+    start_factors,
+)
+from rlbatch.durable_files import lock_folder, unlock, write_atomically
+from rlbatch.envs.task import resolve_task
+from rlbatch.errors import ConfigurationError
+
+SETTINGS_FILE, REFERENCES = "bench.json", "references"
+
+Progress = Callable[[int, int], None]
+
+
+def run_bench(
+    settings: BenchSettings,
+    out: Path,
+    *,
+    jobs: int = 1,
+    references: Path | None = None,
+    on_progress: Progress | None = None,
+) -> list[Row]:
+    """Run what is missing of a benchmark and return all of its results, sorted.
+
+    Args:
+        settings: What to run.
+        out: Folder for the results; a benchmark of equal settings in it is continued.
+        jobs: Processes. On the wall clock they disturb each other.
+        references: Folder of fixed curves, to share them among benchmarks; None takes one in `out`.
+        on_progress: Called with the runs that are finished and the number of all.
+
+    Raises:
+        ConfigurationError: The folder holds something else, or `jobs` is no positive number.
+        EpisodeLogError: Another process is writing to the folder.
+    """
+    if jobs < 1:
+        raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
+    prepare_folder(settings, out)
+    lock = lock_folder(out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small models are slower with more, and processes share the cores
+    try:
+        for name in (RESULTS_FILE, TRAJECTORIES_FILE, TIMINGS_FILE):
+            cut_torn_line(out / name)
+        folder = out / REFERENCES if references is None else references
+        works = [GroupWork(settings, group, out, folder) for group in groups(settings)]
+        counter = _Counter(out / RESULTS_FILE, _count(settings), on_progress)
+        for task in settings.tasks:
+            if task.startswith(SIMULATED):
+                simulated.run_missing(settings, task, out / RESULTS_FILE, counter.update)
+        if jobs == 1:
+            for work in works:
+                run_group(work, counter.update)
+        else:
+            _run_in_processes(works, jobs, counter.update)
+        sort_file(out / RESULTS_FILE)
+        return read_results(out)
+    finally:
+        torch.set_num_threads(threads)
+        unlock(lock)
+
+
+class _Counter:
+    """Tells how many runs have finished, by the lines of the results."""
+
+    def __init__(self, path: Path, total: int, on_progress: Progress | None) -> None:
+        self._path, self._total, self._on_progress = path, total, on_progress
+        self.update()
+
+    def update(self) -> None:
+        if self._on_progress is not None:
+            lines = self._path.read_bytes().count(b"\n") if self._path.exists() else 0
+            self._on_progress(min(lines, self._total), self._total)
+
+
+def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[], None]) -> None:
+    """Run groups side by side. Each process has one thread; none outlives this one for long."""
+    context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(run_group, work, None, os.getpid()) for work in works}
+        try:
+            while futures:
+                finished, futures = wait(futures, timeout=0.5)[:2]
+                update()
+                for future in finished:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def prepare_folder(settings: BenchSettings, out: Path) -> None:
+    """Make the folder, or check that it holds a benchmark of the same settings.
+
+    Raises:
+        ConfigurationError: It holds something else.
+    """
+    identity = settings.identity()
+    path = out / SETTINGS_FILE
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"{out} is a file. Name a folder for the results.")
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{path} is damaged ({error}). Name another folder."
+            ) from error
+        if known != identity:
+            different = [key for key in identity if known.get(key) != identity[key]]
+            raise ConfigurationError(
+                f"{out} holds a benchmark with other settings (different: {', '.join(different)}). "
+                "Repeat its settings to continue it, or name another folder."
+            )
+        return
+    if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
+        raise ConfigurationError(
+            f"{out} is not empty and holds no benchmark. Name a new folder; nothing is overwritten."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(identity, indent=2) + "\n")
+
+
+def _count(settings: BenchSettings) -> int:
+    policies = len(settings.policies)
+    total = 0
+    for name in settings.tasks:
+        if name.startswith(SIMULATED):
+            total += policies * simulated_count(name)
+            continue
+        runs = policies * len(settings.profiles) * len(start_factors(settings, resolve_task(name)))
+        total += runs * len(settings.couplings) * settings.seeds
+    return total

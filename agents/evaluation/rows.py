@@ -1,0 +1,117 @@
+"""One result: a controlled run beside its reference, as an object of results.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rlbatch.agents.evaluation.clocks import CostClock
+from rlbatch.agents.evaluation.curve_store import read_lines
+from rlbatch.agents.evaluation.reference import Reference
+from rlbatch.agents.evaluation.run import RunResult
+from rlbatch.agents.evaluation.settings import Group
+from rlbatch.durable_files import write_atomically
+from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.errors import ConfigurationError
+
+Row = dict[str, Any]
+
+CELL_FIELDS = (
+    "task",
+    "policy",
+    "lr_coupling",
+    "profile",
+    "objective",
+    "start_batch_size",
+    "seed",
+)
+"""What tells the runs of a benchmark apart."""
+
+
+def cell_key(row: Row) -> tuple[Any, ...]:
+    """Return what tells a run from the others of its benchmark."""
+    return tuple(row[name] for name in CELL_FIELDS)
+
+
+def sort_key(row: Row) -> tuple[Any, ...]:
+    """Return the order of results: task, coupling, profile, start, seed, then policy."""
+    return (
+        row["task"],
+        row["lr_coupling"],
+        row["profile"],
+        row["start_batch_size"],
+        row["seed"],
+        row["policy"],
+    )
+
+
+def live_row(
+    group: Group,
+    policy: str,
+    clock: CostClock,
+    objective: str,
+    result: RunResult,
+    reference: Reference,
+    default_batch_size: int,
+) -> Row:
+    """Return the result of a real run.
+
+    A run that does not reach its target has the ratio `UNREACHED_RATIO`, as has one whose ratio
+    would be larger. `default_cost` and `start_cost` are capped at that multiple of the reference.
+    """
+    ratio = min(result.cost / reference.cost, UNREACHED_RATIO)
+    return {
+        "task": group.task,
+        "policy": policy,
+        "lr_coupling": group.coupling,
+        "profile": clock.name,
+        "objective": objective,
+        "start_batch_size": result.start_batch_size,
+        "seed": group.seed,
+        "reached": result.reached,
+        "cost": result.cost,
+        "reference_cost": reference.cost,
+        "reference_batch_size": reference.batch_size,
+        "default_cost": reference.cost_of(default_batch_size),
+        "ratio": ratio if result.reached else UNREACHED_RATIO,
+        "steps": result.steps,
+        "samples": result.samples,
+        "final_val_loss": result.final_val_loss if math.isfinite(result.final_val_loss) else None,
+        "batch_size_min": result.batch_size_min,
+        "batch_size_max": result.batch_size_max,
+        "wall_seconds": result.wall_seconds if clock.profile is None else 0.0,
+        "start_cost": reference.cost_of(result.start_batch_size),
+        "default_batch_size": default_batch_size,
+        "reference_reached": reference.reached,
+        "diverged": result.diverged,
+        "decisions": result.decisions,
+    }
+
+
+def finished_cells(path: Path) -> set[tuple[Any, ...]]:
+    """Return the cells that a file of results holds; none where there is no file."""
+    return {cell_key(row) for row in read_lines(path)} if path.exists() else set()
+
+
+def read_results(folder: Path) -> list[Row]:
+    """Return the results in a folder, complete or not, each cell once, sorted.
+
+    Raises:
+        ConfigurationError: There are none, or a line is damaged.
+    """
+    path = folder / "results.jsonl"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{folder} holds no results.jsonl. Name a folder that `rlbatch bench --out` wrote."
+        )
+    return sorted({cell_key(row): row for row in read_lines(path)}.values(), key=sort_key)
+
+
+def sort_file(path: Path) -> None:
+    """Rewrite a complete file of results in order, each cell once."""
+    rows = read_results(path.parent)
+    text = "".join(json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n" for row in rows)
+    if text != path.read_text(encoding="utf-8"):
+        write_atomically(path, text)
