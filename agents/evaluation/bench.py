@@ -1,10 +1,10 @@
-"""The benchmark: every policy on every task, coupling, profile, start and seed, paired and resumable.
+"""The benchmark: policies on tasks, couplings, profiles, starts and seeds, paired and resumable.
 
 A folder holds
 
     bench.json            the settings; other settings are refused
     results.jsonl         one object a run, appended as runs finish, sorted at the end
-    trajectories.jsonl    validations and batch sizes of each run, for the figures
+    trajectories.jsonl    validations and batch sizes of each real run, for the figures
     timings.jsonl         seconds that each run took on this machine
     references/           learning curves of fixed batch sizes
 

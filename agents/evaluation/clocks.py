@@ -73,7 +73,8 @@ def resolve_clock(name: str) -> CostClock:
     profile, colon, unit = name.partition(":")
     if colon and unit not in ("seconds", "joules"):
         raise ConfigurationError(
-            f"A profile counts seconds or joules, got {name!r}. Write {profile} or {profile}:joules."
+            f"A profile counts seconds or joules, got {name!r}. "
+            f"Write {profile} or {profile}:joules."
         )
     weights = CostWeights(seconds=0.0, joules=1.0) if unit == "joules" else CostWeights()
     try:

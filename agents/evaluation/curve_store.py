@@ -1,4 +1,4 @@
-"""Learning curves of fixed batch sizes on disk: computed once, shared by all that compare with them."""
+"""Learning curves of fixed batch sizes on disk: computed once, shared by all comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning curves of fixed batch sizes for one task, seed and coupling: run on demand, kept in a store."""
+"""Learning curves of fixed batch sizes for one task, seed and coupling, run on demand and kept."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Policies on the vectorised simulator: thousands of tasks at once, none of them seen in training.
 
-`simulated:N` stands for the first N tasks of a pool whose seed no training uses. Coupling, clock and
-start are drawn with each task, so the benchmark's own have no effect on it; the `seed` of a result
-is the task's position in the pool.
+`simulated:N` stands for a pool of N tasks whose seed no training uses. Coupling, clock and start are
+drawn with each task, so the benchmark's own have no effect on it; the `seed` of a result is the
+task's position in the pool.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     everything = np.arange(count)
     episodes = QuadraticEpisodes(pool, count, np.random.default_rng(_NOISE_SEED))
     episodes.begin(everything, everything)
-    found = {
+    found: dict[str, np.ndarray] = {
         name: np.zeros(count)
         for name in ("ratio", "steps", "samples", "val_loss", "decisions", "cost_ratio")
     }
