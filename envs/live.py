@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.envs.clock import Clock, make_clock
-from rlbatch.envs.coupled_rate import CoupledRate
-from rlbatch.envs.live_record import chunk_signals, run_context
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.sample_order import SampleOrder
@@ -20,6 +19,7 @@ from rlbatch.envs.sample_schedule import SampleSchedule
 from rlbatch.envs.task import Task, collate_samples
 from rlbatch.envs.validator import Validator
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.assemble import chunk_signals, run_context
 from rlbatch.signals.monitor import (
     MEASURED_FRACTION,
     MEASURED_STEPS,
@@ -126,7 +126,7 @@ class LiveRun:
         self._order = SampleOrder(size, seed)
         self._clock: Clock = make_clock(profile, objective.weights, task.batch_size)
         self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer)
-        self._coupling = CoupledRate(coupling, task.batch_size)
+        self._coupling = CoupledRate(self.optimizer, coupling, task.batch_size)
         self._noise_steps = noise_steps if measure_noise or coupling is Coupling.ADASCALE else 0
         self._noise_fraction, self._measured = noise_fraction, 0
         self._guard = (GuardConfig() if guard is True else guard) or None
@@ -135,14 +135,17 @@ class LiveRun:
         self._max_steps = max_steps
         self._validator = Validator(task)
         self._next_validation = self.cadence.validation_steps(0)
+        weights = objective.weights
         self.context = run_context(
             self.optimizer,
-            objective,
             coupling,
             base_batch_size=task.batch_size,
             min_batch_size=min_batch_size,
             max_batch_size=largest,
             dataset_size=size,
+            target_loss=objective.target_loss,
+            budget=objective.budget,
+            weights=(weights.seconds, weights.samples, weights.joules),
         )
         self.steps = self.samples_seen = 0
         self.cost = 0.0
@@ -215,12 +218,12 @@ class LiveRun:
         )
         measured = measured_steps(steps, count)
         self._measured += count
-        factor = self._coupling.factor(self.batch_size)
+        factor = self._coupling.set_batch_size(self.batch_size)
         budget = math.inf if self.objective.budget is None else self.objective.budget
         last = math.inf if self._max_steps is None else self._max_steps
         self._clock.start()
         for index in range(steps):
-            self._train_step(factor, index in measured)
+            self._train_step(index in measured)
             self.exhausted = self.cost >= budget or self.steps >= last
             if self.steps >= self._next_validation or self.exhausted:
                 self.validate()
@@ -253,7 +256,7 @@ class LiveRun:
                 self.validate()  # the last word is on the weights that remain
         return damaged
 
-    def _train_step(self, factor: float, measured: bool) -> None:
+    def _train_step(self, measured: bool) -> None:
         task, model, optimizer, monitor = self.task, self.model, self.optimizer, self._monitor
         indices = self._order.take(self.batch_size)
         size = len(indices)
@@ -267,13 +270,8 @@ class LiveRun:
             weighted: Tensor = loss if part == size else loss * (part / size)
             weighted.backward()
             monitor.after_backward(loss)
-        groups = optimizer.param_groups
-        scheduled = [group["lr"] for group in groups]
-        for group, rate in zip(groups, scheduled, strict=True):
-            group["lr"] = rate * factor
-        optimizer.step()
-        for group, rate in zip(groups, scheduled, strict=True):
-            group["lr"] = rate
+        with self._coupling.applied():
+            optimizer.step()
         optimizer.zero_grad()
         self.steps += 1
         self.samples_seen += size

@@ -1,4 +1,4 @@
-"""What a live run reports: its constants, and the signals of a chunk."""
+"""What a run reports: its constants, and the signals of a chunk."""
 
 from __future__ import annotations
 
@@ -6,40 +6,53 @@ import math
 
 from torch.optim import Optimizer
 
-from rlbatch.envs.objectives import Objective
 from rlbatch.signals.metric import is_adaptive, momentum_of
 from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.prediction import predicted_decrease
 from rlbatch.signals.record import Array, Coupling, RunContext, Signals
 
 
-def run_context(
+def run_context(  # noqa: PLR0913 - one argument a field
     optimizer: Optimizer,
-    objective: Objective,
     coupling: Coupling,
     *,
     base_batch_size: int,
     min_batch_size: int,
     max_batch_size: int,
     dataset_size: int,
+    target_loss: float | None = None,
+    budget: float | None = None,
+    weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> RunContext:
-    """Return the constants of a run whose optimizer has just been made."""
-    weights = objective.weights
+    """Return the constants of a run.
+
+    Args:
+        optimizer: Before its first step, or with the schedulers' `initial_lr` in its groups.
+        coupling: How the learning rate follows the batch size.
+        base_batch_size: As in `RunContext`.
+        min_batch_size: Likewise.
+        max_batch_size: Likewise.
+        dataset_size: Likewise.
+        target_loss: None for none.
+        budget: None for none.
+        weights: Of seconds, samples and joules in the cost.
+    """
+    group = optimizer.param_groups[0]
     return RunContext(
         base_batch_size=float(base_batch_size),
         min_batch_size=float(min_batch_size),
         max_batch_size=float(max_batch_size),
         dataset_size=float(dataset_size),
-        learning_rate=float(optimizer.param_groups[0].get("initial_lr", optimizer.defaults["lr"])),
+        learning_rate=float(group.get("initial_lr", group["lr"])),
         momentum=momentum_of(optimizer),
         adaptive=float(is_adaptive(optimizer)),
         coupling_exponent=coupling.exponent,
         adascale=float(coupling is Coupling.ADASCALE),
-        target_loss=math.nan if objective.target_loss is None else objective.target_loss,
-        budget=math.nan if objective.budget is None else objective.budget,
-        weight_seconds=weights.seconds,
-        weight_samples=weights.samples,
-        weight_joules=weights.joules,
+        target_loss=math.nan if target_loss is None else target_loss,
+        budget=math.nan if budget is None else budget,
+        weight_seconds=weights[0],
+        weight_samples=weights[1],
+        weight_joules=weights[2],
     )
 
 
