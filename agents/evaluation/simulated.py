@@ -1,7 +1,7 @@
 """Policies on the vectorised simulator: thousands of tasks at once, none of them seen in training.
 
-`simulated:N` stands for a pool of N tasks whose seed no training uses. Coupling, clock and start are
-drawn with each task, so the benchmark's own have no effect on it; the `seed` of a result is the
+`simulated:N` stands for a pool of N tasks whose seed no training uses. Coupling, clock and start
+are drawn with each task, so the benchmark's own have no effect on it; the `seed` of a result is the
 task's position in the pool.
 """
 
