@@ -7,6 +7,7 @@ A folder holds
     trajectories.jsonl    validations and batch sizes of each real run, for the figures
     timings.jsonl         seconds that each run took on this machine
     references/           learning curves of fixed batch sizes
+    runs/                 episode logs, where they are asked for
 
 With computed clocks the same settings give the same `results.jsonl`, byte by byte; `wall_seconds`
 is 0 there (the real ones are in `timings.jsonl`) and is measured on the wall clock only.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
@@ -55,6 +57,8 @@ def run_bench(
     *,
     jobs: int = 1,
     references: Path | None = None,
+    logs: bool = False,
+    full_sweep: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Row]:
     """Run what is missing of a benchmark and return all of its results, sorted.
@@ -64,6 +68,8 @@ def run_bench(
         out: Folder for the results; a benchmark of equal settings in it is continued.
         jobs: Processes. On the wall clock they disturb each other.
         references: Folder of fixed curves, to share them among benchmarks; None takes one in `out`.
+        logs: Also write an episode log of each real run, under `runs/`.
+        full_sweep: Follow every fixed size up to the cap, even if it is dearer than the best.
         on_progress: Called with the runs that are finished and the number of all.
 
     Raises:
@@ -80,7 +86,9 @@ def run_bench(
         for name in (RESULTS_FILE, TRAJECTORIES_FILE, TIMINGS_FILE):
             cut_torn_line(out / name)
         folder = out / REFERENCES if references is None else references
-        works = [GroupWork(settings, group, out, folder) for group in groups(settings)]
+        works = [
+            GroupWork(settings, group, out, folder, logs, full_sweep) for group in groups(settings)
+        ]
         counter = _Counter(out / RESULTS_FILE, _count(settings), on_progress)
         for task in settings.tasks:
             if task.startswith(SIMULATED):
@@ -113,7 +121,8 @@ class _Counter:
 def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[], None]) -> None:
     """Run groups side by side. Each process has one thread; none outlives this one for long."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(run_group, work, None, os.getpid()) for work in works}
         try:
             while futures:
@@ -123,11 +132,14 @@ def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[]
                     future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()  # in the middle of a run, which the next attempt repeats
             raise
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
 
 
 def prepare_folder(settings: BenchSettings, out: Path) -> None:

@@ -87,6 +87,10 @@ class CurveStore:
         """Return the curve of a key, None where it is not known."""
         return self._curves.get(key)
 
+    def items(self) -> list[tuple[CurveKey, Curve]]:
+        """Return every curve with its key."""
+        return list(self._curves.items())
+
     def put(self, key: CurveKey, curve: Curve) -> None:
         """Keep a curve."""
         self._curves[key] = curve

@@ -118,9 +118,11 @@ def _reached(rows: Sequence[Row], path: Path) -> Path:
         ends = [*ratios, UNREACHED_RATIO]
         ax.step(ends, [*share, share[-1] if len(share) else 0.0], where="post", label=policy,
                 color=color[policy])  # fmt: skip
-    fixed = sorted(row["default_cost"] / row["reference_cost"] for row in _one_policy(rows))
-    share = np.arange(1, len(fixed) + 1) / len(fixed)
-    ax.step(fixed, share, where="post", color="0.5", linestyle=":", label="default size, fixed")
+    cells = _one_policy(rows)
+    fixed = sorted(row["default_cost"] / row["reference_cost"] for row in cells)
+    reached = [ratio for ratio in fixed if ratio < UNREACHED_RATIO]
+    share = np.arange(1, len(reached) + 1) / len(cells)
+    ax.step(reached, share, where="post", color="0.5", linestyle=":", label="default size, fixed")
     ax.axvline(1.0, color="0.4", linestyle="--", linewidth=1)
     ax.set_xlabel("cost to target / cost of the best fixed batch size in hindsight")
     ax.set_ylabel("share of runs that reached the target")

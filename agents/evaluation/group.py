@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlbatch.agents.evaluation.clocks import CostClock, resolve_clock
 from rlbatch.agents.evaluation.curve_store import CurveStore, append_line, cut_torn_line
-from rlbatch.agents.evaluation.fixed_curves import FixedSetting, planned_steps
+from rlbatch.agents.evaluation.fixed_curves import FixedSetting, planned_steps, size_grid
 from rlbatch.agents.evaluation.reference import (
     Reference,
     budget_planned_steps,
@@ -34,7 +34,7 @@ from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Coupling
 
 RESULTS_FILE, TRAJECTORIES_FILE = "results.jsonl", "trajectories.jsonl"
-TIMINGS_FILE = "timings.jsonl"
+TIMINGS_FILE, LOGS = "timings.jsonl", "runs"
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,16 @@ class GroupWork:
         group: What to run.
         out: Folder of the results.
         references: Folder of the fixed curves.
+        logs: Write episode logs.
+        full_sweep: Follow every fixed size up to the cap.
     """
 
     settings: BenchSettings
     group: Group
     out: Path
     references: Path
+    logs: bool = False
+    full_sweep: bool = False
 
 
 def run_group(work: GroupWork, on_row: Callable[[], None] | None = None, parent: int = 0) -> None:
@@ -84,8 +88,7 @@ class _GroupRunner:
         self._work, self._task = work, task
         group = work.group
         name = task_identity(group.task, task)
-        slug = "".join(c if c.isalnum() or c in "-_#" else "_" for c in name)
-        path = work.references / f"{slug}-{group.coupling}-{group.seed}.jsonl"
+        path = work.references / file_name(f"{name}-{group.coupling}-{group.seed}.jsonl")
         if path.exists():
             cut_torn_line(path)
         self._store = CurveStore(path)
@@ -130,10 +133,13 @@ class _GroupRunner:
     def _to_target(self, clock: CostClock, size: int, policy: str) -> tuple[RunResult, Reference]:
         if not self._references:
             settings = self._work.settings
+            sizes = list(start_factors(settings, self._task))
+            if self._work.full_sweep:
+                sizes += size_grid(self._task)
             self._references = find_references(
                 self._setting,
                 [resolve_clock(name) for name in settings.profiles],
-                start_sizes=list(start_factors(settings, self._task)),
+                start_sizes=sizes,
                 store=self._store,
             )
         reference = self._references[clock.name]
@@ -183,9 +189,29 @@ class _GroupRunner:
             objective=objective,
             start_factor=size / self._task.batch_size,
             cadence=self._setting.cadence,
+            log_dir=self._log_folder(clock, size, policy),
             max_cost=max_cost,
             planned_steps=planned,
+            run_info={"policy": policy, "lr_coupling": self._setting.coupling.value},
         )
+
+    def _log_folder(self, clock: CostClock, size: int, policy: str) -> Path | None:
+        """Return a new folder for a run's log; what a stopped attempt left stays beside it."""
+        if not self._work.logs:
+            return None
+        group = self._work.group
+        parts = (group.task, policy, group.coupling, clock.name, size, f"seed{group.seed}")
+        path = self._work.out / LOGS / file_name("-".join(map(str, parts)))
+        attempt = 1
+        while path.exists():
+            attempt += 1
+            path = path.with_name(f"{path.name}-attempt{attempt}")
+        return path
+
+
+def file_name(text: str) -> str:
+    """Return a text that can name a file."""
+    return "".join(c if c.isalnum() or c in "-_.#" else "_" for c in text)
 
 
 def _finite(value: float) -> float | None:

@@ -18,7 +18,7 @@ from rlbatch.policy.base import Policy
 from rlbatch.signals.record import Coupling
 
 LONGEST_RUN = 1_000_000
-"""Optimizer steps after which a run without any other limit ends."""
+"""Optimizer steps after which a run ends that nothing else ends."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     cadence: Cadence | None = None,
     log_dir: str | Path | None = None,
     max_cost: float | None = None,
+    max_steps: int = LONGEST_RUN,
     planned_steps: int | None = None,
     engine: EngineConfig | None = None,
     run_info: dict[str, object] | None = None,
@@ -103,6 +104,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         log_dir: Write an episode log there.
         max_cost: Give up once the run has cost more (checked between chunks); a target met beyond
             it does not count as reached.
+        max_steps: Give up after this many optimizer steps.
         planned_steps: Length of the task's schedule, if it has one.
         engine: Wrappers around the policy.
         run_info: Further entries of the log's `run.json`.
@@ -119,7 +121,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         cadence=cadence,
         measure_noise=decider.needs_gradient_noise,
         planned_steps=planned_steps,
-        max_steps=LONGEST_RUN,
+        max_steps=max_steps,
     )
     limit = math.inf if max_cost is None else max_cost
     charged = profile is None and objective.weights.seconds == 1.0

@@ -1,0 +1,116 @@
+"""The command line: one module a command, loaded when it is named.
+
+A command is a module of this package with a frozen dataclass `Command`, whose fields are the
+options, whose docstring is the help, and whose `run` returns the exit code. Nothing heavier than
+tyro and rich is imported before `run`.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong use, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, Union
+
+from rlbatch.errors import ConfigurationError, MissingExtraError, RlbatchError, UnknownNameError
+
+DONE, FAILED, WRONG_USE, STOPPED = 0, 1, 2, 130
+
+_DESCRIPTION = """Reinforcement learning adapts the batch size while a model trains.
+
+For example: rlbatch demo"""
+_FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "inspect")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Args:
+        arguments: What follows `rlbatch`; None takes the process's own.
+    """
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # tyro has printed its help or what is wrong
+        return stop.code if isinstance(stop.code, int) else WRONG_USE
+    except RlbatchError as error:
+        print(f"rlbatch: {error}", file=sys.stderr)
+        return WRONG_USE if isinstance(error, ConfigurationError) else FAILED
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        print("rlbatch: Stopped. What was finished is kept.", file=sys.stderr)
+        return STOPPED
+
+
+def command_names() -> list[str]:
+    """Return the names of the commands."""
+    found = {
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules(__path__)
+        if not module.name.startswith("_")
+    }
+    return [name for name in _FIRST if name in found] + sorted(found - set(_FIRST))
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        from rlbatch import __version__
+
+        print(f"rlbatch {__version__}")
+        return DONE
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _parse(_all_commands(), ["--help"], "rlbatch", _DESCRIPTION)
+        return DONE if arguments else WRONG_USE  # not reached: the help exits
+    name = arguments[0]
+    if name not in command_names():
+        raise UnknownNameError("command", name, command_names())
+    _refuse_repeated(arguments[1:])
+    return _parse(_command(name), arguments[1:], f"rlbatch {name}").run()
+
+
+def _command(name: str) -> Any:
+    return import_module(f"rlbatch.cli.{name.replace('-', '_')}").Command
+
+
+def _all_commands() -> Any:
+    tyro = _tyro()
+    kinds = [
+        Annotated[_command(name), tyro.conf.subcommand(name, description=_first_line(name))]
+        for name in command_names()
+    ]
+    return Union[tuple(kinds)]  # noqa: UP007 - of a computed number of types
+
+
+def _first_line(name: str) -> str:
+    return (_command(name).__doc__ or "").partition("\n")[0]
+
+
+def _parse(kind: Any, arguments: list[str], program: str, description: str | None = None) -> Any:
+    tyro = _tyro()
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(kind, args=arguments, prog=program, description=description, config=config)
+
+
+def _tyro() -> Any:
+    try:
+        import tyro
+    except ImportError as error:
+        raise MissingExtraError("tyro", "cli") from error
+    return tyro
+
+
+def _refuse_repeated(arguments: list[str]) -> None:
+    """Refuse an option that is given twice: of the first one nothing would be left."""
+    options = [text.partition("=")[0] for text in arguments if text.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise ConfigurationError(
+                f"{option} is given twice. Give it once, followed by its value or values."
+            )

@@ -1,0 +1,101 @@
+"""What several commands share: choices, tables, progress and the care for existing files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from rlbatch.errors import ConfigurationError, MissingExtraError
+
+CouplingName = Literal["none", "sqrt", "linear", "adascale"]
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text: Sequence[str] = (),
+    caption: str | None = None,
+) -> None:
+    """Print a table; columns hold numbers unless they are named in `text`.
+
+    Args:
+        title: Above the table.
+        columns: Their headings.
+        rows: Cells.
+        text: Columns that are aligned to the left.
+        caption: Below the table.
+    """
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise MissingExtraError("rich", "cli") from error
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in text else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: brackets are no markup
+    console = Console()
+    # What is piped or kept in a file is not folded to the width of a terminal that is not there.
+    console = console if console.is_terminal else Console(width=160)
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print one value as strict JSON."""
+    print(json.dumps(value, allow_nan=False, indent=2))
+
+
+def print_json_lines(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print one object a line."""
+    for row in rows:
+        print(json.dumps(row, allow_nan=False))
+
+
+@contextmanager
+def progress(what: str) -> Generator[Callable[[int, int], None]]:
+    """Show a progress bar on standard error while the block runs.
+
+    Yields:
+        A function of (done, total).
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+    except ImportError as error:
+        raise MissingExtraError("rich", "cli") from error
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def require_new_folder(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        ConfigurationError: It is a file, or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(
+            f"{folder} already exists and is not an empty folder. Name a new one with --out; "
+            "nothing is overwritten."
+        )
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error, where it does not disturb the output."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,145 @@
+"""`rlbatch demo`: does the controller pay off? Measured here and now, in a few minutes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlbatch.cli import _shared
+
+if TYPE_CHECKING:
+    from rlbatch.agents.evaluation.demo import Demo
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train a digits classifier at its default batch size, at every fixed size, and controlled.
+
+    Losses and samples are those of real training; seconds are counted by a device profile, so that
+    they do not depend on what else this machine does.
+
+    For example: rlbatch demo --seeds 3
+    """
+
+    seeds: int = 5
+    """Number of paired seeds."""
+    out: Path | None = None
+    """Folder for logs, results and the picture; a new one named rlbatch-demo if unset."""
+    policy: str = "default"
+    """What controls: `default`, a policy file, or a rule."""
+    lr_coupling: _shared.CouplingName = "sqrt"
+    """How the learning rate follows the batch size."""
+    jobs: int = min(2, os.cpu_count() or 1)
+    """Processes, each with one thread."""
+    json: bool = False
+    """Print what was measured as JSON."""
+
+    def run(self) -> int:
+        """Measure, print and draw."""
+        from rlbatch.agents.evaluation.demo import run_demo
+
+        out = _new_folder() if self.out is None else self.out
+        with _shared.progress("Training: seeds finished") as update:
+            demo = run_demo(
+                out,
+                policy=self.policy,
+                coupling=self.lr_coupling,
+                seeds=self.seeds,
+                jobs=min(self.jobs, max(self.seeds, 1)) if self.jobs > 0 else self.jobs,
+                on_progress=update,
+            )
+        picture = _draw(demo, out)
+        if self.json:
+            _shared.print_json({**asdict(demo), "out": str(out)})
+            return 0
+        _print(demo)
+        print(f"Episode logs: {out / 'runs'} (rlbatch inspect shows one)")
+        if picture is not None:
+            print(f"Picture: {picture}")
+        return 0
+
+
+def _new_folder() -> Path:
+    number = 1
+    while (path := Path("rlbatch-demo" if number == 1 else f"rlbatch-demo-{number}")).exists():
+        number += 1
+    return path
+
+
+def _draw(demo: Demo, out: Path) -> Path | None:
+    from rlbatch.agents.evaluation.demo import draw_demo
+    from rlbatch.errors import MissingExtraError
+
+    try:
+        return draw_demo(demo, out)
+    except MissingExtraError as error:
+        _shared.note(f"rlbatch: No picture: {error}")
+        return None
+
+
+def _print(demo: Demo) -> None:
+    from rlbatch.agents.evaluation.demo import verdict
+
+    rows, summary, default = demo.rows, demo.summary, demo.default
+    count = len(rows)
+    best = sum(row["reference_cost"] for row in rows) / count
+    cells = [
+        [
+            str(size.batch_size) + (" (default)" if size is default else ""),
+            _number(size.seconds, "-"),
+            f"{size.reached}/{count}",
+        ]
+        for size in demo.sizes
+    ]
+    _shared.print_table(
+        "Fixed batch sizes",
+        ["batch size", "seconds to target", "reached"],
+        cells,
+        caption="-: not reached in some seed at 4 times the cost of the best size",
+    )
+    controlled = sum(row["cost"] for row in rows) / count
+    samples = sum(row["samples"] for row in rows) / count
+    fixed = summary.fixed_default
+    table = [
+        [
+            f"default size ({default.batch_size})",
+            _number(default.seconds, "-"),
+            _number(default.samples, "-"),
+            f"{default.reached}/{count}",
+            "1.000",
+            str(fixed),
+        ],
+        [
+            "best fixed size in hindsight",
+            f"{best:.3f}",
+            _number(demo.best_samples, "-"),
+            f"{sum(row['reference_reached'] for row in rows)}/{count}",
+            f"{1 / fixed.value:.3f}",
+            "1.000",
+        ],
+        ["the sweep to find it", f"{demo.sweep_seconds:.3f}", "", "", "", ""],
+        [
+            f"controller ({summary.policy})",
+            f"{controlled:.3f}",
+            f"{samples:,.0f}",
+            f"{sum(row['reached'] for row in rows)}/{count}",
+            str(summary.to_default),
+            str(summary.ratio),
+        ],
+    ]
+    _shared.print_table(
+        f"Cost to target: {rows[0]['task']}, {rows[0]['lr_coupling']} coupling, {count} seeds",
+        ["", "seconds", "samples", "reached", "/ default [95%]", "/ best fixed [95%]"],
+        table,
+        text=[""],
+        caption="seconds: of the cpu profile; ratios: geometric means over seeds",
+    )
+    print(verdict(demo))
+
+
+def _number(value: float | None, missing: str) -> str:
+    if value is None:
+        return missing
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
