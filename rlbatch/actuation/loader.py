@@ -45,6 +45,7 @@ def elastic_loader(
         rank=rank,
         world_size=world_size,
     )
+    sampler.persistent_workers = loader.persistent_workers
     return DataLoader(loader.dataset, batch_sampler=sampler, **loader_options(loader))
 
 

@@ -67,6 +67,7 @@ class EpochOrder:
         self._generator: torch.Generator | None = getattr(sampler, "generator", None)
         self._is_random = not isinstance(sampler, (SequentialSampler, ShuffledSampler))
         self._start: dict[str, Any] = {}
+        self._finished: torch.Tensor | None = None
 
     @property
     def size(self) -> int | None:
@@ -76,8 +77,18 @@ class EpochOrder:
         except TypeError:
             return None
 
-    def begin(self, epoch: int) -> Iterator[int]:
-        """Start an epoch."""
+    def begin(self, epoch: int, after_seed: bool) -> Iterator[int]:
+        """Start an epoch.
+
+        Args:
+            epoch: Its number.
+            after_seed: Whether a loader draws its seed before each epoch, as all do that keep no
+                workers. One that keeps them draws a seed only at the first epoch of a process:
+                after `finish` it is taken back, as the uninterrupted run did not draw it.
+        """
+        if self._finished is not None and not after_seed:
+            self._set_random_state(self._finished)
+        self._finished = None
         if isinstance(self.sampler, ShuffledSampler):
             self.sampler.set_epoch(epoch)
         self._start = {"set_epoch": getattr(self.sampler, "epoch", None)}
@@ -103,6 +114,8 @@ class EpochOrder:
         deque(self._replay(state, 0), maxlen=0)
         if "now" in state and self._generator is None:
             torch.set_rng_state(state["now"])
+        if "random" in state:
+            self._finished = self._random_state()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `resume` needs: the random state at the epoch's start, and now."""

@@ -73,6 +73,8 @@ class ElasticBatchSampler(Sampler[list[int]]):
         self.drop_last = drop_last
         self.measure_next: Callable[[int], bool] | None = None
         """Says of a window's number whether it is to be split in two or more micro-batches."""
+        self.persistent_workers = False
+        """Whether the loader keeps its workers; needed to resume with the same random numbers."""
         self._rank, self._world_size = rank, world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
         self._order = EpochOrder(sampler)
@@ -185,7 +187,7 @@ class ElasticBatchSampler(Sampler[list[int]]):
         self._next_epoch += 1
         if self._resume_from is None:
             self._queue.start(epoch, 0)
-            indices = self._order.begin(epoch)
+            indices = self._order.begin(epoch, after_seed=not self.persistent_workers)
         else:
             order, position = self._resume_from
             self._resume_from = None

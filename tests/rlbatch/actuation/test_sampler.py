@@ -42,7 +42,7 @@ def random_schedule(seed: int, world_size: int = 1) -> Schedule:
     return {n: world_size * draw.randint(1, 12) for n in range(100) if draw.random() < 0.6}
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.integers(4, 90),
     st.integers(0, 10**6),
