@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
+from rlbatch.actuation import schedule as actuation
 from rlbatch.envs.task import Task
 from rlbatch.errors import ConfigurationError
 
@@ -25,18 +26,18 @@ class SampleSchedule:
                 f"Task {task.name!r} has a learning rate schedule, whose length is not known. "
                 "Pass planned_steps, the steps at the task's batch size."
             )
-        self._planned = planned_steps or 0
-        self._batch_size = task.batch_size
-        self._scheduler = (
-            None if task.scheduler is None else task.scheduler(optimizer, self._planned)
+        planned = planned_steps or 0
+        self._last = planned * task.batch_size
+        self._schedule = (
+            None
+            if task.scheduler is None
+            else actuation.SampleSchedule(task.scheduler(optimizer, planned), task.batch_size)
         )
-        self._done = 0
+        self._seen = 0
 
     def advance(self, samples_seen: int) -> None:
         """Catch up with the samples seen so far."""
-        if self._scheduler is None:
-            return
-        due = min(samples_seen // self._batch_size, self._planned)
-        while self._done < due:
-            self._scheduler.step()
-            self._done += 1
+        if self._schedule is not None:
+            seen = min(samples_seen, self._last)
+            self._schedule.step(seen - self._seen)
+            self._seen = seen
