@@ -34,7 +34,7 @@ def run_context(  # noqa: PLR0913 - one argument a field
         max_batch_size: Likewise.
         dataset_size: Likewise.
         target_loss: None for none.
-        budget: None for none.
+        budget: None for none; ignored beside a target.
         weights: Of seconds, samples and joules in the cost.
     """
     group = optimizer.param_groups[0]
@@ -49,7 +49,8 @@ def run_context(  # noqa: PLR0913 - one argument a field
         coupling_exponent=coupling.exponent,
         adascale=float(coupling is Coupling.ADASCALE),
         target_loss=math.nan if target_loss is None else target_loss,
-        budget=math.nan if budget is None else budget,
+        # A limit under `target` often comes from a reference that a policy must not know.
+        budget=math.nan if budget is None or target_loss is not None else budget,
         weight_seconds=weights[0],
         weight_samples=weights[1],
         weight_joules=weights[2],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,10 +203,31 @@ class ChunkMonitor:
             nonfinite_steps=len(bad),
         )
 
+    def drop_window(self) -> None:
+        """Forget the step under way."""
+        self._window = None
+
     def discard(self) -> None:
         """Forget the chunk and the step under way."""
         self._window = None
         self._clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chunk so far, without a step under way, as plain numbers: reads the device."""
+        return {
+            "losses": _read(self._losses).tolist(),
+            "norms": _read(self._norms).tolist(),
+            "owners": list(self._owners),
+            "sizes": [list(row) for row in self._sizes],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the chunk that `state_dict` returned."""
+        self.discard()
+        self._losses = [torch.tensor(value, dtype=torch.float64) for value in state["losses"]]
+        self._norms = [torch.tensor(value, dtype=torch.float64) for value in state["norms"]]
+        self._owners = list(state["owners"])
+        self._sizes = [(row[0], row[1]) for row in state["sizes"]]
 
     def _clear(self) -> None:
         self._losses: list[Tensor] = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlbatch.control.engine import DecisionEngine, EngineConfig, quantized
 from rlbatch.errors import ConfigurationError
@@ -113,7 +115,12 @@ def test_a_state_through_json_continues_the_same() -> None:
     for row in rows[:4]:
         first.decide(row)
     second = DecisionEngine(policy, config)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    state = torch.load(saved, weights_only=True)
+    assert json.loads(json.dumps(state)) == state
+    second.load_state_dict(state)
     for row, wanted in zip(rows[4:], expected[4:], strict=True):
         got = second.decide(row)
         np.testing.assert_array_equal(got.observation, wanted.observation)

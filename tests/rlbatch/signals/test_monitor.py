@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -367,6 +368,26 @@ def test_chunks_are_independent() -> None:
     monitor.begin_window([4, 4], measured=True)
     monitor.discard()
     assert monitor.finish().steps == 0
+
+
+def test_a_chunk_continues_from_its_state() -> None:
+    results: list[ChunkMeasurement] = []
+    for interrupted in (False, True):
+        model = network()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        monitor = ChunkMonitor(model.parameters(), optimizer)
+        train(model, optimizer, [[4, 4]] * 2, monitor)
+        if interrupted:
+            state = json.loads(json.dumps(monitor.state_dict()))
+            monitor = ChunkMonitor(model.parameters(), optimizer)
+            monitor.begin_window([1, 1], measured=True)  # dropped, as the state knows nothing of it
+            monitor.load_state_dict(state)
+        monitor.begin_window([4, 4], measured=True)
+        monitor.drop_window()
+        train(model, optimizer, [[3, 4]], monitor)
+        results.append(monitor.finish())
+    assert results[0].steps == 3
+    assert results[0] == results[1]
 
 
 def test_misuse_is_refused() -> None:

@@ -1,0 +1,87 @@
+"""Makes the parts of a controller from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rlbatch.control.conductor import Conductor
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.engine import DecisionEngine, EngineConfig
+from rlbatch.control.journal import context_values
+from rlbatch.policy.base import Policy
+from rlbatch.policy.registry import resolve_policy
+from rlbatch.signals.assemble import run_context
+from rlbatch.signals.record import Coupling
+
+
+def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
+    """Return the decision engine with the wrappers that the settings ask for."""
+    fallback = None if config.fallback is None else resolve_policy(config.fallback)
+    wrappers = EngineConfig(
+        max_log2_change=config.max_log2_change,
+        cooldown=config.cooldown,
+        fallback=fallback,
+        shadow=config.shadow,
+    )
+    return DecisionEngine(policy, wrappers)
+
+
+def make_conductor(
+    model: nn.Module,
+    optimizer: Optimizer,
+    policy: Policy,
+    config: ControllerConfig,
+    *,
+    base_batch_size: int,
+    dataset_size: int,
+    scaler: Any = None,
+) -> Conductor:
+    """Return the conductor of a run that is about to begin.
+
+    Args:
+        model: What is trained.
+        optimizer: Its optimizer.
+        policy: Decides.
+        config: The settings.
+        base_batch_size: The user's batch size.
+        dataset_size: Samples of an epoch.
+        scaler: A `torch.amp.GradScaler` in use.
+
+    Raises:
+        ConfigurationError: The user's batch size lies outside of the limits.
+    """
+    low, high = config.limits(base_batch_size, dataset_size)
+    by_samples = config.cost == "samples"
+    context = run_context(
+        optimizer,
+        Coupling(config.lr_coupling),
+        base_batch_size=base_batch_size,
+        min_batch_size=low,
+        max_batch_size=high,
+        dataset_size=dataset_size,
+        target_loss=config.target_loss,
+        budget=config.budget,
+        weights=(float(not by_samples), float(by_samples), 0.0),
+    )
+    return Conductor(model, optimizer, make_engine(policy, config), context, config, scaler)
+
+
+def run_info(
+    policy_name: str,
+    model: nn.Module,
+    optimizer: Optimizer,
+    conductor: Conductor,
+) -> dict[str, Any]:
+    """Return what the head of the log says about a run."""
+    config = conductor.config
+    return {
+        "policy": policy_name,
+        "model": type(model).__name__,
+        "optimizer": type(optimizer).__name__,
+        "config": {field.name: str(getattr(config, field.name)) for field in fields(config)},
+        "context": context_values(conductor.context),
+    }

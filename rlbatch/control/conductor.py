@@ -1,0 +1,286 @@
+"""Watches the steps of one training, decides after each chunk, undoes damage."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.coupled_rate import CoupledRate
+from rlbatch.control.engine import AppliedDecision, DecisionEngine
+from rlbatch.control.journal import Journal, Place
+from rlbatch.control.meter import Meter
+from rlbatch.control.rollback import Rollback
+from rlbatch.decision_record import Event
+from rlbatch.episode_log import EpisodeLog
+from rlbatch.errors import EpisodeLogError
+from rlbatch.signals.assemble import chunk_signals
+from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
+from rlbatch.signals.record import Coupling, RunContext, Signals
+
+_FIRST_MEASURED = 2  # Adam has no usable second moment before
+
+# What a checkpoint holds of a conductor as it is.
+_PLAIN = (
+    *("batch_size", "enabled", "steps", "samples_seen"),
+    *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost"),
+    *("_next_measured", "_val_loss"),
+)
+
+
+class Conductor:
+    """Turns the steps of a run into chunks, and chunks into decisions.
+
+    For each optimizer step call `begin_window`, `after_backward` for each micro-batch, and
+    `end_window` after the optimizer has stepped within `rate.applied()`.
+
+    Attributes:
+        batch_size: Decided last: in force once it is delivered.
+        context: The run's constants.
+        config: The settings.
+        enabled: False once it only watches the user's own batch size go by.
+        rate: The coupled learning rate.
+        meter: The cost.
+        steps: Optimizer steps so far.
+        samples_seen: Samples so far.
+        guard: Undoes chunks that did damage.
+        last: The latest decision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        engine: DecisionEngine,
+        context: RunContext,
+        config: ControllerConfig,
+        scaler: Any = None,
+    ) -> None:
+        """Prepare a run that starts at the user's batch size.
+
+        Args:
+            model: What is trained.
+            optimizer: Its optimizer.
+            engine: Decides.
+            context: The run's constants.
+        config: The settings.
+            config: The settings.
+            scaler: A `torch.amp.GradScaler` in use.
+        """
+        self.config, self.context, self._engine = config, context, engine
+        self._journal, self._log_position = Journal(None), 0
+        self._optimizer = optimizer
+        self.base_batch_size = round(float(context.base_batch_size))
+        coupling = Coupling(config.lr_coupling)
+        self.rate = CoupledRate(optimizer, coupling, self.base_batch_size)
+        self.meter = Meter(config)
+        self._measures = engine.needs_gradient_noise or coupling is Coupling.ADASCALE
+        self._monitor = ChunkMonitor(model.parameters(), optimizer, scaler=scaler)
+        self.guard = Rollback(model, optimizer, config.guard)
+        self.batch_size = self._before = self.base_batch_size
+        self.enabled, self._touched = True, False
+        self.steps = self.samples_seen = 0
+        self._chunk_done = self._chunk_steps = 0
+        self._chunk_cost = 0.0
+        self._next_measured = _FIRST_MEASURED
+        self._watching = self._resumed = False
+        self._val_loss = math.nan
+        self.last: AppliedDecision | None = None
+
+    def measure(self, window: int) -> bool:
+        """Return whether an optimizer step, by its number, is divided for measurement."""
+        if not (self.enabled and self._measures) or window < self._next_measured:
+            return False
+        config = self.config
+        if config.noise_steps == 0 or config.noise_fraction == 0.0:
+            return False
+        chunk = config.chunk_steps(window)
+        spacing = max(1.0 / config.noise_fraction, chunk / config.noise_steps)
+        self._next_measured = window + math.ceil(spacing)
+        return True
+
+    def begin_window(self, batch_size: int, sizes: Sequence[int]) -> None:
+        """Announce an optimizer step.
+
+        Args:
+            batch_size: Decided for it; at the end of an epoch there may be fewer samples.
+            sizes: Samples of its micro-batches.
+        """
+        self.rate.set_batch_size(batch_size)
+        # Batches that were under way when the size changed belong to no chunk.
+        self._watching = self.enabled and batch_size == self.batch_size
+        if not self._watching:
+            return
+        if self._chunk_steps == 0:
+            self._begin_chunk()
+        elif self._resumed:  # the copy of the weights from before the chunk is gone
+            self.guard.begin_chunk(touched=self._touched, rises=True)
+        self._resumed = False
+        self._monitor.begin_window(sizes, measured=self._measures and len(sizes) > 1)
+
+    def after_backward(self, loss: Tensor) -> None:
+        """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
+        if self._watching:
+            self._monitor.after_backward(loss)
+
+    def end_window(self, samples: int, place: Place) -> None:
+        """Count an optimizer step; after the last one of a chunk, decide.
+
+        Args:
+            samples: Of the step.
+            place: Behind the step.
+        """
+        self.steps += 1
+        self.samples_seen += samples
+        self.meter.step(samples)
+        if not self._watching:
+            return
+        self._watching = False
+        self._chunk_done += 1
+        if self._chunk_done >= self._chunk_steps:
+            self._end_chunk(place)
+
+    def abandon_window(self) -> None:
+        """Forget the step under way."""
+        if self._watching:
+            self._monitor.drop_window()
+            self._watching = False
+
+    def report_validation(self, loss: float) -> None:
+        """Take a validation loss into the next decision."""
+        self._val_loss = loss
+
+    def disable(self, reason: str, place: Place) -> None:
+        """Go back to the user's batch size and decide nothing any more."""
+        if not self.enabled:
+            return
+        self.enabled = False
+        before, self.batch_size = self.batch_size, self.base_batch_size
+        self._note("off", reason, place, before)
+
+    def open_log(self, log: EpisodeLog) -> None:
+        """Write to this log from now on, behind the lines that a loaded state knows of."""
+        log.truncate_to(self._log_position)
+        self._journal.log = log
+
+    def close(self, place: Place) -> None:
+        """Note the end of the run and close the log."""
+        self._note("end", "end of the run", place, self.batch_size)
+        self._journal.close()
+
+    def _note(self, event: Event, reason: str, place: Place, before: int) -> None:
+        counts = self.steps, self.samples_seen, self.meter.total
+        sizes = before, self.batch_size
+        self._journal.note(event, reason, place, counts=counts, batch_sizes=sizes)
+
+    def _begin_chunk(self) -> None:
+        self._chunk_steps = self.config.chunk_steps(self.steps)
+        self._chunk_done = 0
+        self.meter.begin_chunk()
+        self.guard.begin_chunk(touched=self._touched, rises=self.batch_size > self._before)
+
+    def _end_chunk(self, place: Place) -> None:
+        measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
+        self.meter.end_chunk(self.batch_size, self._chunk_done)
+        self._chunk_steps = self._chunk_done = 0
+        rolled_back = self.guard.end_chunk(measured, self.batch_size, self._before)
+        signals = self._signals(measured, rolled_back)
+        self._chunk_cost = self.meter.total
+        in_force = self._before if rolled_back else self.batch_size
+        self._val_loss = math.nan
+        if self.guard.diverged:
+            warnings.warn("rlbatch: the loss does not recover; switching off.", stacklevel=2)
+            self.disable("the loss does not recover", place)
+            return
+        if not rolled_back:
+            self.rate.observe(measured)
+        self._decide(signals, in_force, rolled_back, place)
+
+    def _decide(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> None:
+        try:
+            decision = self._engine.decide(signals, in_force)
+            self._before, self.batch_size = in_force, decision.batch_size
+            self._touched = self._touched or decision.batch_size != self.base_batch_size
+            self.last = decision
+            self._journal.decision(
+                signals,
+                decision,
+                place,
+                event="rollback" if rolled_back else "decision",
+                learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
+            )
+        except Exception as error:
+            if self.config.on_error == "raise":
+                raise
+            # Whatever is wrong with a policy or a disk, it must not end somebody's training.
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"rlbatch: switching off after {reason}", RuntimeWarning, stacklevel=2)
+            if isinstance(error, EpisodeLogError):
+                self._journal.give_up()
+            self.disable(reason, place)
+
+    def _signals(self, measured: ChunkMeasurement, rolled_back: bool) -> Signals:
+        curve, known = self.meter.curve()
+        return chunk_signals(
+            self.context,
+            measured,
+            batch_size=self.batch_size,
+            total_steps=self.steps,
+            total_samples=self.samples_seen,
+            chunk_cost=self.meter.total - self._chunk_cost,
+            total_cost=self.meter.total,
+            val_loss=self._val_loss,
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            learning_rate_factor=self.rate.factor,
+            step_cost_curve=curve,
+            step_cost_known=known,
+            rolled_back=rolled_back,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is going on, for people."""
+        return {
+            "enabled": self.enabled,
+            "batch_size": self.batch_size,
+            "learning_rate_factor": self.rate.factor,
+            "steps": self.steps,
+            "samples_seen": self.samples_seen,
+            "chunk": (self._chunk_done, self._chunk_steps),
+            "cost": self.meter.total,
+            "rollbacks": self.guard.count,
+            "reasons": () if self.last is None else self.last.reasons,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the coming decisions depend on, as plain values.
+
+        The snapshot is left out: a chunk that goes on after a resume is rolled back to there.
+        """
+        return {
+            "plain": {name: getattr(self, name) for name in _PLAIN},
+            "guard": self.guard.state_dict(),
+            "engine": self._engine.state_dict(),
+            "rate": self.rate.state_dict(),
+            "meter": self.meter.state_dict(),
+            "monitor": self._monitor.state_dict(),
+            "log_position": self._journal.position or self._log_position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; later lines of the log are dropped."""
+        for name in _PLAIN:
+            setattr(self, name, state["plain"][name])
+        self.guard.load_state_dict(state["guard"])
+        self._engine.load_state_dict(state["engine"])
+        self.rate.load_state_dict(state["rate"])
+        self.meter.load_state_dict(state["meter"])
+        self._monitor.load_state_dict(state["monitor"])
+        self._watching, self._resumed = False, True
+        self._log_position = state["log_position"]
+        if self._journal.log is not None:
+            self._journal.log.truncate_to(self._log_position)

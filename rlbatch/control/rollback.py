@@ -1,0 +1,97 @@
+"""Keeps a copy of the weights before each chunk and puts it back when the chunk did damage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
+from rlbatch.control.snapshot import Snapshot
+from rlbatch.signals.monitor import ChunkMeasurement
+
+_CHEAP = 0.02  # share of a chunk's time that a copy before every chunk may take
+
+
+class Rollback:
+    """The guard of a user's run.
+
+    It answers for what the controller did: before the batch size was first changed there is no
+    copy, and nothing is undone.
+
+    Attributes:
+        count: Chunks undone so far.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, config: GuardConfig | None) -> None:
+        """Watch these; without a configuration nothing is ever done."""
+        self._config = config
+        self._snapshot = Snapshot(model, optimizer)
+        self._state = GuardState()
+        self._seconds = self._chunk_seconds = 0.0
+        self._began = time.perf_counter()
+        self.count = 0
+
+    @property
+    def diverged(self) -> bool:
+        """Undoing chunks did not help."""
+        return self._state.diverged
+
+    def begin_chunk(self, *, touched: bool, rises: bool) -> None:
+        """Copy the weights if they may be needed.
+
+        Where a copy before each chunk would take long, one is made only before a rise of the batch
+        size, from which damage comes.
+
+        Args:
+            touched: The controller has changed the batch size before.
+            rises: The chunk has a larger batch size than the one before.
+        """
+        self._began = time.perf_counter()
+        if self._config is None or not touched:
+            return
+        if rises or not self._snapshot.taken or self._seconds < _CHEAP * self._chunk_seconds:
+            self._snapshot.take()
+            self._seconds = time.perf_counter() - self._began
+
+    def end_chunk(self, measured: ChunkMeasurement, batch_size: int, before: int) -> bool:
+        """Return whether the chunk did damage and was undone.
+
+        Args:
+            measured: The chunk's losses, read from the device.
+            batch_size: Of the chunk.
+            before: Of the chunk before.
+        """
+        self._chunk_seconds = time.perf_counter() - self._began
+        if self._config is None:
+            return False
+        chunk = ChunkLoss(
+            batch_size,
+            measured.steps,
+            measured.train_loss,
+            measured.train_loss_std,
+            measured.nonfinite_losses,
+            changed=batch_size != before,
+        )
+        damaged, state = judge(self._state, self._config, chunk)
+        if damaged and not self._snapshot.taken:
+            return False  # a run at the user's own batch size takes the user's own course
+        self._state = state
+        if damaged:
+            self._snapshot.restore()
+            self.count += 1
+        return damaged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the losses to compare with; the copy of the weights is left out."""
+        return {"guard": asdict(self._state), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue; the coming chunk is undone, if need be, to where the run goes on."""
+        self._state = GuardState(**state["guard"])
+        self.count = state["count"]
+        self._snapshot.taken = False

@@ -1,0 +1,123 @@
+"""Backward passes and optimizer steps of windows, in the order that a user's loop must keep."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlbatch.actuation.accumulation import WindowAccumulator
+from rlbatch.actuation.delivery import Delivered
+from rlbatch.errors import DeliveryError
+
+
+class WindowStepper:
+    """Accumulates the gradient of a window's micro-batches and steps the optimizer behind the last.
+
+    Attributes:
+        delivered: The micro-batch in the hands of the loop; None when it is done with it.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: Any = None) -> None:
+        """Start between two windows.
+
+        Args:
+            model: Whose gradients are clipped.
+            optimizer: Steps.
+            scaler: A `torch.amp.GradScaler` in use.
+        """
+        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._accumulator = WindowAccumulator()
+        self._backward_done = self._unscaled = False
+        self.delivered: Delivered | None = None
+
+    @property
+    def window_complete(self) -> bool:
+        """Whether the gradient of the whole window is there."""
+        return self._backward_done and self.delivered is not None and self.delivered.is_last
+
+    def arrive(self, delivered: Delivered) -> None:
+        """Take the next micro-batch.
+
+        Raises:
+            DeliveryError: The loop has not finished with the previous one.
+        """
+        if self.delivered is not None:
+            missing = "step()" if self._backward_done else "backward(loss) and step()"
+            raise DeliveryError(
+                f"The previous batch had no {missing}. Call both for every batch of the loader; to "
+                "leave one out, call them with a loss of 0 * loss."
+            )
+        self.delivered, self._backward_done = delivered, False
+
+    def abandon(self) -> None:
+        """Forget what was begun: the loop was left within a window."""
+        if self._accumulator.is_open:
+            self._accumulator.discard()
+            self._optimizer.zero_grad()
+        self.delivered, self._backward_done, self._unscaled = None, False, False
+
+    def backward(self, loss: Tensor) -> None:
+        """Run the backward pass of the micro-batch's mean loss, weighted by its share.
+
+        Raises:
+            DeliveryError: There is no micro-batch to which the loss could belong.
+        """
+        delivered = self.delivered
+        if delivered is None or self._backward_done:
+            raise DeliveryError(
+                "backward() belongs to one batch of the controller's loader: call it once for "
+                "each, with the sum of all losses."
+            )
+        weight = self._accumulator.add(delivered)
+        self._backward_done = True
+        weighted = loss if delivered.micro_batches == 1 else loss * weight
+        if self._scaler is not None:
+            weighted = self._scaler.scale(weighted)
+        cast("Any", weighted).backward()
+
+    def unscale_(self) -> None:
+        """Divide the scaler's factor out of the gradients of a complete window, once."""
+        if self._scaler is not None and self.window_complete and not self._unscaled:
+            self._scaler.unscale_(self._optimizer)
+            self._unscaled = True
+
+    def step(
+        self, applied: AbstractContextManager[Any], clip_norm: float | None
+    ) -> Delivered | None:
+        """Finish the micro-batch, and the window if it is complete.
+
+        Args:
+            applied: In force while the optimizer steps.
+            clip_norm: Clip the gradient to this norm before.
+
+        Returns:
+            The window's last micro-batch, or None when the window goes on.
+
+        Raises:
+            DeliveryError: The micro-batch had no backward pass.
+        """
+        delivered = self.delivered
+        if delivered is None or not self._backward_done:
+            raise DeliveryError(
+                "step() needs a backward(loss) before it, once for each batch of the loader."
+            )
+        if not delivered.is_last:
+            self.delivered = None
+            return None
+        if clip_norm is not None:
+            self.unscale_()
+            nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
+        self._accumulator.close()
+        with applied:
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
+                self._scaler.step(self._optimizer)
+        if self._scaler is not None:
+            self._scaler.update()
+        self._optimizer.zero_grad()
+        self.delivered, self._unscaled = None, False
+        return delivered

@@ -1,0 +1,300 @@
+"""`BatchController`: adapts the batch size of a plain PyTorch loop while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sized
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from rlbatch.actuation.delivery import Delivered
+from rlbatch.control.build import make_conductor, run_info
+from rlbatch.control.conductor import Conductor
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.journal import Place
+from rlbatch.control.loader import ControlledLoader, require_single_process
+from rlbatch.control.stepper import WindowStepper
+from rlbatch.episode_log import EpisodeLog
+from rlbatch.errors import ConfigurationError
+from rlbatch.policy.base import Policy
+from rlbatch.policy.registry import resolve_policy
+
+STATE_VERSION = 1
+_NO_LOADER = (
+    "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
+)
+
+
+class BatchController:
+    """Decides, every few steps, how many samples the next optimizer steps take.
+
+        controller = rlbatch.BatchController(model, optimizer, batch_size=64)
+        loader = controller.loader(DataLoader(train_set, batch_size=64, shuffle=True))
+        for epoch in range(epochs):
+            for x, y in loader:
+                loss = loss_fn(model(x), y)
+                controller.backward(loss)      # instead of loss.backward()
+                controller.step()              # instead of optimizer.step() and zero_grad()
+            scheduler.step()
+
+    What the loader hands out are micro-batches: of the whole batch, or of a part of it where the
+    batch exceeds `micro_batch_size` or its gradient noise is measured. `step` does nothing before
+    the last part. With the policy `fixed`, the run is the plain one, bit for bit.
+
+    Clipping: `controller.step(clip_norm=1.0)`, or clip between `backward` and `step`, when
+    `controller.window_complete`, after `controller.unscale_()` if there is a GradScaler.
+
+    Schedules: those by epochs are stepped as always. One by steps goes by samples instead:
+    `schedule = rlbatch.actuation.SampleSchedule(scheduler, 64)`,
+    `schedule.step(controller.step())`.
+
+    Checkpoints: right after a `step`, save `controller.state_dict()` beside those of model,
+    optimizer and scheduler. To resume, make all objects as before, load, and iterate again: an
+    interrupted epoch is continued behind its last sample.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        batch_size: int,
+        policy: Policy | str = "default",
+        config: ControllerConfig | None = None,
+        scaler: Any = None,
+        **settings: Any,
+    ) -> None:
+        """Prepare a run; nothing happens before `loader` is called.
+
+        Args:
+            model: What is trained.
+            optimizer: Its optimizer.
+            batch_size: The user's, for which the learning rate was chosen; the loader's.
+            policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
+            config: The settings, or give them as further arguments.
+            scaler: A `torch.amp.GradScaler`, which then is used in here.
+            **settings: Fields of `ControllerConfig`.
+
+        Raises:
+            ConfigurationError: Settings contradict themselves, or are given twice.
+            UnknownNameError: There is no policy of that name.
+        """
+        if config is not None and settings:
+            raise ConfigurationError(
+                f"Give either config or single settings, got config and {', '.join(settings)}."
+            )
+        self.config = ControllerConfig(**settings) if config is None else config
+        self.model, self.optimizer = model, optimizer
+        self.base_batch_size = batch_size
+        self.policy = resolve_policy(policy) if isinstance(policy, str) else policy
+        self._policy_name = policy if isinstance(policy, str) else type(policy).__name__
+        self._scaler = scaler
+        self._conductor: Conductor | None = None
+        self._loader: ControlledLoader | None = None
+        self._stepper = WindowStepper(model, optimizer, scaler)
+        self._state: Mapping[str, Any] | None = None  # that was loaded
+        self._log_opened = False
+        self._dataset_size, self._epochs_done = 1, 0.0
+
+    def loader(self, loader: DataLoader[Any]) -> ControlledLoader:
+        """Return a loader like the given one, whose batch size the controller changes.
+
+        Raises:
+            ConfigurationError: The loader has another batch size than was said, it cannot be
+                resized, or several processes share the training.
+        """
+        if self._loader is not None:
+            raise ConfigurationError("A controller has one loader, and it was made already.")
+        if loader.batch_size is not None and loader.batch_size != self.base_batch_size:
+            raise ConfigurationError(
+                f"The controller was made for batch size {self.base_batch_size}, and the loader "
+                f"has {loader.batch_size}. Give both the same one."
+            )
+        require_single_process()
+        self._dataset_size = len(cast("Sized", cast("Any", loader).sampler))
+        self._conductor = make_conductor(
+            self.model,
+            self.optimizer,
+            self.policy,
+            self.config,
+            base_batch_size=self.base_batch_size,
+            dataset_size=self._dataset_size,
+            scaler=self._scaler,
+        )
+        self._loader = ControlledLoader(
+            loader,
+            self,
+            batch_size=self.base_batch_size,
+            micro_batch_size=self.config.micro_batch_size,
+            measure=self._conductor.measure,
+        )
+        if self._state is not None:
+            self._apply_state(self._state)
+        return self._loader
+
+    def backward(self, loss: Tensor) -> None:
+        """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
+
+        Raises:
+            DeliveryError: There is no micro-batch to which the loss could belong.
+        """
+        self._stepper.backward(loss)
+        self._parts.after_backward(loss)
+
+    @property
+    def window_complete(self) -> bool:
+        """Whether the gradient of the whole batch is there, so that `step` will step."""
+        return self._stepper.window_complete
+
+    def unscale_(self) -> None:
+        """Divide the GradScaler's factor out of the gradients, for clipping them yourself."""
+        self._stepper.unscale_()
+
+    def step(self, clip_norm: float | None = None) -> int:
+        """Step the optimizer and zero the gradients, if the batch is complete.
+
+        Args:
+            clip_norm: Clip the gradient to this norm before.
+
+        Returns:
+            The samples of the step, or 0 when there was none yet.
+
+        Raises:
+            DeliveryError: The micro-batch had no backward pass.
+        """
+        delivered = self._stepper.step(self._parts.rate.applied(), clip_norm)
+        if delivered is None:
+            return 0
+        done = delivered.window_start + delivered.window_samples
+        self._epochs_done = delivered.epoch + done / self._dataset_size
+        self._parts.end_window(delivered.window_samples, self._place())
+        self._apply_batch_size()
+        return delivered.window_samples
+
+    def report_validation(self, loss: float) -> None:
+        """Tell a validation loss; the next decision sees it."""
+        self._parts.report_validation(float(loss))
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Stop the wall clock within the block, for a validation in the middle of an epoch."""
+        self._parts.meter.pause()
+        try:
+            yield
+        finally:
+            self._parts.meter.resume()
+
+    def disable(self, reason: str = "disabled by the user") -> None:
+        """Return to the user's batch size and decide nothing any more."""
+        self._parts.disable(reason, self._place())
+        self._apply_batch_size()
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per optimizer step that were decided last."""
+        return self.base_batch_size if self._conductor is None else self._conductor.batch_size
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What the controller is doing now, by part."""
+        loader = self._require_loader()
+        return {
+            "policy": self._policy_name,
+            "shadow": self.config.shadow,
+            "epoch": loader.sampler.epoch,
+            "next_step": loader.next_step,
+            **self._parts.summary(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state between two optimizer steps, torch's global generators included.
+
+        `torch.load` reads it with `weights_only=True`.
+        """
+        return {
+            "version": STATE_VERSION,
+            "base_batch_size": self.base_batch_size,
+            "conductor": self._parts.state_dict(),
+            "loader": self._require_loader().state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, before or after `loader` is called.
+
+        Load model and optimizer first. The log is continued behind the decisions that the state
+        knows of; later ones, of steps that are now lost, are dropped.
+
+        Raises:
+            ConfigurationError: The state is of another version, batch size or policy.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ConfigurationError(
+                f"A controller state of version {STATE_VERSION} was expected, got "
+                f"{state.get('version')!r}. Resume with the rlbatch that saved it."
+            )
+        if state["base_batch_size"] != self.base_batch_size:
+            raise ConfigurationError(
+                f"The state was saved with batch size {state['base_batch_size']}, and this "
+                f"controller was made for {self.base_batch_size}. Make it for the same one."
+            )
+        self._state = state
+        if self._loader is not None:
+            self._apply_state(state)
+
+    def close(self) -> None:
+        """Note the end of the run in the log and close it."""
+        if self._conductor is not None:
+            self._conductor.close(self._place())
+
+    def begin_epoch(self) -> None:
+        """An iteration over the loader begins."""
+        parts = self._parts
+        if self.config.log_dir is not None and not self._log_opened:
+            self._log_opened = True
+            info = run_info(self._policy_name, self.model, self.optimizer, parts)
+            resume = self._state is not None
+            parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
+        parts.abandon_window()
+        self._stepper.abandon()
+        parts.meter.resume()
+
+    def arrive(self, delivered: Delivered) -> None:
+        """A micro-batch is about to be handed to the loop."""
+        self._stepper.arrive(delivered)
+        if delivered.position == 0:
+            parts, rest = divmod(delivered.window_samples, delivered.micro_batches)
+            sizes = [parts + (index < rest) for index in range(delivered.micro_batches)]
+            self._parts.begin_window(delivered.batch_size, sizes)
+
+    def end_epoch(self) -> None:
+        """The loader has nothing more."""
+        self._parts.meter.pause()
+
+    def _apply_batch_size(self) -> None:
+        self._require_loader().sampler.set_batch_size(self._parts.batch_size)
+
+    def _place(self) -> Place:
+        return Place(self._epochs_done, self._require_loader().next_step)
+
+    def _apply_state(self, state: Mapping[str, Any]) -> None:
+        self._parts.load_state_dict(state["conductor"])
+        self._require_loader().load_state_dict(state["loader"], state["rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    @property
+    def _parts(self) -> Conductor:
+        if self._conductor is None:
+            raise ConfigurationError(_NO_LOADER)
+        return self._conductor
+
+    def _require_loader(self) -> ControlledLoader:
+        if self._loader is None:
+            raise ConfigurationError(_NO_LOADER)
+        return self._loader
