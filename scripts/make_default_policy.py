@@ -1,0 +1,59 @@
+"""Make the shipped default policy: python scripts/make_default_policy.py --out DIR [--resume] [--install].
+
+Computes the learning curves that are missing, trains by the recipe `default` (simulated runs, then simulated and real
+ones), and with --install copies the policy into agents/pretrained/. A stopped run goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from rlbatch.agents.ppo import train
+from rlbatch.agents.recipes import resolve_recipe
+from rlbatch.envs.curves import compute_table
+
+PRETRAINED = Path(__file__).resolve().parents[1] / "agents" / "pretrained" / "default.safetensors"
+
+
+def main() -> None:
+    """Run the whole recipe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--install", action="store_true", help="replace the shipped policy")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = resolve_recipe(arguments.recipe)
+    curves = arguments.out / "curves"
+    curves.mkdir(parents=True, exist_ok=True)
+    if any(stage.real for stage in recipe.stages):
+        make_missing_curves(recipe.tasks, curves)
+    training = arguments.out / "training"
+    resume = arguments.resume and (training / "progress.json").exists()
+    policy = train(recipe, training, resume=resume, curves=curves, report=show)
+    if arguments.install:
+        shutil.copyfile(policy, PRETRAINED)
+        print(f"installed {PRETRAINED}")
+
+
+def make_missing_curves(tasks: tuple[str, ...], folder: Path) -> None:
+    """Compute the tables that the folder does not hold yet."""
+    for name in tasks:
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            compute_table(name, seeds=2).save(path)
+            print(f"curves of {name}", flush=True)
+
+
+def show(figures: dict[str, float]) -> None:
+    """Print one line a rollout."""
+    print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
