@@ -16,6 +16,7 @@ MEASURED_STEPS = 4
 
 _TINY = 1e-30
 _EDGE = 0.75  # of the stability limit
+_GUARD_RATIO = 3.0  # of the lowest loss, as the live guard's default
 
 
 @dataclass
@@ -56,7 +57,7 @@ class QuadraticRuns:
         self.tasks, self.rng, self.exact = tasks, rng, exact
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
-        for name in ("second_moment_weight", "step_size", "samples", "steps", "cost", "peak_ratio", "smallest_size",
+        for name in ("second_moment_weight", "step_size", "samples", "steps", "cost", "previous_rate", "lowest_loss", "smallest_size",
                      "largest_size", "epochs_drag"):  # fmt: skip
             setattr(self, name, np.zeros(n))
         self.start(np.arange(n))
@@ -66,8 +67,9 @@ class QuadraticRuns:
         t = self.tasks
         self.loss[index] = t.initial_loss[index]
         self.second_moment[index] = 0.0
-        for values in (self.second_moment_weight, self.samples, self.steps, self.cost, self.peak_ratio):
+        for values in (self.second_moment_weight, self.samples, self.steps, self.cost, self.previous_rate):
             values[index] = 0.0
+        self.lowest_loss[index] = t.irreducible[index] + 1.0
         self.smallest_size[index] = np.inf
         self.largest_size[index] = 0.0
         squared = self._squared_gradient(t.base_batch_size)[index]
@@ -179,18 +181,24 @@ class QuadraticRuns:
         ratio = y.max(axis=1) / limit
         flat_ratio = (step * t.curvature).max(axis=1) / limit
         fatal = flat_ratio > t.catapult
-        bump = np.clip(np.minimum(ratio, flat_ratio * 2.0) - np.maximum(self.peak_ratio, 1.0), 0.0, 2.0)
-        self.peak_ratio = np.maximum(self.peak_ratio, ratio)
-        self.loss += 0.1 * bump[:, None] * self.loss
+        # A rise of the step size beyond the edge throws the run back; what it lost it has to learn again.
+        raised = rate > self.previous_rate * 1.0001
+        excess = np.clip(np.minimum(ratio, flat_ratio * 2.0) - 1.0, 0.0, 2.0) * np.where(raised, 1.0, 0.1)
+        damaged = self.loss * (1.0 + t.damage * excess)[:, None]
         # At the edge the motion is bounded by the loss's higher-order terms, not by the quadratic one; a y close to the
         # limit would instead amplify noise without bound. Sharpening is a property of the large directions of the
         # noise-free motion, so that it does not raise the injected noise either.
         y = np.minimum(y, _EDGE * limit[:, None])
         flat = np.minimum(step * t.curvature, y)
         noise = np.square(flat) * t.noise * (self._noise_level() / batch_size)[:, None]
-        self.loss = dynamics.advance(self.loss, y, momentum, noise, steps[:, None])
-        blown_up = self.loss.sum(axis=1) > 3.0 + 3.0 * t.irreducible
-        return fatal | blown_up | ~np.isfinite(self.loss.sum(axis=1))
+        self.loss = dynamics.advance(damaged, y, momentum, noise, steps[:, None])
+        # The guard of a live run looks at the chunk's mean training loss.
+        level = t.irreducible + 0.5 * (damaged.sum(axis=1) + self.loss.sum(axis=1))
+        fatal |= (level > _GUARD_RATIO * self.lowest_loss) | ~np.isfinite(level)
+        kept = ~fatal
+        self.lowest_loss = np.where(kept, np.minimum(self.lowest_loss, level), self.lowest_loss)
+        self.previous_rate = np.where(kept, rate, self.previous_rate)
+        return fatal
 
     def _measure(self, batch_size: Array, steps: Array, precondition: Array | float) -> tuple[Array, ...]:
         """Gradient statistics as the two-half-batch estimator would see them.

@@ -38,7 +38,8 @@ class Distribution:
         couplings: Probabilities of the couplings none, sqrt, linear, adascale.
         sharpening: Factor by which the largest curvature grows in the run; log-uniform.
         catapult: How far beyond the stability limit a run recovers by itself; log-uniform.
-        irreducible: Irreducible loss as a fraction of the initial loss.
+        damage: Loss that a step size at twice the stability limit adds, relative to the loss; log-uniform.
+        irreducible: Irreducible loss as a fraction of the initial loss; a negative draw is none.
         gap: Generalisation gap as a fraction of the initial loss, reached after many epochs; a negative draw is none.
         loss_noise: Per-sample standard deviation of the loss, as a fraction of the loss.
         validation_noise: Relative standard deviation of a validation.
@@ -64,7 +65,7 @@ class Distribution:
     log2_noise_scale: Range = (1.0, 13.0)
     interpolation: Range = (0.0, 1.0)
     log2_base: Range = (3.0, 9.0)
-    log2_dataset: Range = (10.0, 20.0)
+    log2_dataset: Range = (9.5, 18.0)
     log2_horizon: Range = (5.5, 12.0)
     stability: Range = (0.01, 0.9)
     probability_adam: float = 0.6
@@ -72,7 +73,8 @@ class Distribution:
     couplings: tuple[float, float, float, float] = (0.34, 0.28, 0.26, 0.12)
     sharpening: Range = (1.0, 6.0)
     catapult: Range = (1.0, 4.0)
-    irreducible: Range = (0.0, 0.3)
+    damage: Range = (0.05, 3.0)
+    irreducible: Range = (-0.1, 0.25)
     gap: Range = (-0.04, 0.04)
     loss_noise: Range = (0.3, 2.0)
     validation_noise: Range = (0.0, 0.01)
@@ -126,6 +128,7 @@ class SimulatedTasks:
     horizon: Array
     sharpening: Array
     catapult: Array
+    damage: Array
     irreducible: Array
     gap: Array
     loss_noise: Array
@@ -186,7 +189,7 @@ def draw_tasks(count: int, rng: np.random.Generator, distribution: Distribution 
     dataset = np.round(2.0 ** np.maximum(uniform(d.log2_dataset), np.log2(base) + 2))
     maximum = 2.0 ** np.floor(np.minimum(np.log2(dataset), np.log2(base) + rng.integers(2, 9, size=count)))
     maximum = np.minimum(maximum, 65536.0)
-    minimum = 2.0 ** np.maximum(0.0, np.log2(base) - rng.integers(2, 8, size=count))
+    minimum = 2.0 ** np.maximum(0.0, np.log2(base) - rng.integers(2, 10, size=count))
     shift = np.where(chance(d.probability_start_at_base) > 0, 0.0, np.round(uniform(d.log2_start)))
     start = np.clip(base * 2.0**shift, minimum, maximum)
     weight_seconds = np.ones(count)
@@ -212,7 +215,8 @@ def draw_tasks(count: int, rng: np.random.Generator, distribution: Distribution 
         horizon=np.round(2.0 ** uniform(d.log2_horizon)),
         sharpening=log_uniform(d.sharpening),
         catapult=log_uniform(d.catapult),
-        irreducible=uniform(d.irreducible),
+        damage=log_uniform(d.damage),
+        irreducible=np.maximum(uniform(d.irreducible), 0.0),
         gap=np.maximum(uniform(d.gap), 0.0),
         loss_noise=log_uniform(d.loss_noise),
         validation_noise=uniform(d.validation_noise),
