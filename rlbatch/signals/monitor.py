@@ -138,11 +138,11 @@ class ChunkMonitor:
             )
         total = sum(micro_batch_sizes)
         shares = [size / total for size in micro_batch_sizes]
-        metric = None
+        metric, half = None, 0
         if measured and len(shares) > 1:
             metric = make_metric(self._parameters, self._optimizer)
-        # the first number of micro-batches that holds half of the samples, leaving at least one
-        half = int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-9)) + 1
+            # the first number of micro-batches that holds half of the samples, leaving at least one
+            half = int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-9)) + 1
         self._window = _Window(shares, metric, min(half, len(shares) - 1))
         self._batch_size = total
 
