@@ -12,7 +12,10 @@ from rlbatch.observation import step_cost_at
 from rlbatch.signals.record import Array, RunContext, Signals
 
 MEASURED_STEPS = 4
-"""Steps of a chunk on which gradient noise is measured, as in a live run."""
+"""Steps of a chunk on which gradient noise is measured at most, as in a live run."""
+
+MEASURED_FRACTION = 0.125
+"""Of all steps, likewise."""
 
 _TINY = 1e-30
 _EDGE = 0.75  # of the stability limit
@@ -58,7 +61,7 @@ class QuadraticRuns:
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
         for name in ("second_moment_weight", "step_size", "samples", "steps", "cost", "previous_rate", "lowest_loss", "smallest_size",
-                     "largest_size", "epochs_drag"):  # fmt: skip
+                     "largest_size", "measured_steps"):  # fmt: skip
             setattr(self, name, np.zeros(n))
         self.start(np.arange(n))
 
@@ -67,7 +70,7 @@ class QuadraticRuns:
         t = self.tasks
         self.loss[index] = t.initial_loss[index]
         self.second_moment[index] = 0.0
-        for values in (self.second_moment_weight, self.samples, self.steps, self.cost, self.previous_rate):
+        for values in (self.second_moment_weight, self.samples, self.steps, self.cost, self.previous_rate, self.measured_steps):
             values[index] = 0.0
         self.lowest_loss[index] = t.irreducible[index] + 1.0
         self.smallest_size[index] = np.inf
@@ -209,12 +212,16 @@ class QuadraticRuns:
         """
         t, n = self.tasks, len(self.tasks)
         squared, trace = self._gradient_norm(precondition), self._noise_trace(precondition)
-        measured = np.minimum(steps, MEASURED_STEPS)
+        # As in a live run, measured steps stay below a fraction of all steps (plus one).
+        allowed = np.floor(MEASURED_FRACTION * (self.steps + steps) + 1.0) - self.measured_steps
+        count = np.clip(allowed, 0.0, np.minimum(steps, MEASURED_STEPS))
+        self.measured_steps += count
+        measured = np.maximum(count, 1.0)
         dimension = t.effective_dimension
         grad_se = np.sqrt((4 * squared * trace / batch_size + 4 * np.square(trace / batch_size)) / dimension / measured)
         trace_se = trace * np.sqrt(2.0 / dimension / measured)
         draws = self.rng.standard_normal((4, n))
-        splittable = (batch_size > 1) & ((t.adaptive == 0) | (self.steps > 0))
+        splittable = (count > 0) & (batch_size > 1) & ((t.adaptive == 0) | (self.steps > 0))
         spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
         cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)
         cosine = np.clip(cosine + draws[2] * (1.0 - cosine) / np.sqrt(dimension * measured), -1.0, 1.0)
