@@ -191,3 +191,21 @@ def test_a_loss_that_no_fixed_size_has_counts_at_the_end_of_its_run(cheap_task: 
 
     assert not reference.reached
     assert reference.cost == pytest.approx(0.04)
+
+
+def test_a_size_that_was_limited_before_the_best_was_known_is_gone_on_with(
+    cheap_task: Task,
+) -> None:
+    clock = CLOCKS[2]  # large batches are cheap here, and take fewer steps
+    free = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT)
+    expected = find_references(free, [clock])[clock.name]
+    store = CurveStore()
+    find_references(free, [clock], store=store)
+    steps = {key.batch_size: curve.steps[-1] for key, curve in store.items() if curve.reached}
+    assert min(steps.values()) < steps[8]
+
+    limited = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT, max_steps=steps[8] - 1)
+    found = find_references(limited, [clock])[clock.name]
+
+    assert (found.cost, found.batch_size) == (expected.cost, expected.batch_size)
+    assert found.cost_of(8) == expected.cost_of(8) < 4 * expected.cost
