@@ -92,9 +92,22 @@ class FixedCurves:
     def steps_for(self, clock: CostClock, size: int, limit: float) -> int:
         """Return the first scheduled validation at which a size has spent the limit."""
         if not math.isfinite(limit):
-            return self.setting.max_steps
+            return self.longest
+        return self._validation(lambda steps: float(self.cost(clock, size, steps)) >= limit)
+
+    @property
+    def longest(self) -> int:
+        """Limit of a run that nothing else limits: a scheduled validation.
+
+        A run is validated where it is cut off. Cut off elsewhere, it might meet the target at a
+        step where a longer run would not have looked.
+        """
+        return self._validation(lambda steps: steps >= self.setting.max_steps)
+
+    def _validation(self, enough: Callable[[int], bool]) -> int:
+        """Return the first step of a scheduled validation that is enough."""
         steps, cadence = 0, self.setting.cadence
-        while steps == 0 or float(self.cost(clock, size, steps)) < limit:
+        while steps == 0 or not enough(steps):
             steps += cadence.validation_steps(steps)
         return steps
 
@@ -201,7 +214,7 @@ def planned_steps(setting: FixedSetting, store: CurveStore) -> int | None:
         task_id=f"{setting.task_id} without schedule",
     )
     curves = FixedCurves(plain, store, setting.task.target, None)
-    curve = curves.curve(setting.task.batch_size, setting.max_steps)
+    curve = curves.curve(setting.task.batch_size, curves.longest)
     if not curve.steps:
         return setting.max_steps
     losses = np.array(curve.val_loss)

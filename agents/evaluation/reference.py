@@ -114,7 +114,7 @@ class _Search:
         timed = self._clocks[0].profile is None
         if timed:
             limit = limits[self._clocks[0]]
-            curve = self._curves.curve(size, self._curves.setting.max_steps, limit)
+            curve = self._curves.curve(size, self._curves.longest, limit)
         else:
             steps = max(self._curves.steps_for(clock, size, x) for clock, x in limits.items())
             curve = self._curves.curve(size, steps)
@@ -178,7 +178,7 @@ def budget_reference(
     costs: dict[int, float] = {}
     for size in size_grid(setting.task):
         if clock.profile is None:
-            curve = curves.curve(size, setting.max_steps, limit)
+            curve = curves.curve(size, curves.longest, limit)
             spent = np.array(curve.seconds)
         else:
             curve = curves.curve(size, curves.steps_for(clock, size, limit))

@@ -10,7 +10,12 @@ import torch
 
 from rlbatch.agents.evaluation.clocks import CostClock, resolve_clock
 from rlbatch.agents.evaluation.curve_store import CurveStore
-from rlbatch.agents.evaluation.fixed_curves import FixedSetting, planned_steps, size_grid
+from rlbatch.agents.evaluation.fixed_curves import (
+    FixedCurves,
+    FixedSetting,
+    planned_steps,
+    size_grid,
+)
 from rlbatch.agents.evaluation.reference import budget_reference, find_references
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.task import Task
@@ -196,16 +201,23 @@ def test_a_loss_that_no_fixed_size_has_counts_at_the_end_of_its_run(cheap_task: 
 def test_a_size_that_was_limited_before_the_best_was_known_is_gone_on_with(
     cheap_task: Task,
 ) -> None:
-    clock = CLOCKS[2]  # large batches are cheap here, and take fewer steps
+    clock = CLOCKS[0]  # a larger size takes fewer steps than the default and is the best
     free = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT)
     expected = find_references(free, [clock])[clock.name]
     store = CurveStore()
     find_references(free, [clock], store=store)
     steps = {key.batch_size: curve.steps[-1] for key, curve in store.items() if curve.reached}
-    assert min(steps.values()) < steps[8]
+    assert min(steps.values()) < 40 < steps[8]
 
-    limited = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT, max_steps=steps[8] - 1)
+    limited = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT, max_steps=40)
     found = find_references(limited, [clock])[clock.name]
 
     assert (found.cost, found.batch_size) == (expected.cost, expected.batch_size)
     assert found.cost_of(8) == expected.cost_of(8) < 4 * expected.cost
+
+
+def test_where_a_run_is_cut_off_there_is_a_validation_anyway(cheap_task: Task) -> None:
+    # Validations come after 66, 67, 69 ... steps: a run of 68 must not be looked at there.
+    setting = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT, max_steps=68)
+
+    assert FixedCurves(setting, CurveStore(), 0.3, None).longest == 69
