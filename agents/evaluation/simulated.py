@@ -16,7 +16,7 @@ from rlbatch.agents.evaluation.curve_store import append_lines
 from rlbatch.agents.evaluation.rows import Row, finished_cells
 from rlbatch.agents.evaluation.settings import BenchSettings, simulated_count
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
+from rlbatch.envs.quadratic.episodes import QuadraticEpisodes, Transition
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.policy.base import Policy
 from rlbatch.policy.bounds import Bounded
@@ -28,6 +28,7 @@ POOL_SEED = 982_451_653
 _NOISE_SEED = 15_485_863
 _PROFILE = "drawn"
 _MAX_CHUNKS = 2_000
+_NUMBERS = ("ratio", "steps", "samples", "val_loss", "decisions", "cost_ratio")
 
 
 def run_missing(settings: BenchSettings, task: str, path: Path, update: Callable[[], None]) -> None:
@@ -113,10 +114,7 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     everything = np.arange(count)
     episodes = QuadraticEpisodes(pool, count, np.random.default_rng(_NOISE_SEED))
     episodes.begin(everything, everything)
-    found: dict[str, np.ndarray] = {
-        name: np.zeros(count)
-        for name in ("ratio", "steps", "samples", "val_loss", "decisions", "cost_ratio")
-    }
+    found: dict[str, np.ndarray] = {name: np.zeros(count) for name in _NUMBERS}
     found["reached"] = np.zeros(count, dtype=bool)
     found["smallest"] = episodes.batch_size.copy()
     found["largest"] = episodes.batch_size.copy()
@@ -125,17 +123,7 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     change = None
     for chunk in range(_MAX_CHUNKS):
         moved = episodes.step(change)
-        runs = episodes.runs
-        now = open_ & moved.ended
-        for name, values in (
-            ("ratio", moved.ratio),
-            ("reached", moved.reached),
-            ("steps", runs.steps),
-            ("samples", runs.samples),
-            ("val_loss", runs.validation_loss()),
-            ("cost_ratio", runs.cost / pool.reference_cost),
-            ("decisions", np.full(count, chunk)),
-        ):
+        for name, values in _numbers(episodes, moved, chunk).items():
             found[name][now] = values[now]
         if episodes.signals is not None:
             sizes = np.asarray(episodes.signals.batch_size)
@@ -154,3 +142,17 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     found["ratio"][open_] = UNREACHED_RATIO
     found["cost_ratio"][open_] = UNREACHED_RATIO
     return found
+
+
+def _numbers(episodes: QuadraticEpisodes, moved: Transition, chunk: int) -> dict[str, np.ndarray]:
+    """Return what is kept of a run that ends with this chunk."""
+    runs = episodes.runs
+    return {
+        "ratio": moved.ratio,
+        "reached": moved.reached,
+        "steps": runs.steps,
+        "samples": runs.samples,
+        "val_loss": runs.validation_loss(),
+        "cost_ratio": runs.cost / episodes.pool.reference_cost,
+        "decisions": np.full(len(episodes), chunk),
+    }

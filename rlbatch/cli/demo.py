@@ -82,61 +82,67 @@ def _draw(demo: Demo, out: Path) -> Path | None:
 def _print(demo: Demo) -> None:
     from rlbatch.agents.evaluation.demo import verdict
 
-    rows, summary, default = demo.rows, demo.summary, demo.default
-    count = len(rows)
-    best = sum(row["reference_cost"] for row in rows) / count
-    cells = [
-        [
-            str(size.batch_size) + (" (default)" if size is default else ""),
-            _number(size.seconds, "-"),
-            f"{size.reached}/{count}",
-        ]
-        for size in demo.sizes
-    ]
+    rows = demo.rows
     _shared.print_table(
         "Fixed batch sizes",
         ["batch size", "seconds to target", "reached"],
-        cells,
+        [
+            [
+                str(size.batch_size) + (" (default)" if size is demo.default else ""),
+                _number(size.seconds, "-"),
+                f"{size.reached}/{len(rows)}",
+            ]
+            for size in demo.sizes
+        ],
         caption="-: not reached in some seed at 4 times the cost of the best size",
     )
-    controlled = sum(row["cost"] for row in rows) / count
-    samples = sum(row["samples"] for row in rows) / count
-    fixed = summary.fixed_default
-    table = [
+    _shared.print_table(
+        f"Cost to target: {rows[0]['task']}, {rows[0]['lr_coupling']} coupling, {len(rows)} seeds",
+        ["", "seconds", "samples", "reached", "/ default [95%]", "/ best fixed [95%]"],
+        _comparison(demo),
+        text=[""],
+        caption="seconds: of the cpu profile; ratios: geometric means over seeds",
+    )
+    print(verdict(demo))
+
+
+def _comparison(demo: Demo) -> list[list[str]]:
+    summary, default = demo.summary, demo.default
+    count, to_best = len(demo.rows), demo.summary.fixed_default
+
+    def mean(field: str) -> float:
+        return sum(row[field] for row in demo.rows) / count
+
+    def share(field: str) -> str:
+        return f"{sum(row[field] for row in demo.rows)}/{count}"
+
+    return [
         [
             f"default size ({default.batch_size})",
             _number(default.seconds, "-"),
             _number(default.samples, "-"),
             f"{default.reached}/{count}",
             "1.000",
-            str(fixed),
+            str(to_best),
         ],
         [
             "best fixed size in hindsight",
-            f"{best:.3f}",
+            _number(mean("reference_cost"), "-"),
             _number(demo.best_samples, "-"),
-            f"{sum(row['reference_reached'] for row in rows)}/{count}",
-            f"{1 / fixed.value:.3f}",
+            share("reference_reached"),
+            f"{1 / to_best.value:.3f}",
             "1.000",
         ],
-        ["the sweep to find it", f"{demo.sweep_seconds:.3f}", "", "", "", ""],
+        ["the sweep to find it", _number(demo.sweep_seconds, "-"), "", "", "", ""],
         [
             f"controller ({summary.policy})",
-            f"{controlled:.3f}",
-            f"{samples:,.0f}",
-            f"{sum(row['reached'] for row in rows)}/{count}",
+            _number(mean("cost"), "-"),
+            _number(mean("samples"), "-"),
+            share("reached"),
             str(summary.to_default),
             str(summary.ratio),
         ],
     ]
-    _shared.print_table(
-        f"Cost to target: {rows[0]['task']}, {rows[0]['lr_coupling']} coupling, {count} seeds",
-        ["", "seconds", "samples", "reached", "/ default [95%]", "/ best fixed [95%]"],
-        table,
-        text=[""],
-        caption="seconds: of the cpu profile; ratios: geometric means over seeds",
-    )
-    print(verdict(demo))
 
 
 def _number(value: float | None, missing: str) -> str:
