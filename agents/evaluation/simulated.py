@@ -123,6 +123,7 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     change = None
     for chunk in range(_MAX_CHUNKS):
         moved = episodes.step(change)
+        now = open_ & moved.ended
         for name, values in _numbers(episodes, moved, chunk).items():
             found[name][now] = values[now]
         if episodes.signals is not None:
