@@ -1,7 +1,7 @@
 """Trains a controller with PPO: simulated runs first, then simulated and real runs together.
 
-Stable-Baselines3's zip is a checkpoint of the training only (loading one runs code in it); what is deployed is the
-policy file that `export_policy` writes.
+Stable-Baselines3's zip is a checkpoint of the training only (loading one runs code in it); what is
+deployed is the policy file that `export_policy` writes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def train(
 ) -> Path:
     """Train by a recipe and return the path of the policy file.
 
-    A checkpoint is written after every rollout; a training stopped at any moment and resumed loses at most one.
+    A checkpoint is written after every rollout; a training stopped at any moment and resumed loses
+    at most one.
 
     Args:
         recipe: What to do.
@@ -83,7 +84,9 @@ def train(
     return path
 
 
-def export_policy(model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None) -> None:
+def export_policy(
+    model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None
+) -> None:
     """Write the deployable policy file of a trained model."""
     card = PolicyCard(
         objectives=("target",),
@@ -101,17 +104,25 @@ def _position(recipe: Recipe, out: Path, resume: bool) -> tuple[int, int]:
     progress = out / _PROGRESS
     if not progress.exists():
         if resume:
-            raise ConfigurationError(f"Nothing to resume in {out}: it holds no {_PROGRESS}. Train without --resume.")
+            raise ConfigurationError(
+                f"Nothing to resume in {out}: it holds no {_PROGRESS}. Train without --resume."
+            )
         return 0, 0
     if not resume:
-        raise ConfigurationError(f"{out} already holds a training. Add --resume, or choose another folder.")
+        raise ConfigurationError(
+            f"{out} already holds a training. Add --resume, or choose another folder."
+        )
     state = json.loads(progress.read_text())
     if state["recipe"] != recipe.digest():
-        raise ConfigurationError(f"{out} holds a training by another recipe ({state['name']!r}). Choose another folder.")
+        raise ConfigurationError(
+            f"{out} holds a training by another recipe ({state['name']!r}). Choose another folder."
+        )
     return state["stage"], state["timesteps"]
 
 
-def _environment(recipe: Recipe, stage: Stage, index: int, out: Path, curves: Path | None) -> VecEnv:
+def _environment(
+    recipe: Recipe, stage: Stage, index: int, out: Path, curves: Path | None
+) -> VecEnv:
     parts: list[VecEnv] = []
     seed = recipe.seed + 1000 * index
     if stage.real:
@@ -120,7 +131,10 @@ def _environment(recipe: Recipe, stage: Stage, index: int, out: Path, curves: Pa
                 "This recipe trains on real tasks and needs their learning curves. Make them with "
                 "scripts/make_curves.py --out DIR and pass --curves DIR."
             )
-        make = [partial(_real_env, curves, recipe.tasks, recipe.actions, seed + i) for i in range(stage.real)]
+        make = [
+            partial(_real_env, curves, recipe.tasks, recipe.actions, seed + i)
+            for i in range(stage.real)
+        ]
         parts.append(SubprocVecEnv(make, start_method="spawn"))
     if stage.simulated:
         parts.append(QuadraticVecEnv(_pool(recipe, out), stage.simulated, seed, recipe.actions))
@@ -136,7 +150,9 @@ def _pool(recipe: Recipe, out: Path) -> TaskPool:
     return TaskPool.load(path)
 
 
-def _real_env(curves: Path, tasks: tuple[str, ...], actions: tuple[float, ...], seed: int) -> BatchSizeEnv:
+def _real_env(
+    curves: Path, tasks: tuple[str, ...], actions: tuple[float, ...], seed: int
+) -> BatchSizeEnv:
     torch.set_num_threads(1)
     env = BatchSizeEnv(source=SettingSampler(curves, tasks), actions=actions)
     env.reset(seed=seed)
@@ -169,7 +185,13 @@ def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PP
 
 
 def _learn(
-    model: PPO, stage: Stage, index: int, done: int, recipe: Recipe, out: Path, report: Report | None
+    model: PPO,
+    stage: Stage,
+    index: int,
+    done: int,
+    recipe: Recipe,
+    out: Path,
+    report: Report | None,
 ) -> None:
     model.set_logger(configure(str(out / f"stage{index}"), ["tensorboard"]))
     model.num_timesteps = done
@@ -183,10 +205,21 @@ def _learn(
 class _Progress(BaseCallback):
     """Checkpoints, learning-rate decay and figures, once a rollout."""
 
-    def __init__(self, stage: Stage, index: int, recipe: Recipe, out: Path, report: Report | None) -> None:
+    def __init__(
+        self, stage: Stage, index: int, recipe: Recipe, out: Path, report: Report | None
+    ) -> None:
         super().__init__()
-        self._stage, self._index, self._recipe, self._out, self._report = stage, index, recipe, out, report
-        self._ratios: dict[str, deque[float]] = {"real": deque(maxlen=400), "simulated": deque(maxlen=4000)}
+        self._stage, self._index, self._recipe, self._out, self._report = (
+            stage,
+            index,
+            recipe,
+            out,
+            report,
+        )
+        self._ratios: dict[str, deque[float]] = {
+            "real": deque(maxlen=400),
+            "simulated": deque(maxlen=4000),
+        }
         self._begun = time.perf_counter()
 
     def _on_step(self) -> bool:
@@ -206,7 +239,10 @@ class _Progress(BaseCallback):
         self.model.lr_schedule = lambda _: rate
 
     def _on_rollout_end(self) -> None:
-        figures = {"timesteps": float(self.num_timesteps), "seconds": time.perf_counter() - self._begun}
+        figures = {
+            "timesteps": float(self.num_timesteps),
+            "seconds": time.perf_counter() - self._begun,
+        }
         for kind, ratios in self._ratios.items():
             if ratios:
                 figures[f"ratio_{kind}"] = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-3)))))

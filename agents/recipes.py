@@ -56,8 +56,8 @@ class Stage:
         """Refuse a stage without runs."""
         if self.simulated + self.real < 1 or self.timesteps < 1:
             raise ConfigurationError(
-                f"A stage needs runs and timesteps, got simulated={self.simulated}, real={self.real}, "
-                f"timesteps={self.timesteps}."
+                f"A stage needs runs and timesteps, got simulated={self.simulated}, "
+                f"real={self.real}, timesteps={self.timesteps}."
             )
 
 
@@ -107,7 +107,11 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("default", (_SIMULATED, _MIXED)),
         Recipe("simulated", (_SIMULATED,)),
-        Recipe("smoke", (Stage(timesteps=4096, simulated=64, real=0, rollout_steps=32, minibatch=512),), pool_size=256),
+        Recipe(
+            "smoke",
+            (Stage(timesteps=4096, simulated=64, real=0, rollout_steps=32, minibatch=512),),
+            pool_size=256,
+        ),
     )
 }
 

@@ -1,7 +1,8 @@
 """Where the controller is trained: environments around real and simulated training runs.
 
 Importing this package registers `rlbatch/BatchSize-v0`, `rlbatch/BatchSizeWallClock-v0` and
-`rlbatch/BatchSizeQuadratic-v0` with Gymnasium, so that `gymnasium.make("rlbatch.envs:rlbatch/BatchSize-v0")` works.
+`rlbatch/BatchSizeQuadratic-v0` with Gymnasium, so that
+`gymnasium.make("rlbatch.envs:rlbatch/BatchSize-v0")` works.
 """
 
 from __future__ import annotations
@@ -14,21 +15,28 @@ _ENVIRONMENTS: dict[str, tuple[str, dict[str, str], bool]] = {
     # id: entry point, keyword arguments, nondeterministic
     "rlbatch/BatchSize-v0": ("rlbatch.envs.batch_size_env:BatchSizeEnv", {}, False),
     # Wall time in the reward makes two episodes of one seed differ.
-    "rlbatch/BatchSizeWallClock-v0": ("rlbatch.envs.batch_size_env:BatchSizeEnv", {"profile": "wall"}, True),
+    "rlbatch/BatchSizeWallClock-v0": (
+        "rlbatch.envs.batch_size_env:BatchSizeEnv",
+        {"profile": "wall"},
+        True,
+    ),
     "rlbatch/BatchSizeQuadratic-v0": ("rlbatch.envs.quadratic.environment:QuadraticEnv", {}, False),
 }
 
 
 def register() -> None:
-    """Register the environments with Gymnasium, where it is installed (deploying a policy does not need it)."""
+    """Register the environments with Gymnasium, where it is installed."""
     try:
-        import gymnasium  # noqa: PLC0415
+        import gymnasium
     except ImportError:
         return
     for name, (entry_point, arguments, nondeterministic) in _ENVIRONMENTS.items():
         if name not in gymnasium.registry:
             gymnasium.register(
-                name, entry_point=entry_point, kwargs=dict(arguments), nondeterministic=nondeterministic
+                name,
+                entry_point=entry_point,
+                kwargs=dict(arguments),
+                nondeterministic=nondeterministic,
             )
 
 

@@ -1,4 +1,4 @@
-"""The Gymnasium environment around a real training run: one step is one chunk, the action changes the batch size."""
+"""The Gymnasium environment around a real training run: one step is one chunk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     * Observation: `rlbatch.observation`, float32 in [-1, 1].
     * Action: index into a grid of changes of log2(batch size).
-    * Reward: minus the chunk's cost over the reference cost; the rewards of an episode sum to minus its ratio, and to
+    * Reward: minus the chunk's cost over the reference cost; the rewards of an episode sum to minus
+    its ratio, and to
       minus `UNREACHED_RATIO` when the target is not reached.
     * terminated: target reached, or diverged. truncated: the cost limit is spent.
     """
@@ -62,9 +63,13 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             render_mode: None or `ansi`.
         """
         if not actions or not all(np.isfinite(actions)):
-            raise ConfigurationError(f"actions must be finite changes of log2(batch size), got {actions!r}.")
+            raise ConfigurationError(
+                f"actions must be finite changes of log2(batch size), got {actions!r}."
+            )
         self.actions_log2 = tuple(float(a) for a in actions)
-        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (observation.OBSERVATION_SIZE,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(
+            -1.0, 1.0, (observation.OBSERVATION_SIZE,), np.float32
+        )
         self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
         self.render_mode = render_mode
         self._source = source or _FixedSource(task, Coupling(lr_coupling), _profile(profile), start)
@@ -83,7 +88,9 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             if not self.run.finished:
                 return seen, self._info()
 
-    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: np.int64
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Change the batch size and train one chunk."""
         run, before = self.run, self.ratio
         wanted = np.exp2(np.log2(run.batch_size) + self.actions_log2[int(action)])
@@ -91,7 +98,13 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         seen = self._train(int(np.clip(np.round(wanted), *limits)))
         lost = run.diverged or (run.exhausted and not run.reached)
         after = UNREACHED_RATIO if lost else self.ratio
-        return seen, before - after, run.reached or run.diverged, run.exhausted and not run.reached, self._info()
+        return (
+            seen,
+            before - after,
+            run.reached or run.diverged,
+            run.exhausted and not run.reached,
+            self._info(),
+        )
 
     @property
     def run(self) -> LiveRun:
@@ -141,13 +154,19 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         if self.render_mode != "ansi":
             return None
         run = self.run
-        return f"step {run.steps}  samples {run.samples_seen}  batch size {run.batch_size}  loss {run.val_loss:.4g}"
+        where = f"step {run.steps}  samples {run.samples_seen}"
+        return f"{where}  batch size {run.batch_size}  loss {run.val_loss:.4g}"
 
 
 class _FixedSource:
-    """The same setting every time, with a new seed; its reward is in units of the default batch size's cost."""
+    """The same setting every time, with a new seed.
 
-    def __init__(self, task: str, coupling: Coupling, profile: DeviceProfile | None, start: float) -> None:
+    Its reward is in units of the default batch size's cost.
+    """
+
+    def __init__(
+        self, task: str, coupling: Coupling, profile: DeviceProfile | None, start: float
+    ) -> None:
         self._task_name, self._coupling, self._profile = task, coupling, profile
         self._task = resolve_task(task)
         size: int = len(self._task.train_set)  # type: ignore[arg-type]
@@ -179,11 +198,14 @@ class _FixedSource:
         )
         if not curve.reached:
             raise ConfigurationError(
-                f"Task {self._task_name!r}: the default batch size {self._task.batch_size} did not reach the target "
-                f"{self._task.target} in {_LONGEST_DEFAULT_RUN} steps. Choose an easier target."
+                f"Task {self._task_name!r}: the default batch size {self._task.batch_size} did not "
+                f"reach the target {self._task.target} in {_LONGEST_DEFAULT_RUN} steps. Choose an easier target."
             )
         clock = self._profile or resolve_profile("cpu")
-        return float(curve.steps[-1] * step_cost(clock, CostWeights(), self._task.batch_size, self._task.batch_size))
+        return float(
+            curve.steps[-1]
+            * step_cost(clock, CostWeights(), self._task.batch_size, self._task.batch_size)
+        )
 
 
 def _profile(name: str) -> DeviceProfile | None:

@@ -1,8 +1,8 @@
-"""Learning curves of fixed batch sizes, computed once and stored: references for training on real tasks.
+"""Learning curves of fixed batch sizes, computed once: references for training on real tasks.
 
-With a coupling of exponent c, the fixed batch size B runs at the learning rate lr0 (B / B0)^c. So curves on a grid of
-batch sizes and learning rates serve every coupling but AdaScale, every default learning rate on the grid and, since
-cost follows from steps, every device profile.
+With a coupling of exponent c, the fixed batch size B runs at the learning rate lr0 (B / B0)^c. So
+curves on a grid of batch sizes and learning rates serve every coupling but AdaScale, every default
+learning rate on the grid and, since cost follows from steps, every device profile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Point = tuple[int, int]  # log2(batch size / default), 2 x log2(learning rate / 
 
 
 def grid_points() -> list[Point]:
-    """Points that some coupling and some learning rate of `RATE_SHIFTS` needs, from the default outwards."""
+    """Points that some coupling and rate of `RATE_SHIFTS` needs, from the default outwards."""
     points = {
         (size, rate + round(2 * coupling.exponent * size))
         for size in SIZE_SHIFTS
@@ -45,7 +45,8 @@ class CurveTable:
     Attributes:
         task: The task's name.
         points: (points, 2) integers, see `Point`.
-        steps: (validations,) optimizer steps at which a validation was made; the same for every run.
+        steps: (validations,) optimizer steps at which a validation was made; the same for every
+            run.
         val_loss: (points, seeds, validations); NaN after a run ended.
     """
 
@@ -68,13 +69,19 @@ class CurveTable:
     def load(cls, path: Path) -> CurveTable:
         """Read a table that `save` wrote."""
         if not path.is_file():
-            raise ConfigurationError(f"No learning curves at {path}. Make them with scripts/make_curves.py.")
+            raise ConfigurationError(
+                f"No learning curves at {path}. Make them with scripts/make_curves.py."
+            )
         with np.load(path, allow_pickle=False) as data:
-            return cls(str(data["task"]), data["points"].astype(np.int64), data["steps"], data["val_loss"])
+            return cls(
+                str(data["task"]), data["points"].astype(np.int64), data["steps"], data["val_loss"]
+            )
 
     def row(self, size_shift: int, rate_shift: int) -> int | None:
         """Position of a grid point, None where it was not run."""
-        match = np.flatnonzero((self.points[:, 0] == size_shift) & (self.points[:, 1] == rate_shift))
+        match = np.flatnonzero(
+            (self.points[:, 0] == size_shift) & (self.points[:, 1] == rate_shift)
+        )
         return int(match[0]) if len(match) else None
 
     def steps_to(self, row: int, target: float) -> float:
@@ -85,7 +92,13 @@ class CurveTable:
         return float(self.steps[hit.argmax(axis=1)].mean())
 
     def costs(
-        self, target: float, rate_shift: int, coupling: Coupling, profile: DeviceProfile, weights: CostWeights, base: int
+        self,
+        target: float,
+        rate_shift: int,
+        coupling: Coupling,
+        profile: DeviceProfile,
+        weights: CostWeights,
+        base: int,
     ) -> dict[int, float]:
         """Cost of reaching the target at each fixed batch size that was run."""
         costs: dict[int, float] = {}
@@ -93,15 +106,21 @@ class CurveTable:
             row = self.row(shift, rate_shift + round(2 * coupling.exponent * shift))
             if row is not None:
                 size = base * 2.0**shift
-                costs[int(size)] = self.steps_to(row, target) * float(step_cost(profile, weights, size, base))
+                costs[int(size)] = self.steps_to(row, target) * float(
+                    step_cost(profile, weights, size, base)
+                )
         return costs
 
 
-def compute_table(task_name: str, seeds: int, step_factor: float = 3.0, target_factor: float = 0.95) -> CurveTable:
+def compute_table(
+    task_name: str, seeds: int, step_factor: float = 3.0, target_factor: float = 0.95
+) -> CurveTable:
     """Run the grid for one task.
 
-    A run ends at `target_factor` times the task's target or after `step_factor` times the steps that the default run
-    needed: whatever needs more is not the best size on any device whose steps get dearer with the batch size.
+    A run ends at `target_factor` times the task's target or after `step_factor` times the steps
+    that the default run
+    needed: whatever needs more is not the best size on any device whose steps get dearer with the
+        batch size.
     """
     task = resolve_task(task_name)
     cadence = Cadence()
@@ -109,7 +128,8 @@ def compute_table(task_name: str, seeds: int, step_factor: float = 3.0, target_f
     largest = task.max_batch_size or size
     target = task.target * target_factor
     default_steps = [
-        int(_run(task_name, task.batch_size, 0, seed, 4000, target).steps[-1]) for seed in range(seeds)
+        int(_run(task_name, task.batch_size, 0, seed, 4000, target).steps[-1])
+        for seed in range(seeds)
     ]
     limit = int(step_factor * max(default_steps))
     grid = _validation_grid(cadence, limit)
@@ -118,12 +138,16 @@ def compute_table(task_name: str, seeds: int, step_factor: float = 3.0, target_f
     for i, (shift, rate) in enumerate(points):
         for seed in range(seeds):
             curve = _run(task_name, int(task.batch_size * 2.0**shift), rate, seed, limit, target)
-            known = {int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)}
+            known = {
+                int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
+            }
             losses[i, seed] = [known.get(int(step), np.nan) for step in grid]
     return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses)
 
 
-def _run(task_name: str, batch_size: int, rate_shift: int, seed: int, max_steps: int, target: float):  # noqa: ANN202
+def _run(
+    task_name: str, batch_size: int, rate_shift: int, seed: int, max_steps: int, target: float
+):
     return fixed_run_curve(
         resolve_task(task_name),
         batch_size,

@@ -1,4 +1,4 @@
-"""Several Stable-Baselines3 vector environments as one, so that one rollout holds simulated and real runs."""
+"""Several vector environments as one: a rollout may hold simulated and real runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ class MixedVecEnv(VecEnv):
         if not parts:
             raise ConfigurationError("MixedVecEnv needs at least one vector environment, got none.")
         first = parts[0]
-        if any((p.observation_space, p.action_space) != (first.observation_space, first.action_space) for p in parts):
-            raise ConfigurationError("The parts of a MixedVecEnv must have equal observation and action spaces.")
+        if any(
+            (p.observation_space, p.action_space) != (first.observation_space, first.action_space)
+            for p in parts
+        ):
+            raise ConfigurationError(
+                "The parts of a MixedVecEnv must have equal observation and action spaces."
+            )
         self.parts = list(parts)
-        super().__init__(sum(p.num_envs for p in parts), first.observation_space, first.action_space)
+        super().__init__(
+            sum(p.num_envs for p in parts), first.observation_space, first.action_space
+        )
         self._edges = np.cumsum([p.num_envs for p in parts])[:-1]
 
     def reset(self) -> np.ndarray:
@@ -56,7 +63,9 @@ class MixedVecEnv(VecEnv):
         for part in self.parts:
             part.set_attr(attr_name, value)
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
         """Call a method of each environment."""
         values = [v for part in self.parts for v in part.env_method(method_name, *args, **kwargs)]
         return [values[i] for i in self._get_indices(indices)]

@@ -9,12 +9,13 @@ from rlbatch.envs.profiles import CostWeights
 from rlbatch.errors import ConfigurationError
 
 UNREACHED_RATIO = 4.0
-"""Ratio that counts for a run that never reaches its target; such a run is stopped at this multiple of the reference."""
+"""Ratio that counts for a run that never reaches its target; such a run is stopped at this multiple
+of the reference."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`target`: least cost to reach a validation loss. `budget`: least validation loss for a given cost.
+    """`target`: least cost to a validation loss. `budget`: least loss for a given cost.
 
     Attributes:
         target_loss: Validation loss that ends the run; None for the `budget` objective.
@@ -44,8 +45,9 @@ class Objective:
 class Cadence:
     """Optimizer steps between two decisions, and between two validations.
 
-    A chunk is `max(minimum, growth x steps so far)` steps, at most `maximum`: short and long runs both get a few dozen
-    to a hundred decisions, and nobody has to know the length of the run in advance.
+    A chunk is `max(minimum, growth x steps so far)` steps, at most `maximum`: short and long runs
+    both get a few dozen to a hundred decisions, and nobody has to know the length of the run in
+    advance.
     """
 
     minimum: int = 4

@@ -1,6 +1,7 @@
 """Device profiles: seconds, joules and bytes of one optimizer step as a function of the batch size.
 
-A profile makes time exact and repeatable on a noisy machine: the dynamics of a run stay real, its clock is computed.
+A profile makes time exact and repeatable on a noisy machine: the dynamics of a run stay real, its
+clock is computed.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ _DATA = Path(__file__).with_name("profile_data")
 class DeviceProfile:
     """Cost of one optimizer step on one device.
 
-    `step_seconds(B) = k * ((launch_seconds^s + (b * sample_seconds)^s)^(1/s)) + update_seconds` with `k = ceil(B / max
-    micro-batch)` accumulation steps of `b = B / k` samples. The smooth maximum turns from launch-bound to
-    compute-bound at the knee `launch_seconds / sample_seconds`; a large `sharpness` makes the turn abrupt.
+    `step_seconds(B) = k * ((launch_seconds^s + (b * sample_seconds)^s)^(1/s)) + update_seconds`
+    with `k = ceil(B / max micro-batch)` accumulation steps of `b = B / k` samples. The smooth
+    maximum turns from launch-bound to compute-bound at the knee `launch_seconds / sample_seconds`;
+    a large `sharpness` makes the turn abrupt.
 
     Attributes:
         name: How the command line calls it.
@@ -60,8 +62,8 @@ class DeviceProfile:
                 )
         if self.sharpness < 1 or self.max_micro_batch_size < 1 or self.world_size < 1:
             raise ConfigurationError(
-                f"Profile {self.name!r}: sharpness, max_micro_batch_size and world_size must be at least 1, got "
-                f"{self.sharpness}, {self.max_micro_batch_size}, {self.world_size}."
+                f"Profile {self.name!r}: sharpness, max_micro_batch_size and world_size must be at "
+                f"least 1, got {self.sharpness}, {self.max_micro_batch_size}, {self.world_size}."
             )
 
     def step_seconds(self, batch_size: float | Array) -> Array:
@@ -75,7 +77,7 @@ class DeviceProfile:
         return accumulation_steps * one_pass + self.update_seconds + sync
 
     def step_joules(self, batch_size: float | Array) -> Array:
-        """Joules of one optimizer step: idle power over its seconds, busy power over its computing seconds."""
+        """Joules of one optimizer step: idle power all along, busy power while computing."""
         busy = np.asarray(batch_size, dtype=np.float64) * self.sample_seconds
         return (
             self.idle_watts * self.world_size * self.step_seconds(batch_size)
@@ -97,8 +99,8 @@ class DeviceProfile:
             ) from error
 
 
-# Knees at the sizes that matter for the tables: a CPU that is saturated by 32 samples, and two accelerator-like
-# devices whose throughput rises up to about 512 and 4,096 samples.
+# Knees at the sizes that matter for the tables: a CPU that is saturated by 32 samples, and two
+# accelerator-like devices whose throughput rises up to about 512 and 4,096 samples.
 _BUILT_IN = (
     DeviceProfile("cpu", launch_seconds=1e-3, sample_seconds=1e-3 / 16, sharpness=1.5),
     DeviceProfile("accelerator-512", launch_seconds=2e-3, sample_seconds=2e-3 / 256, sharpness=2.0),
@@ -129,8 +131,9 @@ def resolve_profile(spec: str) -> DeviceProfile:
 class CostWeights:
     """What a run spends, as a mix. The weights sum to one.
 
-    With a mix, each part is counted in units of one step at the base batch size, so that seconds, samples and joules
-    can be added. With a single part the cost is in that part's own unit (seconds, samples or joules).
+    With a mix, each part is counted in units of one step at the base batch size, so that seconds,
+    samples and joules can be added. With a single part the cost is in that part's own unit
+    (seconds, samples or joules).
     """
 
     seconds: float = 1.0

@@ -46,12 +46,17 @@ class EpisodeSetting:
 
 
 class SettingSampler:
-    """Draws settings of real tasks from their stored learning curves: learning rate, coupling, profile, target, start.
+    """Draws learning rate, coupling, profile, target and start of runs of real tasks.
 
-    The first draws of a generator repeat for the same generator state, so an environment's seed fixes its episodes.
+    The reference costs come from stored learning curves.
+
+    The first draws of a generator repeat for the same generator state, so an environment's seed
+    fixes its episodes.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[str], *, log2_start: tuple[int, int] = (-4, 4)) -> None:
+    def __init__(
+        self, folder: Path, tasks: Sequence[str], *, log2_start: tuple[int, int] = (-4, 4)
+    ) -> None:
         """Load the curve tables of these tasks from a folder that scripts/make_curves.py made."""
         if not tasks:
             raise ConfigurationError("At least one task is needed to draw settings from, got none.")
@@ -80,7 +85,11 @@ class SettingSampler:
             return None
         size: int = len(task.train_set)  # type: ignore[arg-type]
         largest = task.max_batch_size or size
-        shift = 0 if rng.random() < 0.35 else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
+        shift = (
+            0
+            if rng.random() < 0.35
+            else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
+        )
         return EpisodeSetting(
             task=table.task,
             seed=int(rng.integers(2**31)),

@@ -1,9 +1,11 @@
 """The one encoder: a chunk's signals become the bounded, scale-free vector that a policy sees.
 
-The same function serves a live run, the live environment and the vectorised simulator: it is written on arrays whose
-leading axes are free. A policy trained in simulation can be deployed only because of that.
+The same function serves a live run, the live environment and the vectorised simulator: it is
+written on arrays whose leading axes are free. A policy trained in simulation can be deployed only
+because of that.
 
-Nothing here depends on the unit of the loss, of the gradient or of the cost: only ratios, fractions and cosines enter.
+Nothing here depends on the unit of the loss, of the gradient or of the cost: only ratios, fractions
+and cosines enter.
 """
 
 from __future__ import annotations
@@ -147,7 +149,8 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
         state: What the previous call (or `initial_state`) returned.
 
     Returns:
-        The observation, float32 of shape (..., OBSERVATION_SIZE), finite and within [-1, 1]; and the next state.
+        The observation, float32 of shape (..., OBSERVATION_SIZE), finite and within [-1, 1]; and
+        the next state.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         after = _advance(signals, state)
@@ -319,7 +322,7 @@ def _noise(
 
 
 def _goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> Array:
-    """log2 of the size with the most statistical progress per cost (Pollux, Qiao et al. 2021, section 3)."""
+    """log2 of the size of most progress per cost (Pollux, Qiao et al. 2021, section 3)."""
     sizes = np.log2(COST_CURVE_SIZES)
     # progress per cost = B / (phi + B) / cost(B); the constant phi + B0 does not move the argmax.
     score = (

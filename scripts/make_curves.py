@@ -1,4 +1,6 @@
-"""Compute the fixed-batch learning curves of built-in tasks: python scripts/make_curves.py --out DIR [--task NAME ...].
+"""Compute the fixed-batch learning curves of built-in tasks.
+
+    python scripts/make_curves.py --out DIR [--task NAME ...]
 
 Existing tables are kept, so that a stopped run can be continued.
 """
@@ -31,7 +33,9 @@ def main() -> None:
         start = time.perf_counter()
         table = compute_table(name, arguments.seeds)
         table.save(path)
-        print(f"{name}: {len(table.points)} points, {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"{name}: {len(table.points)} points, {time.perf_counter() - start:.0f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Make the shipped default policy: python scripts/make_default_policy.py --out DIR [--resume] [--install].
+"""Make the shipped default policy.
 
-Computes the learning curves that are missing, trains by the recipe `default` (simulated runs, then simulated and real
-ones), and with --install copies the policy into agents/pretrained/. A stopped run goes on with --resume.
+    python scripts/make_default_policy.py --out DIR [--resume] [--install]
+
+Computes the learning curves that are missing, trains by the recipe `default` (simulated runs, then
+simulated and real ones), and with --install copies the policy into agents/pretrained/. A stopped
+run goes on with --resume.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Exact k-step dynamics of the noisy quadratic model, for arrays of runs and curvature bins.
 
-The model (Zhang et al. 2019, "Which algorithmic choices matter at which batch sizes?", section 3): the loss is a sum
-over eigen-directions of the Hessian with curvature h, the gradient of a batch of B samples is h x plus Gaussian noise
-of covariance C / B. Only second moments matter, so a run is its expected loss per bin of directions of like curvature,
+The model (Zhang et al. 2019, "Which algorithmic choices matter at which batch sizes?", section 3):
+the loss is a sum over eigen-directions of the Hessian with curvature h, the gradient of a batch of
+B samples is h x plus Gaussian noise of covariance C / B. Only second moments matter, so a run is
+its expected loss per bin of directions of like curvature,
 
     l_i = 1/2 sum_{j in bin i} h_j E[x_j^2].
 
-With heavy-ball momentum m, step size a and y = a h, the error along one direction contracts by the larger root of
-z^2 - (1 + m - y) z + m a step, and its variance settles where injected noise and contraction balance. Both are closed
-forms; the transient of the velocity, which lasts about 1 / (1 - m) steps, is left out.
+With heavy-ball momentum m, step size a and y = a h, the error along one direction contracts by the
+larger root of z^2 - (1 + m - y) z + m a step, and its variance settles where injected noise and
+contraction balance. Both are closed forms; the transient of the velocity, which lasts about 1 / (1
+- m) steps, is left out.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ _LARGEST_EXPONENT = 60.0  # e^60: far beyond any loss that is still called a los
 
 
 def contraction(y: Array, momentum: Array) -> Array:
-    """Squared spectral radius of one heavy-ball step along a direction with `y = step size x curvature`.
+    """Squared spectral radius of one heavy-ball step along a direction.
 
-    For `(1 - sqrt(m))^2 < y < (1 + sqrt(m))^2` the roots are complex and the value is m; it exceeds 1 (divergence)
-    exactly for `y > 2 (1 + m)`.
+    y is the step size times the curvature.
+
+    For `(1 - sqrt(m))^2 < y < (1 + sqrt(m))^2` the roots are complex and the value is m; it exceeds
+    1 (divergence) exactly for `y > 2 (1 + m)`.
     """
     half_trace = 0.5 * (1.0 + momentum - y)
     discriminant = np.square(half_trace) - momentum
@@ -35,8 +39,9 @@ def contraction(y: Array, momentum: Array) -> Array:
 def stationary_loss(y: Array, momentum: Array, noise: Array) -> Array:
     """Loss at which a direction settles under gradient noise.
 
-    The heavy-ball stationary variance is `a^2 c (1 + m) / ((1 - m) y (2 (1 + m) - y))` for gradient-noise variance c;
-    here `noise = a^2 h c / 2` is the loss that one step's noise adds. Only valid in the stable range `y < 2 (1 + m)`.
+    The heavy-ball stationary variance is `a^2 c (1 + m) / ((1 - m) y (2 (1 + m) - y))` for
+    gradient-noise variance c; here `noise = a^2 h c / 2` is the loss that one step's noise adds.
+    Only valid in the stable range `y < 2 (1 + m)`.
     """
     return noise * (1.0 + momentum) / ((1.0 - momentum) * y * (2.0 * (1.0 + momentum) - y))
 

@@ -24,12 +24,19 @@ def _default_pool() -> TaskPool:
 
 
 class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
-    """One simulated run at a time, on random tasks. Observation, action, reward and ends as in `BatchSizeEnv`."""
+    """One simulated run at a time, on random tasks.
+
+    Observation, action, reward and ends are those of `BatchSizeEnv`.
+    """
 
     metadata = {"render_modes": [], "render_fps": 4}  # noqa: RUF012 - Gymnasium's convention
 
     def __init__(
-        self, pool: TaskPool | None = None, *, actions: Sequence[float] = DEFAULT_ACTIONS, render_mode: str | None = None
+        self,
+        pool: TaskPool | None = None,
+        *,
+        actions: Sequence[float] = DEFAULT_ACTIONS,
+        render_mode: str | None = None,
     ) -> None:
         """Prepare an environment.
 
@@ -52,12 +59,16 @@ class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         super().reset(seed=seed)
         while True:
             self._episodes = QuadraticEpisodes(self._pool, 1, self.np_random)
-            self._episodes.begin(np.zeros(1, dtype=np.int64), self.np_random.integers(len(self._pool), size=1))
+            self._episodes.begin(
+                np.zeros(1, dtype=np.int64), self.np_random.integers(len(self._pool), size=1)
+            )
             first = self._episodes.step(None)
             if not first.ended[0]:
                 return first.observation[0], self._info()
 
-    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: np.int64
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Change the batch size and train one chunk."""
         if self._episodes is None:
             raise RuntimeError("No run is in progress. Call reset() first.")
@@ -68,11 +79,21 @@ class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         if ended:
             info["ratio"], info["reached"] = float(done.ratio[0]), reached
         terminated = reached or diverged
-        return done.observation[0], float(done.reward[0]), terminated, ended and not terminated, info
+        return (
+            done.observation[0],
+            float(done.reward[0]),
+            terminated,
+            ended and not terminated,
+            info,
+        )
 
     def _info(self) -> dict[str, Any]:
         episodes = self._episodes
         if episodes is None:
             return {}
         spent = episodes.runs.cost[0] / episodes.reference[episodes.task_index[0]]
-        return {"batch_size": int(episodes.batch_size[0]), "steps": int(episodes.runs.steps[0]), "ratio": float(spent)}
+        return {
+            "batch_size": int(episodes.batch_size[0]),
+            "steps": int(episodes.runs.steps[0]),
+            "ratio": float(spent),
+        }

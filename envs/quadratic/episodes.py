@@ -1,4 +1,4 @@
-"""Many simulated episodes side by side: decisions in, observations, rewards and ends out, in NumPy alone."""
+"""Many simulated episodes side by side, in NumPy alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Transition:
     """What one step did to every episode.
 
     Attributes:
-        observation: Observation after the step; where an episode ended, the last one of that episode.
-        reward: Minus the cost of the chunk over the reference cost; an episode's rewards sum to minus its ratio.
+        observation: Observation after the step; where an episode ended, the last one of that
+            episode.
+        reward: Minus the cost of the chunk over the reference cost; an episode's rewards sum to
+            minus its ratio.
         ended: True where the episode is over.
-        ratio: Cost over reference cost, `UNREACHED_RATIO` where the target was not reached; meaningful where `ended`.
+        ratio: Cost over reference cost, `UNREACHED_RATIO` where the target was not reached;
+            meaningful where `ended`.
         reached: True where the target was reached.
     """
 
@@ -36,9 +39,9 @@ class Transition:
 class QuadraticEpisodes:
     """`n` episodes on tasks of a pool.
 
-    An episode starts with one chunk at its start batch size. The guard of a live run is part of it: a chunk that
-    diverges is undone, its cost is spent, and the batch size goes back to the one before. Two such chunks in a row
-    without a change of size between them end the episode.
+    An episode starts with one chunk at its start batch size. The guard of a live run is part of it:
+    a chunk that diverges is undone, its cost is spent, and the batch size goes back to the one
+    before. Two such chunks in a row without a change of size between them end the episode.
     """
 
     def __init__(self, pool: TaskPool, count: int, rng: np.random.Generator) -> None:
@@ -59,7 +62,7 @@ class QuadraticEpisodes:
         return len(self.task_index)
 
     def begin(self, index: NDArray[np.int64], tasks: NDArray[np.int64]) -> None:
-        """Put episodes at these positions at the start of these tasks of the pool (before their first chunk)."""
+        """Put episodes at these positions at the start of these tasks, before a first chunk."""
         self.task_index[index] = tasks
         for name, values in vars(self.runs.tasks).items():
             values[index] = getattr(self.pool.tasks, name)[tasks]
@@ -67,14 +70,17 @@ class QuadraticEpisodes:
         self.runs.start(index)
         self.batch_size[index] = self.previous_size[index] = self.runs.tasks.start_batch_size[index]
         self.rollbacks[index] = 0.0
-        for current, fresh in zip(self.state, observation.initial_state((len(index),)), strict=True):
+        for current, fresh in zip(
+            self.state, observation.initial_state((len(index),)), strict=True
+        ):
             current[index] = fresh
 
     def step(self, log2_change: Array | None) -> Transition:
         """Apply decisions and train one chunk.
 
         Args:
-            log2_change: Decided change of log2(batch size), one entry an episode; None keeps every size (first chunk).
+            log2_change: Decided change of log2(batch size), one entry an episode; None keeps every
+                size (first chunk).
         """
         tasks = self.runs.tasks
         if log2_change is not None:
@@ -87,17 +93,23 @@ class QuadraticEpisodes:
         self.signals = outcome.signals
         seen, self.state = observation.encode(outcome.signals, self.state)
         undone = outcome.rolled_back
-        self.rollbacks = np.where(undone, self.rollbacks + (self.batch_size == self.previous_size) + 1e-9, 0.0)
+        self.rollbacks = np.where(
+            undone, self.rollbacks + (self.batch_size == self.previous_size) + 1e-9, 0.0
+        )
         self.batch_size = np.where(undone, self.previous_size, self.batch_size)
 
         reference = self.reference[self.task_index]
         target = np.asarray(self.runs.target_loss)
         reached = ~undone & (outcome.validation_after <= target)
-        spent = np.where(reached, outcome.cost * crossing(outcome, target), outcome.cost) / reference
+        spent = (
+            np.where(reached, outcome.cost * crossing(outcome, target), outcome.cost) / reference
+        )
         before = (self.runs.cost - outcome.cost) / reference
         ratio = before + spent
         reached &= ratio < UNREACHED_RATIO
         failed = (self.rollbacks >= 2.0) | (ratio >= UNREACHED_RATIO)
         # Whatever a run that failed has spent, its rewards sum to minus the cap.
         reward = np.where(failed & ~reached, before - UNREACHED_RATIO, -spent)
-        return Transition(seen, reward, reached | failed, np.where(reached, ratio, UNREACHED_RATIO), reached)
+        return Transition(
+            seen, reward, reached | failed, np.where(reached, ratio, UNREACHED_RATIO), reached
+        )

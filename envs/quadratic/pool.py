@@ -1,6 +1,7 @@
 """A pool of simulated tasks with their targets and reference costs, computed once.
 
-Recomputing a reference at every reset would make the simulator slow; episodes draw from this pool instead.
+Recomputing a reference at every reset would make the simulator slow; episodes draw from this pool
+instead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.quadratic.runs import QuadraticRuns
+from rlbatch.envs.quadratic.runs import ChunkOutcome, QuadraticRuns
 from rlbatch.envs.quadratic.tasks import Distribution, SimulatedTasks, draw_tasks
 from rlbatch.observation import step_cost_at
 from rlbatch.signals.record import Array
@@ -26,8 +27,8 @@ class TaskPool:
     Attributes:
         tasks: The tasks.
         target_loss: Validation loss that ends a run, one entry a task.
-        fixed_cost: Cost of each fixed batch size (1, 2, 4 ... 65,536); inf where it does not reach the target, or not
-            at less than the cap times the best; shape (tasks, 17).
+        fixed_cost: Cost of each fixed batch size (1, 2, 4 ... 65,536); inf where it does not reach
+            the target, or not at less than the cap times the best; shape (tasks, 17).
     """
 
     tasks: SimulatedTasks
@@ -51,18 +52,22 @@ class TaskPool:
     def save(self, path: Path) -> None:
         """Write the pool to an .npz file."""
         arrays = {f"task_{f.name}": getattr(self.tasks, f.name) for f in fields(self.tasks)}
-        np.savez_compressed(path, target_loss=self.target_loss, fixed_cost=self.fixed_cost, **arrays)
+        np.savez_compressed(
+            path, target_loss=self.target_loss, fixed_cost=self.fixed_cost, **arrays
+        )
 
     @classmethod
     def load(cls, path: Path) -> TaskPool:
         """Read a pool that `save` wrote."""
         with np.load(path, allow_pickle=False) as data:
-            tasks = SimulatedTasks(**{f.name: data[f"task_{f.name}"] for f in fields(SimulatedTasks)})
+            tasks = SimulatedTasks(
+                **{f.name: data[f"task_{f.name}"] for f in fields(SimulatedTasks)}
+            )
             return cls(tasks, data["target_loss"], data["fixed_cost"])
 
 
 def make_pool(count: int, seed: int, distribution: Distribution | None = None) -> TaskPool:
-    """Draw `count` tasks whose target the default batch size reaches, with the cost of every fixed batch size."""
+    """Draw tasks whose target the default size reaches, with the cost of every fixed size."""
     rng = np.random.default_rng(seed)
     parts: list[TaskPool] = []
     found = 0
@@ -76,7 +81,8 @@ def make_pool(count: int, seed: int, distribution: Distribution | None = None) -
 def run_cost(runs: QuadraticRuns, batch_size: Array, target: Array, cost_limit: Array) -> Array:
     """Cost at which runs of constant batch size first reach the target; inf where they never do.
 
-    Within a chunk the validation loss is taken as geometric, so that the cost has no steps of a chunk's size.
+    Within a chunk the validation loss is taken as geometric, so that the cost has no steps of a
+    chunk's size.
     """
     cost = np.full(len(target), np.inf)
     active = np.ones(len(target), dtype=bool)
@@ -93,8 +99,8 @@ def run_cost(runs: QuadraticRuns, batch_size: Array, target: Array, cost_limit: 
     return cost
 
 
-def crossing(outcome, target: Array) -> Array:  # noqa: ANN001
-    """Fraction of the chunk after which the validation loss crosses the target (geometric interpolation)."""
+def crossing(outcome: ChunkOutcome, target: Array) -> Array:
+    """Fraction of the chunk at which the loss, taken as geometric, crosses the target."""
     with np.errstate(divide="ignore", invalid="ignore"):
         fraction = np.log(outcome.validation_before / target) / np.log(
             outcome.validation_before / outcome.validation_after
@@ -115,7 +121,8 @@ def _draw_part(count: int, rng: np.random.Generator, distribution: Distribution 
     target, usable = _targets(tasks, rng)
     tasks, target = tasks.take(usable), target[usable]
     cost = np.full((len(tasks), len(_SIZES)), np.inf)
-    # From the base batch size outwards, so that what is known to be dearer than the cap stops early.
+    # From the base batch size outwards, so that what is known to be dearer than the cap stops
+    # early.
     shifts = sorted(range(-16, 17), key=abs)
     for shift in shifts:
         size = tasks.base_batch_size * 2.0**shift
@@ -125,7 +132,9 @@ def _draw_part(count: int, rng: np.random.Generator, distribution: Distribution 
         best = cost[legal].min(axis=1)
         limit = np.where(np.isfinite(best), UNREACHED_RATIO * best, 4e6)
         runs = QuadraticRuns(tasks.take(legal), rng, exact=True)
-        cost[legal, np.log2(size[legal]).astype(np.int64)] = run_cost(runs, size[legal], target[legal], limit)
+        cost[legal, np.log2(size[legal]).astype(np.int64)] = run_cost(
+            runs, size[legal], target[legal], limit
+        )
     reachable = np.isfinite(cost.min(axis=1))
     pool = TaskPool(tasks.take(reachable), target[reachable], cost[reachable])
     _limit_start(pool)
@@ -133,18 +142,22 @@ def _draw_part(count: int, rng: np.random.Generator, distribution: Distribution 
 
 
 def _limit_start(pool: TaskPool) -> None:
-    """Halve starts whose first chunk alone would cost a large part of the reference: no decision could mend those."""
+    """Halve starts whose first chunk would cost so much that no decision could mend it."""
     tasks = pool.tasks
     for _ in range(16):
-        first = tasks.chunk_minimum * 2.0 ** step_cost_at(tasks.step_cost_curve, np.log2(tasks.start_batch_size))
-        dear = (first > 0.25 * pool.reference_cost) & (tasks.start_batch_size > tasks.min_batch_size)
+        first = tasks.chunk_minimum * 2.0 ** step_cost_at(
+            tasks.step_cost_curve, np.log2(tasks.start_batch_size)
+        )
+        dear = (first > 0.25 * pool.reference_cost) & (
+            tasks.start_batch_size > tasks.min_batch_size
+        )
         if not dear.any():
             return
         tasks.start_batch_size[dear] /= 2.0
 
 
 def _targets(tasks: SimulatedTasks, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Validation loss of the default run at a drawn point of its plan; and which tasks make sense."""
+    """Loss of the default run at a drawn point of its plan; and which tasks make sense."""
     runs = QuadraticRuns(tasks, rng, exact=True)
     stop = tasks.target_fraction * tasks.horizon
     target = runs.validation_loss()
@@ -161,7 +174,10 @@ def _targets(tasks: SimulatedTasks, rng: np.random.Generator) -> tuple[Array, Ar
 
 def _concatenate(parts: list[TaskPool], count: int) -> TaskPool:
     tasks = SimulatedTasks(
-        **{f.name: np.concatenate([getattr(p.tasks, f.name) for p in parts])[:count] for f in fields(SimulatedTasks)}
+        **{
+            f.name: np.concatenate([getattr(p.tasks, f.name) for p in parts])[:count]
+            for f in fields(SimulatedTasks)
+        }
     )
     target = np.concatenate([p.target_loss for p in parts])[:count]
     cost = np.concatenate([p.fixed_cost for p in parts])[:count]

@@ -18,6 +18,18 @@ MEASURED_FRACTION = 0.125
 """Of all steps, likewise."""
 
 _TINY = 1e-30
+_COUNTERS = (
+    "second_moment_weight",
+    "step_size",
+    "samples",
+    "steps",
+    "cost",
+    "previous_rate",
+    "lowest_loss",
+    "smallest_size",
+    "largest_size",
+    "measured_steps",
+)
 _EDGE = 0.75  # of the stability limit
 _GUARD_RATIO = 3.0  # of the lowest loss, as the live guard's default
 
@@ -44,24 +56,27 @@ class ChunkOutcome:
 class QuadraticRuns:
     """`n` runs on the noisy quadratic model; every attribute has one entry a run.
 
-    The gradient noise of a run has per-sample covariance proportional to the curvature. `SimulatedTasks.noise` holds
-    nu_i = n_i sigma^2 / 2 for bin i, so that one step of size a at batch size B adds the loss a^2 h_i^2 nu_i / B.
+    The gradient noise of a run has per-sample covariance proportional to the curvature.
+    `SimulatedTasks.noise` holds nu_i = n_i sigma^2 / 2 for bin i, so that one step of size a at
+    batch size B adds the loss a^2 h_i^2 nu_i / B.
     """
 
-    def __init__(self, tasks: SimulatedTasks, rng: np.random.Generator, *, exact: bool = False) -> None:
+    def __init__(
+        self, tasks: SimulatedTasks, rng: np.random.Generator, *, exact: bool = False
+    ) -> None:
         """Start one run for each task.
 
         Args:
             tasks: One task a run.
             rng: Source of the measurement noise.
-            exact: True leaves measurements out (reference runs): `advance` then returns no usable signals.
+            exact: True leaves measurements out (reference runs): `advance` then returns no usable
+                signals.
         """
         n = len(tasks)
         self.tasks, self.rng, self.exact = tasks, rng, exact
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
-        for name in ("second_moment_weight", "step_size", "samples", "steps", "cost", "previous_rate", "lowest_loss", "smallest_size",
-                     "largest_size", "measured_steps"):  # fmt: skip
+        for name in _COUNTERS:
             setattr(self, name, np.zeros(n))
         self.start(np.arange(n))
 
@@ -70,7 +85,14 @@ class QuadraticRuns:
         t = self.tasks
         self.loss[index] = t.initial_loss[index]
         self.second_moment[index] = 0.0
-        for values in (self.second_moment_weight, self.samples, self.steps, self.cost, self.previous_rate, self.measured_steps):
+        for values in (
+            self.second_moment_weight,
+            self.samples,
+            self.steps,
+            self.cost,
+            self.previous_rate,
+            self.measured_steps,
+        ):
             values[index] = 0.0
         self.lowest_loss[index] = t.irreducible[index] + 1.0
         self.smallest_size[index] = np.inf
@@ -82,7 +104,7 @@ class QuadraticRuns:
         self.step_size[index] = t.step_size[index] * limit / (sharpest * self._inertia()[index])
 
     def _inertia(self) -> Array:
-        """1 - beta1 for Adam, whose first moment is an average; 1 for heavy-ball, whose velocity is a sum."""
+        """1 - beta1 for Adam, whose first moment is an average; 1 for heavy-ball, a sum."""
         return np.where(self.tasks.adaptive > 0, 1.0 - self.tasks.momentum, 1.0)
 
     def _noise_level(self) -> Array:
@@ -108,7 +130,9 @@ class QuadraticRuns:
         factors = np.ones_like(progress)
         cosine, step, warm_up = t.schedule == 1, t.schedule == 2, t.schedule == 3
         factors = np.where(cosine, 0.02 + 0.49 * (1.0 + np.cos(np.pi * progress)), factors)
-        factors = np.where(step, np.where(progress > 0.5, np.where(progress > 0.8, 0.04, 0.2), 1.0), factors)
+        factors = np.where(
+            step, np.where(progress > 0.5, np.where(progress > 0.8, 0.04, 0.2), 1.0), factors
+        )
         return np.where(warm_up, np.minimum(0.05 + progress / 0.1, 1.0), factors)
 
     def coupling_factor(self, batch_size: Array) -> Array:
@@ -153,7 +177,9 @@ class QuadraticRuns:
         np.fmin(self.smallest_size, batch_size, out=self.smallest_size)
         np.fmax(self.largest_size, batch_size, out=self.largest_size)
         after = self.validation_loss()
-        signals = self._signals(batch_size, steps, cost, factor, schedule, fatal, train_before, after, statistics)
+        signals = self._signals(
+            batch_size, steps, cost, factor, schedule, fatal, train_before, after, statistics
+        )
         return ChunkOutcome(signals, before, after, cost, fatal)
 
     def _precondition(self, batch_size: Array, steps: Array) -> Array | float:
@@ -168,7 +194,9 @@ class QuadraticRuns:
         adam = 1.0 / np.sqrt(self.second_moment / weight[:, None] + _TINY)
         return np.where(t.adaptive[:, None] > 0, adam, 1.0)
 
-    def _descend(self, batch_size: Array, steps: Array, rate: Array, precondition: Array | float) -> Array:
+    def _descend(
+        self, batch_size: Array, steps: Array, rate: Array, precondition: Array | float
+    ) -> Array:
         """Apply the steps; return where they diverged beyond recovery."""
         t = self.tasks
         progress = np.minimum(self.samples / (t.base_batch_size * t.horizon), 2.0)
@@ -179,18 +207,23 @@ class QuadraticRuns:
         limit = dynamics.stability_limit(t.momentum)
         step = (self.step_size * rate * self._inertia())[:, None] * precondition
         y = step * curvature
-        # Progressive sharpening stops by itself at the edge of stability; only a step size above what the *unsharpened*
-        # curvature bears by the factor `catapult` is fatal (Cohen et al. 2021; Lewkowycz et al. 2020).
+        # Progressive sharpening stops by itself at the edge of stability; only a step size above
+        # what the *unsharpened* curvature bears by the factor `catapult` is fatal (Cohen et al.
+        # 2021; Lewkowycz et al. 2020).
         ratio = y.max(axis=1) / limit
         flat_ratio = (step * t.curvature).max(axis=1) / limit
         fatal = flat_ratio > t.catapult
-        # A rise of the step size beyond the edge throws the run back; what it lost it has to learn again.
+        # A rise of the step size beyond the edge throws the run back; what it lost it has to learn
+        # again.
         raised = rate > self.previous_rate * 1.0001
-        excess = np.clip(np.minimum(ratio, flat_ratio * 2.0) - 1.0, 0.0, 2.0) * np.where(raised, 1.0, 0.1)
+        excess = np.clip(np.minimum(ratio, flat_ratio * 2.0) - 1.0, 0.0, 2.0) * np.where(
+            raised, 1.0, 0.1
+        )
         damaged = self.loss * (1.0 + t.damage * excess)[:, None]
-        # At the edge the motion is bounded by the loss's higher-order terms, not by the quadratic one; a y close to the
-        # limit would instead amplify noise without bound. Sharpening is a property of the large directions of the
-        # noise-free motion, so that it does not raise the injected noise either.
+        # At the edge the motion is bounded by the loss's higher-order terms, not by the quadratic
+        # one; a y close to the limit would instead amplify noise without bound. Sharpening is a
+        # property of the large directions of the noise-free motion, so that it does not raise the
+        # injected noise either.
         y = np.minimum(y, _EDGE * limit[:, None])
         flat = np.minimum(step * t.curvature, y)
         noise = np.square(flat) * t.noise * (self._noise_level() / batch_size)[:, None]
@@ -203,12 +236,15 @@ class QuadraticRuns:
         self.previous_rate = np.where(kept, rate, self.previous_rate)
         return fatal
 
-    def _measure(self, batch_size: Array, steps: Array, precondition: Array | float) -> tuple[Array, ...]:
+    def _measure(
+        self, batch_size: Array, steps: Array, precondition: Array | float
+    ) -> tuple[Array, ...]:
         """Gradient statistics as the two-half-batch estimator would see them.
 
-        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = 2 halves, tr(S^2) = tr(S)^2 / n_eff and
-        G'SG = |G|^2 tr(S) / n_eff; the trace has relative variance about 2 / n_eff + 4 |G|^2 / (B n_eff ...), of which
-        the first term dominates.
+        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = 2 halves, tr(S^2) =
+            tr(S)^2 / n_eff and
+        G'SG = |G|^2 tr(S) / n_eff; the trace has relative variance about 2 / n_eff + 4 |G|^2 / (B
+        n_eff ...), of which the first term dominates.
         """
         t, n = self.tasks, len(self.tasks)
         squared, trace = self._gradient_norm(precondition), self._noise_trace(precondition)
@@ -218,13 +254,19 @@ class QuadraticRuns:
         self.measured_steps += count
         measured = np.maximum(count, 1.0)
         dimension = t.effective_dimension
-        grad_se = np.sqrt((4 * squared * trace / batch_size + 4 * np.square(trace / batch_size)) / dimension / measured)
+        grad_se = np.sqrt(
+            (4 * squared * trace / batch_size + 4 * np.square(trace / batch_size))
+            / dimension
+            / measured
+        )
         trace_se = trace * np.sqrt(2.0 / dimension / measured)
         draws = self.rng.standard_normal((4, n))
         splittable = (count > 0) & (batch_size > 1) & ((t.adaptive == 0) | (self.steps > 0))
         spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
         cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)
-        cosine = np.clip(cosine + draws[2] * (1.0 - cosine) / np.sqrt(dimension * measured), -1.0, 1.0)
+        cosine = np.clip(
+            cosine + draws[2] * (1.0 - cosine) / np.sqrt(dimension * measured), -1.0, 1.0
+        )
         values = (
             squared + grad_se * draws[0],
             grad_se * spread,
@@ -234,7 +276,7 @@ class QuadraticRuns:
         )
         return tuple(np.where(splittable, value, np.nan) for value in values)
 
-    def _signals(
+    def _signals(  # noqa: PLR0913, PLR0917 - one argument a measurement
         self,
         batch_size: Array,
         steps: Array,
@@ -255,9 +297,13 @@ class QuadraticRuns:
         step_noise = t.loss_noise * level / np.sqrt(batch_size)
         train_loss = np.maximum(level + step_noise / np.sqrt(steps) * draws[0], 0.02 * level)
         train_loss = np.where(fatal, 4.0 * train_before, train_loss)
-        val_loss = np.where(t.sees_validation > 0, validation * (1.0 + t.validation_noise * draws[1]), np.nan)
+        val_loss = np.where(
+            t.sees_validation > 0, validation * (1.0 + t.validation_noise * draws[1]), np.nan
+        )
         inertia = np.where(t.adaptive > 0, 1.0, 1.0 - t.momentum)
-        known = np.maximum(t.cost_known, np.minimum(np.log2(self.largest_size / self.smallest_size) / 2.0, 1.0))
+        known = np.maximum(
+            t.cost_known, np.minimum(np.log2(self.largest_size / self.smallest_size) / 2.0, 1.0)
+        )
         return Signals(
             context=self.context(),
             batch_size=batch_size,
@@ -284,9 +330,11 @@ class QuadraticRuns:
         )
 
     def _believed_cost_curve(self, batch_size: Array, known: Array) -> Array:
-        """The true curve, blended with a prior (knee at the current size) as far as it is not known yet."""
+        """The true curve, blended with a prior (knee at the current size) while not known."""
         t = self.tasks
-        sizes = np.log2(1.0 + 2.0 ** (np.arange(t.step_cost_curve.shape[1]) - np.log2(batch_size)[:, None]))
+        sizes = np.log2(
+            1.0 + 2.0 ** (np.arange(t.step_cost_curve.shape[1]) - np.log2(batch_size)[:, None])
+        )
         prior = sizes - 1.0 + step_cost_at(t.step_cost_curve, np.log2(batch_size))[:, None]
         return known[:, None] * t.step_cost_curve + (1.0 - known)[:, None] * prior
 

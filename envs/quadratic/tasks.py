@@ -1,6 +1,7 @@
 """Random simulated tasks: what is drawn for an episode, and from which ranges.
 
-Every mechanism has its own range, so that it can be switched off by a degenerate one (`Distribution.replace`).
+Every mechanism has its own range, so that it can be switched off by a degenerate one
+(`Distribution.replace`).
 """
 
 from __future__ import annotations
@@ -25,29 +26,36 @@ class Distribution:
 
     Attributes:
         curvature_decades: Decades of curvature that hold loss.
-        loss_tail: Exponent g of the initial loss per bin, proportional to h^g (small: much loss in flat directions).
+        loss_tail: Exponent g of the initial loss per bin, proportional to h^g (small: much loss in
+            flat directions).
         noise_tail: Exponent of the per-bin gradient noise, proportional to h^g.
         log2_noise_scale: Gradient noise scale at the start of the run.
-        interpolation: Fraction of the gradient noise that vanishes with the loss (1: interpolating model).
+        interpolation: Fraction of the gradient noise that vanishes with the loss (1: interpolating
+            model).
         log2_base: Base batch size (rounded to a power of two).
         log2_dataset: Samples in an epoch.
         log2_horizon: Optimizer steps planned at the base batch size.
-        stability: Step size at the start, base batch size, as a fraction of the stability limit; log-uniform.
+        stability: Step size at the start, base batch size, as a fraction of the stability limit;
+            log-uniform.
         probability_adam: Share of Adam runs; the rest is SGD.
         probability_momentum: Share of SGD runs with momentum 0.9.
         couplings: Probabilities of the couplings none, sqrt, linear, adascale.
         sharpening: Factor by which the largest curvature grows in the run; log-uniform.
         catapult: How far beyond the stability limit a run recovers by itself; log-uniform.
-        damage: Loss that a step size at twice the stability limit adds, relative to the loss; log-uniform.
+        damage: Loss that a step size at twice the stability limit adds, relative to the loss;
+            log-uniform.
         irreducible: Irreducible loss as a fraction of the initial loss; a negative draw is none.
-        gap: Generalisation gap as a fraction of the initial loss, reached after many epochs; a negative draw is none.
+        gap: Generalisation gap as a fraction of the initial loss, reached after many epochs; a
+            negative draw is none.
         loss_noise: Per-sample standard deviation of the loss, as a fraction of the loss.
         validation_noise: Relative standard deviation of a validation.
-        log2_effective_dimension: Effective dimension of the gradient noise; sets the estimator's error.
+        log2_effective_dimension: Effective dimension of the gradient noise; sets the estimator's
+            error.
         probability_schedule: Share of runs with a learning-rate schedule (cosine, step or warm-up).
         log2_knee: Batch size at which the device turns from launch-bound to compute-bound.
         profile_sharpness: How abruptly.
-        probability_memory_limit: Share of runs with a micro-batch limit below the largest batch size.
+        probability_memory_limit: Share of runs with a micro-batch limit below the largest batch
+            size.
         probability_known_cost: Share of runs whose step cost is known from the start.
         target_fraction: Point of the planned run whose validation loss is the target.
         log2_start: Start relative to the base batch size.
@@ -100,7 +108,9 @@ class Distribution:
             if field.name.startswith("probability") and not 0.0 <= value <= 1.0:
                 raise ConfigurationError(f"{field.name} must be within [0, 1], got {value}.")
             if isinstance(value, tuple) and len(value) == 2 and value[0] > value[1]:
-                raise ConfigurationError(f"{field.name} must be (low, high) with low <= high, got {value}.")
+                raise ConfigurationError(
+                    f"{field.name} must be (low, high) with low <= high, got {value}."
+                )
 
     def replace(self, **changes: object) -> Distribution:
         """Return a copy with some ranges changed."""
@@ -150,10 +160,14 @@ class SimulatedTasks:
 
     def take(self, index: Array | slice) -> SimulatedTasks:
         """Return the tasks at these positions."""
-        return SimulatedTasks(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return SimulatedTasks(
+            **{field.name: getattr(self, field.name)[index] for field in fields(self)}
+        )
 
 
-def draw_tasks(count: int, rng: np.random.Generator, distribution: Distribution | None = None) -> SimulatedTasks:
+def draw_tasks(
+    count: int, rng: np.random.Generator, distribution: Distribution | None = None
+) -> SimulatedTasks:
     """Draw random tasks.
 
     Args:
@@ -187,7 +201,9 @@ def draw_tasks(count: int, rng: np.random.Generator, distribution: Distribution 
     coupling = rng.choice(4, size=count, p=np.asarray(d.couplings))
     base = 2.0 ** np.round(uniform(d.log2_base))
     dataset = np.round(2.0 ** np.maximum(uniform(d.log2_dataset), np.log2(base) + 2))
-    maximum = 2.0 ** np.floor(np.minimum(np.log2(dataset), np.log2(base) + rng.integers(2, 9, size=count)))
+    maximum = 2.0 ** np.floor(
+        np.minimum(np.log2(dataset), np.log2(base) + rng.integers(2, 9, size=count))
+    )
     maximum = np.minimum(maximum, 65536.0)
     minimum = 2.0 ** np.maximum(0.0, np.log2(base) - rng.integers(2, 10, size=count))
     shift = np.where(chance(d.probability_start_at_base) > 0, 0.0, np.round(uniform(d.log2_start)))
@@ -252,5 +268,7 @@ def _draw_cost_curves(
             max_micro_batch_size=int(limit[i]),
         )
         seconds = profile.step_seconds(COST_CURVE_SIZES) / profile.step_seconds(base[i])
-        curves[i] = np.log2(weight_seconds[i] * seconds + (1.0 - weight_seconds[i]) * COST_CURVE_SIZES / base[i])
+        curves[i] = np.log2(
+            weight_seconds[i] * seconds + (1.0 - weight_seconds[i]) * COST_CURVE_SIZES / base[i]
+        )
     return curves

@@ -16,7 +16,7 @@ from rlbatch.observation import OBSERVATION_SIZE
 
 
 class QuadraticVecEnv(VecEnv):
-    """Episodes on random tasks of a pool; an episode that ends is replaced at once (SB3's convention)."""
+    """Episodes on random tasks of a pool; one that ends is replaced at once, as SB3 has it."""
 
     def __init__(self, pool: TaskPool, count: int, seed: int, actions: Sequence[float]) -> None:
         """Prepare `count` environments.
@@ -80,7 +80,12 @@ class QuadraticVecEnv(VecEnv):
                 }
             self._begin(ended)
             self._first_chunk(ended)
-        return self._observation.copy(), transition.reward.astype(np.float32), transition.ended.copy(), infos
+        return (
+            self._observation.copy(),
+            transition.reward.astype(np.float32),
+            transition.ended.copy(),
+            infos,
+        )
 
     def close(self) -> None:
         """Nothing to release."""
@@ -94,7 +99,9 @@ class QuadraticVecEnv(VecEnv):
         """Set an attribute of the vector environment."""
         setattr(self, attr_name, value)
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
         """Call a method once and repeat its result."""
         result = getattr(self, method_name)(*args, **kwargs)
         return [result for _ in self._get_indices(indices)]

@@ -1,8 +1,9 @@
 """The one interface of everything that decides a batch size.
 
-A decision is a pure function of what was observed and of a state that goes in and comes out. There is no clock, no
-file, no trainer and no hidden attribute inside, so that a recorded run can be replayed, a policy can be run on
-thousands of simulated runs at once, and a checkpoint needs only the state.
+A decision is a pure function of what was observed and of a state that goes in and comes out. There
+is no clock, no file, no trainer and no hidden attribute inside, so that a recorded run can be
+replayed, a policy can be run on thousands of simulated runs at once, and a checkpoint needs only
+the state.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class Decision:
 
     Attributes:
         log2_change: Requested change of log2(batch size); scalar, or one entry a run.
-        probabilities: Probability of each entry of the action grid, shape (..., actions); None for rules.
-        value: The policy's estimate of the return from here (negative remaining cost in reference units); None for
+        probabilities: Probability of each entry of the action grid, shape (..., actions); None for
             rules.
-        reasons: Why, in words: one entry from each rule or wrapper that had a say. Filled for single runs only.
+        value: The policy's estimate of the return from here (negative remaining cost in reference
+            units); None for rules.
+        reasons: Why, in words: one entry from each rule or wrapper that had a say. Filled for
+            single runs only.
     """
 
     log2_change: Numeric
@@ -45,8 +48,8 @@ class Policy(Protocol):
     """Anything that decides.
 
     Attributes:
-        needs_gradient_noise: False tells the run that no gradient statistics are wanted, which leaves its batches
-            unsplit (the `fixed` policy is bit-equal to a run without rlbatch).
+        needs_gradient_noise: False tells the run that no gradient statistics are wanted, which
+            leaves its batches unsplit (the `fixed` policy is bit-equal to a run without rlbatch).
     """
 
     needs_gradient_noise: bool
@@ -54,7 +57,8 @@ class Policy(Protocol):
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
         """Return the state before the first decision, for runs with these leading axes.
 
-        The state is made of tuples, NumPy arrays and plain numbers only, so that a checkpoint can hold it.
+        The state is made of tuples, NumPy arrays and plain numbers only, so that a checkpoint can
+        hold it.
         """
         ...
 

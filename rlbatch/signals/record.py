@@ -1,7 +1,7 @@
 """The raw measurements of one chunk, and the facts about a run that do not change.
 
-Every numeric field is a float or an array whose leading axes are free: a live run has none, the simulator has one
-entry a run. A value that was not measured is NaN.
+Every numeric field is a float or an array whose leading axes are free: a live run has none, the
+simulator has one entry a run. A value that was not measured is NaN.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Coupling(StrEnum):
 
     @property
     def exponent(self) -> float:
-        """Power of the batch size ratio that the learning rate follows (AdaScale: its upper bound)."""
+        """Power of the batch size ratio that the rate follows (AdaScale: its upper bound)."""
         return {"none": 0.0, "sqrt": 0.5, "linear": 1.0, "adascale": 1.0}[self.value]
 
 
@@ -85,17 +85,21 @@ class Signals:
         train_loss: Mean training loss over the chunk's steps.
         train_loss_std: Standard deviation of the per-step training losses in the chunk.
         val_loss: Validation loss after the chunk; NaN when it was not evaluated.
-        grad_sqr: Estimate of the squared norm of the true gradient, |G|^2 (may be negative). For adaptive optimizers
-            in the preconditioned metric: sum of g_i^2 / (sqrt(v_i) + eps).
+        grad_sqr: Estimate of the squared norm of the true gradient, |G|^2 (may be negative). For
+            adaptive optimizers in the preconditioned metric: sum of g_i^2 / (sqrt(v_i) + eps).
         grad_sqr_se: Standard error of `grad_sqr`; NaN when unknown.
-        noise_trace: Estimate of the trace of the per-sample gradient covariance, tr(Sigma), in the same metric.
+        noise_trace: Estimate of the trace of the per-sample gradient covariance, tr(Sigma), in the
+            same metric.
         noise_trace_se: Standard error of `noise_trace`; NaN when unknown.
         gradient_cosine: Mean cosine between the two half-batch gradients, in [-1, 1].
         predicted_decrease: First-order predicted decrease of the training loss over the chunk:
-            steps x learning rate / (1 - momentum) x |G|^2 (no 1 / (1 - momentum) for adaptive optimizers).
+            steps x learning rate / (1 - momentum) x |G|^2 (no 1 / (1 - momentum) for adaptive
+            optimizers).
         learning_rate_factor: Factor that the coupling applied to the learning rate.
-        schedule_factor: Factor that the user's scheduler applied (scheduled over initial learning rate).
-        step_cost_curve: log2 of the cost of one optimizer step at each of `COST_CURVE_SIZES`; shape (..., 17).
+        schedule_factor: Factor that the user's scheduler applied (scheduled over initial learning
+            rate).
+        step_cost_curve: log2 of the cost of one optimizer step at each of `COST_CURVE_SIZES`; shape
+            (..., 17).
         step_cost_known: How far the curve rests on measurement: 0 (a prior) to 1.
         nonfinite_steps: Steps of the chunk whose loss or gradient was not finite.
         rolled_back: 1.0 when the guard rolled this chunk back, else 0.0.

@@ -1,4 +1,5 @@
-"""The live environment: Gymnasium's and SB3's checkers, determinism, and what the rewards add up to."""
+"""The live environment: Gymnasium's and SB3's checkers, determinism, and what the rewards add up
+to."""
 
 import warnings
 
@@ -63,7 +64,9 @@ def test_the_rewards_after_the_first_chunk_sum_to_minus_its_share_of_the_ratio()
 
 
 def test_a_run_that_spends_its_limit_is_truncated_at_the_cap() -> None:
-    env = BatchSizeEnv("digits-mlp-sgd", lr_coupling="linear", start=0.03125, profile="accelerator-4096")
+    env = BatchSizeEnv(
+        "digits-mlp-sgd", lr_coupling="linear", start=0.03125, profile="accelerator-4096"
+    )
     _, info = env.reset(seed=0)
     first = info["ratio"]
     total, terminated, truncated, info = run_episode(env, STAY)

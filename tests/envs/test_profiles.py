@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbatch.envs.profiles import CostWeights, DeviceProfile, profile_names, resolve_profile, step_cost, step_cost_curve
+from rlbatch.envs.profiles import (
+    CostWeights,
+    DeviceProfile,
+    profile_names,
+    resolve_profile,
+    step_cost,
+    step_cost_curve,
+)
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.signals.record import COST_CURVE_SIZES
 
@@ -29,7 +36,9 @@ def test_larger_batches_cost_more_a_step_and_less_a_sample(profile: DeviceProfil
 
 @given(profile=profiles)
 def test_both_ends_are_launch_bound_and_compute_bound(profile: DeviceProfile) -> None:
-    assert profile.step_seconds(1e-9) == pytest.approx(profile.launch_seconds + profile.update_seconds, rel=1e-3)
+    assert profile.step_seconds(1e-9) == pytest.approx(
+        profile.launch_seconds + profile.update_seconds, rel=1e-3
+    )
     assert profile.step_seconds(1e12) == pytest.approx(1e12 * profile.sample_seconds, rel=1e-2)
 
 
@@ -57,7 +66,9 @@ def test_a_profile_survives_json_and_an_unknown_key_is_refused() -> None:
 
 
 def test_wrong_values_and_names_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="launch_seconds of profile 'x' must be positive, got 0"):
+    with pytest.raises(
+        ConfigurationError, match="launch_seconds of profile 'x' must be positive, got 0"
+    ):
         DeviceProfile("x", 0.0, 1e-3)
     with pytest.raises(ConfigurationError, match="sum to 1"):
         CostWeights(0.5, 0.1, 0.1)

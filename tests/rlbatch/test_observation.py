@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlbatch import observation
-from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, encode, initial_state, step_cost_at
+from rlbatch.observation import (
+    OBSERVATION_NAMES,
+    OBSERVATION_SIZE,
+    encode,
+    initial_state,
+    step_cost_at,
+)
 from rlbatch.signals.record import COST_CURVE_SIZES, RunContext, Signals
 from rlbatch.testing import random_signals
 
@@ -17,16 +23,45 @@ LEVELS = np.log2(1e-3 * (1.0 + COST_CURVE_SIZES / 64.0))
 
 def signals(**changes: object) -> Signals:
     context = RunContext(
-        base_batch_size=64.0, min_batch_size=1.0, max_batch_size=4096.0, dataset_size=10_000.0, learning_rate=0.1,
-        momentum=0.9, adaptive=0.0, coupling_exponent=0.5, adascale=0.0, target_loss=0.2, budget=np.nan,
-        weight_seconds=1.0, weight_samples=0.0, weight_joules=0.0,
-    )  # fmt: skip
+        base_batch_size=64.0,
+        min_batch_size=1.0,
+        max_batch_size=4096.0,
+        dataset_size=10_000.0,
+        learning_rate=0.1,
+        momentum=0.9,
+        adaptive=0.0,
+        coupling_exponent=0.5,
+        adascale=0.0,
+        target_loss=0.2,
+        budget=np.nan,
+        weight_seconds=1.0,
+        weight_samples=0.0,
+        weight_joules=0.0,
+    )
     plain = Signals(
-        context=context, batch_size=64.0, steps=10.0, total_steps=10.0, total_samples=640.0, chunk_cost=1.0,
-        total_cost=1.0, train_loss=1.0, train_loss_std=0.1, val_loss=1.1, grad_sqr=2.0, grad_sqr_se=0.1,
-        noise_trace=512.0, noise_trace_se=10.0, gradient_cosine=0.1, predicted_decrease=0.3, learning_rate_factor=1.0,
-        schedule_factor=1.0, step_cost_curve=LEVELS, step_cost_known=1.0, nonfinite_steps=0.0, rolled_back=0.0,
-    )  # fmt: skip
+        context=context,
+        batch_size=64.0,
+        steps=10.0,
+        total_steps=10.0,
+        total_samples=640.0,
+        chunk_cost=1.0,
+        total_cost=1.0,
+        train_loss=1.0,
+        train_loss_std=0.1,
+        val_loss=1.1,
+        grad_sqr=2.0,
+        grad_sqr_se=0.1,
+        noise_trace=512.0,
+        noise_trace_se=10.0,
+        gradient_cosine=0.1,
+        predicted_decrease=0.3,
+        learning_rate_factor=1.0,
+        schedule_factor=1.0,
+        step_cost_curve=LEVELS,
+        step_cost_known=1.0,
+        nonfinite_steps=0.0,
+        rolled_back=0.0,
+    )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -63,8 +98,13 @@ def _entry(chunk: Signals, i: int) -> Signals:
     def pick(value: object) -> object:
         return np.asarray(value)[i]
 
-    context = RunContext(**{f.name: pick(getattr(chunk.context, f.name)) for f in fields(RunContext)})
-    return Signals(context=context, **{f.name: pick(getattr(chunk, f.name)) for f in fields(Signals) if f.name != "context"})
+    context = RunContext(
+        **{f.name: pick(getattr(chunk.context, f.name)) for f in fields(RunContext)}
+    )
+    return Signals(
+        context=context,
+        **{f.name: pick(getattr(chunk, f.name)) for f in fields(Signals) if f.name != "context"},
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
@@ -75,11 +115,18 @@ def test_the_units_of_loss_gradient_and_cost_do_not_matter(unit: float) -> None:
         scaled = replace(
             plain,
             context=replace(plain.context, target_loss=0.2 * unit),
-            train_loss=loss * unit, train_loss_std=0.1 * unit, val_loss=1.1 * loss * unit,
-            grad_sqr=2.0 * unit**2, grad_sqr_se=0.1 * unit**2, noise_trace=512.0 * unit**2,
-            noise_trace_se=10.0 * unit**2, predicted_decrease=0.3 * unit,
-            step_cost_curve=LEVELS + np.log2(unit), chunk_cost=cost / 2 * unit, total_cost=cost * unit,
-        )  # fmt: skip
+            train_loss=loss * unit,
+            train_loss_std=0.1 * unit,
+            val_loss=1.1 * loss * unit,
+            grad_sqr=2.0 * unit**2,
+            grad_sqr_se=0.1 * unit**2,
+            noise_trace=512.0 * unit**2,
+            noise_trace_se=10.0 * unit**2,
+            predicted_decrease=0.3 * unit,
+            step_cost_curve=LEVELS + np.log2(unit),
+            chunk_cost=cost / 2 * unit,
+            total_cost=cost * unit,
+        )
         a, one = encode(plain, one)
         b, other = encode(scaled, other)
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -98,16 +145,30 @@ def test_numerator_and_denominator_are_averaged_separately() -> None:
         vector, state = encode(signals(grad_sqr=squared, grad_sqr_se=0.01), state)
     weights = np.array([0.49, 0.7, 1.0])
     mean = (weights * [3.0, -1.0, 2.0]).sum() / weights.sum()
-    assert feature(vector, "noise_vs_size") == pytest.approx(np.log2(512.0 / mean / 64.0) / 10, abs=1e-5)
+    assert feature(vector, "noise_vs_size") == pytest.approx(
+        np.log2(512.0 / mean / 64.0) / 10, abs=1e-5
+    )
 
 
 def test_missing_measurements_are_masked() -> None:
     nothing = signals(
-        grad_sqr=np.nan, grad_sqr_se=np.nan, noise_trace=np.nan, noise_trace_se=np.nan, gradient_cosine=np.nan,
-        predicted_decrease=np.nan, val_loss=np.nan,
-    )  # fmt: skip
+        grad_sqr=np.nan,
+        grad_sqr_se=np.nan,
+        noise_trace=np.nan,
+        noise_trace_se=np.nan,
+        gradient_cosine=np.nan,
+        predicted_decrease=np.nan,
+        val_loss=np.nan,
+    )
     vector, _ = encode(nothing, initial_state())
-    for name in ("efficiency", "noise_vs_size", "noise_known", "goodput_step", "val_known", "val_gap"):
+    for name in (
+        "efficiency",
+        "noise_vs_size",
+        "noise_known",
+        "goodput_step",
+        "val_known",
+        "val_gap",
+    ):
         assert feature(vector, name) == 0.0
 
 

@@ -11,7 +11,9 @@ def test_contraction_is_the_squared_spectral_radius_of_the_step_matrix(momentum:
     for y in np.linspace(1e-3, 2 * (1 + momentum) + 1.0, 200):
         step = np.array([[1 + momentum - y, -momentum], [1.0, 0.0]])
         expected = np.abs(np.linalg.eigvals(step)).max() ** 2
-        assert dynamics.contraction(np.array(y), np.array(momentum)) == pytest.approx(expected, rel=1e-6)
+        assert dynamics.contraction(np.array(y), np.array(momentum)) == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -25,10 +27,16 @@ def test_plain_sgd_equals_the_exact_second_moment_recursion() -> None:
     step_size, curvature, noise_variance, batch_size, steps = 0.3, 0.7, 5.0, 8, 23
     moment = 1.0
     for _ in range(steps):
-        moment = (1 - step_size * curvature) ** 2 * moment + step_size**2 * noise_variance / batch_size
+        moment = (
+            1 - step_size * curvature
+        ) ** 2 * moment + step_size**2 * noise_variance / batch_size
     injected = 0.5 * curvature * step_size**2 * noise_variance / batch_size
     loss = dynamics.advance(
-        np.array([0.5 * curvature]), np.array([step_size * curvature]), np.zeros(1), np.array([injected]), np.array([steps])
+        np.array([0.5 * curvature]),
+        np.array([step_size * curvature]),
+        np.zeros(1),
+        np.array([injected]),
+        np.array([steps]),
     )
     assert loss[0] == pytest.approx(0.5 * curvature * moment, rel=1e-10)
 

@@ -1,4 +1,5 @@
-"""Episodes on the simulator: rewards add up to the ratio, references are what a run at that size costs."""
+"""Episodes on the simulator: rewards add up to the ratio, references are what a run at that size
+costs."""
 
 from pathlib import Path
 

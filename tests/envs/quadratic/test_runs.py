@@ -1,4 +1,5 @@
-"""Simulated runs: vectorisation, signals of the right size, and every switch of the distribution."""
+"""Simulated runs: vectorisation, signals of the right size, and every switch of the
+distribution."""
 
 from dataclasses import fields, replace
 
@@ -37,12 +38,16 @@ def test_runs_side_by_side_equal_runs_alone() -> None:
         outcome = together.advance(drawn.start_batch_size)
         singles = [run.advance(run.tasks.start_batch_size) for run in alone]
         for i, single in enumerate(singles):
-            assert outcome.validation_after[i] == pytest.approx(single.validation_after[0], rel=1e-9)
+            assert outcome.validation_after[i] == pytest.approx(
+                single.validation_after[0], rel=1e-9
+            )
             assert outcome.cost[i] == pytest.approx(single.cost[0])
 
 
 def test_a_chunk_equals_its_steps_one_by_one_under_constant_noise() -> None:
-    calm = PLAIN.replace(log2_noise_scale=(0.0, 4.0))  # no chunk blows up, which is judged at its end only
+    calm = PLAIN.replace(
+        log2_noise_scale=(0.0, 4.0)
+    )  # no chunk blows up, which is judged at its end only
     drawn = replace(tasks(20, calm), chunk_minimum=np.full(20, 32.0), chunk_growth=np.zeros(20))
     single = replace(drawn, chunk_minimum=np.ones(20))
     whole, stepwise = runs(drawn), runs(single)
@@ -54,7 +59,9 @@ def test_a_chunk_equals_its_steps_one_by_one_under_constant_noise() -> None:
 
 def test_the_noise_estimates_are_unbiased_and_their_standard_errors_honest() -> None:
     one = tasks(1)
-    many = SimulatedTasks(**{f.name: np.repeat(getattr(one, f.name), 4000, axis=0) for f in fields(one)})
+    many = SimulatedTasks(
+        **{f.name: np.repeat(getattr(one, f.name), 4000, axis=0) for f in fields(one)}
+    )
     crowd = runs(many, exact=False)
     squared, trace = crowd._gradient_norm(1.0)[0], crowd._noise_trace(1.0)[0]
     signals = crowd.advance(many.base_batch_size).signals
