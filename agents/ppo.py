@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import PPO
@@ -131,7 +132,7 @@ def _environment(
                 "This recipe trains on real tasks and needs their learning curves. Make them with "
                 "scripts/make_curves.py --out DIR and pass --curves DIR."
             )
-        make = [
+        make: list[Callable[[], gymnasium.Env[Any, Any]]] = [
             partial(_real_env, curves, recipe.tasks, recipe.actions, seed + i)
             for i in range(stage.real)
         ]
@@ -180,7 +181,8 @@ def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PP
     )
     if source is not None:
         # Only the weights and Adam's moments: rollout sizes and rates are the stage's own.
-        model.set_parameters(PPO.load(source, device="cpu").get_parameters())
+        parameters: Any = PPO.load(source, device="cpu").get_parameters()
+        model.set_parameters(parameters)
     return model
 
 

@@ -149,7 +149,7 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             "reached": run.reached,
         }
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """One line about the run, in `ansi` mode."""
         if self.render_mode != "ansi":
             return None
@@ -199,7 +199,8 @@ class _FixedSource:
         if not curve.reached:
             raise ConfigurationError(
                 f"Task {self._task_name!r}: the default batch size {self._task.batch_size} did not "
-                f"reach the target {self._task.target} in {_LONGEST_DEFAULT_RUN} steps. Choose an easier target."
+                f"reach the target {self._task.target} in {_LONGEST_DEFAULT_RUN} steps. "
+                "Choose an easier target."
             )
         clock = self._profile or resolve_profile("cpu")
         return float(

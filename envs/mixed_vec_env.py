@@ -35,7 +35,7 @@ class MixedVecEnv(VecEnv):
 
     def reset(self) -> np.ndarray:
         """Reset every part."""
-        return np.concatenate([part.reset() for part in self.parts])
+        return np.concatenate([np.asarray(part.reset()) for part in self.parts])
 
     def step_async(self, actions: np.ndarray) -> None:
         """Hand every part its actions; those that run in other processes begin at once."""
@@ -45,7 +45,9 @@ class MixedVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Collect the results of every part."""
         results = [part.step_wait() for part in self.parts]
-        observations, rewards, dones = (np.concatenate([r[i] for r in results]) for i in range(3))
+        observations, rewards, dones = (
+            np.concatenate([np.asarray(r[i]) for r in results]) for i in range(3)
+        )
         return observations, rewards, dones, [info for result in results for info in result[3]]
 
     def close(self) -> None:

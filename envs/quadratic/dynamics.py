@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlbatch.signals.record import Array
+from rlbatch.envs.quadratic.arrays import Array
 
 _LARGEST_EXPONENT = 60.0  # e^60: far beyond any loss that is still called a loss
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from rlbatch import observation
 from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.pool import TaskPool, crossing
 from rlbatch.envs.quadratic.runs import QuadraticRuns
-from rlbatch.signals.record import Array, Signals
+from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.runs import ChunkOutcome, QuadraticRuns
 from rlbatch.envs.quadratic.tasks import Distribution, SimulatedTasks, draw_tasks
 from rlbatch.observation import step_cost_at
-from rlbatch.signals.record import Array
 
 _SIZES = 2.0 ** np.arange(17)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlbatch.envs.quadratic import dynamics
+from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.tasks import ADAM_BETA2, BINS, SimulatedTasks
 from rlbatch.observation import step_cost_at
-from rlbatch.signals.record import Array, RunContext, Signals
+from rlbatch.signals.record import RunContext, Signals
 
 MEASURED_STEPS = 4
 """Steps of a chunk on which gradient noise is measured at most, as in a live run."""
@@ -18,18 +19,6 @@ MEASURED_FRACTION = 0.125
 """Of all steps, likewise."""
 
 _TINY = 1e-30
-_COUNTERS = (
-    "second_moment_weight",
-    "step_size",
-    "samples",
-    "steps",
-    "cost",
-    "previous_rate",
-    "lowest_loss",
-    "smallest_size",
-    "largest_size",
-    "measured_steps",
-)
 _EDGE = 0.75  # of the stability limit
 _GUARD_RATIO = 3.0  # of the lowest loss, as the live guard's default
 
@@ -76,8 +65,12 @@ class QuadraticRuns:
         self.tasks, self.rng, self.exact = tasks, rng, exact
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
-        for name in _COUNTERS:
-            setattr(self, name, np.zeros(n))
+        zeros = (np.zeros(n) for _ in range(10))
+        self.second_moment_weight, self.step_size, self.samples, self.steps, self.cost, *rest = (
+            zeros
+        )
+        self.previous_rate, self.lowest_loss, self.measured_steps, *rest = rest
+        self.smallest_size, self.largest_size = rest
         self.start(np.arange(n))
 
     def start(self, index: Array) -> None:

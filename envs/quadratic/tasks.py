@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from rlbatch.envs.profiles import DeviceProfile
+from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.record import COST_CURVE_SIZES, Array
+from rlbatch.signals.record import COST_CURVE_SIZES
 
 BINS = 16
 ADAM_BETA2 = 0.999
@@ -114,7 +115,7 @@ class Distribution:
 
     def replace(self, **changes: object) -> Distribution:
         """Return a copy with some ranges changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)

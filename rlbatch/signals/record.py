@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Numeric = float | Array
 
-COST_CURVE_SIZES: Array = 2.0 ** np.arange(17)
+COST_CURVE_SIZES: Array = np.exp2(np.arange(17, dtype=np.float64))
 """Batch sizes (1, 2, 4 ... 65,536) at which `Signals.step_cost_curve` is given."""
 
 

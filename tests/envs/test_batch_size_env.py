@@ -33,7 +33,7 @@ def test_two_episodes_of_one_seed_are_bit_equal(name: str) -> None:
     np.testing.assert_array_equal(first[0], second[0])
     rng = np.random.default_rng(0)
     for _ in range(30):
-        action = rng.integers(one.action_space.n)
+        action = rng.integers(one.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
         a, b = one.step(action), two.step(action)
         np.testing.assert_array_equal(a[0], b[0])
         assert a[1:] == b[1:]
@@ -45,7 +45,7 @@ def run_episode(env: gymnasium.Env, action: int) -> tuple[float, bool, bool, dic
     total = 0.0
     while True:
         _, reward, terminated, truncated, info = env.step(action)
-        total += reward
+        total += float(reward)
         if terminated or truncated:
             return total, terminated, truncated, info
 

@@ -1,6 +1,7 @@
 """The encoder: bounded for anything, free of units, equal for one run and for many."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from rlbatch.testing import random_signals
 LEVELS = np.log2(1e-3 * (1.0 + COST_CURVE_SIZES / 64.0))
 
 
-def signals(**changes: object) -> Signals:
+def signals(**changes: Any) -> Signals:
     context = RunContext(
         base_batch_size=64.0,
         min_batch_size=1.0,
@@ -62,7 +63,7 @@ def signals(**changes: object) -> Signals:
         nonfinite_steps=0.0,
         rolled_back=0.0,
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def feature(vector: np.ndarray, name: str) -> float:
@@ -95,7 +96,7 @@ def test_many_runs_at_once_equal_each_run_alone() -> None:
 
 
 def _entry(chunk: Signals, i: int) -> Signals:
-    def pick(value: object) -> object:
+    def pick(value: Any) -> Any:
         return np.asarray(value)[i]
 
     context = RunContext(

@@ -85,7 +85,7 @@ def test_observations_are_bounded_and_equal_seeds_give_equal_episodes(pool: Task
     for _ in range(60):
         actions = rng.integers(3, size=16)
         one, two = first.step(actions), second.step(actions)
-        assert np.abs(one[0]).max() <= 1.0
+        assert np.abs(np.asarray(one[0])).max() <= 1.0
         for a, b in zip(one[:3], two[:3], strict=True):
             np.testing.assert_array_equal(a, b)
 
