@@ -68,7 +68,7 @@ venv:
 $(VENV)/.installed-demo: $(INPUTS) | venv
 	@echo "Installing rlbatch and what the demonstration needs into $(VENV) (once, some minutes)"
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(INSTALL) -e ".[train]"
+	$(INSTALL) -e ".[train,report]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(INPUTS) $(VENV)/.installed-demo

@@ -1,0 +1,105 @@
+"""Training by a recipe: checkpoints, a real kill and resume, refusals, and the exported policy."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+
+from rlbatch.agents.ppo import train
+from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
+from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.policy.file import load_policy
+from rlbatch.testing import simple_signals
+
+ROLLOUT = 64 * 32
+TINY = Recipe(
+    "tiny",
+    (
+        Stage(
+            timesteps=2 * ROLLOUT, simulated=64, real=0, rollout_steps=32, minibatch=512, epochs=1
+        ),
+    ),
+    pool_size=64,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("training")
+    train(TINY, out)
+    return out
+
+
+def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None:
+    model = PPO.load(trained / "checkpoint.zip", device="cpu")
+    policy = load_policy(trained / "policy.safetensors")
+    rng = np.random.default_rng(0)
+    seen = rng.uniform(-1, 1, (500, OBSERVATION_SIZE)).astype(np.float32)
+    decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((500,)))
+    actions, _ = model.predict(seen, deterministic=True)
+    np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
+    assert policy.card.recipe_hash == TINY.digest()
+
+
+def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="already holds a training"):
+        train(TINY, trained)
+    other = Recipe("other", TINY.stages, pool_size=32)
+    with pytest.raises(ConfigurationError, match="another recipe"):
+        train(other, trained, resume=True)
+    with pytest.raises(ConfigurationError, match="Nothing to resume"):
+        train(TINY, tmp_path, resume=True)
+
+
+def test_real_runs_need_their_curves(tmp_path: Path) -> None:
+    recipe = Recipe("real", (Stage(timesteps=64, simulated=0, real=1),))
+    with pytest.raises(ConfigurationError, match=r"make_curves\.py"):
+        train(recipe, tmp_path)
+
+
+def test_a_wrong_recipe_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'default'"):
+        resolve_recipe("defautl")
+    with pytest.raises(ConfigurationError, match="A stage needs runs"):
+        Stage(timesteps=10, simulated=0, real=0)
+    digests = {recipe.digest() for recipe in RECIPES.values()}
+    assert len(digests) == len(RECIPES)
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_and_loses_at_most_one_rollout(tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", tmp_path / "seen.txt"
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from rlbatch.agents.ppo import train\n"
+        "from rlbatch.agents.recipes import Recipe, Stage\n"
+        "stage = Stage(timesteps=10**7, simulated=64, real=0, rollout_steps=32,\n"
+        "              minibatch=512, epochs=1)\n"
+        "out, seen = map(Path, sys.argv[1:])\n"
+        "report = lambda figures: seen.write_text(str(int(figures['timesteps'])))\n"
+        "train(Recipe('long', (stage,), pool_size=64), out, resume=out.exists(), report=report)\n"
+    )
+
+    def run_until(timesteps: int) -> int:
+        process = subprocess.Popen([sys.executable, "-c", program, str(out), str(seen)])
+        try:
+            while not seen.exists() or int(seen.read_text() or 0) < timesteps:
+                assert process.poll() is None, "the training ended by itself"
+                time.sleep(0.02)
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        return int(seen.read_text())
+
+    reached = run_until(4 * ROLLOUT)
+    saved = json.loads((out / "progress.json").read_text())["timesteps"]
+    assert reached - ROLLOUT <= saved <= reached + ROLLOUT
+    assert run_until(reached + 2 * ROLLOUT) >= reached + 2 * ROLLOUT
