@@ -258,6 +258,7 @@ class BatchController:
         if self.config.log_dir is not None and not self._log_opened:
             self._log_opened = True
             info = run_info(self._policy_name, self.model, self.optimizer, parts)
+            info["action_grid"] = getattr(self.policy, "action_grid", None)
             resume = self._state is not None
             parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
         parts.abandon_window()

@@ -128,7 +128,9 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     with ExitStack() as stack:
         log = None
         if log_dir is not None:
-            log = stack.enter_context(RunLog(log_dir, run, seed, profile, run_info or {}))
+            grid = getattr(policy, "action_grid", None)
+            head = {"action_grid": grid, **(run_info or {})}
+            log = stack.enter_context(RunLog(log_dir, run, seed, profile, head))
         return _drive(run, decider, limit, log, charged=charged)
 
 
