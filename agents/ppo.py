@@ -31,7 +31,7 @@ from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 from rlbatch.envs.settings import SettingSampler
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.card import PolicyCard
-from rlbatch.policy.file import save_policy
+from rlbatch.policy.file import load_policy, save_policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Network
 
@@ -58,7 +58,7 @@ def train(
         out: Folder of the checkpoint, TensorBoard events and the policy.
         resume: Continue from the folder's checkpoint.
         curves: Folder of learning curves (scripts/make_curves.py); needed by stages with real runs.
-        start_from: Checkpoint of another training whose weights to begin with.
+        start_from: Checkpoint or policy file whose weights to begin with.
         report: Called after every rollout with its figures.
 
     Raises:
@@ -99,6 +99,36 @@ def export_policy(
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
     policy = LearnedPolicy((Network.from_sb3(parameters),), action_grid=recipe.actions, card=card)
     save_policy(path, policy, card)
+
+
+def load_weights(model: PPO, policy: LearnedPolicy) -> None:
+    """Give a model the weights of a deployed policy, to train it further.
+
+    Raises:
+        ConfigurationError: The policy is an ensemble, or its layers or actions are others.
+    """
+    if len(policy.members) != 1:
+        raise ConfigurationError(
+            f"Only a single network can be trained further, got "
+            f"an ensemble of {len(policy.members)}."
+        )
+    (member,) = policy.members
+    weights: dict[str, torch.Tensor] = {}
+    for net, head, layers in (
+        ("policy_net", "action_net", member.policy),
+        ("value_net", "value_net", member.value),
+    ):
+        names = [f"mlp_extractor.{net}.{2 * i}" for i in range(len(layers) - 1)]
+        for name, layer in zip([*names, head], layers, strict=True):
+            weights[f"{name}.weight"] = torch.tensor(layer.weight)
+            weights[f"{name}.bias"] = torch.tensor(layer.bias)
+    try:
+        model.policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "The policy's layers or actions are not those of the recipe. Choose a recipe with the "
+            "same ones."
+        ) from error
 
 
 def _position(recipe: Recipe, out: Path, resume: bool) -> tuple[int, int]:
@@ -180,6 +210,9 @@ def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PP
         },
     )
     if source is not None:
+        if source.suffix == ".safetensors":
+            load_weights(model, load_policy(source))
+            return model
         # Only the weights and Adam's moments: rollout sizes and rates are the stage's own.
         parameters: Any = PPO.load(source, device="cpu").get_parameters()
         model.set_parameters(parameters)

@@ -28,6 +28,9 @@ class Command:
     """Learning curves of the real tasks, by scripts/make_curves.py; recipes with real runs need
     them."""
 
+    start_from: Path | None = None
+    """Policy file (or checkpoint) whose weights to begin with."""
+
     def run(self) -> int:
         """Train."""
         from rlbatch.agents.recipes import resolve_recipe
@@ -42,7 +45,14 @@ class Command:
             raise MissingExtraError(error.name or "stable-baselines3", "train") from error
         total = sum(stage.timesteps for stage in recipe.stages)
         _shared.note(f"Recipe {recipe.name}: {total:,} steps in {len(recipe.stages)} stages.")
-        path = train(recipe, self.out, resume=self.resume, curves=self.curves, report=_report)
+        path = train(
+            recipe,
+            self.out,
+            resume=self.resume,
+            curves=self.curves,
+            start_from=self.start_from,
+            report=_report,
+        )
         print(path)
         return 0
 

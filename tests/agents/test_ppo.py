@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from stable_baselines3 import PPO
 
-from rlbatch.agents.ppo import train
+from rlbatch.agents.ppo import load_weights, train
 from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
@@ -47,6 +48,17 @@ def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None
     actions, _ = model.predict(seen, deterministic=True)
     np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
     assert policy.card.recipe_hash == TINY.digest()
+
+
+def test_a_deployed_policy_is_trained_further_from_its_weights(trained: Path) -> None:
+    model = PPO.load(trained / "checkpoint.zip", device="cpu")
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with torch.no_grad():
+        for value in model.policy.parameters():
+            value.zero_()
+    load_weights(model, load_policy(trained / "policy.safetensors"))
+    for name, value in model.policy.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:
