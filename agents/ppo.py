@@ -64,6 +64,8 @@ def train(
     Raises:
         ConfigurationError: The folder holds another training, or there is nothing to resume.
     """
+    if start_from is not None and not start_from.is_file():
+        raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     stage_index, done = _position(recipe, out, resume)

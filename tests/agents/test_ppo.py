@@ -69,6 +69,8 @@ def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:
         train(other, trained, resume=True)
     with pytest.raises(ConfigurationError, match="Nothing to resume"):
         train(TINY, tmp_path, resume=True)
+    with pytest.raises(ConfigurationError, match="No policy file or checkpoint at nowhere"):
+        train(TINY, tmp_path, start_from=Path("nowhere"))
 
 
 def test_real_runs_need_their_curves(tmp_path: Path) -> None:
