@@ -118,7 +118,7 @@ def test_plugins_are_found_and_cannot_replace_built_in_rules(
 
 
 def test_public_name() -> None:
-    assert rlbatch.load_policy("fixed:64") == Fixed(64)
+    assert rlbatch.resolve_policy("fixed:64") == Fixed(64)
 
 
 def test_naming_a_rule_loads_nothing_heavy() -> None:
