@@ -67,10 +67,6 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
     raise UnknownNameError("policy", name, policy_names())
 
 
-load_policy = resolve_policy
-"""The public name, `rlbatch.load_policy`."""
-
-
 def policy_names() -> tuple[str, ...]:
     """Return every name that `resolve_policy` knows, sorted."""
     return tuple(sorted({DEFAULT, *_factories()}))
