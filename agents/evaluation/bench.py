@@ -19,6 +19,8 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
@@ -122,7 +124,9 @@ def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[]
     """Run groups side by side. Each process has one thread; none outlives this one for long."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+    ) as pool:
         futures = {pool.submit(run_group, work, None, os.getpid()) for work in works}
         try:
             while futures:
@@ -137,9 +141,17 @@ def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[]
             raise
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone: one that was killed cannot end its workers."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def prepare_folder(settings: BenchSettings, out: Path) -> None:
