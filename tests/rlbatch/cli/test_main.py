@@ -207,6 +207,8 @@ def test_ctrl_c_ends_with_one_sentence_and_keeps_the_results(tmp_path: Path, job
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        # A test run in the background of a script ignores SIGINT, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     wait_for_results(process, out / "results.jsonl")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
