@@ -20,14 +20,8 @@ from rlbatch.envs.task import Task, collate_samples
 from rlbatch.envs.validator import Validator
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.assemble import chunk_signals, run_context
-from rlbatch.signals.monitor import (
-    MEASURED_FRACTION,
-    MEASURED_STEPS,
-    ChunkMeasurement,
-    ChunkMonitor,
-    affordable_steps,
-    measured_steps,
-)
+from rlbatch.signals.cadence import NOISE_RATE, is_measured
+from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
 from rlbatch.signals.record import Coupling, Signals
 
 
@@ -78,8 +72,7 @@ class LiveRun:
         planned_steps: int | None = None,
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
-        noise_steps: int = MEASURED_STEPS,
-        noise_fraction: float = MEASURED_FRACTION,
+        noise_rate: float = NOISE_RATE,
     ) -> None:
         """Build the model and everything else that the seed determines.
 
@@ -100,9 +93,8 @@ class LiveRun:
                 the task has a schedule; it advances with samples.
             max_steps: Steps after which the run counts as exhausted.
             guard: Roll damaged chunks back; True for the default limits.
-            noise_steps: Steps of a chunk that are measured, at most.
-            noise_fraction: Share of all steps that are measured, at most. Each is divided in two,
-                and the clock charges the additional pass.
+            noise_rate: Of the first n steps, about this times the square root of n are measured.
+                Each is divided in two, and the clock charges the additional pass.
 
         Raises:
             ConfigurationError: Bounds exclude each other, or the schedule's length is missing.
@@ -127,8 +119,7 @@ class LiveRun:
         self._clock: Clock = make_clock(profile, objective.weights, task.batch_size)
         self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer)
         self._coupling = CoupledRate(self.optimizer, coupling, task.batch_size)
-        self._noise_steps = noise_steps if measure_noise or coupling is Coupling.ADASCALE else 0
-        self._noise_fraction, self._measured = noise_fraction, 0
+        self._noise_rate = noise_rate if measure_noise or coupling is Coupling.ADASCALE else 0.0
         self._guard = (GuardConfig() if guard is True else guard) or None
         self._guard_state = GuardState()
         self._snapshot = Snapshot(self.model, self.optimizer)
@@ -213,17 +204,12 @@ class LiveRun:
 
     def _train_chunk(self) -> float:
         steps = self.cadence.chunk_steps(self.steps)
-        count = affordable_steps(
-            self.steps, steps, self._measured, self._noise_fraction, self._noise_steps
-        )
-        measured = measured_steps(steps, count)
-        self._measured += count
         factor = self._coupling.set_batch_size(self.batch_size)
         budget = math.inf if self.objective.budget is None else self.objective.budget
         last = math.inf if self._max_steps is None else self._max_steps
         self._clock.start()
-        for index in range(steps):
-            self._train_step(index in measured)
+        for _ in range(steps):
+            self._train_step(is_measured(self.steps, self._noise_rate))
             self.exhausted = self.cost >= budget or self.steps >= last
             if self.steps >= self._next_validation or self.exhausted:
                 self.validate()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.cadence import chunk_steps
 
 UNREACHED_RATIO = 4.0
 """Ratio that counts for a run that never reaches its target; such a run is stopped at this multiple
@@ -45,27 +46,31 @@ class Objective:
 class Cadence:
     """Optimizer steps between two decisions, and between two validations.
 
-    A chunk is `max(minimum, growth x steps so far)` steps, at most `maximum`: short and long runs
-    both get a few dozen to a hundred decisions, and nobody has to know the length of the run in
-    advance.
+    A chunk is `max(minimum, growth x steps so far)` steps, at most `maximum`; the first ones are
+    shorter. See `rlbatch.signals.cadence.chunk_steps`.
     """
 
     minimum: int = 4
     growth: float = 0.1
     maximum: int = 200
     validation_growth: float = 0.03
+    first: int = 1
 
     def __post_init__(self) -> None:
         """Refuse chunks without a step."""
-        if not 1 <= self.minimum <= self.maximum or self.growth < 0 or self.validation_growth < 0:
+        if (
+            not 1 <= self.first <= self.minimum <= self.maximum
+            or self.growth < 0
+            or self.validation_growth < 0
+        ):
             raise ConfigurationError(
-                "A cadence needs 1 <= minimum <= maximum and growth >= 0, got "
-                f"minimum={self.minimum}, maximum={self.maximum}, growth={self.growth}."
+                "A cadence needs 1 <= first <= minimum <= maximum and growth >= 0, got "
+                f"first={self.first}, minimum={self.minimum}, maximum={self.maximum}, growth={self.growth}."
             )
 
     def chunk_steps(self, steps_done: int) -> int:
         """Steps of the chunk that starts after `steps_done` steps."""
-        return min(max(self.minimum, int(self.growth * steps_done)), self.maximum)
+        return int(chunk_steps(steps_done, self.minimum, self.growth, self.maximum, self.first))
 
     def validation_steps(self, steps_done: int) -> int:
         """Steps from `steps_done` to the next validation."""

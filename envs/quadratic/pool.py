@@ -145,9 +145,8 @@ def _limit_start(pool: TaskPool) -> None:
     """Halve starts whose first chunk would cost so much that no decision could mend it."""
     tasks = pool.tasks
     for _ in range(16):
-        first = tasks.chunk_minimum * 2.0 ** step_cost_at(
-            tasks.step_cost_curve, np.log2(tasks.start_batch_size)
-        )
+        # The first chunk is a single step.
+        first = 2.0 ** step_cost_at(tasks.step_cost_curve, np.log2(tasks.start_batch_size))
         dear = (first > 0.25 * pool.reference_cost) & (
             tasks.start_batch_size > tasks.min_batch_size
         )

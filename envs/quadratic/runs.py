@@ -10,15 +10,11 @@ from rlbatch.envs.quadratic import dynamics
 from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.tasks import ADAM_BETA2, BINS, SimulatedTasks
 from rlbatch.observation import step_cost_at
+from rlbatch.signals import cadence
 from rlbatch.signals.record import RunContext, Signals
 
-MEASURED_STEPS = 4
-"""Steps of a chunk on which gradient noise is measured at most, as in a live run."""
-
-MEASURED_FRACTION = 0.125
-"""Of all steps, likewise."""
-
 _TINY = 1e-30
+_PASS_SHARE = 0.8  # of a step's launch cost; the rest is the update's
 _EDGE = 0.75  # of the stability limit
 _GUARD_RATIO = 3.0  # of the lowest loss, as the live guard's default
 
@@ -65,11 +61,11 @@ class QuadraticRuns:
         self.tasks, self.rng, self.exact = tasks, rng, exact
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
-        zeros = (np.zeros(n) for _ in range(10))
+        zeros = (np.zeros(n) for _ in range(9))
         self.second_moment_weight, self.step_size, self.samples, self.steps, self.cost, *rest = (
             zeros
         )
-        self.previous_rate, self.lowest_loss, self.measured_steps, *rest = rest
+        self.previous_rate, self.lowest_loss, *rest = rest
         self.smallest_size, self.largest_size = rest
         self.start(np.arange(n))
 
@@ -84,7 +80,6 @@ class QuadraticRuns:
             self.steps,
             self.cost,
             self.previous_rate,
-            self.measured_steps,
         ):
             values[index] = 0.0
         self.lowest_loss[index] = t.irreducible[index] + 1.0
@@ -149,7 +144,8 @@ class QuadraticRuns:
 
     def chunk_steps(self) -> Array:
         """Optimizer steps of the next chunk."""
-        return np.maximum(self.tasks.chunk_minimum, np.floor(self.tasks.chunk_growth * self.steps))
+        t = self.tasks
+        return cadence.chunk_steps(self.steps, t.chunk_minimum, t.chunk_growth)
 
     def advance(self, batch_size: Array) -> ChunkOutcome:
         """Train one chunk at these batch sizes."""
@@ -160,10 +156,15 @@ class QuadraticRuns:
         before = self.validation_loss()
         train_before = t.irreducible + self.loss.sum(axis=1)
         old_loss = self.loss.copy()
-        statistics = None if self.exact else self._measure(batch_size, steps, precondition)
+        measured = self._measured(steps)
+        statistics = None if self.exact else self._measure(batch_size, measured, precondition)
         fatal = self._descend(batch_size, steps, factor * schedule, precondition)
         self.loss[fatal] = old_loss[fatal]
-        cost = steps * 2.0 ** step_cost_at(t.step_cost_curve, np.log2(batch_size))
+        size = np.log2(batch_size)
+        single = 2.0 ** step_cost_at(t.step_cost_curve, size)
+        halves = 2.0 ** (1.0 + step_cost_at(t.step_cost_curve, size - 1.0))
+        # A measured step is two passes over half a batch each, the optimizer's update but once.
+        cost = steps * single + measured * _PASS_SHARE * np.maximum(halves - single, 0.0)
         self.samples += steps * batch_size
         self.steps += steps
         self.cost += cost
@@ -174,6 +175,15 @@ class QuadraticRuns:
             batch_size, steps, cost, factor, schedule, fatal, train_before, after, statistics
         )
         return ChunkOutcome(signals, before, after, cost, fatal)
+
+    def _measured(self, steps: Array) -> Array:
+        """How many of the coming steps are measured."""
+        if self.exact:
+            return np.zeros_like(steps)
+        rate = cadence.NOISE_RATE
+        return cadence.measured_among(self.steps + steps, rate) - cadence.measured_among(
+            self.steps, rate
+        )
 
     def _precondition(self, batch_size: Array, steps: Array) -> Array | float:
         t = self.tasks
@@ -230,7 +240,7 @@ class QuadraticRuns:
         return fatal
 
     def _measure(
-        self, batch_size: Array, steps: Array, precondition: Array | float
+        self, batch_size: Array, count: Array, precondition: Array | float
     ) -> tuple[Array, ...]:
         """Gradient statistics as the two-half-batch estimator would see them.
 
@@ -241,10 +251,6 @@ class QuadraticRuns:
         """
         t, n = self.tasks, len(self.tasks)
         squared, trace = self._gradient_norm(precondition), self._noise_trace(precondition)
-        # As in a live run, measured steps stay below a fraction of all steps (plus one).
-        allowed = np.floor(MEASURED_FRACTION * (self.steps + steps) + 1.0) - self.measured_steps
-        count = np.clip(allowed, 0.0, np.minimum(steps, MEASURED_STEPS))
-        self.measured_steps += count
         measured = np.maximum(count, 1.0)
         dimension = t.effective_dimension
         grad_se = np.sqrt(
@@ -254,7 +260,7 @@ class QuadraticRuns:
         )
         trace_se = trace * np.sqrt(2.0 / dimension / measured)
         draws = self.rng.standard_normal((4, n))
-        splittable = (count > 0) & (batch_size > 1) & ((t.adaptive == 0) | (self.steps > 0))
+        splittable = (count > 0) & (batch_size > 1)
         spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
         cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)
         cosine = np.clip(

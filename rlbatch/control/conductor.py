@@ -20,16 +20,15 @@ from rlbatch.decision_record import Event
 from rlbatch.episode_log import EpisodeLog
 from rlbatch.errors import EpisodeLogError
 from rlbatch.signals.assemble import chunk_signals
+from rlbatch.signals.cadence import is_measured
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
 from rlbatch.signals.record import Coupling, RunContext, Signals
-
-_FIRST_MEASURED = 2  # Adam has no usable second moment before
 
 # What a checkpoint holds of a conductor as it is.
 _PLAIN = (
     *("batch_size", "enabled", "steps", "samples_seen"),
     *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost"),
-    *("_next_measured", "_val_loss"),
+    "_val_loss",
 )
 
 
@@ -87,22 +86,13 @@ class Conductor:
         self.steps = self.samples_seen = 0
         self._chunk_done = self._chunk_steps = 0
         self._chunk_cost = 0.0
-        self._next_measured = _FIRST_MEASURED
         self._watching = self._resumed = False
         self._val_loss = math.nan
         self.last: AppliedDecision | None = None
 
     def measure(self, window: int) -> bool:
         """Return whether an optimizer step, by its number, is divided for measurement."""
-        if not (self.enabled and self._measures) or window < self._next_measured:
-            return False
-        config = self.config
-        if config.noise_steps == 0 or config.noise_fraction == 0.0:
-            return False
-        chunk = config.chunk_steps(window)
-        spacing = max(1.0 / config.noise_fraction, chunk / config.noise_steps)
-        self._next_measured = window + math.ceil(spacing)
-        return True
+        return self.enabled and self._measures and is_measured(window, self.config.noise_rate)
 
     def begin_window(self, batch_size: int, sizes: Sequence[int]) -> None:
         """Announce an optimizer step.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.monitor import MEASURED_FRACTION, MEASURED_STEPS
+from rlbatch.signals import cadence
 from rlbatch.signals.record import Array, Coupling
 
 
@@ -29,7 +29,8 @@ class ControllerConfig:
         cost: What is saved: `seconds` or `samples`.
         step_seconds: Seconds of one step at batch sizes of any shape, for example a device
             profile's `step_seconds`; None measures by the clock on the wall.
-        min_chunk_steps: Fewest optimizer steps between two decisions.
+        first_chunk_steps: Optimizer steps before the first decision.
+        min_chunk_steps: Fewest between two decisions, after the first few.
         chunk_growth: A chunk has at least this share of the steps so far.
         max_chunk_steps: Most optimizer steps between two decisions.
         max_log2_change: Limit of one decision's change of log2(batch size); None for none.
@@ -38,8 +39,8 @@ class ControllerConfig:
             training; None for nobody.
         shadow: Decide and log, but change nothing.
         guard: When a chunk is rolled back; None never.
-        noise_steps: Steps of a chunk whose gradient noise is measured, at most.
-        noise_fraction: Share of all steps that are divided in two for that, at most.
+        noise_rate: Of the first n steps, about this times the square root of n are divided in two
+            to measure the gradient noise; 0 for none.
         on_error: What follows when deciding or logging fails: `off` warns and lets the training go
             on at the user's batch size, `raise` raises.
         log_dir: Folder of the episode log; None writes none.
@@ -53,6 +54,7 @@ class ControllerConfig:
     budget: float | None = None
     cost: Literal["seconds", "samples"] = "seconds"
     step_seconds: Callable[[float | Array], Array] | None = None
+    first_chunk_steps: int = 1
     min_chunk_steps: int = 4
     chunk_growth: float = 0.1
     max_chunk_steps: int = 200
@@ -61,8 +63,7 @@ class ControllerConfig:
     fallback: str | None = None
     shadow: bool = False
     guard: GuardConfig | None = field(default_factory=GuardConfig)
-    noise_steps: int = MEASURED_STEPS
-    noise_fraction: float = MEASURED_FRACTION
+    noise_rate: float = cadence.NOISE_RATE
     on_error: Literal["off", "raise"] = "off"
     log_dir: str | PathLike[str] | None = None
 
@@ -79,16 +80,14 @@ class ControllerConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise ConfigurationError(f"{name} must be at least 1 sample, got {value}.")
-        if not 1 <= self.min_chunk_steps <= self.max_chunk_steps or self.chunk_growth < 0:
+        steps = self.first_chunk_steps, self.min_chunk_steps, self.max_chunk_steps
+        if not 1 <= steps[0] <= steps[1] <= steps[2] or self.chunk_growth < 0:
             raise ConfigurationError(
-                "Expected 1 <= min_chunk_steps <= max_chunk_steps and chunk_growth >= 0, got "
-                f"{self.min_chunk_steps}, {self.max_chunk_steps} and {self.chunk_growth}."
+                "Expected 1 <= first_chunk_steps <= min_chunk_steps <= max_chunk_steps and "
+                f"chunk_growth >= 0, got {steps} and {self.chunk_growth}."
             )
-        if not 0.0 <= self.noise_fraction <= 1.0 or self.noise_steps < 0:
-            raise ConfigurationError(
-                "Expected 0 <= noise_fraction <= 1 and noise_steps >= 0, got "
-                f"{self.noise_fraction} and {self.noise_steps}."
-            )
+        if not self.noise_rate >= 0.0:
+            raise ConfigurationError(f"noise_rate must not be negative, got {self.noise_rate}.")
         choices = {"cost": ("seconds", "samples"), "on_error": ("off", "raise")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -114,5 +113,12 @@ class ControllerConfig:
 
     def chunk_steps(self, steps_done: int) -> int:
         """Return the optimizer steps of the chunk that starts after `steps_done` steps."""
-        wanted = max(self.min_chunk_steps, int(self.chunk_growth * steps_done))
-        return min(wanted, self.max_chunk_steps)
+        return int(
+            cadence.chunk_steps(
+                steps_done,
+                self.min_chunk_steps,
+                self.chunk_growth,
+                self.max_chunk_steps,
+                self.first_chunk_steps,
+            )
+        )

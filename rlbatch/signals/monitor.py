@@ -18,44 +18,6 @@ from rlbatch.signals.metric import GradientMetric, make_metric
 from rlbatch.signals.noise_scale import NoiseStatistics, summarize
 from rlbatch.signals.record import Array
 
-MEASURED_STEPS = 4
-"""Steps of a chunk whose gradient noise is measured, at most."""
-
-MEASURED_FRACTION = 0.125
-"""Share of all steps that are divided for the sake of measurement, at most."""
-
-
-def measured_steps(chunk_steps: int, at_most: int = MEASURED_STEPS) -> frozenset[int]:
-    """Return which steps of a chunk (0, 1 ...) are measured: all, or an evenly spread few.
-
-    Args:
-        chunk_steps: Steps of the chunk.
-        at_most: Number of measured steps; 0 measures none.
-    """
-    if chunk_steps <= at_most:
-        return frozenset(range(chunk_steps))
-    return frozenset(int((index + 0.5) * chunk_steps / at_most) for index in range(at_most))
-
-
-def affordable_steps(
-    steps_done: int, chunk_steps: int, measured: int, fraction: float, at_most: int = MEASURED_STEPS
-) -> int:
-    """Return how many steps of the coming chunk may be measured.
-
-    Dividing a batch that would fit undivided costs up to a whole additional pass. Measured steps
-    are therefore kept below a fraction of all steps, plus one, so that a run learns something
-    early.
-
-    Args:
-        steps_done: Steps so far.
-        chunk_steps: Steps of the coming chunk.
-        measured: Steps measured so far.
-        fraction: Of all steps, from 0 to 1; 1 leaves only `at_most` as the limit.
-        at_most: Limit for one chunk.
-    """
-    allowed = int(fraction * (steps_done + chunk_steps) + 1.0) - measured
-    return max(0, min(at_most, chunk_steps, allowed))
-
 
 @dataclass(frozen=True)
 class ChunkMeasurement:

@@ -133,7 +133,7 @@ def test_the_coupled_rate_is_that_of_the_plain_loop(coupling: str, rate: float) 
 def test_equal_seeds_are_bit_equal_and_leave_the_global_generator_alone() -> None:
     task = make_task(model=partial(network, dropout=0.5))
     state = torch.get_rng_state()
-    first, second = make_run(task, noise_fraction=1.0), make_run(task, noise_fraction=1.0)
+    first, second = make_run(task, noise_rate=math.inf), make_run(task, noise_rate=math.inf)
     assert torch.equal(torch.get_rng_state(), state)
     for size in (16, 32, 7, 1, 64, 64):
         left = first.advance(size)
@@ -176,7 +176,7 @@ def test_the_cost_is_the_profiles_and_division_is_charged() -> None:
     run.advance(20)
     expected = 4 * float(PROFILE.step_seconds(50)) + 4 * float(PROFILE.step_seconds(20))
     assert run.cost == pytest.approx(expected)
-    divided = make_run(max_batch_size=50, noise_fraction=1.0)
+    divided = make_run(max_batch_size=50, noise_rate=math.inf)
     divided.advance(50)
     one = 2 * (float(PROFILE.step_seconds(25)) - 1e-4) + 1e-4
     assert divided.cost == pytest.approx(4 * one)
@@ -248,7 +248,7 @@ def test_max_steps_end_the_run() -> None:
 
 
 def test_signals_can_be_encoded() -> None:
-    run, state = make_run(noise_fraction=1.0), initial_state()
+    run, state = make_run(noise_rate=math.inf), initial_state()
     for size in (16, 16, 32):
         signals = run.advance(size)
         observation, state = encode(signals, state)
@@ -259,14 +259,16 @@ def test_signals_can_be_encoded() -> None:
 
 
 def test_noise_is_measured_only_where_it_can_be() -> None:
-    assert math.isnan(float(make_run().advance(1).noise_trace))
-    assert math.isnan(float(make_run(measure_noise=False).advance(16).noise_trace))
-    run = make_run(noise_fraction=0.1)
-    known = [math.isfinite(float(run.advance(16).noise_trace)) for _ in range(10)]
-    assert known[0]
-    assert sum(known) == 5  # 4 of the 40 steps, and the first one
+    run = make_run(noise_rate=1.0)  # measures the steps that begin after 3, 8, 15, 24 ... others
+    known = {run.steps: math.isfinite(float(run.advance(16).noise_trace)) for _ in range(8)}
+    assert [start for start, there in known.items() if there] == [2, 7, 15, 23]
+    assert list(known) == [0, 1, 2, 4, 7, 11, 15, 19]
+    for unmeasurable in (make_run(noise_rate=math.inf), make_run(measure_noise=False)):
+        size = 16 if unmeasurable._noise_rate == 0.0 else 1
+        assert all(math.isnan(float(unmeasurable.advance(size).noise_trace)) for _ in range(5))
     adascale = make_run(measure_noise=False, coupling=Coupling.ADASCALE)
-    adascale.advance(16)
+    for _ in range(3):
+        adascale.advance(16)
     signals = adascale.advance(64)
     assert math.isfinite(float(signals.noise_trace))
     assert 1.0 < float(signals.learning_rate_factor) <= 4.0
@@ -373,7 +375,7 @@ def test_a_fixed_curve_is_the_same_run() -> None:
 
 def test_adascales_factor_follows_the_smoothed_gradient_statistics() -> None:
     run = make_run(
-        make_task(optimizer=partial(SGD, lr=1e-3)), coupling=Coupling.ADASCALE, noise_fraction=1.0
+        make_task(optimizer=partial(SGD, lr=1e-3)), coupling=Coupling.ADASCALE, noise_rate=math.inf
     )
     first, second = run.advance(16), run.advance(32)
     grad_sqr = 0.7 * float(first.grad_sqr) + float(second.grad_sqr)

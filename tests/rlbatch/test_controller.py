@@ -348,7 +348,11 @@ def test_disable_returns_to_the_users_batch_size() -> None:
 @pytest.mark.parametrize("stop_after", [1, 6, 10, 17, 30])
 def test_resuming_continues_bit_for_bit(tmp_path: Path, make: Make, stop_after: int) -> None:
     policy = ScriptedPolicy((1.0, -1.0, 1.5, 0.0, -0.5) * 4)
-    settings: dict[str, Any] = {"cost": "samples", "noise_fraction": 1.0, "lr_coupling": "adascale"}
+    settings: dict[str, Any] = {
+        "cost": "samples",
+        "noise_rate": float("inf"),
+        "lr_coupling": "adascale",
+    }
 
     whole = Run(policy, make, log_dir=tmp_path / "whole", **settings).train(8)
     whole.controller.close()
@@ -439,7 +443,7 @@ def test_settings_that_contradict_are_refused() -> None:
         ({"min_chunk_steps": 0}, "min_chunk_steps"),
         ({"cost": "euros"}, "seconds or samples"),
         ({"micro_batch_size": 0}, "micro_batch_size"),
-        ({"noise_fraction": 2.0}, "noise_fraction"),
+        ({"noise_rate": -1.0}, "noise_rate"),
         ({"config": ControllerConfig(), "cost": "samples"}, "either config"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -21,8 +21,6 @@ from rlbatch.signals.metric import is_adaptive, momentum_of
 from rlbatch.signals.monitor import (
     ChunkMeasurement,
     ChunkMonitor,
-    affordable_steps,
-    measured_steps,
 )
 
 Batch = tuple[Tensor, Tensor]
@@ -400,26 +398,6 @@ def test_misuse_is_refused() -> None:
     monitor.begin_window([1, 1], measured=False)
     with pytest.raises(ConfigurationError, match="2 micro-batches and 0 came"):
         monitor.finish()
-
-
-def test_which_steps_are_measured() -> None:
-    assert measured_steps(4) == {0, 1, 2, 3}
-    assert measured_steps(3) == {0, 1, 2}
-    assert measured_steps(200) == {25, 75, 125, 175}
-    assert measured_steps(10, at_most=0) == frozenset()
-    assert all(len(measured_steps(n)) == 4 and max(measured_steps(n)) < n for n in range(4, 50))
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.125, 1.0])
-def test_measured_steps_stay_affordable(fraction: float) -> None:
-    done = measured = 0
-    for chunk in [4] * 12 + [10, 30, 100, 200, 200]:
-        count = affordable_steps(done, chunk, measured, fraction)
-        assert 0 <= count <= 4
-        done, measured = done + chunk, measured + count
-        assert measured <= fraction * done + 1
-        assert measured >= 1
-    assert (measured == 17 * 4) == (fraction == 1.0)
 
 
 def test_optimizer_kinds() -> None:

@@ -1,0 +1,74 @@
+"""When a run is looked at: the optimizer steps of a chunk, and the steps whose noise is measured.
+
+Pure functions of the steps done, so that a live run, the simulator and a resumed run agree.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+
+from rlbatch.signals.record import Array
+
+NOISE_RATE = 0.6
+"""Of the first n steps, about this times the square root of n are measured."""
+
+FIRST_MEASURED = 2
+"""Steps done before the first measured one: Adam has no usable second moment earlier."""
+
+_ALL = 1e9  # a rate that no run outgrows, in place of infinity
+
+
+def chunk_steps(
+    steps_done: float | Array,
+    minimum: float | Array,
+    growth: float | Array,
+    maximum: float | Array = math.inf,
+    first: float | Array = 1,
+) -> Array:
+    """Return the optimizer steps of the chunk that starts after `steps_done` steps.
+
+    Chunks grow with the run, so that short and long ones both get a few dozen to a hundred
+    decisions, and nobody has to know the length of the run in advance. The first ones are shorter
+    than `minimum`, by default one step to begin with: where the first size is far too large, four steps of it
+    may cost a fifth of a whole good run, and what has to be known to leave it is known at once.
+
+    Args:
+        steps_done: Optimizer steps so far.
+        minimum: Fewest steps of a chunk, once twice as many are done.
+        growth: A chunk has at least this share of the steps so far.
+        maximum: Most steps of a chunk.
+        first: Steps of the first chunk, at most `minimum`.
+    """
+    steps_done = np.asarray(steps_done, dtype=np.float64)
+    begun = np.minimum(minimum, first + np.floor(0.5 * steps_done))
+    wanted = np.maximum(begun, np.floor(growth * steps_done))
+    return cast("Array", np.minimum(wanted, maximum))
+
+
+def measured_among(steps: float | Array, rate: float) -> Array:
+    """Return how many of a run's first steps are measured.
+
+    Dividing a batch that would fit undivided costs up to a whole additional pass. So measurements
+    thin out with the square root of the steps: something is known early, and in a long run the
+    cost vanishes.
+
+    Args:
+        steps: Optimizer steps.
+        rate: Times their square root; infinite for all.
+    """
+    steps = np.asarray(steps, dtype=np.float64)
+    rate = min(rate, _ALL)
+    count = np.floor(np.minimum(rate * np.sqrt(steps), steps))
+    return cast("Array", np.maximum(count - _count(FIRST_MEASURED, rate), 0.0))
+
+
+def is_measured(step: int, rate: float) -> bool:
+    """Return whether the step after `step` steps is divided for measurement."""
+    return step >= FIRST_MEASURED and _count(step + 1, rate) > _count(step, rate)
+
+
+def _count(steps: int, rate: float) -> int:
+    return math.floor(min(min(rate, _ALL) * math.sqrt(steps), steps))
