@@ -58,14 +58,14 @@ class Cadence:
 
     def __post_init__(self) -> None:
         """Refuse chunks without a step."""
-        if (
-            not 1 <= self.first <= self.minimum <= self.maximum
-            or self.growth < 0
-            or self.validation_growth < 0
-        ):
+        ordered = 1 <= self.first <= self.minimum <= self.maximum
+        shares = (self.growth, self.validation_growth)
+        if not (ordered and all(0 <= share < math.inf for share in shares)):
             raise ConfigurationError(
-                "A cadence needs 1 <= first <= minimum <= maximum and growth >= 0, got "
-                f"first={self.first}, minimum={self.minimum}, maximum={self.maximum}, growth={self.growth}."
+                "A cadence needs 1 <= first <= minimum <= maximum, and a growth and a "
+                f"validation_growth that are finite and not negative; got first={self.first}, "
+                f"minimum={self.minimum}, maximum={self.maximum}, growth={self.growth}, "
+                f"validation_growth={self.validation_growth}."
             )
 
     def chunk_steps(self, steps_done: int) -> int:
