@@ -13,6 +13,7 @@ from rlbatch import observation
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
+from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile, step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task
@@ -130,6 +131,7 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             start_batch_size=setting.start_batch_size,
             learning_rate_scale=setting.learning_rate_scale,
             cadence=setting.cadence,
+            trainee=fastest_trainee,
         )
         self._state = observation.initial_state()
 

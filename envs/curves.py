@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.objectives import Cadence
+from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
@@ -156,6 +157,7 @@ def _run(
         max_steps=max_steps,
         target_loss=target,
         learning_rate_scale=2.0 ** (rate_shift / 2),
+        trainee=fastest_trainee,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.envs.task import Task
+from rlbatch.envs.trainee import TorchTrainee, Trainee
 from rlbatch.signals.record import Coupling
 
 
@@ -48,6 +50,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     learning_rate_scale: float = 1.0,
     cadence: Cadence | None = None,
     planned_steps: int | None = None,
+    trainee: Callable[[Task, int, float], Trainee] = TorchTrainee,
 ) -> FixedRunCurve:
     """Return the learning curve of a constant batch size, by the code of every other run.
 
@@ -65,6 +68,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         learning_rate_scale: Multiplies the task's learning rate.
         cadence: Spacing of the validations.
         planned_steps: Length of the task's schedule, if it has one.
+        trainee: Makes the weights, as for `LiveRun`.
 
     Raises:
         ConfigurationError: Nothing would ever end the run.
@@ -85,6 +89,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         planned_steps=planned_steps,
         max_steps=max_steps,
         guard=False,
+        trainee=trainee,
     )
     while not run.finished:
         run.advance(batch_size)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
-from rlbatch.control.snapshot import Snapshot
 from rlbatch.envs.clock import Clock, make_clock
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.sample_order import SampleOrder
 from rlbatch.envs.sample_schedule import SampleSchedule
-from rlbatch.envs.task import Task, collate_samples
-from rlbatch.envs.validator import Validator
+from rlbatch.envs.task import Task
+from rlbatch.envs.trainee import TorchTrainee, Trainee
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.assemble import chunk_signals, run_context
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
-from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
+from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.record import Coupling, Signals
 
 
@@ -43,6 +40,7 @@ class LiveRun:
     sizes.
 
     Attributes:
+        trainee: The weights.
         context: The run's constants, as signals carry them.
         batch_size: Samples per optimizer step in force.
         steps: Optimizer steps so far.
@@ -73,6 +71,7 @@ class LiveRun:
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
         noise_rate: float = NOISE_RATE,
+        trainee: Callable[[Task, int, float], Trainee] = TorchTrainee,
     ) -> None:
         """Build the model and everything else that the seed determines.
 
@@ -95,6 +94,7 @@ class LiveRun:
             guard: Roll damaged chunks back; True for the default limits.
             noise_rate: Of the first n steps, about this times the square root of n are measured.
                 Each is divided in two, and the clock charges the additional pass.
+            trainee: Makes the weights, from the task, the seed and the scale of the learning rate.
 
         Raises:
             ConfigurationError: Bounds exclude each other, or the schedule's length is missing.
@@ -105,26 +105,16 @@ class LiveRun:
         largest = max_batch_size or task.max_batch_size or size
         self.batch_size = task.batch_size if start_batch_size is None else start_batch_size
         _require_bounds(min_batch_size, self.batch_size, largest, size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.model = task.model()
-            self._rng = torch.get_rng_state()
-        self.model.train()
-        self.optimizer = task.optimizer(self.model.parameters())
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"] * learning_rate_scale
-            group["initial_lr"] = group["lr"]  # as schedulers note it, too
+        self.trainee = trainee(task, seed, learning_rate_scale)
+        self.optimizer = self.trainee.optimizer
         self._schedule = SampleSchedule(task, self.optimizer, planned_steps)
         self._order = SampleOrder(size, seed)
         self._clock: Clock = make_clock(profile, objective.weights, task.batch_size)
-        self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer)
         self._coupling = CoupledRate(self.optimizer, coupling, task.batch_size)
         self._noise_rate = noise_rate if measure_noise or coupling is Coupling.ADASCALE else 0.0
         self._guard = (GuardConfig() if guard is True else guard) or None
         self._guard_state = GuardState()
-        self._snapshot = Snapshot(self.model, self.optimizer)
         self._max_steps = max_steps
-        self._validator = Validator(task)
         self._next_validation = self.cadence.validation_steps(0)
         weights = objective.weights
         self.context = run_context(
@@ -172,13 +162,11 @@ class LiveRun:
         validated_before = len(self.validations)
         self.batch_size = batch_size
         if self._guard is not None:
-            self._snapshot.take()
-        with torch.random.fork_rng(devices=[]):  # random numbers in the model are the run's own
-            torch.set_rng_state(self._rng)
+            self.trainee.remember()
+        with self.trainee.chunk():
             factor = self._train_chunk()
-            self._rng = torch.get_rng_state()
         self._clock.end_chunk()
-        measured = self._monitor.finish()
+        measured = self.trainee.finish()
         rolled_back = self._judge(measured, before)
         curve, known = self._clock.curve()
         signals = chunk_signals(
@@ -236,29 +224,17 @@ class LiveRun:
         )
         damaged, self._guard_state = judge(self._guard_state, self._guard, losses)
         if damaged:
-            self._snapshot.restore()
+            self.trainee.restore()
             self.diverged = self._guard_state.diverged
             if self.exhausted:
                 self.validate()  # the last word is on the weights that remain
         return damaged
 
     def _train_step(self, measured: bool) -> None:
-        task, model, optimizer, monitor = self.task, self.model, self.optimizer, self._monitor
         indices = self._order.take(self.batch_size)
         size = len(indices)
         sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
-        monitor.begin_window(sizes, measured=measured)
-        start = 0
-        for part in sizes:
-            chosen = indices if part == size else indices[start : start + part]
-            start += part
-            loss = task.loss(model, collate_samples(task.train_set, chosen, task.collate))
-            weighted: Tensor = loss if part == size else loss * (part / size)
-            weighted.backward()
-            monitor.after_backward(loss)
-        with self._coupling.applied():
-            optimizer.step()
-        optimizer.zero_grad()
+        self.trainee.step(indices, sizes, measured, self._coupling.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)
@@ -266,7 +242,7 @@ class LiveRun:
 
     def validate(self) -> float:
         """Evaluate the model now, note the loss, and return it. Costs nothing."""
-        self.val_loss = self._validator.loss(self.model)
+        self.val_loss = self.trainee.validation_loss()
         self.validations.append(Validation(self.steps, self.samples_seen, self.cost, self.val_loss))
         target = self.objective.target_loss
         self.reached = target is not None and self.val_loss <= target
