@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,15 +69,28 @@ class CurveTable:
 
     @classmethod
     def load(cls, path: Path) -> CurveTable:
-        """Read a table that `save` wrote."""
+        """Read a table that `save` wrote.
+
+        Raises:
+            ConfigurationError: There is no such file, or it holds something else.
+        """
         if not path.is_file():
             raise ConfigurationError(
                 f"No learning curves at {path}. Make them with scripts/make_curves.py."
             )
-        with np.load(path, allow_pickle=False) as data:
-            return cls(
-                str(data["task"]), data["points"].astype(np.int64), data["steps"], data["val_loss"]
-            )
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+                return cls(
+                    str(data["task"]),
+                    data["points"].astype(np.int64),
+                    data["steps"].astype(np.int64),
+                    data["val_loss"],
+                )
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            raise ConfigurationError(
+                f"{path} is not a file of learning curves, or only a part of one ({error}). "
+                "Make it again with scripts/make_curves.py."
+            ) from error
 
     def row(self, size_shift: int, rate_shift: int) -> int | None:
         """Position of a grid point, None where it was not run."""
@@ -106,7 +120,7 @@ class CurveTable:
         for shift in SIZE_SHIFTS:
             row = self.row(shift, rate_shift + round(2 * coupling.exponent * shift))
             if row is not None:
-                size = base * 2.0**shift
+                size = base * 2.0**shift  # whole: no other was run
                 costs[int(size)] = self.steps_to(row, target) * float(
                     step_cost(profile, weights, size, base)
                 )
@@ -119,9 +133,8 @@ def compute_table(
     """Run the grid for one task.
 
     A run ends at `target_factor` times the task's target or after `step_factor` times the steps
-    that the default run
-    needed: whatever needs more is not the best size on any device whose steps get dearer with the
-        batch size.
+    that the default run needed: whatever needs more is not the best size on any device whose steps
+    get dearer with the batch size. Sizes that are no whole number of samples are left out.
     """
     task = resolve_task(task_name)
     cadence = Cadence()
@@ -132,13 +145,15 @@ def compute_table(
         int(_run(task_name, task.batch_size, 0, seed, 4000, target).steps[-1])
         for seed in range(seeds)
     ]
-    limit = int(step_factor * max(default_steps))
-    grid = _validation_grid(cadence, limit)
-    points = [p for p in grid_points() if 1 <= task.batch_size * 2.0 ** p[0] <= largest]
+    grid = _validation_grid(cadence, int(step_factor * max(default_steps)))
+    limit = grid[-1]
+    sizes = {shift: task.batch_size * 2.0**shift for shift in SIZE_SHIFTS}
+    runnable = {s for s, size in sizes.items() if size.is_integer() and 1 <= size <= largest}
+    points = [point for point in grid_points() if point[0] in runnable]
     losses = np.full((len(points), seeds, len(grid)), np.nan, dtype=np.float32)
     for i, (shift, rate) in enumerate(points):
         for seed in range(seeds):
-            curve = _run(task_name, int(task.batch_size * 2.0**shift), rate, seed, limit, target)
+            curve = _run(task_name, int(sizes[shift]), rate, seed, limit, target)
             known = {
                 int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
             }

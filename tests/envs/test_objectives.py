@@ -102,4 +102,4 @@ def test_an_objective_needs_an_end() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, nan, inf, -inf])
 def test_ends_that_cannot_be_met_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be positive and finite, got"):
-        Objective(**{"target_loss": 0.1, "budget": 1.0, name: value})
+        Objective(**{"target_loss": 0.1, "budget": 1.0, name: value})  # type: ignore[arg-type]
