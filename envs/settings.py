@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rlbatch.envs.curves import COUPLINGS, RATE_SHIFTS, CurveTable
+from rlbatch.envs.curves import COUPLINGS, CurveTable
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.profiles import CostWeights, DeviceProfile
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
+
+_MOST_DRAWS = 10_000  # a table in which one draw in a thousand is of use is still one
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class EpisodeSetting:
         learning_rate_scale: Multiplies the task's learning rate.
         weights: What counts as cost.
         cadence: Spacing of decisions and validations.
+        planned_steps: Length of the task's schedule at its batch size, if it has one.
     """
 
     task: str
@@ -43,6 +46,13 @@ class EpisodeSetting:
     learning_rate_scale: float = 1.0
     weights: CostWeights = field(default_factory=CostWeights)
     cadence: Cadence = field(default_factory=Cadence)
+    planned_steps: int | None = None
+
+
+RANDOM = "random"
+"""Stands for all random tasks whose curves are there."""
+
+RANDOM_SHARE = 0.5
 
 
 class SettingSampler:
@@ -57,32 +67,64 @@ class SettingSampler:
     def __init__(
         self, folder: Path, tasks: Sequence[str], *, log2_start: tuple[int, int] = (-4, 4)
     ) -> None:
-        """Load the curve tables of these tasks from a folder that scripts/make_curves.py made."""
+        """Load the curve tables of these tasks from a folder that scripts/make_curves.py made.
+
+        Args:
+            folder: One `<task>.npz` a task.
+            tasks: Names of built-in tasks; `random` stands for every `random-*.npz`, which then
+                make up half of the draws.
+            log2_start: Range of log2(start batch size / the task's), both ends included.
+
+        Raises:
+            ConfigurationError: There is no task or no table, or a table is of another task.
+        """
         if not tasks:
             raise ConfigurationError("At least one task is needed to draw settings from, got none.")
-        self._tables = [CurveTable.load(folder / f"{name}.npz") for name in tasks]
-        self._tasks = {name: resolve_task(name) for name in tasks}
+        names = [name for name in tasks if name != RANDOM]
+        self._tables = [_load(folder / f"{name}.npz", name) for name in names]
+        self._random: list[CurveTable] = []
+        if RANDOM in tasks:
+            self._random = [CurveTable.load(path) for path in sorted(folder.glob("random-*.npz"))]
+            if not self._random:
+                raise ConfigurationError(
+                    f"No learning curves of random tasks in {folder}. "
+                    "Make them with scripts/make_curves.py --random."
+                )
+        self._names = tuple(tasks)
         self._log2_start = log2_start
 
     def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
-        """Draw one setting whose target a default run reaches."""
-        while True:
-            table = self._tables[int(rng.integers(len(self._tables)))]
-            setting = self._draw(table, rng)
+        """Draw one setting whose target a default run reaches.
+
+        Raises:
+            ConfigurationError: There is hardly one in the tables.
+        """
+        for _ in range(_MOST_DRAWS):
+            setting = self._draw(self._draw_table(rng), rng)
             if setting is not None:
                 return setting
+        raise ConfigurationError(
+            f"In the learning curves of {', '.join(self._names)} the default batch size reached "
+            f"none of {_MOST_DRAWS} drawn targets. Make curves of longer runs with "
+            "scripts/make_curves.py, or choose easier targets."
+        )
+
+    def _draw_table(self, rng: np.random.Generator) -> CurveTable:
+        random = self._random and (not self._tables or rng.random() < RANDOM_SHARE)
+        tables = self._random if random else self._tables
+        return tables[int(rng.integers(len(tables)))]
 
     def _draw(self, table: CurveTable, rng: np.random.Generator) -> EpisodeSetting | None:
-        task = self._tasks[table.task]
-        rate_shift = int(rng.choice(RATE_SHIFTS))
+        task = resolve_task(table.task)
+        rate_shift = int(rng.choice(table.rates()))
         coupling = COUPLINGS[int(rng.integers(len(COUPLINGS)))]
         profile = draw_profile(rng)
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(1.5))))
         costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
-        reference = min(costs.values())
-        if not np.isfinite(costs[task.batch_size]) or not np.isfinite(reference):
+        if not np.isfinite(costs.get(task.batch_size, np.inf)):
             return None
+        reference = min(costs.values())
         size: int = len(task.train_set)  # type: ignore[arg-type]
         largest = task.max_batch_size or size
         shift = (
@@ -100,8 +142,23 @@ class SettingSampler:
             reference_cost=reference,
             learning_rate_scale=2.0 ** (rate_shift / 2),
             weights=weights,
-            cadence=Cadence(minimum=int(rng.integers(2, 7)), growth=float(rng.uniform(0.06, 0.14))),
+            cadence=Cadence(
+                minimum=int(rng.integers(2, 7)),
+                growth=float(rng.uniform(0.06, 0.14)),
+                validation_growth=0.05,
+            ),
+            planned_steps=table.planned_steps,
         )
+
+
+def _load(path: Path, name: str) -> CurveTable:
+    table = CurveTable.load(path)
+    if table.task != name:
+        raise ConfigurationError(
+            f"{path} holds the learning curves of {table.task!r}, expected {name!r}. Make them "
+            "again with scripts/make_curves.py."
+        )
+    return table
 
 
 def draw_profile(rng: np.random.Generator) -> DeviceProfile:

@@ -1,0 +1,156 @@
+"""Random settings of real runs, with references from stored curves."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
+from rlbatch.envs.settings import EpisodeSetting, SettingSampler, draw_profile
+from rlbatch.envs.task import Task, resolve_task
+from rlbatch.errors import ConfigurationError
+
+NAMES = ("teacher-student", "tabular-regression")
+STEPS = np.arange(10, 1010, 10)
+
+
+def made_up_losses(task: Task, size_shift: int, rate_shift: int, seed: int) -> np.ndarray:
+    """Exponential decay to 0.9 targets: fastest at four times the default size; too large a rate
+    diverges."""
+    if rate_shift > 4:
+        return np.full(len(STEPS), np.nan)
+    speed = 0.02 * 2.0 ** (0.3 * rate_shift - 0.2 * abs(size_shift - 2)) * (1 + 0.1 * seed)
+    return task.target * (0.9 + 3.0 * np.exp(-speed * STEPS))
+
+
+def write_tables(folder: Path, names: tuple[str, ...] = NAMES) -> dict[str, CurveTable]:
+    tables: dict[str, CurveTable] = {}
+    for name in names:
+        task = resolve_task(name)
+        points = [p for p in grid_points() if 1 <= task.batch_size * 2.0 ** p[0] <= 700]
+        losses = [[made_up_losses(task, *point, seed) for seed in range(2)] for point in points]
+        tables[name] = CurveTable(name, np.array(points), STEPS, np.array(losses, np.float32))
+        tables[name].save(folder / f"{name}.npz")
+    return tables
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("curves")
+    write_tables(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> list[EpisodeSetting]:
+    sampler, rng = SettingSampler(folder, NAMES), np.random.default_rng(0)
+    return [sampler(rng) for _ in range(600)]
+
+
+def fixed_run_cost(setting: EpisodeSetting, task: Task, size_shift: int) -> float:
+    """What a fixed size costs under a setting, from the made-up curves and no table."""
+    factor = 2.0 ** (size_shift * setting.coupling.exponent)
+    rate_shift = round(2 * np.log2(setting.learning_rate_scale * factor))
+    steps = []
+    for seed in range(2):
+        losses = made_up_losses(task, size_shift, rate_shift, seed).astype(np.float32)
+        met = [
+            step for step, loss in zip(STEPS, losses, strict=True) if loss <= setting.target_loss
+        ]
+        if not met:
+            return np.inf
+        steps.append(met[0])
+    size = task.batch_size * 2**size_shift
+    assert setting.profile is not None
+    seconds = float(setting.profile.step_seconds(size))
+    return float(np.mean(steps)) * (seconds if setting.weights.seconds else size)
+
+
+def test_the_reference_is_the_cheapest_fixed_size_and_the_default_reaches_the_target(
+    drawn: list[EpisodeSetting],
+) -> None:
+    tasks = {name: resolve_task(name) for name in NAMES}
+    for setting in drawn:
+        task = tasks[setting.task]
+        costs = {
+            shift: fixed_run_cost(setting, task, shift)
+            for shift in range(-4, 6)
+            if 1 <= task.batch_size * 2.0**shift <= 700
+        }
+        assert np.isfinite(costs[0])
+        assert setting.reference_cost == pytest.approx(min(costs.values()))
+
+
+def test_every_choice_is_drawn_about_as_often_as_meant(drawn: list[EpisodeSetting]) -> None:
+    tasks = {name: resolve_task(name) for name in NAMES}
+    assert Counter(s.task for s in drawn).keys() == set(NAMES)
+    assert {s.coupling for s in drawn} == set(COUPLINGS)
+    assert {s.learning_rate_scale for s in drawn} == {0.5, 1.0, 2.0}
+    assert len({s.seed for s in drawn}) == len(drawn)
+
+    samples = [s for s in drawn if s.weights.samples == 1.0]
+    assert len(samples) / len(drawn) == pytest.approx(0.1, abs=0.04)
+    shifts = Counter(np.log2(s.start_batch_size / tasks[s.task].batch_size) for s in drawn)
+    # Of 35 % the start is the default size, and of a ninth of the others by chance.
+    assert shifts[0.0] / len(drawn) == pytest.approx(0.35 + 0.65 / 9, abs=0.06)
+    assert set(range(-4, 5)) <= shifts.keys()
+
+    targets = np.array([s.target_loss / tasks[s.task].target for s in drawn])
+    assert 0.97 <= targets.min() < 1.0
+    assert 1.4 < targets.max() <= 1.5
+
+
+def test_start_sizes_can_be_run(folder: Path) -> None:
+    sampler, rng = SettingSampler(folder, NAMES, log2_start=(-12, 12)), np.random.default_rng(1)
+    for setting in (sampler(rng) for _ in range(100)):
+        task = resolve_task(setting.task)
+        assert isinstance(setting.start_batch_size, int)
+        assert 1 <= setting.start_batch_size <= (task.max_batch_size or len(task.train_set))  # type: ignore[arg-type]
+
+
+def test_equal_generators_draw_equal_episodes(folder: Path, drawn: list[EpisodeSetting]) -> None:
+    sampler, rng = SettingSampler(folder, NAMES), np.random.default_rng(0)
+    again = [sampler(rng) for _ in range(20)]
+    assert [asdict(s) for s in again] == [asdict(s) for s in drawn[:20]]
+
+
+def test_drawn_devices_reach_from_compute_bound_to_launch_bound() -> None:
+    rng = np.random.default_rng(0)
+    profiles = [draw_profile(rng) for _ in range(2000)]
+    knees = np.log2([p.launch_seconds / p.sample_seconds for p in profiles])
+    # Uniform on [1, 13]: mean 7 and variance 12.
+    assert 1.0 <= knees.min() < 1.1
+    assert 12.9 < knees.max() <= 13.0
+    assert knees.mean() == pytest.approx(7.0, abs=0.3)
+    assert knees.var() == pytest.approx(12.0, rel=0.1)
+    assert all(0 <= p.update_seconds <= 0.5 * p.launch_seconds for p in profiles)
+    assert all(1 <= p.sharpness <= 4 for p in profiles)
+
+
+def test_missing_or_wrong_tables_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="At least one task is needed"):
+        SettingSampler(folder, ())
+    with pytest.raises(ConfigurationError, match=r"No learning curves at .*digits-mlp\.npz"):
+        SettingSampler(folder, (*NAMES, "digits-mlp"))
+    (tmp_path / "digits-mlp.npz").write_bytes((folder / f"{NAMES[0]}.npz").read_bytes())
+    with pytest.raises(ConfigurationError, match=r"curves of 'teacher-student', expected 'digits"):
+        SettingSampler(tmp_path, ("digits-mlp",))
+
+
+@pytest.mark.parametrize("hopeless", ["no default run", "never reached", "not finite"])
+def test_tables_without_any_usable_setting_are_no_endless_search(
+    hopeless: str, tmp_path: Path
+) -> None:
+    table = write_tables(tmp_path, ("teacher-student",))["teacher-student"]
+    points, losses = table.points, table.val_loss
+    if hopeless == "no default run":
+        keep = points[:, 0] == 1
+        points, losses = points[keep], losses[keep]
+    else:
+        losses = np.full_like(losses, np.nan if hopeless == "not finite" else 1e9)
+    CurveTable(table.task, points, STEPS, losses).save(tmp_path / "teacher-student.npz")
+    sampler = SettingSampler(tmp_path, ("teacher-student",))
+    with pytest.raises(ConfigurationError, match=r"curves of teacher-student .*default batch size"):
+        sampler(np.random.default_rng(0))
