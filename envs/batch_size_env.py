@@ -131,6 +131,7 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             start_batch_size=setting.start_batch_size,
             learning_rate_scale=setting.learning_rate_scale,
             cadence=setting.cadence,
+            planned_steps=setting.planned_steps,
             trainee=fastest_trainee,
         )
         self._state = observation.initial_state()

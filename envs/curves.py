@@ -7,6 +7,7 @@ learning rate on the grid and, since cost follows from steps, every device profi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.envs.fixed_run import fixed_run_curve
+from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
@@ -29,12 +30,12 @@ COUPLINGS = (Coupling.NONE, Coupling.SQRT, Coupling.LINEAR)
 Point = tuple[int, int]  # log2(batch size / default), 2 x log2(learning rate / default)
 
 
-def grid_points() -> list[Point]:
-    """Points that some coupling and rate of `RATE_SHIFTS` needs, from the default outwards."""
+def grid_points(rates: Sequence[int] = RATE_SHIFTS) -> list[Point]:
+    """Points that some coupling needs with some of these rates, from the default outwards."""
     points = {
         (size, rate + round(2 * coupling.exponent * size))
         for size in SIZE_SHIFTS
-        for rate in RATE_SHIFTS
+        for rate in rates
         for coupling in COUPLINGS
     }
     return sorted(points, key=lambda point: (abs(point[0]), abs(point[1]), point))
@@ -50,12 +51,14 @@ class CurveTable:
         steps: (validations,) optimizer steps at which a validation was made; the same for every
             run.
         val_loss: (points, seeds, validations); NaN after a run ended.
+        planned_steps: Length of the task's schedule in steps at its batch size; None without one.
     """
 
     task: str
     points: NDArray[np.int64]
     steps: NDArray[np.int64]
     val_loss: NDArray[np.float32]
+    planned_steps: int | None = None
 
     def save(self, path: Path) -> None:
         """Write the table as .npz."""
@@ -65,6 +68,7 @@ class CurveTable:
             points=self.points.astype(np.int8),
             steps=self.steps.astype(np.int32),
             val_loss=self.val_loss.astype(np.float32),
+            planned_steps=np.array(self.planned_steps or 0),
         )
 
     @classmethod
@@ -127,53 +131,61 @@ class CurveTable:
         return costs
 
 
-def compute_table(
-    task_name: str, seeds: int, step_factor: float = 3.0, target_factor: float = 0.95
+def compute_table(  # noqa: PLR0913 - the conditions of the runs
+    task_name: str,
+    seeds: int,
+    step_factor: float = 3.0,
+    target_factor: float = 0.95,
+    *,
+    rates: Sequence[int] = RATE_SHIFTS,
+    planned_steps: int | None = None,
+    longest: int = 4000,
 ) -> CurveTable:
     """Run the grid for one task.
 
     A run ends at `target_factor` times the task's target or after `step_factor` times the steps
     that the default run needed: whatever needs more is not the best size on any device whose steps
-    get dearer with the batch size. Sizes that are no whole number of samples are left out.
+    get dearer with the batch size.
+
+    Args:
+        task_name: Of the task.
+        seeds: Runs of each point.
+        step_factor: See above.
+        target_factor: See above.
+        rates: Learning rates of the grid, as `RATE_SHIFTS`.
+        planned_steps: Length of the task's schedule, if it has one.
+        longest: Steps after which the default run ends in any case.
     """
     task = resolve_task(task_name)
-    cadence = Cadence()
-    size: int = len(task.train_set)  # type: ignore[arg-type]
-    largest = task.max_batch_size or size
     target = task.target * target_factor
-    default_steps = [
-        int(_run(task_name, task.batch_size, 0, seed, 4000, target).steps[-1])
-        for seed in range(seeds)
-    ]
-    grid = _validation_grid(cadence, int(step_factor * max(default_steps)))
-    limit = grid[-1]
-    sizes = {shift: task.batch_size * 2.0**shift for shift in SIZE_SHIFTS}
-    runnable = {s for s, size in sizes.items() if size.is_integer() and 1 <= size <= largest}
-    points = [point for point in grid_points() if point[0] in runnable]
+
+    def run(batch_size: int, rate_shift: int, seed: int, max_steps: int) -> FixedRunCurve:
+        return fixed_run_curve(
+            task,
+            batch_size,
+            seed=seed,
+            coupling=Coupling.NONE,
+            max_steps=max_steps,
+            target_loss=target,
+            learning_rate_scale=2.0 ** (rate_shift / 2),
+            planned_steps=planned_steps,
+            trainee=fastest_trainee,
+        )
+
+    defaults = [run(task.batch_size, 0, seed, longest) for seed in range(seeds)]
+    limit = int(step_factor * max(curve.steps[-1] for curve in defaults))
+    grid = _validation_grid(Cadence(), limit)
+    largest = task.max_batch_size or len(task.train_set)  # type: ignore[arg-type]
+    points = [p for p in grid_points(rates) if 1 <= task.batch_size * 2.0 ** p[0] <= largest]
     losses = np.full((len(points), seeds, len(grid)), np.nan, dtype=np.float32)
     for i, (shift, rate) in enumerate(points):
         for seed in range(seeds):
-            curve = _run(task_name, int(sizes[shift]), rate, seed, limit, target)
+            curve = run(int(task.batch_size * 2.0**shift), rate, seed, limit)
             known = {
                 int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
             }
             losses[i, seed] = [known.get(int(step), np.nan) for step in grid]
-    return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses)
-
-
-def _run(
-    task_name: str, batch_size: int, rate_shift: int, seed: int, max_steps: int, target: float
-):
-    return fixed_run_curve(
-        resolve_task(task_name),
-        batch_size,
-        seed=seed,
-        coupling=Coupling.NONE,
-        max_steps=max_steps,
-        target_loss=target,
-        learning_rate_scale=2.0 ** (rate_shift / 2),
-        trainee=fastest_trainee,
-    )
+    return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses, planned_steps)
 
 
 def _validation_grid(cadence: Cadence, limit: int) -> list[int]:

@@ -135,6 +135,8 @@ class PerceptronTrainee:
         with applied():
             group = self.optimizer.param_groups[0]
             self._steps += 1
+            if self._steps == 1:
+                self.optimizer.step()  # has no gradients and does nothing; schedulers look for it
             (self._adam if self._adaptive else self._sgd)(group)
 
     def finish(self) -> ChunkMeasurement:

@@ -174,8 +174,9 @@ def resolve_task(spec: str) -> Task:
     """Return the task that `spec` names.
 
     Args:
-        spec: A built-in name (`digits-mlp`) or `path/to/file.py:function`, where the function takes
-            no argument and returns a `Task`. The file may import its neighbours, as a script may.
+        spec: A built-in name (`digits-mlp`); `path/to/file.py:function`, where the function takes
+            no argument and returns a `Task` (the file may import its neighbours, as a script may);
+            or `random:NUMBER`, see `rlbatch.envs.tasks.random_perceptron`.
 
     Raises:
         UnknownNameError: No built-in task has that name.
@@ -183,6 +184,9 @@ def resolve_task(spec: str) -> Task:
         RlbatchError: The file or its function raised; the original error is the cause.
         MissingExtraError: The task needs a package that is not installed.
     """
+    if spec.startswith("random:"):
+        random_tasks = importlib.import_module("rlbatch.envs.tasks.random_perceptron")
+        return random_tasks.random_perceptron(spec)
     if ":" in spec or spec.endswith(".py"):
         return _task_from_file(spec)
     if spec not in TASK_FUNCTIONS:

@@ -1,0 +1,83 @@
+"""Gives a random task what its user would have given it: a tuned learning rate and a target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlbatch.envs.curves import CurveTable, compute_table
+from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
+from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.tasks.random_perceptron import RandomPerceptron, planned_steps, with_fit
+from rlbatch.signals.record import Coupling
+
+RATE_GRID = tuple(range(-4, 5))
+"""log2 of the learning rates tried, relative to the first guess."""
+
+_LEAST_GAIN = 0.9  # a target above this share of the first loss is not worth a run
+_MOST_GAIN = 1e-3  # below, nothing is left to learn, and losses are rounding errors
+_TIGHT = 1.01  # by how much a target lies above the loss that was seen
+
+
+def fit(number: int) -> RandomPerceptron | None:
+    """Return a random task with its learning rate and target, or None where none makes sense.
+
+    The learning rate is the best of a grid at the task's batch size, or up to twice less or 1.4
+    times more: users tune no better. The target is a loss of that run in the second half of its
+    plan.
+
+    Args:
+        number: Of the task.
+    """
+    task, steps = resolve_task(RandomPerceptron(number).name), planned_steps(number)
+    rng = np.random.default_rng([number, 2])
+    curves = {shift: _curve(task, steps, 2.0**shift) for shift in RATE_GRID}
+    best = min(curves, key=lambda shift: _final(curves[shift]))
+    scale = 2.0 ** (best + rng.uniform(-1.0, 0.5))
+    curve = _curve(task, steps, scale)
+    lowest = np.fmin.accumulate(np.nan_to_num(curve.val_loss, nan=np.inf))
+    index = int(np.searchsorted(curve.steps, rng.uniform(0.4, 1.0) * steps, side="right")) - 1
+    target = float(_TIGHT * lowest[index])
+    if not _MOST_GAIN * curve.val_loss[0] < target < _LEAST_GAIN * curve.val_loss[0]:
+        return None
+    return with_fit(number, _learning_rate(task) * scale, target)
+
+
+def fitted_table(number: int, seeds: int = 1) -> CurveTable | None:
+    """Return the learning curves of a random task at its own learning rate, or None as `fit`."""
+    fitted = fit(number)
+    if fitted is None:
+        return None
+    steps = planned_steps(number)
+    return compute_table(
+        fitted.name,
+        seeds,
+        target_factor=1.0,
+        rates=(0,),
+        planned_steps=steps if resolve_task(fitted.name).scheduler is not None else None,
+        longest=3 * steps,
+    )
+
+
+def _curve(task: Task, steps: int, scale: float) -> FixedRunCurve:
+    return fixed_run_curve(
+        task,
+        task.batch_size,
+        seed=0,
+        coupling=Coupling.NONE,
+        max_steps=steps,
+        learning_rate_scale=scale,
+        planned_steps=steps if task.scheduler is not None else None,
+        trainee=fastest_trainee,
+    )
+
+
+def _final(curve: FixedRunCurve) -> float:
+    """Mean of the last validations: a single one is noise."""
+    tail = curve.val_loss[-max(3, len(curve.val_loss) // 8) :]
+    return float("inf") if curve.diverged or not np.isfinite(tail).all() else float(tail.mean())
+
+
+def _learning_rate(task: Task) -> float:
+    optimizer = task.optimizer(task.model().parameters())
+    return float(optimizer.param_groups[0]["lr"])
