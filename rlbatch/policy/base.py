@@ -45,14 +45,17 @@ class Decision:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Anything that decides.
+    """Anything that decides."""
 
-    Attributes:
-        needs_gradient_noise: False tells the run that no gradient statistics are wanted, which
-            leaves its batches unsplit (the `fixed` policy is bit-equal to a run without rlbatch).
-    """
+    @property
+    def needs_gradient_noise(self) -> bool:
+        """False tells the run that no gradient statistics are wanted.
 
-    needs_gradient_noise: bool
+        Its batches are then left undivided (the `fixed` policy is bit-equal to a run without
+        rlbatch). A class attribute, an instance attribute, a frozen dataclass's field or a property
+        will do: it is only read.
+        """
+        ...
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
         """Return the state before the first decision, for runs with these leading axes.

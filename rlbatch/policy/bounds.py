@@ -32,7 +32,6 @@ class Bounded(Wrapper):
     max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         low = 1 if self.min_batch_size is None else self.min_batch_size
         if low < 1 or (self.max_batch_size is not None and self.max_batch_size < low):
             raise ConfigurationError(

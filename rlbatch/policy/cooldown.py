@@ -31,7 +31,6 @@ class Cooldown(Wrapper):
     chunks: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.chunks < 0:
             raise ConfigurationError(f"Cooldown.chunks must not be negative; got {self.chunks}.")
 

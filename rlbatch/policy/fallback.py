@@ -42,9 +42,6 @@ class Fallback(Wrapper):
     min_features: int = 3
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        needs = self.policy.needs_gradient_noise or self.fallback.needs_gradient_noise
-        object.__setattr__(self, "needs_gradient_noise", needs)
         if {len(self.low), len(self.high)} not in ({0}, {OBSERVATION_SIZE}):
             raise ConfigurationError(
                 f"Fallback.low and high must both be empty or have {OBSERVATION_SIZE} entries; "
@@ -55,6 +52,11 @@ class Fallback(Wrapper):
                 "Fallback needs margin >= 0 and min_features >= 1; got "
                 f"{self.margin} and {self.min_features}."
             )
+
+    @property
+    def needs_gradient_noise(self) -> bool:
+        """True where one of the two policies needs it."""
+        return self.policy.needs_gradient_noise or self.fallback.needs_gradient_noise
 
     @classmethod
     def around(cls, policy: LearnedPolicy, fallback: Policy) -> Fallback:

@@ -31,7 +31,6 @@ class MemoryCap(Wrapper):
     largest_batch_size: int
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.largest_batch_size < 1:
             raise ConfigurationError(
                 f"MemoryCap.largest_batch_size must be at least 1; got {self.largest_batch_size}."

@@ -27,7 +27,6 @@ class RateLimited(Wrapper):
     max_log2_change: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.max_log2_change < np.inf:
             raise ConfigurationError(
                 f"RateLimited.max_log2_change must be above 0; got {self.max_log2_change}."

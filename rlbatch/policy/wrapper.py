@@ -15,14 +15,19 @@ class Wrapper:
 
     Attributes:
         policy: The inner policy.
-        needs_gradient_noise: As the inner policy.
     """
 
     policy: Policy
-    needs_gradient_noise: bool
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "needs_gradient_noise", self.policy.needs_gradient_noise)
+    @property
+    def needs_gradient_noise(self) -> bool:
+        """As the inner policy."""
+        return self.policy.needs_gradient_noise
+
+    @property
+    def action_grid(self) -> tuple[float, ...] | None:
+        """The actions that the inner policy's probabilities are of; None for rules."""
+        return getattr(self.policy, "action_grid", None)
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
         """Return the inner policy's state before the first decision."""
