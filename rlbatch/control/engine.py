@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -141,8 +141,8 @@ class DecisionEngine:
         """Return the averages and the policy's state as JSON-compatible values."""
         return {
             "version": STATE_VERSION,
-            "encoder": _plain(pack_state(tuple(self._encoder_state))),
-            "policy": _plain(pack_state(self._policy_state)),
+            "encoder": pack_state(tuple(self._encoder_state)),
+            "policy": pack_state(self._policy_state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,13 +197,6 @@ def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in np.ravel(values))
-
-
-def _plain(packed: Any) -> Any:
-    """Turn NumPy's float64, which passes for a float, into one: checkpoints refuse the other."""
-    if isinstance(packed, list):
-        return [_plain(part) for part in cast("list[Any]", packed)]
-    return packed.item() if isinstance(packed, np.generic) else packed
 
 
 def _alike(left: Any, right: Any) -> bool:

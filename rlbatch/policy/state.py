@@ -20,13 +20,20 @@ def pack_state(state: Any) -> Any:
     Raises:
         ConfigurationError: The state holds something else.
     """
-    if state is None or isinstance(state, bool | int | float | str):
+    if state is None or isinstance(state, bool):
         return state
+    # Exact types: NumPy's float64 is a float too, and loaders that run no code refuse it.
+    if isinstance(state, int):
+        return int(state)
+    if isinstance(state, float):
+        return float(state)
+    if isinstance(state, str):
+        return str.__str__(state)
     if isinstance(state, tuple | list):
         return [pack_state(part) for part in cast(tuple[Any, ...], state)]
     if isinstance(state, np.ndarray | np.generic):
         array: NDArray[Any] = np.asarray(cast(Any, state))
-        if array.dtype.kind in "biuf":
+        if array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:  # more would be rounded
             return {
                 "dtype": array.dtype.str,
                 "shape": list(array.shape),

@@ -1,7 +1,10 @@
+import io
 import json
+from enum import IntEnum, StrEnum
 
 import numpy as np
 import pytest
+import torch
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.state import pack_state, unpack_state
@@ -30,7 +33,46 @@ def test_every_bit_survives_json() -> None:
     assert restored[4:] == ((3, 0.1, True, None, "x"), ())
 
 
-@pytest.mark.parametrize("odd", [object(), {"a": 1}, np.array(["text"]), {1, 2}])
+class Mood(StrEnum):
+    CALM = "calm"
+
+
+class Level(IntEnum):
+    HIGH = 7
+
+
+@pytest.mark.parametrize(
+    ("number", "plain"),
+    [
+        (np.float64(0.1), 0.1),
+        (np.float64("nan"), float("nan")),
+        (np.str_("text"), "text"),
+        (Mood.CALM, "calm"),
+        (Level.HIGH, 7),
+        (True, True),
+    ],
+)
+def test_what_only_passes_for_a_plain_value_becomes_one(number: object, plain: object) -> None:
+    for packed in (pack_state(number), pack_state((1, (number,)))[1][0]):
+        assert type(packed) is type(plain)
+        assert packed == pytest.approx(plain, nan_ok=True)
+
+
+def test_a_packed_state_can_be_loaded_without_running_code() -> None:
+    state = (np.float64(0.1), np.float32(0.1), np.bool_(True), np.arange(3.0), Mood.CALM, [2, ()])
+    file = io.BytesIO()
+    torch.save(pack_state(state), file)
+    file.seek(0)
+    restored = unpack_state(torch.load(file, weights_only=True))
+    assert restored[0] == 0.1
+    assert restored[1] == np.float32(0.1)
+    assert restored[4:] == ("calm", (2, ()))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [object(), {"a": 1}, np.array(["text"]), {1, 2}, np.zeros(2, complex), np.longdouble(0.1)],
+)
 def test_other_things_are_refused(odd: object) -> None:
     with pytest.raises(ConfigurationError, match=r"made of tuples.*got"):
         pack_state((1, odd))
