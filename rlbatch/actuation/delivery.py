@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rlbatch.actuation.window import WindowPlan
 from rlbatch.errors import DeliveryError
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """One micro-batch, as it was planned when its indices were issued.
 
     Attributes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -119,6 +119,7 @@ class LearningRateCoupling:
         self.adaptive = is_adaptive(optimizer) if adaptive is None else adaptive
         self._factor = self.set_batch_size(base_batch_size)
         self._restore: list[Callable[[], bool]] | None = None  # while a step is under way
+        self._block = _Block(self._scale, self._unscale)
 
     @property
     def factor(self) -> float:
@@ -137,8 +138,7 @@ class LearningRateCoupling:
         )
         return self._factor
 
-    @contextmanager
-    def applied(self) -> Generator[float]:
+    def applied(self) -> AbstractContextManager[float]:
         """Scale within the `with` block, whose value is the factor.
 
         Only `optimizer.step()` goes into it.
@@ -147,17 +147,7 @@ class LearningRateCoupling:
             ConfigurationError: Something inside changed the learning rate, the blocks are nested,
                 or a group has no learning rate.
         """
-        self._scale()
-        try:
-            yield self._factor
-        except BaseException:
-            self._unscale()
-            raise
-        if not self._unscale():
-            raise ConfigurationError(
-                "Expected an untouched learning rate while the coupling scales it; it was changed, "
-                "and that change is lost. Call scheduler.step() after the block, not inside it."
-            )
+        return self._block
 
     def attach(self) -> Callable[[], None]:
         """Scale in every optimizer.step() from now on, for loops that others wrote.
@@ -187,7 +177,7 @@ class LearningRateCoupling:
 
         return detach
 
-    def _scale(self) -> None:
+    def _scale(self) -> float:
         if self._restore is not None:
             raise ConfigurationError(
                 "The learning rate is already scaled: applied() cannot be nested, nor used along "
@@ -196,7 +186,7 @@ class LearningRateCoupling:
         restore: list[Callable[[], bool]] = []
         self._restore = restore
         if self._factor == 1.0:
-            return
+            return 1.0
         tensors: set[int] = set()
         for group in self.optimizer.param_groups:
             value = group.get("lr")
@@ -212,11 +202,29 @@ class LearningRateCoupling:
                     f"A parameter group of {type(self.optimizer).__name__} has learning rate "
                     f"{value!r}, which cannot be scaled. Give it a number or use rule 'none'."
                 )
+        return self._factor
 
     def _unscale(self) -> bool:
         """Put every value back; False if one was changed meanwhile."""
-        restore, self._restore = self._restore or [], None
-        return all([undo() for undo in restore])
+        restore, self._restore = self._restore, None
+        return not restore or all([undo() for undo in restore])
+
+
+class _Block:
+    """The block around an optimizer step; made once, as it is entered in every step."""
+
+    def __init__(self, scale: Callable[[], float], unscale: Callable[[], bool]) -> None:
+        self._scale, self._unscale = scale, unscale
+
+    def __enter__(self) -> float:
+        return self._scale()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._unscale() and kind is None:
+            raise ConfigurationError(
+                "Expected an untouched learning rate while the coupling scales it; it was changed, "
+                "and that change is lost. Call scheduler.step() after the block, not inside it."
+            )
 
 
 def _scale_number(group: dict[str, Any], original: float, factor: float) -> Callable[[], bool]:

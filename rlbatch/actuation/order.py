@@ -162,15 +162,21 @@ class Lookahead:
 
         With several ranks, a rest of fewer samples than ranks joins the window before it.
         """
-        # One rank looks no further than its window: the sampler's draws stay where they were.
-        wanted = size if self._world_size == 1 or self._drop_last else size + self._world_size
+        if self._world_size == 1:
+            # One rank looks no further than its window: the sampler's draws stay where they were.
+            window = list(islice(self._indices, size))
+            if len(window) == size:
+                return window
+            self._ahead = window
+            return self._tail()
+        wanted = size if self._drop_last else size + self._world_size
         self._ahead += islice(self._indices, wanted - len(self._ahead))
         if len(self._ahead) == wanted:
             window, self._ahead = self._ahead[:size], self._ahead[size:]
             return window
-        return self._tail(size)
+        return self._tail()
 
-    def _tail(self, size: int) -> list[int]:
+    def _tail(self) -> list[int]:
         self.exhausted = True
         if self._drop_last:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch.utils.data import (
@@ -27,6 +28,8 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 __all__ = ["ElasticBatchSampler", "ShuffledSampler"]
 
 _STATE_VERSION = 1
+
+_plan_window = lru_cache(maxsize=64)(plan_window)  # sizes repeat from step to step
 
 
 class ElasticBatchSampler(Sampler[list[int]]):
@@ -135,7 +138,11 @@ class ElasticBatchSampler(Sampler[list[int]]):
         while window := windows.take(self._requested):
             for indices in self._issue(window, start):
                 yield indices
-                self._check_sole_iterator(iteration)
+                if iteration != self._iteration:
+                    raise DeliveryError(
+                        "Expected one iterator at a time over an elastic loader, and a second one "
+                        "was started. Make one elastic loader for each loop."
+                    )
             start += len(window)
         self._exhausted = True
 
@@ -195,9 +202,9 @@ class ElasticBatchSampler(Sampler[list[int]]):
             indices = self._order.resume(order, position)
         return Lookahead(indices, self._world_size, self.drop_last)
 
-    def _issue(self, window: list[int], start: int) -> Iterator[list[int]]:
+    def _issue(self, window: list[int], start: int) -> list[list[int]]:
         measure = self.measure_next
-        plan = plan_window(
+        plan = _plan_window(
             len(window),
             self._micro_limit,
             self._world_size,
@@ -206,9 +213,13 @@ class ElasticBatchSampler(Sampler[list[int]]):
         )
         offset = share_start(len(window), self._world_size, self._rank)
         self._queue.issue(plan, self._requested, start, offset)
+        if plan.sizes == (len(window),):
+            return [window]
+        parts: list[list[int]] = []
         for size in plan.sizes:
-            yield window[offset : offset + size]
+            parts.append(window[offset : offset + size])
             offset += size
+        return parts
 
     def _current_order(self) -> dict[str, Any]:
         # Between load_state_dict and the first batch, the order is still the one that was loaded.
@@ -222,13 +233,6 @@ class ElasticBatchSampler(Sampler[list[int]]):
         # Whether drop_last leaves out the rest depends on sizes yet to be decided.
         size = self._order.size
         return bool(size) and self._queue.position >= size
-
-    def _check_sole_iterator(self, iteration: int) -> None:
-        if iteration != self._iteration:
-            raise DeliveryError(
-                "Expected one iterator at a time over an elastic loader, and a second one was "
-                "started. Make one elastic loader for each loop."
-            )
 
 
 def _check_common_order(sampler: Iterable[int], world_size: int) -> None:
