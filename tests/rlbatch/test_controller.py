@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.policy.base import Decision
 from rlbatch.signals.record import Signals
-from rlbatch.testing import ScriptedPolicy
+from rlbatch.testing import ScriptedPolicy, random_policy
 
 SAMPLES = 75
 BASE = 8
@@ -517,3 +518,18 @@ def test_the_public_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Fixed().needs_gradient_noise is False
+
+
+def test_the_log_says_which_actions_the_probabilities_are_of(tmp_path: Path) -> None:
+    learned = random_policy(np.random.default_rng(0), action_grid=(-1.5, 0, 0.5, 2))
+    run = Run(learned, log_dir=tmp_path / "log").train(6)
+    run.controller.close()
+
+    episode = read_episode(tmp_path / "log")
+    assert episode.run["action_grid"] == [-1.5, 0.0, 0.5, 2.0]
+    decided = [record for record in episode.records if record.event == "decision"]
+    assert decided
+    for record in decided:
+        assert record.probabilities is not None
+        likeliest = max(range(4), key=record.probabilities.__getitem__)
+        assert record.requested_log2_change == episode.run["action_grid"][likeliest]

@@ -22,7 +22,9 @@ from rlbatch.episode_log import read_episode
 from rlbatch.errors import EpisodeLogError
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.registry import resolve_policy
+from rlbatch.policy.shadow import Shadow
 from rlbatch.signals.record import Coupling, RunContext, Signals
+from rlbatch.testing.generators import random_policy
 from rlbatch.testing.scripted import ScriptedPolicy
 
 CPU = resolve_clock("cpu")
@@ -223,3 +225,19 @@ def test_a_rollback_has_a_line_of_its_own(cheap_task: Task, tmp_path: Path) -> N
     after = records[undone[0] + 1]
     assert (after.event, after.batch_size_before) == ("decision", 8)
     assert [size for _, size in result.trajectory][:3] == [8, 40, 8]
+
+
+@pytest.mark.parametrize("shadowed", [False, True])
+def test_the_log_says_which_actions_the_probabilities_are_of(
+    shadowed: bool, cheap_task: Task, tmp_path: Path
+) -> None:
+    learned = random_policy(np.random.default_rng(0), action_grid=(-1.5, 0, 0.5, 2))
+    run(cheap_task, Shadow(learned) if shadowed else learned, log_dir=tmp_path / "learned")
+    run(cheap_task, resolve_policy("fixed"), log_dir=tmp_path / "rule")
+
+    episode = read_episode(tmp_path / "learned")
+    assert episode.run["action_grid"] == [-1.5, 0.0, 0.5, 2.0]
+    chances = [r.probabilities for r in episode.records if r.event == "decision"]
+    assert chances
+    assert all(row is not None and len(row) == 4 for row in chances)
+    assert read_episode(tmp_path / "rule").run["action_grid"] is None
