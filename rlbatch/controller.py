@@ -166,13 +166,16 @@ class BatchController:
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
-        delivered = self._stepper.step(self._parts.rate.applied(), clip_norm)
+        parts = self._parts
+        delivered = self._stepper.step(parts.rate.applied(), clip_norm)
         if delivered is None:
             return 0
         done = delivered.window_start + delivered.window_samples
         self._epochs_done = delivered.epoch + done / self._dataset_size
-        self._parts.end_window(delivered.window_samples, self._place())
-        self._apply_batch_size()
+        before = parts.batch_size
+        parts.end_window(delivered.window_samples, self._place)
+        if parts.batch_size != before:
+            self._apply_batch_size()
         return delivered.window_samples
 
     def report_validation(self, loss: float) -> None:
@@ -269,8 +272,11 @@ class BatchController:
         """A micro-batch is about to be handed to the loop."""
         self._stepper.arrive(delivered)
         if delivered.position == 0:
-            parts, rest = divmod(delivered.window_samples, delivered.micro_batches)
-            sizes = [parts + (index < rest) for index in range(delivered.micro_batches)]
+            samples, count = delivered.window_samples, delivered.micro_batches
+            sizes = (samples,)
+            if count > 1:
+                part, rest = divmod(samples, count)
+                sizes = tuple(part + (index < rest) for index in range(count))
             self._parts.begin_window(delivered.batch_size, sizes)
 
     def end_epoch(self) -> None:

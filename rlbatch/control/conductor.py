@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -118,12 +118,12 @@ class Conductor:
         if self._watching:
             self._monitor.after_backward(loss)
 
-    def end_window(self, samples: int, place: Place) -> None:
+    def end_window(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
 
         Args:
             samples: Of the step.
-            place: Behind the step.
+            place: Returns that behind the step; asked where something is decided.
         """
         self.steps += 1
         self.samples_seen += samples
@@ -133,7 +133,7 @@ class Conductor:
         self._watching = False
         self._chunk_done += 1
         if self._chunk_done >= self._chunk_steps:
-            self._end_chunk(place)
+            self._end_chunk(place())
 
     def abandon_window(self) -> None:
         """Forget the step under way."""

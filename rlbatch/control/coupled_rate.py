@@ -26,6 +26,7 @@ class CoupledRate:
             optimizer, coupling.value, base_batch_size, adaptive=is_adaptive(optimizer)
         )
         self._base = base_batch_size
+        self._chosen = 0  # batch size of the factor in force; 0 when it has to be computed anew
         self._grad_sqr = self._noise_trace = self._weight = 0.0
 
     @property
@@ -35,7 +36,9 @@ class CoupledRate:
 
     def set_batch_size(self, batch_size: int) -> float:
         """Choose the factor for the coming steps and return it."""
-        gain = None
+        if batch_size == self._chosen:
+            return self._rate.factor
+        self._chosen, gain = batch_size, None
         if self._weight:
             gain = float(adascale_gain(self._grad_sqr, self._noise_trace, self._base, batch_size))
         return self._rate.set_batch_size(batch_size, gain)
@@ -51,6 +54,7 @@ class CoupledRate:
             self._grad_sqr = _DECAY * self._grad_sqr + noise.grad_sqr
             self._noise_trace = _DECAY * self._noise_trace + noise.noise_trace
             self._weight = _DECAY * self._weight + 1.0
+            self._chosen = 0
 
     def state_dict(self) -> dict[str, float]:
         """Return the averages."""
@@ -63,4 +67,4 @@ class CoupledRate:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from these averages."""
         self._grad_sqr, self._noise_trace = state["grad_sqr"], state["noise_trace"]
-        self._weight = state["weight"]
+        self._weight, self._chosen = state["weight"], 0
