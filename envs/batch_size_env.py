@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch import observation
+from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
-from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
-from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile, step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.record import Coupling
+from rlbatch.signals.record import Coupling, Signals
 
 DEFAULT_ACTIONS: tuple[float, ...] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """Changes of log2(batch size) that the actions stand for."""
@@ -74,7 +73,7 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
         self.render_mode = render_mode
         self._source = source or _FixedSource(task, Coupling(lr_coupling), _profile(profile), start)
-        self._run: LiveRun | None = None
+        self._episode: LiveEpisode | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -82,75 +81,42 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         """Begin a run and train its first chunk at the start batch size."""
         super().reset(seed=seed)
         while True:
-            setting = self._source(self.np_random)
-            self._begin(setting)
-            seen = self._train(setting.start_batch_size)
+            self._episode = LiveEpisode(self._source(self.np_random))
             # A run that is over within its first chunk leaves nothing to decide.
             if not self.run.finished:
-                return seen, self._info()
+                break
+        self._state = observation.initial_state()
+        return self._encode(self._episode.first), self._episode.info()
 
     def step(
         self, action: np.int64
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Change the batch size and train one chunk."""
-        run, before = self.run, self.ratio
-        wanted = np.exp2(np.log2(run.batch_size) + self.actions_log2[int(action)])
-        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
-        seen = self._train(int(np.clip(np.round(wanted), *limits)))
-        lost = run.diverged or (run.exhausted and not run.reached)
-        after = UNREACHED_RATIO if lost else self.ratio
-        return (
-            seen,
-            before - after,
-            run.reached or run.diverged,
-            run.exhausted and not run.reached,
-            self._info(),
-        )
+        episode = self.episode
+        step = episode.step(self.actions_log2[int(action)])
+        seen = self._encode(step.signals)
+        return seen, step.reward, step.terminated, step.truncated, episode.info()
+
+    @property
+    def episode(self) -> LiveEpisode:
+        """The episode in progress."""
+        if self._episode is None:
+            raise ConfigurationError("No run is in progress. Call reset() first.")
+        return self._episode
 
     @property
     def run(self) -> LiveRun:
         """The run in progress."""
-        if self._run is None:
-            raise ConfigurationError("No run is in progress. Call reset() first.")
-        return self._run
+        return self.episode.run
 
     @property
     def ratio(self) -> float:
         """Cost so far over the reference cost."""
-        return self.run.cost / self._setting.reference_cost
+        return self.episode.ratio
 
-    def _begin(self, setting: EpisodeSetting) -> None:
-        self._setting = setting
-        limit = UNREACHED_RATIO * setting.reference_cost
-        self._run = LiveRun(
-            resolve_task(setting.task),
-            seed=setting.seed,
-            coupling=setting.coupling,
-            profile=setting.profile,
-            objective=Objective(setting.target_loss, limit, setting.weights),
-            start_batch_size=setting.start_batch_size,
-            learning_rate_scale=setting.learning_rate_scale,
-            cadence=setting.cadence,
-            planned_steps=setting.planned_steps,
-            trainee=fastest_trainee,
-        )
-        self._state = observation.initial_state()
-
-    def _train(self, batch_size: int) -> NDArray[np.float32]:
-        signals = self.run.advance(batch_size)
+    def _encode(self, signals: Signals) -> NDArray[np.float32]:
         seen, self._state = observation.encode(signals, self._state)
         return seen
-
-    def _info(self) -> dict[str, Any]:
-        run = self.run
-        return {
-            "task": self._setting.task,
-            "batch_size": run.batch_size,
-            "steps": run.steps,
-            "samples_seen": run.samples_seen,
-            "ratio": self.ratio if not run.diverged else UNREACHED_RATIO,
-            "reached": run.reached,
-        }
 
     def render(self) -> str | None:
         """One line about the run, in `ansi` mode."""

@@ -89,6 +89,7 @@ class CurveTable:
                     data["points"].astype(np.int64),
                     data["steps"].astype(np.int64),
                     data["val_loss"],
+                    int(data["planned_steps"]) or None if "planned_steps" in data else None,
                 )
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise ConfigurationError(
@@ -102,6 +103,10 @@ class CurveTable:
             (self.points[:, 0] == size_shift) & (self.points[:, 1] == rate_shift)
         )
         return int(match[0]) if len(match) else None
+
+    def rates(self) -> list[int]:
+        """Learning rates, of `RATE_SHIFTS`, at which the default batch size was run."""
+        return [rate for rate in RATE_SHIFTS if self.row(0, rate) is not None]
 
     def steps_to(self, row: int, target: float) -> float:
         """Mean over seeds of the steps to a validation loss; inf where a seed never reached it."""
@@ -131,7 +136,7 @@ class CurveTable:
         return costs
 
 
-def compute_table(  # noqa: PLR0913 - the conditions of the runs
+def compute_table(
     task_name: str,
     seeds: int,
     step_factor: float = 3.0,
@@ -176,11 +181,16 @@ def compute_table(  # noqa: PLR0913 - the conditions of the runs
     limit = int(step_factor * max(curve.steps[-1] for curve in defaults))
     grid = _validation_grid(Cadence(), limit)
     largest = task.max_batch_size or len(task.train_set)  # type: ignore[arg-type]
-    points = [p for p in grid_points(rates) if 1 <= task.batch_size * 2.0 ** p[0] <= largest]
+    sizes = {shift: task.batch_size * 2.0**shift for shift in SIZE_SHIFTS}
+    points = [
+        point
+        for point in grid_points(rates)
+        if sizes[point[0]].is_integer() and sizes[point[0]] <= largest
+    ]
     losses = np.full((len(points), seeds, len(grid)), np.nan, dtype=np.float32)
     for i, (shift, rate) in enumerate(points):
         for seed in range(seeds):
-            curve = run(int(task.batch_size * 2.0**shift), rate, seed, limit)
+            curve = run(int(sizes[shift]), rate, seed, limit)
             known = {
                 int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
             }

@@ -109,6 +109,7 @@ class PerceptronTrainee:
         self._first, self._second = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self._scratch = np.empty_like(self.weights)
         self._half = np.empty_like(self.weights)
+        self._ones = np.ones(len(self._train[0]), np.float32)
         self._adaptive = not isinstance(self.optimizer, SGD)
         self._steps = 0
         self._saved: tuple[Any, ...] = ()
@@ -199,7 +200,7 @@ class PerceptronTrainee:
         chosen = outputs[rows, targets]
         np.exp(outputs, out=outputs)
         total = outputs.sum(axis=1, keepdims=True)
-        loss = float((np.log(total[:, 0]) - chosen).mean())
+        loss = float(np.log(total[:, 0]).sum() - chosen.sum()) / count
         if derivative:
             outputs /= total
             outputs[rows, targets] -= 1.0
@@ -215,7 +216,7 @@ class PerceptronTrainee:
         for index in range(len(self._layers) - 1, -1, -1):
             weight, bias = self._gradients[index]
             np.matmul(activations[index].T, delta, out=weight)
-            np.sum(delta, axis=0, out=bias)
+            np.matmul(self._ones[: len(delta)], delta, out=bias)
             if index:
                 delta = delta @ self._layers[index][0].T
                 delta *= activations[index] > 0.0

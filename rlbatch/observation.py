@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "momentum",
     ),
     "cost": (
+        "elasticity_/16",
         "elasticity_/4",
         "elasticity_/2",
         "elasticity_x2",
@@ -87,6 +88,8 @@ class EncoderState(NamedTuple):
     initial_loss: Array
     last_loss: Array
     last_loss_var: Array
+    sample_var: Array  # of one sample's loss: decayed sum; divide by `sample_var_weight`
+    sample_var_weight: Array  # degrees of freedom in it
     lowest_loss: Array
     grad_sqr: Array  # decayed sums; divide by `noise_weight`
     grad_sqr_var: Array
@@ -118,6 +121,8 @@ def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
         initial_loss=unset,
         last_loss=unset,
         last_loss_var=zero,
+        sample_var=zero,
+        sample_var_weight=zero,
         lowest_loss=unset,
         grad_sqr=zero,
         grad_sqr_var=zero,
@@ -165,7 +170,14 @@ def _advance(signals: Signals, state: EncoderState) -> EncoderState:
     good = np.isfinite(loss) & (loss > 0)
     loss = np.where(good, loss, state.last_loss)
     first = np.isnan(state.initial_loss)
-    loss_var = np.square(_finite(signals.train_loss_std)) / np.maximum(signals.steps, 1)
+    # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
+    # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
+    freedom = np.where(good, np.maximum(_as_array(signals.steps) - 1.0, 0.0), 0.0)
+    spread = np.square(_finite(signals.train_loss_std)) * signals.batch_size
+    sample_var = _NOISE_DECAY * state.sample_var + freedom * spread
+    var_weight = _NOISE_DECAY * state.sample_var_weight + freedom
+    one_sample = np.where(var_weight > 0.5, sample_var / np.maximum(var_weight, _TINY), loss**2)
+    loss_var = one_sample / (signals.batch_size * np.maximum(signals.steps, 1))
 
     size = np.log2(signals.batch_size)
     changed = ~np.isnan(state.last_size) & (np.abs(size - state.last_size) > 1e-9)
@@ -197,6 +209,8 @@ def _advance(signals: Signals, state: EncoderState) -> EncoderState:
         initial_loss=np.where(first, loss, state.initial_loss),
         last_loss=loss,
         last_loss_var=loss_var,
+        sample_var=sample_var,
+        sample_var_weight=var_weight,
         lowest_loss=np.fmin(state.lowest_loss, loss),
         grad_sqr=decay * state.grad_sqr + np.where(measured, grad_sqr, 0.0),
         grad_sqr_var=decay**2 * state.grad_sqr_var + np.where(measured, np.square(grad_se), 0.0),
@@ -291,7 +305,7 @@ def _cost(signals: Signals, size: Array) -> list[Array]:
     here = step_cost_at(signals.step_cost_curve, size)
     elasticities = [
         (step_cost_at(signals.step_cost_curve, size + shift) - here) / shift
-        for shift in (-2.0, -1.0, 1.0, 2.0, 4.0)
+        for shift in (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
     ]
     return [*elasticities, _as_array(signals.step_cost_known)]
 
@@ -344,6 +358,7 @@ def _loss(
     level = np.where(has_val, val, after.last_loss)
     decrease = _finite(np.log(before.last_loss / after.last_loss))
     spread = np.sqrt(after.last_loss_var + before.last_loss_var)
+    step_var = after.last_loss_var * np.maximum(signals.steps, 1)
     rate = after.rate / np.maximum(after.rate_cost, 1e-3)
     to_go = np.log(level / target)
     remaining = np.log2(np.maximum(to_go, 1e-3) / np.maximum(rate, 1e-3))
@@ -357,7 +372,7 @@ def _loss(
         np.tanh(_finite((before.last_loss - after.last_loss) / np.maximum(spread, _TINY)) / 3),
         np.tanh(rate),
         np.where(np.isnan(target), 0.0, remaining / 8),
-        (np.log10(np.maximum(_finite(signals.train_loss_std), _TINY) / after.last_loss) + 1.5) / 2,
+        (np.log10(np.sqrt(step_var) / after.last_loss + _TINY) + 1.5) / 2,
         np.tanh(3 * np.log(after.last_loss / after.lowest_loss)),
     ]
 

@@ -312,7 +312,9 @@ class QuadraticRuns:
             chunk_cost=cost,
             total_cost=self.cost.copy(),
             train_loss=train_loss,
-            train_loss_std=step_noise * np.exp(0.2 * draws[2]),
+            train_loss_std=np.where(
+                steps > 1, step_noise * np.exp(draws[2] / np.sqrt(2.0 * np.maximum(steps, 2))), 0.0
+            ),
             val_loss=val_loss,
             grad_sqr=statistics[0],
             grad_sqr_se=statistics[1],
