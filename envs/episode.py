@@ -1,0 +1,81 @@
+"""One episode of a real run: what an action does to it, and what that is worth."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlbatch.envs.live import LiveRun
+from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
+from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.settings import EpisodeSetting
+from rlbatch.envs.task import resolve_task
+from rlbatch.signals.record import Signals
+
+
+class EpisodeStep(NamedTuple):
+    """What a decision and the chunk after it gave."""
+
+    signals: Signals
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+class LiveEpisode:
+    """A run under a setting, from its first chunk to its target or its cost limit."""
+
+    def __init__(self, setting: EpisodeSetting) -> None:
+        """Build the run and train its first chunk at the start batch size."""
+        self.setting = setting
+        limit = UNREACHED_RATIO * setting.reference_cost
+        self.run = LiveRun(
+            resolve_task(setting.task),
+            seed=setting.seed,
+            coupling=setting.coupling,
+            profile=setting.profile,
+            objective=Objective(setting.target_loss, limit, setting.weights),
+            start_batch_size=setting.start_batch_size,
+            learning_rate_scale=setting.learning_rate_scale,
+            cadence=setting.cadence,
+            planned_steps=setting.planned_steps,
+            trainee=fastest_trainee,
+        )
+        self.first = self.run.advance(setting.start_batch_size)
+
+    @property
+    def ratio(self) -> float:
+        """Cost so far over the reference cost."""
+        return self.run.cost / self.setting.reference_cost
+
+    @property
+    def lost(self) -> bool:
+        """The target will not be reached any more."""
+        return self.run.diverged or (self.run.exhausted and not self.run.reached)
+
+    def step(self, log2_change: float) -> EpisodeStep:
+        """Change the batch size and train one chunk.
+
+        The rewards of an episode sum to minus its ratio, and to minus `UNREACHED_RATIO` when the
+        target is not reached.
+        """
+        run, before = self.run, self.ratio
+        wanted = np.exp2(np.log2(run.batch_size) + log2_change)
+        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
+        signals = run.advance(int(np.clip(np.round(wanted), *limits)))
+        after = UNREACHED_RATIO if self.lost else self.ratio
+        truncated = run.exhausted and not run.reached
+        return EpisodeStep(signals, before - after, run.reached or run.diverged, truncated)
+
+    def info(self) -> dict[str, Any]:
+        """Return what loggers want to know."""
+        run = self.run
+        return {
+            "task": self.setting.task,
+            "batch_size": run.batch_size,
+            "steps": run.steps,
+            "samples_seen": run.samples_seen,
+            "ratio": self.ratio if not run.diverged else UNREACHED_RATIO,
+            "reached": run.reached,
+        }

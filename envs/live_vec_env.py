@@ -1,0 +1,136 @@
+"""Many real runs as one vector environment: trained one after the other, observed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from rlbatch import observation
+from rlbatch.envs.episode import LiveEpisode
+from rlbatch.envs.settings import EpisodeSetting
+from rlbatch.signals.record import RunContext, Signals
+
+SettingSource = Callable[[np.random.Generator], EpisodeSetting]
+
+
+class LiveVecEnv(VecEnv):
+    """Episodes of real runs in this process; one that ends is replaced at once.
+
+    Encoding the observations of all runs in one call is what makes it faster than as many
+    `BatchSizeEnv`s, of which each encodes its own.
+    """
+
+    def __init__(
+        self, source: SettingSource, count: int, seed: int, actions: Sequence[float]
+    ) -> None:
+        """Prepare `count` environments.
+
+        Args:
+            source: Draws the setting of each episode.
+            count: Number of environments.
+            seed: Of the draws.
+            actions: Changes of log2(batch size), one for each discrete action.
+        """
+        space = gymnasium.spaces.Box(-1.0, 1.0, (observation.OBSERVATION_SIZE,), np.float32)
+        super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
+        self._actions_log2 = [float(action) for action in actions]
+        self._source, self._rng = source, np.random.default_rng(seed)
+        self._episodes: list[LiveEpisode] = []
+        self._state = observation.initial_state((count,))
+        self._returns, self._lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+        self._decided: Sequence[int] = ()
+
+    def reset(self) -> np.ndarray:
+        """Begin an episode in every environment."""
+        self._episodes = [self._begin() for _ in range(self.num_envs)]
+        self._returns[:], self._lengths[:] = 0.0, 0
+        first = stack([episode.first for episode in self._episodes])
+        seen, self._state = observation.encode(first, observation.initial_state((self.num_envs,)))
+        return seen
+
+    def _begin(self) -> LiveEpisode:
+        while True:
+            episode = LiveEpisode(self._source(self._rng))
+            # A run that is over within its first chunk leaves nothing to decide.
+            if not episode.run.finished:
+                return episode
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the decisions."""
+        self._decided = [int(action) for action in actions]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Train a chunk of every run; restart those that ended."""
+        steps = [
+            episode.step(self._actions_log2[action])
+            for episode, action in zip(self._episodes, self._decided, strict=True)
+        ]
+        seen, self._state = observation.encode(stack([s.signals for s in steps]), self._state)
+        rewards = np.array([step.reward for step in steps])
+        ended = np.array([step.terminated or step.truncated for step in steps])
+        self._returns += rewards
+        self._lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in steps]
+        for i in np.flatnonzero(ended):
+            infos[i] = {
+                **self._episodes[i].info(),
+                "terminal_observation": seen[i].copy(),
+                # The cost limit is part of the task, and its penalty was paid: no bootstrapping.
+                "TimeLimit.truncated": False,
+                "episode": {"r": self._returns[i], "l": int(self._lengths[i]), "t": 0.0},
+            }
+        if ended.any():
+            self._replace(np.flatnonzero(ended), seen)
+        return seen, rewards.astype(np.float32), ended, infos
+
+    def _replace(self, index: np.ndarray, seen: np.ndarray) -> None:
+        for i in index:
+            self._episodes[i] = self._begin()
+        self._returns[index], self._lengths[index] = 0.0, 0
+        first = stack([self._episodes[i].first for i in index])
+        seen[index], state = observation.encode(first, observation.initial_state((len(index),)))
+        for values, fresh in zip(self._state, state, strict=True):
+            values[index] = fresh
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Attribute of the vector environment, repeated for each environment."""
+        value = getattr(self, attr_name, None)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the vector environment."""
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a method once and repeat its result."""
+        result = getattr(self, method_name)(*args, **kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """No environment is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+
+def stack(signals: Sequence[Signals]) -> Signals:
+    """Return the signals of several runs as one, with a leading axis."""
+    contexts = [one.context for one in signals]
+    context = replace(contexts[0], **_columns(contexts, [f.name for f in fields(RunContext)]))
+    names = [f.name for f in fields(Signals) if f.name != "context"]
+    return replace(signals[0], context=context, **_columns(signals, names))
+
+
+def _columns(rows: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in names
+    }

@@ -1,0 +1,160 @@
+"""A vector environment in a process of its own, which may crash without ending the training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from rlbatch.errors import RlbatchError
+
+_MOST_CRASHES = 10
+
+
+class RemoteVecEnv(VecEnv):
+    """Runs a vector environment elsewhere; several of them advance at the same time.
+
+    When the process dies, another takes its place, and all its episodes end where they were, as
+    truncated ones without a result.
+    """
+
+    def __init__(self, make: Callable[[int], VecEnv]) -> None:
+        """Start the process.
+
+        Args:
+            make: Makes the environment from the number of processes that died before, which is to
+                change its seed. It must be picklable.
+        """
+        self._make, self._crashes = make, 0
+        self._start()
+        super().__init__(*self._call("spaces"))
+        self._last = np.zeros((self.num_envs, *(self.observation_space.shape or ())), np.float32)
+        self._sent = False
+
+    def reset(self) -> np.ndarray:
+        """Begin every episode."""
+        self._last = self._call("reset")
+        return self._last.copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Send the decisions; the process begins at once."""
+        self._sent = True
+        try:
+            self._pipe.send(("step", actions))
+        except (BrokenPipeError, OSError):
+            self._sent = False  # noticed when the answer is missing
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the results."""
+        try:
+            if not self._sent:
+                raise EOFError
+            result = self._receive()
+        except (EOFError, ConnectionError):
+            return self._begin_anew()
+        self._last = result[0].copy()
+        return result
+
+    def _begin_anew(self) -> VecEnvStepReturn:
+        self._crashes += 1
+        if self._crashes > _MOST_CRASHES:
+            raise RlbatchError(
+                f"A process with training runs died {self._crashes} times. Look at what it printed;"
+                " fewer runs side by side need less memory."
+            )
+        warnings.warn(
+            f"rlbatch: a process with {self.num_envs} runs died; another takes its place.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        self._process.join()
+        self._start()
+        before, self._last = self._last, self._call("reset")
+        infos: list[dict[str, Any]] = [
+            {"terminal_observation": row, "TimeLimit.truncated": True} for row in before
+        ]
+        ended = np.ones(self.num_envs, dtype=bool)
+        return self._last.copy(), np.zeros(self.num_envs, np.float32), ended, infos
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.is_alive():
+            try:
+                self._pipe.send(("close", None))
+            except (BrokenPipeError, OSError):
+                self._process.terminate()
+        self._process.join()
+        self._pipe.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Attribute of each environment."""
+        return self._call("get_attr", (attr_name, indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of each environment."""
+        self._call("set_attr", (attr_name, value, indices))
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a method of each environment."""
+        return self._call("env_method", (method_name, args, indices, kwargs))
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """No environment is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, CloudpickleWrapper(self._make), self._crashes), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def _call(self, command: str, arguments: Any = None) -> Any:
+        self._pipe.send((command, arguments))
+        return self._receive()
+
+    def _receive(self) -> Any:
+        kind, value = self._pipe.recv()
+        if kind == "error":
+            raise RlbatchError(f"A process with training runs failed: {value}")
+        return value
+
+
+def _serve(pipe: Connection, make: CloudpickleWrapper, crashes: int) -> None:
+    torch.set_num_threads(1)
+    try:
+        env: VecEnv = make.var(crashes)
+        while True:
+            command, arguments = pipe.recv()
+            if command == "close":
+                return
+            pipe.send(("result", _answer(env, command, arguments)))
+    except (EOFError, KeyboardInterrupt):
+        return  # the training is over
+    except Exception as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _answer(env: VecEnv, command: str, arguments: Any) -> Any:
+    if command == "spaces":
+        return env.num_envs, env.observation_space, env.action_space
+    if command == "reset":
+        return env.reset()
+    if command == "step":
+        return env.step(arguments)
+    if command == "env_method":
+        name, positional, indices, keywords = arguments
+        return env.env_method(name, *positional, indices=indices, **keywords)
+    return getattr(env, command)(*arguments)
