@@ -58,8 +58,12 @@ def copy_(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def together(scalars: Sequence[Tensor]) -> Tensor:
     """Return scalars as one vector on the first one's device, in the widest type it has."""
-    device = scalars[0].device
+    first = scalars[0]
+    device, kind = first.device, first.dtype
     dtype = torch.float32 if device.type == "mps" else torch.float64
+    if all(scalar.dtype == kind and scalar.device == device for scalar in scalars):
+        # One conversion for all: on a device each is a kernel to launch.
+        return torch.stack([s if s.ndim == 0 else s.reshape(()) for s in scalars]).to(dtype)
     return torch.stack([scalar.reshape(()).to(device, dtype) for scalar in scalars])
 
 

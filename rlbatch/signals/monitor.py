@@ -46,7 +46,7 @@ class ChunkMeasurement:
 class _Window:
     """One optimizer step under way, and what its measured micro-batches left on the device."""
 
-    shares: list[float]
+    shares: Sequence[float]
     metric: GradientMetric | None
     half: int  # micro-batches of the first half
     done: int = 0
@@ -55,6 +55,9 @@ class _Window:
     first_half: list[Tensor] | None = None
     half_sqr: Tensor | None = None
     small_sqr: Tensor | None = None
+
+
+_WHOLE = _Window((1.0,), None, 0)  # stands for any step of one micro-batch; never changed
 
 
 class ChunkMonitor:
@@ -93,7 +96,11 @@ class ChunkMonitor:
         Raises:
             ConfigurationError: A micro-batch is missing from the previous step, or there is none.
         """
-        self._require_complete()
+        if self._window is not None:
+            self._require_complete()
+        if len(micro_batch_sizes) == 1 and micro_batch_sizes[0] > 0:
+            self._window = _WHOLE  # nearly all steps: they have to cost next to nothing
+            return
         if not micro_batch_sizes or min(micro_batch_sizes) < 1:
             raise ConfigurationError(
                 f"A step needs micro-batches of at least 1 sample, got {list(micro_batch_sizes)}."
@@ -101,7 +108,7 @@ class ChunkMonitor:
         total = sum(micro_batch_sizes)
         shares = [size / total for size in micro_batch_sizes]
         metric, half = None, 0
-        if measured and len(shares) > 1:
+        if measured:
             metric = make_metric(self._parameters, self._optimizer)
             # the first number of micro-batches that holds half of the samples, leaving at least one
             half = int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-9)) + 1
@@ -122,11 +129,15 @@ class ChunkMonitor:
             raise ConfigurationError(
                 "after_backward came without begin_window. Announce each step's micro-batches."
             )
+        loss = loss.detach()
+        if window is _WHOLE:
+            # A copy: the loop may add to its loss, and a CUDA graph writes the next one over it.
+            self._losses.append(loss.clone())
+            self._window = None
+            return
         share = window.shares[window.done]
         window.done += 1
-        loss = loss.detach()
-        if len(window.shares) > 1:
-            loss = loss * share if window.loss is None else window.loss + loss * share
+        loss = loss * share if window.loss is None else window.loss + loss * share
         window.loss = loss
         if window.metric is not None:
             self._measure(window, window.metric, share)
@@ -142,7 +153,7 @@ class ChunkMonitor:
         """
         self._require_complete()
         steps, sizes = len(self._losses), np.array(self._sizes).reshape(-1, 2)
-        values = _read([*self._losses, *self._norms])
+        values = _read(self._losses, self._norms)
         owners = self._owners
         self._clear()
         losses, norms = values[:steps], values[steps:].reshape(-1, 3)
@@ -216,18 +227,22 @@ class ChunkMonitor:
         weighted = own_sqr / share
         window.small_sqr = weighted if window.small_sqr is None else window.small_sqr + weighted
         if window.done == window.half:
-            window.first_half, window.half_sqr = now, foreach.squared_norm(now)
+            window.first_half = now
+            window.half_sqr = own_sqr if window.previous is None else foreach.squared_norm(now)
         if window.done < len(window.shares):
             window.previous = now
         else:
-            self._record(window, now)
+            self._record(window, now, own_sqr)
 
-    def _record(self, window: _Window, total: list[Tensor]) -> None:
+    def _record(self, window: _Window, total: list[Tensor], last_sqr: Tensor) -> None:
         assert window.first_half is not None  # noqa: S101 - the half lies before the end
         assert window.half_sqr is not None  # noqa: S101
         assert window.small_sqr is not None  # noqa: S101
         big_sqr = foreach.squared_norm(total)
-        rest_sqr = foreach.squared_norm(foreach.subtract(total, window.first_half))
+        if window.first_half is window.previous:  # the second half is the last micro-batch
+            rest_sqr = last_sqr
+        else:
+            rest_sqr = foreach.squared_norm(foreach.subtract(total, window.first_half))
         product = 0.5 * (big_sqr - window.half_sqr - rest_sqr)
         # An exact zero is a gradient that vanished, not an error: no direction, cosine 0.
         cosine = product / (window.half_sqr * rest_sqr).sqrt().clamp_min(1e-300)
@@ -241,8 +256,10 @@ class ChunkMonitor:
         self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
 
 
-def _read(values: list[Tensor]) -> Array:
-    """Return scalars as one array, moved from the device together."""
-    if not values:
+def _read(*lists: list[Tensor]) -> Array:
+    """Return all scalars as one array, moved from the device together."""
+    parts = [foreach.together(values) for values in lists if values]
+    if not parts:
         return np.empty(0)
-    return foreach.together(values).cpu().numpy().astype(np.float64)
+    values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return values.cpu().numpy().astype(np.float64)
