@@ -15,19 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.recipes import Recipe, Stage
-from rlbatch.envs.batch_size_env import BatchSizeEnv
+from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.remote_vec_env import RemoteVecEnv
 from rlbatch.envs.settings import SettingSampler
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.card import PolicyCard
@@ -164,11 +164,12 @@ def _environment(
                 "This recipe trains on real tasks and needs their learning curves. Make them with "
                 "scripts/make_curves.py --out DIR and pass --curves DIR."
             )
-        make: list[Callable[[], gymnasium.Env[Any, Any]]] = [
-            partial(_real_env, curves, recipe.tasks, recipe.actions, seed + i)
-            for i in range(stage.real)
+        workers = min(os.cpu_count() or 1, stage.real)
+        shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
+        parts += [
+            RemoteVecEnv(partial(_live_env, curves, recipe, share, seed + i))
+            for i, share in enumerate(shares)
         ]
-        parts.append(SubprocVecEnv(make, start_method="spawn"))
     if stage.simulated:
         parts.append(QuadraticVecEnv(_pool(recipe, out), stage.simulated, seed, recipe.actions))
     return MixedVecEnv(parts)
@@ -183,13 +184,9 @@ def _pool(recipe: Recipe, out: Path) -> TaskPool:
     return TaskPool.load(path)
 
 
-def _real_env(
-    curves: Path, tasks: tuple[str, ...], actions: tuple[float, ...], seed: int
-) -> BatchSizeEnv:
-    torch.set_num_threads(1)
-    env = BatchSizeEnv(source=SettingSampler(curves, tasks), actions=actions)
-    env.reset(seed=seed)
-    return env
+def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
+    sampler = SettingSampler(curves, recipe.tasks)
+    return LiveVecEnv(sampler, count, seed + 500 * crashes, recipe.actions)
 
 
 def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PPO:

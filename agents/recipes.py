@@ -18,8 +18,10 @@ CHEAP_TASKS = (
     "tabular-classification-sgd",
     "teacher-student",
     "teacher-student-sgd",
+    "random",
 )
-"""Tasks whose runs take a fraction of a second: the ones that real episodes are drawn from."""
+"""Tasks whose runs take a fraction of a second: the ones that real episodes are drawn from. Half of
+them are of random tasks."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Stage:
     Attributes:
         timesteps: Environment steps.
         simulated: Simulated runs side by side.
-        real: Real runs side by side, each in a process of its own.
+        real: Real runs side by side, in one process a core.
         rollout_steps: Steps of each run between two updates.
         minibatch: Transitions in a minibatch.
         epochs: Passes over a rollout.
@@ -88,11 +90,11 @@ class Recipe:
 
 _SIMULATED = Stage(timesteps=8_000_000, simulated=512, real=0)
 _MIXED = Stage(
-    timesteps=450_000,
-    simulated=4,
-    real=16,
+    timesteps=2_500_000,
+    simulated=64,
+    real=96,
     rollout_steps=48,
-    minibatch=240,
+    minibatch=512,
     learning_rate=4e-4,
     clip=0.15,
 )
