@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlbatch.cli import _shared
@@ -24,6 +25,7 @@ class Command:
     def run(self) -> int:
         """Print the policies."""
         rows = [_row(name) for name in _names()]
+        _note_ignored()
         if self.json:
             _shared.print_json_lines(rows)
             return 0
@@ -39,21 +41,48 @@ def _names() -> tuple[str, ...]:
     return policy_names()
 
 
-def _row(name: str) -> dict[str, str]:
-    from importlib import import_module
-
+def _note_ignored() -> None:
+    """Say which policies of other packages can never be named."""
+    from rlbatch.policy.plugins import find_plugins, provider
     from rlbatch.policy.registry import BUILT_IN, DEFAULT
+
+    for name, points in find_plugins().items():
+        if name in (DEFAULT, *BUILT_IN):
+            _shared.note(
+                f"rlbatch: {name!r} of {provider(points)} is not used: rlbatch's own policy of "
+                "that name comes first."
+            )
+
+
+def _row(name: str) -> dict[str, str]:
+    from rlbatch.errors import ConfigurationError
+    from rlbatch.policy.registry import DEFAULT, policy_factory
 
     if name == DEFAULT:
         return {"policy": name, "parameters": "", "what": "The trained policy of this rlbatch."}
-    if name not in BUILT_IN:
-        return {"policy": name, "parameters": "", "what": "From an installed package."}
-    module, _, attribute = BUILT_IN[name].partition(":")
-    factory = getattr(import_module(module), attribute)
+    try:
+        parameters, what = _described(policy_factory(name))
+    except ConfigurationError as error:  # another package's: the others can still be named
+        _shared.note(f"rlbatch: {error}")
+        parameters, what = "", "(cannot be loaded)"
+    return {"policy": name, "parameters": parameters, "what": f"{what}{_origin(name)}".strip()}
+
+
+def _described(factory: Callable[..., object]) -> tuple[str, str]:
+    try:
+        accepted = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # made in C, or by another package in a strange way
+        accepted = ()
     parameters = [
         str(parameter).partition(":")[0]
         + ("" if parameter.default is inspect.Parameter.empty else f"={parameter.default}")
-        for parameter in inspect.signature(factory).parameters.values()
+        for parameter in accepted
     ]
-    what = (inspect.getdoc(factory) or "").partition("\n")[0]
-    return {"policy": name, "parameters": ", ".join(parameters), "what": what}
+    return ", ".join(parameters), (inspect.getdoc(factory) or "").partition("\n")[0]
+
+
+def _origin(name: str) -> str:
+    from rlbatch.policy.plugins import find_plugins, provider
+    from rlbatch.policy.registry import BUILT_IN
+
+    return "" if name in BUILT_IN else f" [{provider(find_plugins()[name])}]"

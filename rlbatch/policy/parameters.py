@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlbatch.errors import ConfigurationError
 
@@ -21,7 +21,7 @@ def parse_parameters(name: str, factory: Callable[..., Any], text: str) -> dict[
         text: `key=value,key=value`; a first part without `=` goes to the first parameter.
 
     Raises:
-        ConfigurationError: An unknown, repeated or unreadable parameter.
+        ConfigurationError: An unknown, repeated, missing or unreadable parameter.
     """
     accepted = _accepted(factory)
     values: dict[str, Any] = {}
@@ -39,13 +39,32 @@ def parse_parameters(name: str, factory: Callable[..., Any], text: str) -> dict[
             raise ConfigurationError(
                 f"{name}: {key} cannot be {value!r}. {_help(name, factory)}"
             ) from None
+    missing = [
+        key
+        for key, parameter in _signature(factory).items()
+        if parameter.default is inspect.Parameter.empty and key not in values
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"{name} needs a value for {' and '.join(missing)}, as in {name}:{missing[0]}=... "
+            f"{_help(name, factory)}"
+        )
     return values
+
+
+def _signature(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters that can be named, without those of `*args` and `**kwargs`."""
+    return {
+        key: parameter
+        for key, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
 
 
 def _accepted(factory: Callable[..., Any]) -> dict[str, Any]:
     """Return each parameter's type."""
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    return {key: hints.get(key, str) for key in inspect.signature(factory).parameters}
+    return {key: hints.get(key, str) for key in _signature(factory)}
 
 
 def _help(name: str, factory: Callable[..., Any]) -> str:
@@ -56,7 +75,7 @@ def _help(name: str, factory: Callable[..., Any]) -> str:
         f"{key} ({_words(types_[key])}"
         + ("" if parameter.default is inspect.Parameter.empty else f", default {parameter.default}")
         + ")"
-        for key, parameter in inspect.signature(factory).parameters.items()
+        for key, parameter in _signature(factory).items()
     ]
     return f"{name} accepts {', '.join(parts)}."
 
@@ -66,21 +85,37 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def _words(kind: Any) -> str:
-    return " or ".join("none" if one is type(None) else one.__name__ for one in _choices(kind))
+    return " or ".join(map(_word, _choices(kind)))
+
+
+def _word(kind: Any) -> str:
+    if kind is type(None):
+        return "none"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return getattr(kind, "__name__", str(kind))
 
 
 def _convert(text: str, kind: Any) -> Any:
     """Return the text as the first of the annotation's types that takes it."""
     for one in _choices(kind):
-        if one is type(None):
-            if text.lower() == "none":
-                return None
-        elif one is bool:
-            if text.lower() in _TRUTH:
-                return _TRUTH[text.lower()]
-        elif one in (int, float, str):
+        words = _vocabulary(one)
+        if text in words:
+            return words[text]
+        if text.lower() in words and one in (bool, type(None)):
+            return words[text.lower()]
+        if one in (int, float, str):
             try:
                 return one(text)
             except ValueError:
                 continue
     raise ValueError(text)
+
+
+def _vocabulary(kind: Any) -> dict[str, Any]:
+    """Return the values that are given by words."""
+    if kind is type(None):
+        return {"none": None}
+    if kind is bool:
+        return dict(_TRUTH)
+    return {str(choice): choice for choice in get_args(kind)} if get_origin(kind) is Literal else {}

@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 from rlbatch.errors import ConfigurationError, PolicyFileError, UnknownNameError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.file import load_policy as load_policy_file
 from rlbatch.policy.parameters import parse_parameters
-
-ENTRY_POINT_GROUP = "rlbatch.policies"
+from rlbatch.policy.plugins import find_plugins, load_plugin, make_plugin
 
 # Text, not imports: `rlbatch.policy` does not depend on `rlbatch.agents`, and nothing is loaded
 # before it is named.
@@ -45,10 +42,13 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
     Args:
         spec: `default` (the policy that ships with rlbatch), the path of a policy file, or a
             rule's name with parameters: `goodput`, `fixed:64`, `noise-scale:theta=0.6,follow=true`.
+            Other packages add names with entry points in the group `rlbatch.policies`; they
+            cannot replace one of rlbatch's own.
 
     Raises:
         UnknownNameError: No policy of that name.
-        ConfigurationError: A parameter that the rule does not have, or a value it cannot take.
+        ConfigurationError: A parameter that the rule does not have, or a value it cannot take; or
+            another package announces the name and does not keep its word.
         PolicyFileError: The file cannot be trusted.
     """
     if not isinstance(spec, str):
@@ -58,10 +58,12 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
         if arguments:
             raise ConfigurationError(f"The default policy takes no parameters; got {arguments!r}.")
         return _load_default()
-    factories = _factories()
-    if name in factories:
-        factory = _load(name, factories[name])
+    if name in BUILT_IN:
+        factory = _load(BUILT_IN[name])
         return factory(**parse_parameters(name, factory, arguments))
+    plugins = find_plugins()
+    if name in plugins:
+        return make_plugin(name, plugins[name], arguments)
     if _looks_like_a_file(spec):
         return load_policy_file(spec)
     raise UnknownNameError("policy", name, policy_names())
@@ -69,7 +71,22 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
 
 def policy_names() -> tuple[str, ...]:
     """Return every name that `resolve_policy` knows, sorted."""
-    return tuple(sorted({DEFAULT, *_factories()}))
+    return tuple(sorted({DEFAULT, *BUILT_IN, *find_plugins()}))
+
+
+def policy_factory(name: str) -> Callable[..., Policy]:
+    """Return the class or function behind a rule's name, for its parameters and its docstring.
+
+    Raises:
+        UnknownNameError: No rule of that name (`default` is none).
+        ConfigurationError: Another package announces the name, and it cannot be loaded.
+    """
+    if name in BUILT_IN:
+        return _load(BUILT_IN[name])
+    plugins = find_plugins()
+    if name not in plugins:
+        raise UnknownNameError("policy", name, {*BUILT_IN, *plugins})
+    return load_plugin(name, plugins[name])
 
 
 def _load_default() -> Policy:
@@ -82,24 +99,9 @@ def _load_default() -> Policy:
         return load_policy_file(path)
 
 
-def _factories() -> dict[str, str | EntryPoint]:
-    """Return the rules by name. A plug-in cannot silently replace a built-in one."""
-    plugins = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return {**plugins, **BUILT_IN}
-
-
-def _load(name: str, target: str | EntryPoint) -> Callable[..., Policy]:
-    if isinstance(target, str):
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    try:
-        factory: Any = target.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(
-            f"Policy {name!r} is announced by an installed package as {target.value!r}, which "
-            f"cannot be loaded: {error}. Repair or remove that package."
-        ) from error
-    return factory
+def _load(target: str) -> Callable[..., Policy]:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _looks_like_a_file(spec: str) -> bool:

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -14,6 +14,7 @@ class Rule:
     follow: bool = False
     batch_size: int | None = None
     metric: str = "loss"
+    mode: Literal["up", "down", 2] | None = None
 
     needs_gradient_noise = True
 
@@ -23,7 +24,7 @@ class Bare:
     pass
 
 
-def factory(rate: float, *, name: str = "x") -> None:
+def factory(rate: float, *more: int, name: str = "x", **others: int) -> None:
     """A plug-in may be a function."""
 
 
@@ -38,6 +39,10 @@ def factory(rate: float, *, name: str = "x") -> None:
         ("batch_size=64", {"batch_size": 64}),
         ("batch_size=none", {"batch_size": None}),
         ("metric=val", {"metric": "val"}),
+        ("metric=none", {"metric": "none"}),
+        ("mode=down", {"mode": "down"}),
+        ("mode=2", {"mode": 2}),
+        ("mode=None", {"mode": None}),
     ],
 )
 def test_readable_parameters(text: str, values: dict[str, Any]) -> None:
@@ -57,6 +62,7 @@ def test_readable_parameters(text: str, values: dict[str, Any]) -> None:
         ("patience=2.5", "patience cannot be '2.5'"),
         ("follow=perhaps", r"follow cannot be 'perhaps'.*follow \(bool"),
         ("batch_size=large", r"batch_size \(int or none, default None\)"),
+        ("mode=Up", r"mode cannot be 'Up'.*mode \(up or down or 2 or none, default None\)"),
         ("theta=1,theta=2", "theta is given twice"),
         ("theta=1,", "no parameter ''"),
     ],
@@ -71,5 +77,11 @@ def test_rules_without_parameters_and_functions() -> None:
     with pytest.raises(ConfigurationError, match="bare accepts no parameters"):
         parse_parameters("bare", Bare, "3")
     assert parse_parameters("f", factory, "2,name=y") == {"rate": 2.0, "name": "y"}
+    with pytest.raises(
+        ConfigurationError, match=r"f needs a value for rate, as in f:rate=\.\.\. f acc"
+    ):
+        parse_parameters("f", factory, "name=y")
     with pytest.raises(ConfigurationError, match=r"rate \(float\), name \(str, default x\)"):
         parse_parameters("f", factory, "speed=2")
+    with pytest.raises(ConfigurationError, match="no parameter 'others'"):
+        parse_parameters("f", factory, "2,others=1")
