@@ -150,7 +150,7 @@ def compute_table(
 
     A run ends at `target_factor` times the task's target or after `step_factor` times the steps
     that the default run needed: whatever needs more is not the best size on any device whose steps
-    get dearer with the batch size.
+    get dearer with the batch size. Sizes that are no whole number of samples are left out.
 
     Args:
         task_name: Of the task.

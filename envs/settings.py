@@ -72,7 +72,7 @@ class SettingSampler:
         Args:
             folder: One `<task>.npz` a task.
             tasks: Names of built-in tasks; `random` stands for every `random-*.npz`, which then
-                make up half of the draws.
+                make up half of the draws (all of them where nothing else is named).
             log2_start: Range of log2(start batch size / the task's), both ends included.
 
         Raises:
@@ -115,8 +115,11 @@ class SettingSampler:
         return tables[int(rng.integers(len(tables)))]
 
     def _draw(self, table: CurveTable, rng: np.random.Generator) -> EpisodeSetting | None:
+        rates = table.rates()
+        if not rates:
+            return None
         task = resolve_task(table.task)
-        rate_shift = int(rng.choice(table.rates()))
+        rate_shift = int(rng.choice(rates))
         coupling = COUPLINGS[int(rng.integers(len(COUPLINGS)))]
         profile = draw_profile(rng)
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)

@@ -44,6 +44,7 @@ def tables(draw: st.DrawFn) -> CurveTable:
         np.array(points, dtype=np.int64),
         np.array(steps, dtype=np.int64),
         np.array(values, dtype=np.float32).reshape(shape),
+        planned_steps=draw(st.none() | st.integers(1, 500)),
     )
 
 
@@ -114,6 +115,12 @@ def test_the_grid_holds_what_any_coupling_and_rate_needs_and_nothing_else() -> N
     assert [abs(size) for size, _ in points] == sorted(abs(size) for size, _ in points)
 
 
+@given(table=tables())
+def test_the_rates_of_a_table_are_those_of_its_default_runs(table: CurveTable) -> None:
+    expected = {rate for size, rate in table.points.tolist() if size == 0 and rate in (-2, 0, 2)}
+    assert table.rates() == sorted(expected)
+
+
 @given(table=tables(), size=st.sampled_from(SIZE_SHIFTS), rate=st.integers(-12, 12))
 def test_a_row_is_found_by_its_point(table: CurveTable, size: int, rate: int) -> None:
     row = table.row(size, rate)
@@ -130,7 +137,7 @@ def test_a_table_survives_its_file(
     path = tmp_path_factory.mktemp("curves") / "drawn.npz"
     table.save(path)
     loaded = CurveTable.load(path)
-    assert loaded.task == table.task
+    assert (loaded.task, loaded.planned_steps) == (table.task, table.planned_steps)
     for name in ("points", "steps", "val_loss"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(table, name))
 

@@ -1,7 +1,7 @@
 """Random settings of real runs, with references from stored curves."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +137,26 @@ def test_missing_or_wrong_tables_are_refused(folder: Path, tmp_path: Path) -> No
     (tmp_path / "digits-mlp.npz").write_bytes((folder / f"{NAMES[0]}.npz").read_bytes())
     with pytest.raises(ConfigurationError, match=r"curves of 'teacher-student', expected 'digits"):
         SettingSampler(tmp_path, ("digits-mlp",))
+
+
+def test_random_tasks_are_half_of_the_draws(tmp_path: Path) -> None:
+    names = ["random:3:0.004:0.5", "random:8:0.01:0.7"]
+    table = write_tables(tmp_path, NAMES[:1])[NAMES[0]]
+    for number, name in enumerate(names):
+        losses = table.val_loss * (resolve_task(name).target / resolve_task(NAMES[0]).target)
+        replace(table, task=name, val_loss=losses, planned_steps=70 + number).save(
+            tmp_path / f"random-{number}.npz"
+        )
+
+    sampler, rng = SettingSampler(tmp_path, ("random", NAMES[0])), np.random.default_rng(0)
+    drawn = Counter((s.task, s.planned_steps) for s in (sampler(rng) for _ in range(300)))
+    assert drawn.keys() == {(NAMES[0], None), (names[0], 70), (names[1], 71)}
+    assert drawn[NAMES[0], None] / 300 == pytest.approx(0.5, abs=0.1)
+
+    alone = SettingSampler(tmp_path, ("random",))
+    assert {alone(rng).task for _ in range(20)} == set(names)
+    with pytest.raises(ConfigurationError, match=r"No learning curves of random tasks in .*empty"):
+        SettingSampler(tmp_path / "empty", ("random",))
 
 
 @pytest.mark.parametrize("hopeless", ["no default run", "never reached", "not finite"])
