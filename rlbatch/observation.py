@@ -161,7 +161,7 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         after = _advance(signals, state)
         features = _features(signals, state, after)
-        shape = np.broadcast_shapes(*{np.shape(feature) for feature in features})
+        shape = np.broadcast_shapes(np.shape(after.last_size), np.shape(after.chunks))
         observation = np.empty((*shape, len(features)), dtype=np.float32)
         for index, feature in enumerate(features):
             observation[..., index] = feature

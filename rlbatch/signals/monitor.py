@@ -152,26 +152,23 @@ class ChunkMonitor:
             ConfigurationError: A micro-batch of the last step is missing.
         """
         self._require_complete()
-        steps, sizes = len(self._losses), np.array(self._sizes).reshape(-1, 2)
+        steps, owners, sizes = len(self._losses), self._owners, self._sizes
         values = _read(self._losses, self._norms)
-        owners = self._owners
         self._clear()
         losses, norms = values[:steps], values[steps:].reshape(-1, 3)
         finite = np.isfinite(losses)
-        bad = set(np.flatnonzero(~finite))
+        bad = set(np.flatnonzero(~finite).tolist())
         nonfinite_losses = len(bad)
-        bad |= {
-            owner for owner, row in zip(owners, norms, strict=True) if not np.isfinite(row).all()
-        }
-        good = np.array([owner not in bad for owner in owners], dtype=bool)
-        small, big, cosine = norms[good].T
+        noise, cosine = NoiseStatistics(), math.nan
+        if owners:
+            noise, cosine = _noise(norms, owners, sizes, bad)
         kept = losses[finite]
         return ChunkMeasurement(
             steps=steps,
             train_loss=float(kept.mean()) if len(kept) else math.nan,
             train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-            noise=summarize(small, big, sizes[good, 0], sizes[good, 1]),
-            gradient_cosine=float(cosine.mean()) if good.any() else math.nan,
+            noise=noise,
+            gradient_cosine=cosine,
             nonfinite_losses=nonfinite_losses,
             nonfinite_steps=len(bad),
         )
@@ -254,6 +251,25 @@ class ChunkMonitor:
         self._norms += [small_sqr, big_sqr, cosine]
         self._owners.append(len(self._losses))
         self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
+
+
+def _noise(
+    norms: Array, owners: Sequence[int], sizes: Sequence[tuple[float, float]], bad: set[int]
+) -> tuple[NoiseStatistics, float]:
+    """Return noise and cosine of the measured steps; those that are not finite join the bad ones.
+
+    Args:
+        norms: Small, big and cosine of each, shape (measured, 3).
+        owners: Its step.
+        sizes: Its effective micro-batch size and batch size.
+        bad: Steps to leave out.
+    """
+    bad |= {owner for owner, row in zip(owners, norms, strict=True) if not np.isfinite(row).all()}
+    good = np.array([owner not in bad for owner in owners], dtype=bool)
+    small, big, cosine = norms[good].T
+    micro, batch = np.array(sizes)[good].T
+    noise = summarize(small, big, micro, batch)
+    return noise, float(cosine.mean()) if good.any() else math.nan
 
 
 def _read(*lists: list[Tensor]) -> Array:

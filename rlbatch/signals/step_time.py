@@ -7,6 +7,7 @@ rests on measurement is part of the answer.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def fit(state: StepTimeState) -> StepTimeFit:
     if not state:
         return StepTimeFit(1.0, 0.0, 0.0)
     sizes = np.array(sorted(state), dtype=np.float64)
-    seconds = np.array([np.median(state[int(size)]) for size in sizes])
+    seconds = np.array([statistics.median(state[int(size)]) for size in sizes])
     spread = float(np.log2(sizes[-1] / sizes[0]))
     known = min(spread / _SPREAD_KNOWN, 1.0)
     middle = len(sizes) // 2
