@@ -277,5 +277,7 @@ def _read(*lists: list[Tensor]) -> Array:
     parts = [foreach.together(values) for values in lists if values]
     if not parts:
         return np.empty(0)
+    if len({part.device for part in parts}) > 1:  # a resumed chunk began on the host
+        parts = [part.cpu() for part in parts]
     values = parts[0] if len(parts) == 1 else torch.cat(parts)
     return values.cpu().numpy().astype(np.float64)
