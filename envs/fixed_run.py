@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.envs.task import Task
-from rlbatch.envs.trainee import TorchTrainee, Trainee
+from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.signals.record import Coupling
 
 
@@ -50,7 +49,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     learning_rate_scale: float = 1.0,
     cadence: Cadence | None = None,
     planned_steps: int | None = None,
-    trainee: Callable[[Task, int, float], Trainee] = TorchTrainee,
+    trainee: TraineeMaker = TorchTrainee,
 ) -> FixedRunCurve:
     """Return the learning curve of a constant batch size, by the code of every other run.
 

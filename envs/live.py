@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlbatch.control.coupled_rate import CoupledRate
@@ -14,7 +13,7 @@ from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.sample_order import SampleOrder
 from rlbatch.envs.sample_schedule import SampleSchedule
 from rlbatch.envs.task import Task
-from rlbatch.envs.trainee import TorchTrainee, Trainee
+from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.assemble import chunk_signals, run_context
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
@@ -71,7 +70,7 @@ class LiveRun:
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
         noise_rate: float = NOISE_RATE,
-        trainee: Callable[[Task, int, float], Trainee] = TorchTrainee,
+        trainee: TraineeMaker = TorchTrainee,
     ) -> None:
         """Build the model and everything else that the seed determines.
 

@@ -139,3 +139,7 @@ def build(task: Task, seed: int, learning_rate_scale: float) -> tuple[nn.Module,
         group["lr"] = group["lr"] * learning_rate_scale
         group["initial_lr"] = group["lr"]  # as schedulers note it, too
     return model, optimizer, rng
+
+
+TraineeMaker = Callable[[Task, int, float], Trainee]
+"""Makes the weights of a run from its task, its seed and the scale of its learning rate."""

@@ -17,6 +17,7 @@ from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.envs.task import Task
+from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.signals.record import Array, Coupling
 
 MAX_STEPS = 20_000
@@ -37,6 +38,7 @@ class FixedSetting:
         coupling: How the learning rate follows the batch size.
         cadence: Spacing of the validations, that of the runs to compare.
         max_steps: Limit of a run while nothing else limits it.
+        trainee: Makes the weights of runs on a computed clock: as those of the runs to compare.
     """
 
     task: Task
@@ -45,6 +47,7 @@ class FixedSetting:
     coupling: Coupling
     cadence: Cadence = field(default_factory=Cadence)
     max_steps: int = MAX_STEPS
+    trainee: TraineeMaker = TorchTrainee
 
     @property
     def dataset_size(self) -> int:
@@ -155,6 +158,7 @@ class FixedCurves:
             target_loss=self._target,
             cadence=self.setting.cadence,
             planned_steps=self._planned,
+            trainee=self.setting.trainee,
         )
         return Curve(
             steps=tuple(rows.steps.tolist()),

@@ -29,7 +29,9 @@ from rlbatch.agents.evaluation.settings import (
     task_identity,
 )
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
+from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.trainee import TorchTrainee
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Coupling
 
@@ -93,7 +95,12 @@ class _GroupRunner:
             cut_torn_line(path)
         self._store = CurveStore(path)
         self._setting = FixedSetting(
-            task, name, group.seed, Coupling(group.coupling), work.settings.cadence
+            task,
+            name,
+            group.seed,
+            Coupling(group.coupling),
+            work.settings.cadence,
+            trainee=fastest_trainee,
         )
         self._references: dict[str, Reference] = {}
 
@@ -193,6 +200,8 @@ class _GroupRunner:
             max_cost=max_cost,
             planned_steps=planned,
             run_info={"policy": policy, "lr_coupling": self._setting.coupling.value},
+            # The wall clock times what a user would run.
+            trainee=TorchTrainee if clock.profile is None else fastest_trainee,
         )
 
     def _log_folder(self, clock: CostClock, size: int, policy: str) -> Path | None:

@@ -14,6 +14,7 @@ from rlbatch.envs.live import LiveRun, Validation
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.task import Task
+from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.policy.base import Policy
 from rlbatch.signals.record import Coupling
 
@@ -85,6 +86,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     planned_steps: int | None = None,
     engine: EngineConfig | None = None,
     run_info: dict[str, object] | None = None,
+    trainee: TraineeMaker = TorchTrainee,
 ) -> RunResult:
     """Train a task under a policy and return what it came to.
 
@@ -108,6 +110,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         planned_steps: Length of the task's schedule, if it has one.
         engine: Wrappers around the policy.
         run_info: Further entries of the log's `run.json`.
+        trainee: Makes the weights, as for `LiveRun`.
     """
     first = start_size(task, start_factor)
     decider = DecisionEngine(policy, engine)
@@ -122,6 +125,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         measure_noise=decider.needs_gradient_noise,
         planned_steps=planned_steps,
         max_steps=max_steps,
+        trainee=trainee,
     )
     limit = math.inf if max_cost is None else max_cost
     charged = profile is None and objective.weights.seconds == 1.0

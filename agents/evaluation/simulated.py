@@ -112,7 +112,8 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     """
     count = len(pool)
     everything = np.arange(count)
-    episodes = QuadraticEpisodes(pool, count, np.random.default_rng(_NOISE_SEED))
+    rng = np.random.default_rng(_NOISE_SEED)
+    episodes = QuadraticEpisodes(pool, count, rng, measures=policy.needs_gradient_noise)
     episodes.begin(everything, everything)
     found: dict[str, np.ndarray] = {name: np.zeros(count) for name in _NUMBERS}
     found["reached"] = np.zeros(count, dtype=bool)

@@ -45,11 +45,20 @@ class QuadraticEpisodes:
     before. Two such chunks in a row without a change of size between them end the episode.
     """
 
-    def __init__(self, pool: TaskPool, count: int, rng: np.random.Generator) -> None:
-        """Prepare `count` episodes; call `begin` before the first `step`."""
+    def __init__(
+        self, pool: TaskPool, count: int, rng: np.random.Generator, *, measures: bool = True
+    ) -> None:
+        """Prepare `count` episodes; call `begin` before the first `step`.
+
+        Args:
+            pool: Tasks.
+            count: Episodes side by side.
+            rng: Source of the measurement noise.
+            measures: Measure the gradient noise, and charge what that costs.
+        """
         self.pool, self.rng = pool, rng
         self.task_index = np.zeros(count, dtype=np.int64)
-        self.runs = QuadraticRuns(pool.tasks.take(self.task_index), rng)
+        self.runs = QuadraticRuns(pool.tasks.take(self.task_index), rng, measures=measures)
         self.runs.target_loss = pool.target_loss[self.task_index]
         self.reference = pool.reference_cost
         self.batch_size = np.ones(count)

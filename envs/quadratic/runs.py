@@ -47,7 +47,12 @@ class QuadraticRuns:
     """
 
     def __init__(
-        self, tasks: SimulatedTasks, rng: np.random.Generator, *, exact: bool = False
+        self,
+        tasks: SimulatedTasks,
+        rng: np.random.Generator,
+        *,
+        exact: bool = False,
+        measures: bool = True,
     ) -> None:
         """Start one run for each task.
 
@@ -56,9 +61,11 @@ class QuadraticRuns:
             rng: Source of the measurement noise.
             exact: True leaves measurements out (reference runs): `advance` then returns no usable
                 signals.
+            measures: Measure the gradient noise, and charge what that costs.
         """
         n = len(tasks)
         self.tasks, self.rng, self.exact = tasks, rng, exact
+        self._noise_rate = cadence.NOISE_RATE if measures and not exact else 0.0
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
         zeros = (np.zeros(n) for _ in range(9))
@@ -178,9 +185,7 @@ class QuadraticRuns:
 
     def _measured(self, steps: Array) -> Array:
         """How many of the coming steps are measured."""
-        if self.exact:
-            return np.zeros_like(steps)
-        rate = cadence.NOISE_RATE
+        rate = self._noise_rate
         return cadence.measured_among(self.steps + steps, rate) - cadence.measured_among(
             self.steps, rate
         )

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import functools
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, AdamW
 
-from rlbatch.envs.task import Task
-from rlbatch.envs.tasks.table import (
-    SGD_MOMENTUM,
-    OptimizerMaker,
-    TensorTable,
-    collate_table,
-    largest_batch_size,
-    shuffled_split,
-)
+from rlbatch.envs.tasks.family import TaskFamily
+from rlbatch.envs.tasks.table import TensorTable, shuffled_split
 from rlbatch.envs.tasks.text import read_text
 from rlbatch.envs.tasks.transformer import Block, Embedding
 
@@ -26,10 +17,6 @@ CONTEXT = 32  # characters
 VOCABULARY = 96  # printable ASCII and the line end
 WIDTH, HEADS = 32, 4
 VAL_WINDOWS = 192  # of CONTEXT + 1 characters
-BATCH_SIZE = 32  # windows
-TARGET = 2.3  # nats a character
-ADAMW_LEARNING_RATE = 8e-3
-SGD_LEARNING_RATE = 0.2
 
 
 class CharacterTransformer(nn.Module):
@@ -70,27 +57,14 @@ def windows() -> tuple[TensorTable, TensorTable]:
     return shuffled_split((torch.unique(table, dim=0),), VAL_WINDOWS)
 
 
-def adamw() -> Task:
-    """Return the task trained with AdamW."""
-    return _task("char-lm", partial(AdamW, lr=ADAMW_LEARNING_RATE))
-
-
-def sgd() -> Task:
-    """Return the task trained with SGD and momentum."""
-    return _task("char-lm-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
-
-
-def _task(name: str, optimizer: OptimizerMaker) -> Task:
-    train_set, val_set = windows()
-    return Task(
-        name=name,
-        model=model,
-        train_set=train_set,
-        val_set=val_set,
-        loss=loss,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-        target=TARGET,
-        max_batch_size=largest_batch_size(len(train_set)),
-        collate=collate_table,
-    )
+FAMILY = TaskFamily(
+    name="char-lm",
+    model=model,
+    tables=windows,
+    loss=loss,
+    batch_size=32,  # windows
+    target=2.3,  # nats a character
+    adamw_learning_rate=8e-3,
+    sgd_learning_rate=0.2,
+)
+adamw, sgd = FAMILY.adamw, FAMILY.sgd

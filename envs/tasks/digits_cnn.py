@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import nn
-from torch.optim import SGD, AdamW
 
-from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.digits import CLASSES, IMAGE_SIDE, digits
-from rlbatch.envs.tasks.table import (
-    SGD_MOMENTUM,
-    OptimizerMaker,
-    classification_loss,
-    collate_table,
-    largest_batch_size,
-)
+from rlbatch.envs.tasks.family import TaskFamily
+from rlbatch.envs.tasks.table import classification_loss
 
 CHANNELS = (8, 16)
-BATCH_SIZE = 32  # samples
-TARGET = 0.15  # nats of validation cross entropy
-ADAMW_LEARNING_RATE = 8e-3
-SGD_LEARNING_RATE = 0.02
 
 
 def model() -> nn.Module:
@@ -39,27 +26,14 @@ def model() -> nn.Module:
     )
 
 
-def adamw() -> Task:
-    """Return the task trained with AdamW."""
-    return _task("digits-cnn", partial(AdamW, lr=ADAMW_LEARNING_RATE))
-
-
-def sgd() -> Task:
-    """Return the task trained with SGD and momentum."""
-    return _task("digits-cnn-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
-
-
-def _task(name: str, optimizer: OptimizerMaker) -> Task:
-    train_set, val_set = digits()
-    return Task(
-        name=name,
-        model=model,
-        train_set=train_set,
-        val_set=val_set,
-        loss=classification_loss,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-        target=TARGET,
-        max_batch_size=largest_batch_size(len(train_set)),
-        collate=collate_table,
-    )
+FAMILY = TaskFamily(
+    name="digits-cnn",
+    model=model,
+    tables=digits,
+    loss=classification_loss,
+    batch_size=32,  # samples
+    target=0.15,  # nats of validation cross entropy
+    adamw_learning_rate=8e-3,
+    sgd_learning_rate=0.02,
+)
+adamw, sgd = FAMILY.adamw, FAMILY.sgd

@@ -5,22 +5,12 @@ from __future__ import annotations
 import collections
 import functools
 import json
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
 
-from rlbatch.envs.task import Task
-from rlbatch.envs.tasks.table import (
-    SGD_MOMENTUM,
-    OptimizerMaker,
-    TensorTable,
-    classification_loss,
-    collate_table,
-    largest_batch_size,
-    shuffled_split,
-)
+from rlbatch.envs.tasks.family import TaskFamily
+from rlbatch.envs.tasks.table import TensorTable, classification_loss, shuffled_split
 from rlbatch.envs.tasks.text import PADDING, padded, read_text
 
 LANGUAGES = 24
@@ -30,10 +20,6 @@ OTHER = 1
 EMBEDDING_WIDTH = 16
 FILTERS, FILTER_CHARACTERS = 64, 4
 VAL_STRINGS = 384
-BATCH_SIZE = 64  # samples
-TARGET = 1.1  # nats of validation cross entropy
-ADAMW_LEARNING_RATE = 8e-3
-SGD_LEARNING_RATE = 0.1
 
 
 class CharacterConvolution(nn.Module):
@@ -73,27 +59,14 @@ def strings() -> tuple[TensorTable, TensorTable]:
     return shuffled_split(columns, VAL_STRINGS)
 
 
-def adamw() -> Task:
-    """Return the task trained with AdamW."""
-    return _task("language-id", partial(AdamW, lr=ADAMW_LEARNING_RATE))
-
-
-def sgd() -> Task:
-    """Return the task trained with SGD and momentum."""
-    return _task("language-id-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
-
-
-def _task(name: str, optimizer: OptimizerMaker) -> Task:
-    train_set, val_set = strings()
-    return Task(
-        name=name,
-        model=model,
-        train_set=train_set,
-        val_set=val_set,
-        loss=classification_loss,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-        target=TARGET,
-        max_batch_size=largest_batch_size(len(train_set)),
-        collate=collate_table,
-    )
+FAMILY = TaskFamily(
+    name="language-id",
+    model=model,
+    tables=strings,
+    loss=classification_loss,
+    batch_size=64,  # samples
+    target=1.1,  # nats of validation cross entropy
+    adamw_learning_rate=8e-3,
+    sgd_learning_rate=0.1,
+)
+adamw, sgd = FAMILY.adamw, FAMILY.sgd

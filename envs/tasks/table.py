@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
 from rlbatch.errors import ConfigurationError
 
-OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-SGD_MOMENTUM = 0.9
 BATCH_SIZE_CAP = 4096  # samples; none of these tasks gains beyond
 
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import functools
-from functools import partial
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW
 
-from rlbatch.envs.task import Task
+from rlbatch.envs.tasks.family import TaskFamily
 from rlbatch.envs.tasks.table import (
-    SGD_MOMENTUM,
-    OptimizerMaker,
     TensorTable,
     classification_loss,
-    collate_table,
-    largest_batch_size,
     multilayer_perceptron,
     shuffled_split,
 )
@@ -28,10 +22,6 @@ WRONG_LABELS = 0.05  # share of labels drawn anew
 HIDDEN_UNITS = 64
 TRAIN_SAMPLES, VAL_SAMPLES = 4096, 768
 DATA_SEED = 0
-BATCH_SIZE = 64  # samples
-TARGET = 0.85  # nats of validation cross entropy
-ADAMW_LEARNING_RATE = 4e-3
-SGD_LEARNING_RATE = 0.04
 
 
 def model() -> nn.Module:
@@ -54,28 +44,14 @@ def samples() -> tuple[TensorTable, TensorTable]:
     return shuffled_split(((inputs - inputs.mean(0)) / inputs.std(0), labels), VAL_SAMPLES)
 
 
-def adamw() -> Task:
-    """Return the task trained with AdamW."""
-    return _task("tabular-classification", partial(AdamW, lr=ADAMW_LEARNING_RATE))
-
-
-def sgd() -> Task:
-    """Return the task trained with SGD and momentum."""
-    optimizer = partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM)
-    return _task("tabular-classification-sgd", optimizer)
-
-
-def _task(name: str, optimizer: OptimizerMaker) -> Task:
-    train_set, val_set = samples()
-    return Task(
-        name=name,
-        model=model,
-        train_set=train_set,
-        val_set=val_set,
-        loss=classification_loss,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-        target=TARGET,
-        max_batch_size=largest_batch_size(len(train_set)),
-        collate=collate_table,
-    )
+FAMILY = TaskFamily(
+    name="tabular-classification",
+    model=model,
+    tables=samples,
+    loss=classification_loss,
+    batch_size=64,  # samples
+    target=0.85,  # nats of validation cross entropy
+    adamw_learning_rate=4e-3,
+    sgd_learning_rate=0.04,
+)
+adamw, sgd = FAMILY.adamw, FAMILY.sgd

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from functools import partial
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW
 
-from rlbatch.envs.task import Task
+from rlbatch.envs.tasks.family import TaskFamily
 from rlbatch.envs.tasks.table import (
-    SGD_MOMENTUM,
-    OptimizerMaker,
     TensorTable,
-    collate_table,
-    largest_batch_size,
     multilayer_perceptron,
     regression_loss,
     shuffled_split,
@@ -30,10 +24,6 @@ HIDDEN_UNITS = 64
 TRAIN_SAMPLES, VAL_SAMPLES = 2048, 512
 NOISE_STD = 1.0  # the clean function has a standard deviation of about 4.9
 DATA_SEED = 0
-BATCH_SIZE = 16  # samples
-TARGET = 0.1  # mean squared error; predicting the mean gives 1, the noise alone 0.04
-ADAMW_LEARNING_RATE = 8e-3
-SGD_LEARNING_RATE = 0.02
 
 
 def model() -> nn.Module:
@@ -57,29 +47,14 @@ def samples() -> tuple[TensorTable, TensorTable]:
     return shuffled_split((inputs, (values - values.mean()) / values.std()), VAL_SAMPLES)
 
 
-def adamw() -> Task:
-    """Return the task trained with AdamW."""
-    return _task("tabular-regression", partial(AdamW, lr=ADAMW_LEARNING_RATE))
-
-
-def sgd() -> Task:
-    """Return the task trained with SGD and momentum."""
-    return _task(
-        "tabular-regression-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM)
-    )
-
-
-def _task(name: str, optimizer: OptimizerMaker) -> Task:
-    train_set, val_set = samples()
-    return Task(
-        name=name,
-        model=model,
-        train_set=train_set,
-        val_set=val_set,
-        loss=regression_loss,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-        target=TARGET,
-        max_batch_size=largest_batch_size(len(train_set)),
-        collate=collate_table,
-    )
+FAMILY = TaskFamily(
+    name="tabular-regression",
+    model=model,
+    tables=samples,
+    loss=regression_loss,
+    batch_size=16,  # samples
+    target=0.1,  # mean squared error; predicting the mean gives 1, the noise alone 0.04
+    adamw_learning_rate=8e-3,
+    sgd_learning_rate=0.02,
+)
+adamw, sgd = FAMILY.adamw, FAMILY.sgd

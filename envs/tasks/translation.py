@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from torch.optim import SGD, AdamW
 
-from rlbatch.envs.task import Task
-from rlbatch.envs.tasks.table import (
-    SGD_MOMENTUM,
-    OptimizerMaker,
-    TensorTable,
-    collate_table,
-    largest_batch_size,
-    shuffled_split,
-)
+from rlbatch.envs.tasks.family import TaskFamily
+from rlbatch.envs.tasks.table import TensorTable, shuffled_split
 from rlbatch.envs.tasks.text import PADDING, padded, read_text
 from rlbatch.envs.tasks.transformer import Block, Embedding
 
@@ -27,10 +18,6 @@ END = 1  # marks the end of a text, and stands before its first piece in the dec
 VOCABULARY = 512  # word pieces and marks
 WIDTH, HEADS = 32, 4
 VAL_PAIRS = 128
-BATCH_SIZE = 32  # pairs
-TARGET = 3.5  # nats a piece
-ADAMW_LEARNING_RATE = 8e-3
-SGD_LEARNING_RATE = 0.2
 
 
 class Translator(nn.Module):
@@ -105,27 +92,14 @@ def pairs() -> tuple[TensorTable, TensorTable]:
     return shuffled_split(columns, VAL_PAIRS)
 
 
-def adamw() -> Task:
-    """Return the task trained with AdamW."""
-    return _task("translation", partial(AdamW, lr=ADAMW_LEARNING_RATE))
-
-
-def sgd() -> Task:
-    """Return the task trained with SGD and momentum."""
-    return _task("translation-sgd", partial(SGD, lr=SGD_LEARNING_RATE, momentum=SGD_MOMENTUM))
-
-
-def _task(name: str, optimizer: OptimizerMaker) -> Task:
-    train_set, val_set = pairs()
-    return Task(
-        name=name,
-        model=model,
-        train_set=train_set,
-        val_set=val_set,
-        loss=loss,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-        target=TARGET,
-        max_batch_size=largest_batch_size(len(train_set)),
-        collate=collate_table,
-    )
+FAMILY = TaskFamily(
+    name="translation",
+    model=model,
+    tables=pairs,
+    loss=loss,
+    batch_size=32,  # pairs
+    target=3.5,  # nats a piece
+    adamw_learning_rate=8e-3,
+    sgd_learning_rate=0.2,
+)
+adamw, sgd = FAMILY.adamw, FAMILY.sgd
