@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -14,25 +14,17 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rlbatch.actuation.delivery import Delivered, DeliveryQueue
+from rlbatch.actuation.elastic import ElasticSource
 from rlbatch.actuation.order import EpochOrder, Lookahead, ShuffledSampler
-from rlbatch.actuation.window import (
-    check_batch_size,
-    check_micro_batch_size,
-    check_ranks,
-    plan_window,
-    share_start,
-)
-from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.actuation.window import check_ranks, plan_window, share_start
+from rlbatch.errors import ConfigurationError
 
 __all__ = ["ElasticBatchSampler", "ShuffledSampler"]
-
-_STATE_VERSION = 1
 
 _plan_window = lru_cache(maxsize=64)(plan_window)  # sizes repeat from step to step
 
 
-class ElasticBatchSampler(Sampler[list[int]]):
+class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
     """Yields one list of indices for each micro-batch; the batch size may change at any window.
 
     Each epoch visits each sample of the sampler exactly once, whatever the sizes. The position is
@@ -67,96 +59,31 @@ class ElasticBatchSampler(Sampler[list[int]]):
         Raises:
             ConfigurationError: A size or rank is out of range, or the ranks' orders would differ.
         """
-        super().__init__()
         check_ranks(rank, world_size)
         _check_common_order(sampler, world_size)
-        check_batch_size(batch_size, world_size)
-        check_micro_batch_size(micro_batch_size)
+        super().__init__(batch_size, micro_batch_size, drop_last, world_size)
         self.sampler = sampler
-        self.drop_last = drop_last
-        self.measure_next: Callable[[int], bool] | None = None
-        """Says of a window's number whether it is to be split in two or more micro-batches."""
         self.persistent_workers = False
         """Whether the loader keeps its workers; needed to resume with the same random numbers."""
-        self._rank, self._world_size = rank, world_size
-        self._requested, self._micro_limit = batch_size, micro_batch_size
+        self._rank = rank
         self._order = EpochOrder(sampler)
-        self._queue = DeliveryQueue()
-        self._next_epoch = 0
         self._resume_from: tuple[dict[str, Any], int] | None = None
-        self._iteration = 0
-        self._exhausted = False
-
-    @property
-    def requested_batch_size(self) -> int:
-        """Batch size of the windows that are yet to be issued."""
-        return self._requested
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch under way, or of the next when the last has been consumed whole."""
-        return self._queue.epoch + self._is_complete()
-
-    @property
-    def position(self) -> int:
-        """Samples of the epoch consumed so far, in whole windows on all ranks together."""
-        return self._queue.position
-
-    @property
-    def windows(self) -> int:
-        """Windows consumed since the start of the run."""
-        return self._queue.windows
-
-    def set_batch_size(self, batch_size: int) -> None:
-        """Change the batch size, from the next window that is issued.
-
-        Raises:
-            ConfigurationError: The ranks cannot share it equally.
-        """
-        check_batch_size(batch_size, self._world_size)
-        self._requested = batch_size
-
-    def set_micro_batch_size(self, micro_batch_size: int | None) -> None:
-        """Change the limit of a forward pass, from the next window that is issued."""
-        check_micro_batch_size(micro_batch_size)
-        self._micro_limit = micro_batch_size
-
-    def next_delivered(self) -> Delivered:
-        """Return the plan of the micro-batch that the loader has just yielded.
-
-        Raises:
-            DeliveryError: It was called more often than batches were yielded.
-        """
-        return self._queue.pop()
 
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: as in torch's own, nothing is drawn before the first batch is asked for.
-        self._iteration += 1
-        iteration = self._iteration
+        iteration = self._begin_iteration()
         windows = self._start_epoch()
         start = self._queue.position
         while window := windows.take(self._requested):
             for indices in self._issue(window, start):
                 yield indices
-                if iteration != self._iteration:
-                    raise DeliveryError(
-                        "Expected one iterator at a time over an elastic loader, and a second one "
-                        "was started. Make one elastic loader for each loop."
-                    )
+                self._require_current(iteration)
             start += len(window)
         self._exhausted = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the run behind the last window that was consumed whole."""
-        return {
-            "version": _STATE_VERSION,
-            "epoch": self._queue.epoch,
-            "position": self._queue.position,
-            "windows": self._queue.windows,
-            "batch_size": self._requested,
-            "complete": self._is_complete(),
-            "order": self._current_order(),
-        }
+        return {**super().state_dict(), "order": self._current_order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`: the next iteration yields the rest of its epoch.
@@ -167,29 +94,15 @@ class ElasticBatchSampler(Sampler[list[int]]):
         Raises:
             ConfigurationError: The state is of another version.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ConfigurationError(
-                f"Expected the state of an ElasticBatchSampler, version {_STATE_VERSION}, got "
-                f"version {state.get('version')!r}. Load it with the rlbatch that saved it."
-            )
-        self.set_batch_size(state["batch_size"])
-        epoch, order = state["epoch"], state["order"]
-        self._queue.windows = state["windows"]
-        self._exhausted = False
+        self._go_to(state)
+        order = state["order"]
         self._resume_from = None
-        self._iteration += 1  # an iterator from before is of no use any more
         if state["complete"]:
             self._order.finish(order)
-            epoch += 1
-            self._queue.start(epoch, 0)
-        else:
-            self._queue.start(epoch, state["position"])
-            if order:
-                self._resume_from = (order, state["position"])
-        self._next_epoch = epoch
+        elif order:
+            self._resume_from = (order, state["position"])
 
     def _start_epoch(self) -> Lookahead:
-        self._exhausted = False
         epoch = self._next_epoch
         self._next_epoch += 1
         if self._resume_from is None:
@@ -203,12 +116,11 @@ class ElasticBatchSampler(Sampler[list[int]]):
         return Lookahead(indices, self._world_size, self.drop_last)
 
     def _issue(self, window: list[int], start: int) -> list[list[int]]:
-        measure = self.measure_next
         plan = _plan_window(
             len(window),
             self._micro_limit,
             self._world_size,
-            measure is not None and measure(self._queue.issued_windows),
+            self._measures_next(),
             rank=self._rank,
         )
         offset = share_start(len(window), self._world_size, self._rank)
@@ -228,7 +140,7 @@ class ElasticBatchSampler(Sampler[list[int]]):
     def _is_complete(self) -> bool:
         if len(self._queue) or self._resume_from is not None:
             return False
-        if self._exhausted:
+        if super()._is_complete():
             return True
         # Whether drop_last leaves out the rest depends on sizes yet to be decided.
         size = self._order.size
