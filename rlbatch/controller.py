@@ -166,17 +166,10 @@ class BatchController:
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
-        parts = self._parts
-        delivered = self._stepper.step(parts.rate.applied(), clip_norm)
+        delivered = self._stepper.step(self._parts.rate.applied(), clip_norm)
         if delivered is None:
             return 0
-        done = delivered.window_start + delivered.window_samples
-        self._epochs_done = delivered.epoch + done / self._dataset_size
-        before = parts.batch_size
-        parts.end_window(delivered.window_samples, self._place)
-        if parts.batch_size != before:
-            self._apply_batch_size()
-        return delivered.window_samples
+        return self._end_window(delivered)
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
@@ -272,16 +265,29 @@ class BatchController:
         """A micro-batch is about to be handed to the loop."""
         self._stepper.arrive(delivered)
         if delivered.position == 0:
-            samples, count = delivered.window_samples, delivered.micro_batches
-            sizes = (samples,)
-            if count > 1:
-                part, rest = divmod(samples, count)
-                sizes = tuple(part + (index < rest) for index in range(count))
-            self._parts.begin_window(delivered.batch_size, sizes)
+            self._begin_window(delivered)
 
     def end_epoch(self) -> None:
         """The loader has nothing more."""
         self._parts.meter.pause()
+
+    def _begin_window(self, delivered: Delivered) -> None:
+        samples, count = delivered.window_samples, delivered.micro_batches
+        sizes = (samples,)
+        if count > 1:
+            part, rest = divmod(samples, count)
+            sizes = tuple(part + (index < rest) for index in range(count))
+        self._parts.begin_window(delivered.batch_size, sizes)
+
+    def _end_window(self, delivered: Delivered) -> int:
+        parts = self._parts
+        done = delivered.window_start + delivered.window_samples
+        self._epochs_done = delivered.epoch + done / self._dataset_size
+        before = parts.batch_size
+        parts.end_window(delivered.window_samples, self._place)
+        if parts.batch_size != before:
+            self._apply_batch_size()
+        return delivered.window_samples
 
     def _apply_batch_size(self) -> None:
         self._require_loader().sampler.set_batch_size(self._parts.batch_size)

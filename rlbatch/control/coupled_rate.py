@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 from torch.optim import Optimizer
@@ -46,6 +46,10 @@ class CoupledRate:
     def applied(self) -> AbstractContextManager[float]:
         """Scale the learning rate within the `with` block, around optimizer.step() alone."""
         return self._rate.applied()
+
+    def attach(self) -> Callable[[], None]:
+        """Scale in every optimizer.step() of a loop that others wrote; returns what ends this."""
+        return self._rate.attach()
 
     def observe(self, measured: ChunkMeasurement) -> None:
         """Take a chunk's gradient statistics into the averages, numerator and denominator apart."""
