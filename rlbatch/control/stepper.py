@@ -54,7 +54,7 @@ class WindowStepper:
 
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a window."""
-        if self._accumulator.is_open:
+        if self._accumulator.is_open or self._backward_done:
             self._accumulator.discard()
             self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
@@ -71,9 +71,10 @@ class WindowStepper:
                 "backward() belongs to one batch of the controller's loader: call it once for "
                 "each, with the sum of all losses."
             )
-        weight = self._accumulator.add(delivered)
+        weighted = loss
+        if delivered.micro_batches > 1:  # few steps: the others are spared the accumulator
+            weighted = loss * self._accumulator.add(delivered)
         self._backward_done = True
-        weighted = loss if delivered.micro_batches == 1 else loss * weight
         if self._scaler is not None:
             weighted = self._scaler.scale(weighted)
         cast("Any", weighted).backward()
@@ -104,13 +105,15 @@ class WindowStepper:
             raise DeliveryError(
                 "step() needs a backward(loss) before it, once for each batch of the loader."
             )
-        if not delivered.is_last:
+        count = delivered.micro_batches
+        if count > 1 and not delivered.is_last:
             self.delivered = None
             return None
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        self._accumulator.close()
+        if count > 1:
+            self._accumulator.close()
         with applied:
             if self._scaler is None:
                 self._optimizer.step()
@@ -119,5 +122,5 @@ class WindowStepper:
         if self._scaler is not None:
             self._scaler.update()
         self._optimizer.zero_grad()
-        self.delivered, self._unscaled = None, False
+        self.delivered, self._backward_done, self._unscaled = None, False, False
         return delivered

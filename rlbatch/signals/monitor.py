@@ -131,8 +131,9 @@ class ChunkMonitor:
             )
         loss = loss.detach()
         if window is _WHOLE:
-            # A copy: the loop may add to its loss, and a CUDA graph writes the next one over it.
-            self._losses.append(loss.clone())
+            if not loss.is_cpu:  # a CUDA graph writes the next one over it
+                loss = loss.clone()
+            self._append(loss)
             self._window = None
             return
         share = window.shares[window.done]
@@ -142,7 +143,7 @@ class ChunkMonitor:
         if window.metric is not None:
             self._measure(window, window.metric, share)
         if window.done == len(window.shares):
-            self._losses.append(loss)
+            self._append(loss)
             self._window = None
 
     def finish(self) -> ChunkMeasurement:
@@ -153,16 +154,21 @@ class ChunkMonitor:
         """
         self._require_complete()
         steps, owners, sizes = len(self._losses), self._owners, self._sizes
+        changed = [
+            _version(now) != was for now, was in zip(self._losses, self._versions, strict=True)
+        ]
         values = _read(self._losses, self._norms)
         self._clear()
         losses, norms = values[:steps], values[steps:].reshape(-1, 3)
-        finite = np.isfinite(losses)
+        # What the loop has changed in place since then is no loss any more; nothing is wrong with it.
+        known = ~np.array(changed, dtype=bool)
+        finite = np.isfinite(losses) | ~known
         bad = set(np.flatnonzero(~finite).tolist())
         nonfinite_losses = len(bad)
         noise, cosine = NoiseStatistics(), math.nan
         if owners:
             noise, cosine = _noise(norms, owners, sizes, bad)
-        kept = losses[finite]
+        kept = losses[finite & known]
         return ChunkMeasurement(
             steps=steps,
             train_loss=float(kept.mean()) if len(kept) else math.nan,
@@ -198,13 +204,19 @@ class ChunkMonitor:
         self._norms = [torch.tensor(value, dtype=torch.float64) for value in state["norms"]]
         self._owners = list(state["owners"])
         self._sizes = [(row[0], row[1]) for row in state["sizes"]]
+        self._versions = [_version(loss) for loss in self._losses]
 
     def _clear(self) -> None:
         self._losses: list[Tensor] = []
+        self._versions: list[int] = []  # of the losses: a copy of each would cost more than this
         self._norms: list[Tensor] = []  # small, big and cosine of each measured step
         self._owners: list[int] = []  # which step each triple belongs to
         self._sizes: list[tuple[float, float]] = []  # effective micro-batch size, batch size
         self._batch_size = 0
+
+    def _append(self, loss: Tensor) -> None:
+        self._losses.append(loss)
+        self._versions.append(_version(loss))
 
     def _require_complete(self) -> None:
         window = self._window
@@ -251,6 +263,11 @@ class ChunkMonitor:
         self._norms += [small_sqr, big_sqr, cosine]
         self._owners.append(len(self._losses))
         self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
+
+
+def _version(tensor: Any) -> int:
+    """Return how often the tensor was changed in place, also under another name."""
+    return tensor._version
 
 
 def _noise(

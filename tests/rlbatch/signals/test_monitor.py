@@ -322,6 +322,24 @@ def test_losses_are_weighted_by_samples() -> None:
     assert result.noise.measurements == 0
 
 
+def test_a_loss_that_the_loop_goes_on_computing_with_is_left_out() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    monitor = ChunkMonitor([weight], SGD([weight], lr=0.1))
+    average: Tensor | None = None
+    for value in (1.0, 2.0, 4.0):
+        monitor.begin_window([1], measured=False)
+        loss = (weight * value).sum()
+        loss.backward()
+        monitor.after_backward(loss)
+        if average is None:
+            average = loss.detach()
+        else:
+            average.mul_(0.5).add_(loss.detach(), alpha=0.5)  # in place: over the first loss
+    result = monitor.finish()
+    assert (result.steps, result.train_loss) == (3, 3.0)
+    assert (result.nonfinite_losses, result.nonfinite_steps) == (0, 0)
+
+
 def test_an_undivided_batch_says_nothing_about_noise() -> None:
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
