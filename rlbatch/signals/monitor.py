@@ -160,7 +160,7 @@ class ChunkMonitor:
         values = _read(self._losses, self._norms)
         self._clear()
         losses, norms = values[:steps], values[steps:].reshape(-1, 3)
-        # What the loop has changed in place since then is no loss any more; nothing is wrong with it.
+        # What the loop has changed in place since then is no loss any more, which is no fault.
         known = ~np.array(changed, dtype=bool)
         finite = np.isfinite(losses) | ~known
         bad = set(np.flatnonzero(~finite).tolist())
