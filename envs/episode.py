@@ -10,7 +10,7 @@ from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.settings import EpisodeSetting
-from rlbatch.envs.task import resolve_task
+from rlbatch.envs.task import resolve_task, smallest_batch_size
 from rlbatch.signals.record import Signals
 
 
@@ -30,13 +30,15 @@ class LiveEpisode:
         """Build the run and train its first chunk at the start batch size."""
         self.setting = setting
         limit = UNREACHED_RATIO * setting.reference_cost
+        task = resolve_task(setting.task)
         self.run = LiveRun(
-            resolve_task(setting.task),
+            task,
             seed=setting.seed,
             coupling=setting.coupling,
             profile=setting.profile,
             objective=Objective(setting.target_loss, limit, setting.weights),
             start_batch_size=setting.start_batch_size,
+            min_batch_size=smallest_batch_size(task, setting.start_batch_size),
             learning_rate_scale=setting.learning_rate_scale,
             cadence=setting.cadence,
             planned_steps=setting.planned_steps,

@@ -23,6 +23,9 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from rlbatch.envs.tasks import TASK_FUNCTIONS
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
+SMALLEST_SHARE = 16
+"""Of the task's batch size: its sixteenth is the smallest that a controller may choose."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -79,6 +82,20 @@ class Task:
                 f"{self.target}. Take one that a good run reaches; "
                 "add a constant to a loss that can be negative."
             )
+
+
+def smallest_batch_size(task: Task, start_batch_size: int | None = None) -> int:
+    """Return the smallest batch size that a controlled run of a task may use.
+
+    A sixteenth of the task's own, or the first one where that is less: below, a run teaches nothing
+    but how slow it is.
+
+    Args:
+        task: What is trained.
+        start_batch_size: First batch size; None for the task's.
+    """
+    lowest = max(1, task.batch_size // SMALLEST_SHARE)
+    return lowest if start_batch_size is None else min(lowest, start_batch_size)
 
 
 def _require_callable(task: str, field: str, value: object) -> None:

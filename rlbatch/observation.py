@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch import trend
 from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
 
 SCHEMA_VERSION = 1
@@ -67,6 +68,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "loss_noise",
         "rise",
     ),
+    "trend": (
+        "trend",
+        "trend_significance",
+        "recent_vs_target",
+        "recent_remaining",
+        "mean_size",
+        "size_slope",
+        "size_slope_significance",
+        "chunk_share",
+    ),
     "progress": ("progress_ratio", "gradient_growth", "trouble", "rate_change"),
     "history": ("last_change", "since_change", "explored_up", "explored_down"),
     "objective": ("budget_run", "spent", "weight_seconds", "weight_samples", "weight_joules"),
@@ -111,6 +122,18 @@ class EncoderState(NamedTuple):
     largest: Array
     smallest: Array
     last_cost: Array
+    one_sample_var: Array
+    fast_loss: Array  # see `rlbatch.trend`; each sum beside its weight
+    fast_weight: Array
+    slow_loss: Array
+    slow_weight: Array
+    size_cost: Array
+    size_cost_weight: Array
+    rate_weight: Array
+    rate_size: Array
+    rate_sum: Array
+    rate_size_sqr: Array
+    rate_product: Array
 
 
 def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
@@ -144,6 +167,18 @@ def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
         largest=unset,
         smallest=unset,
         last_cost=zero,
+        one_sample_var=zero,
+        fast_loss=zero,
+        fast_weight=zero,
+        slow_loss=zero,
+        slow_weight=zero,
+        size_cost=zero,
+        size_cost_weight=zero,
+        rate_weight=zero,
+        rate_size=zero,
+        rate_sum=zero,
+        rate_size_sqr=zero,
+        rate_product=zero,
     )
 
 
@@ -248,7 +283,45 @@ def _advance(signals: Signals, state: EncoderState) -> EncoderState:
         largest=np.fmax(state.largest, size),
         smallest=np.fmin(state.smallest, size),
         last_cost=_as_array(signals.total_cost),
+        **_trend_state(signals, state, loss, one_sample, loss_var, decrease, cost_growth),
     )
+
+
+def _trend_state(
+    signals: Signals,
+    state: EncoderState,
+    loss: Array,
+    one_sample: Array,
+    loss_var: Array,
+    decrease: Array,
+    cost_growth: Array,
+) -> dict[str, Array]:
+    size = np.log2(signals.batch_size) + np.zeros_like(loss)
+    samples = signals.batch_size * np.maximum(signals.steps, 1)
+    seen = np.isfinite(loss)
+    samples, level = np.where(seen, samples, 0.0), np.where(seen, loss, 0.0)
+    fast = trend.add(state.fast_loss, state.fast_weight, level, samples, trend.FAST_DECAY)
+    slow = trend.add(state.slow_loss, state.slow_weight, level, samples, trend.SLOW_DECAY)
+    cost = _as_array(signals.chunk_cost) + np.zeros_like(loss)
+    sizes = trend.add(state.size_cost, state.size_cost_weight, size, cost, trend.SLOW_DECAY)
+    variance = _finite((loss_var + state.last_loss_var) / np.square(loss))
+    rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
+    precision = np.where(np.isnan(state.initial_loss) | ~seen, 0.0, precision)
+    decay = trend.RATE_DECAY
+    return {
+        "one_sample_var": one_sample,
+        "fast_loss": fast[0],
+        "fast_weight": fast[1],
+        "slow_loss": slow[0],
+        "slow_weight": slow[1],
+        "size_cost": sizes[0],
+        "size_cost_weight": sizes[1],
+        "rate_weight": decay * state.rate_weight + precision,
+        "rate_size": decay * state.rate_size + precision * size,
+        "rate_sum": decay * state.rate_sum + precision * rate,
+        "rate_size_sqr": decay * state.rate_size_sqr + precision * size**2,
+        "rate_product": decay * state.rate_product + precision * size * rate,
+    }
 
 
 def _features(signals: Signals, before: EncoderState, after: EncoderState) -> list[Array]:
@@ -260,6 +333,7 @@ def _features(signals: Signals, before: EncoderState, after: EncoderState) -> li
         *_cost(signals, size),
         *_noise(signals, context, before, after, size),
         *_loss(signals, context, before, after),
+        *_trend(signals, context, after, size),
         *_progress(signals, before, after),
         0.5 * after.last_change,
         np.minimum(after.since_change, 8) / 8,
@@ -385,6 +459,32 @@ def _loss(
         np.where(np.isnan(target), 0.0, remaining / 8),
         (np.log10(np.sqrt(step_var) / after.last_loss + _TINY) + 1.5) / 2,
         np.tanh(3 * np.log(after.last_loss / after.lowest_loss)),
+    ]
+
+
+def _trend(signals: Signals, context: RunContext, state: EncoderState, size: Array) -> list[Array]:
+    target = _as_array(context.target_loss)
+    fast, slow = (state.fast_loss, state.fast_weight), (state.slow_loss, state.slow_weight)
+    change, significance = trend.direction(fast, slow, state.one_sample_var)
+    rate = state.rate_sum / np.maximum(state.rate_weight, _TINY)
+    to_go = np.log(state.fast_loss / np.maximum(state.fast_weight, _TINY) / target)
+    remaining = np.log2(np.maximum(to_go, 1e-3) / np.maximum(rate, 1e-3))
+    slope, certain = trend.slope(
+        state.rate_weight,
+        state.rate_size,
+        state.rate_sum,
+        state.rate_size_sqr,
+        state.rate_product,
+    )
+    return [
+        np.tanh(3 * change),
+        np.tanh(significance / 3),
+        np.where(np.isnan(target), 0.0, to_go / 3),
+        np.where(np.isnan(target), 0.0, remaining / 8),
+        (size - state.size_cost / np.maximum(state.size_cost_weight, _TINY)) / 4,
+        np.tanh(slope),
+        np.tanh(certain / 3),
+        _as_array(signals.steps) / np.maximum(signals.total_steps, 1),
     ]
 
 

@@ -13,7 +13,7 @@ from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.envs.live import LiveRun, Validation
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
-from rlbatch.envs.task import Task
+from rlbatch.envs.task import Task, smallest_batch_size
 from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.policy.base import Policy
 from rlbatch.signals.record import Coupling
@@ -121,6 +121,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         profile=profile,
         objective=objective,
         start_batch_size=first,
+        min_batch_size=smallest_batch_size(task, first),
         cadence=cadence,
         measure_noise=decider.needs_gradient_noise,
         planned_steps=planned_steps,

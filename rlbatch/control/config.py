@@ -18,7 +18,7 @@ class ControllerConfig:
     """What a controller may do, and what it counts.
 
     Attributes:
-        min_batch_size: Smallest batch size it may choose; None: 4, or the user's if that is less.
+        min_batch_size: Smallest batch size it may choose; None: a sixteenth of the user's.
         max_batch_size: Largest; None: 64 times the user's. At most the data set's size in any case.
         micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
             what fits into the device's memory: larger batches are then accumulated.
@@ -101,7 +101,7 @@ class ControllerConfig:
         Raises:
             ConfigurationError: The user's batch size lies outside of them.
         """
-        low = min(base_batch_size, 4) if self.min_batch_size is None else self.min_batch_size
+        low = self.min_batch_size or max(1, base_batch_size // 16)
         high = 64 * base_batch_size if self.max_batch_size is None else self.max_batch_size
         high = min(high, max(dataset_size, base_batch_size))
         if not low <= base_batch_size <= high:
