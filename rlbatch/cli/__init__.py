@@ -68,11 +68,19 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         _parse(_all_commands(), ["--help"], "rlbatch", _DESCRIPTION)
         return DONE if arguments else WRONG_USE  # not reached: the help exits
+    arguments = _joined(arguments)
     name = arguments[0]
     if name not in command_names():
         raise UnknownNameError("command", name, command_names())
     _refuse_repeated(arguments[1:])
     return _parse(_command(name), arguments[1:], f"rlbatch {name}").run()
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Let a command be named by two words: `bench overhead` is `bench-overhead`."""
+    name = "-".join(arguments[:2])
+    two = len(arguments) > 1 and name in command_names()
+    return [name, *arguments[2:]] if two else arguments
 
 
 def _command(name: str) -> Any:
