@@ -1,0 +1,1 @@
+"""Controllers inside of other frameworks' training loops; one module a framework."""

@@ -1,0 +1,226 @@
+"""What integrations share: a prepared loader taken apart, whole windows, progress in samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from rlbatch.actuation.delivery import Delivered
+from rlbatch.actuation.loader import loader_options
+from rlbatch.controller import BatchController
+from rlbatch.errors import ConfigurationError, DeliveryError
+
+
+def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
+    """Return a torch loader of the same samples in the same order, with another batch size.
+
+    Args:
+        loader: A torch loader, or one that Accelerate prepared for a single process.
+        batch_size: Of the new one.
+
+    Raises:
+        ConfigurationError: The loader has no sampler that could be taken over.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConfigurationError(
+            "Expected a map-style dataset, got an IterableDataset, in which no place can be found "
+            "again. Give a dataset with __len__ and __getitem__."
+        )
+    batches = loader.batch_sampler
+    if type(batches) is not BatchSampler:
+        raise ConfigurationError(
+            f"Expected a loader made with a batch_size, got the batch sampler "
+            f"{type(batches).__name__}, whose batches cannot be regrouped. Give the loader a "
+            "sampler and a batch_size instead."
+        )
+    sampler: Any = batches.sampler
+    left = len(sampler) % batches.batch_size
+    if batches.drop_last and left:
+        raise ConfigurationError(
+            f"drop_last leaves out {left} samples of each epoch; which ones would depend on batch "
+            f"sizes yet to be decided. Set drop_last to False, or use a dataset whose length is a "
+            f"multiple of {batches.batch_size}."
+        )
+    return DataLoader(
+        loader.dataset, batch_size=batch_size, sampler=sampler, **loader_options(loader)
+    )
+
+
+@dataclass(frozen=True)
+class SampleCount:
+    """Counts the progress of a run in steps of the user's batch size, whatever the real steps are.
+
+    An epoch has as many as in the plain run: the last one may be of fewer samples.
+
+    Attributes:
+        base_batch_size: The user's.
+        dataset_size: Samples of an epoch.
+    """
+
+    base_batch_size: int
+    dataset_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the plain run in an epoch."""
+        return -(-self.dataset_size // self.base_batch_size)
+
+    def steps(self, epoch: int, position: int) -> int:
+        """Return the steps of the plain run that are complete.
+
+        Args:
+            epoch: Number of the epoch.
+            position: Samples of it that were trained on.
+        """
+        if position >= self.dataset_size:
+            return (epoch + 1) * self.steps_per_epoch
+        return epoch * self.steps_per_epoch + position // self.base_batch_size
+
+    def limit(self, total_steps: int, epoch: int, position: int) -> int | None:
+        """Return the samples left where a run of `total_steps` ends within this epoch, else None.
+
+        Args:
+            total_steps: Steps of the plain run.
+            epoch: Number of the epoch.
+            position: Samples of it that were trained on.
+        """
+        last, steps = divmod(total_steps, self.steps_per_epoch)
+        return None if epoch != last else steps * self.base_batch_size - position
+
+
+class SampleScheduler:
+    """Steps a scheduler, made for steps of the user's batch size, as samples pass.
+
+    Attributes:
+        scheduler: The wrapped one.
+        made: Steps of the plain run that it stands at.
+    """
+
+    def __init__(self, scheduler: Any, due: Callable[[], int]) -> None:
+        """Wrap a scheduler.
+
+        Args:
+            scheduler: Anything with `step()`.
+            due: Returns the steps of the plain run that are complete behind the latest step.
+        """
+        self.scheduler, self._due, self.made = scheduler, due, 0
+
+    def step(self, *_: Any) -> None:
+        """Advance to where the run stands: by none, one or several steps."""
+        while self.made < self._due():
+            self.scheduler.step()
+            self.made += 1
+
+    def skip(self) -> None:
+        """Stand where the run does; what was due and not stepped is left out."""
+        self.made = self._due()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "scheduler":  # asked for while it is copied
+            raise AttributeError(name)
+        return getattr(self.scheduler, name)
+
+
+def follows_a_metric(scheduler: Any) -> bool:
+    """Whether a scheduler is stepped with the results of evaluations, not by steps."""
+    return isinstance(scheduler, ReduceLROnPlateau) or type(scheduler).__name__ == "GreedyLR"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The micro-batches of one optimizer step, as they arrived.
+
+    Attributes:
+        batches: What the loader handed out.
+        plans: What each of them was planned to be.
+    """
+
+    batches: list[Any]
+    plans: list[Delivered]
+
+    @property
+    def position(self) -> int:
+        """Samples of the epoch behind this step."""
+        return self.plans[0].window_start + self.plans[0].window_samples
+
+
+class WindowController(BatchController):
+    """A controller for loops that others wrote: they take whole windows and step by themselves.
+
+    For each optimizer step: `next_window`, `begin_window`, `after_backward` for each micro-batch,
+    the optimizer's step, `end_window`. Between `attach` and `detach` the learning rate is coupled
+    to the batch size within each step of the optimizer.
+    """
+
+    _arrived: Delivered | None = None
+    _detach: Callable[[], None] | None = None
+
+    def arrive(self, delivered: Delivered) -> None:
+        """A micro-batch is about to be handed to `next_window`."""
+        self._arrived = delivered
+
+    def next_window(self, batches: Iterator[Any]) -> Window | None:
+        """Return the next optimizer step's micro-batches, or None when the epoch is over.
+
+        Raises:
+            DeliveryError: The epoch ended within a window.
+        """
+        window = Window([], [])
+        for batch in batches:
+            delivered = self._arrived
+            if delivered is None:
+                break
+            window.batches.append(batch)
+            window.plans.append(delivered)
+            self._arrived = None
+            if delivered.is_last:
+                return window
+        if window.batches:
+            raise DeliveryError(
+                f"Expected {window.plans[0].micro_batches} micro-batches of an optimizer step, got "
+                f"{len(window.batches)}. Iterate over the loader that the controller made, alone."
+            )
+        return None
+
+    def begin_window(self, window: Window, weights: Sequence[float]) -> None:
+        """Announce an optimizer step.
+
+        Args:
+            window: Of this step.
+            weights: What share each micro-batch has in the gradient; of any scale.
+        """
+        plan = window.plans[0]
+        scale = plan.window_samples / sum(weights)
+        sizes: Any = [weight * scale for weight in weights]
+        if min(sizes) < 1:
+            sizes = [plan.micro_size for plan in window.plans]
+        self._parts.begin_window(plan.batch_size, sizes)
+
+    def after_backward(self, loss: Tensor) -> None:
+        """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
+        self._parts.after_backward(loss)
+
+    def end_window(self, window: Window) -> None:
+        """Count an optimizer step that was made; after the last one of a chunk, decide."""
+        self._end_window(window.plans[0])
+
+    def limit_next(self, samples: int) -> None:
+        """Let the coming steps have so many samples at most: the run ends behind them."""
+        sampler = self._require_loader().sampler
+        sampler.set_batch_size(max(1, min(self.batch_size, samples)))
+
+    def attach(self) -> None:
+        """Couple the learning rate within each of the optimizer's steps, from now on."""
+        self.detach()
+        self._detach = self._parts.rate.attach()
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was."""
+        detach, self._detach = self._detach, None
+        if detach is not None:
+            detach()

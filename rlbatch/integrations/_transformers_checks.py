@@ -1,0 +1,99 @@
+"""What the controller cannot steer in a `transformers.Trainer`, refused before the run begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from torch.utils.data import IterableDataset
+
+from rlbatch.errors import ConfigurationError
+
+# What the controlled trainer overrides or reads; the names are the Trainer's own.
+_HOOKS = (
+    *("get_train_dataloader", "set_initial_training_values", "get_batch_samples", "training_step"),
+    *("_init_training_state", "_prepare_for_training", "_run_epoch", "create_scheduler"),
+    *("_save_checkpoint", "_save_optimizer_and_scheduler", "_track_num_input_tokens"),
+    *("loss_is_scaled_for_ga", "floating_point_ops", "evaluate", "compute_loss", "log"),
+)
+
+
+def check_version(trainer: type) -> None:
+    """Refuse a Trainer that works in another way than the one this was written for.
+
+    Raises:
+        ConfigurationError: A method is missing.
+    """
+    missing = [name for name in _HOOKS if not hasattr(trainer, name)]
+    if missing:
+        raise ConfigurationError(
+            f"Expected the Trainer of transformers 5.23, got that of {transformers.__version__}, "
+            f"which has no {', '.join(missing)}. Run: pip install 'transformers>=5.23'"
+        )
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse settings under which a changed batch size would not be what is trained on.
+
+    Raises:
+        ConfigurationError: There is one; the message says what to do.
+    """
+    args, problems = trainer.args, list(_data_problems(trainer))
+    if args.world_size > 1:
+        problems.append(
+            f"{args.world_size} processes share the training, and the controller steers one. Start "
+            "a single process"
+        )
+    if args.n_gpu > 1:
+        problems.append(
+            f"DataParallel splits each batch over {args.n_gpu} GPUs. Show one of them to the "
+            "process, with CUDA_VISIBLE_DEVICES=0"
+        )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.is_model_parallel:
+        problems.append(
+            "DeepSpeed, FSDP or a model over several devices steps by rules of its own. Train on "
+            "one device"
+        )
+    if args.auto_find_batch_size:
+        problems.append(
+            "auto_find_batch_size changes the batch size too. Turn it off, and give what fits into "
+            "memory as ControllerConfig(micro_batch_size=...)"
+        )
+    optim = str(getattr(args.optim, "value", args.optim)).lower()
+    if "lomo" in optim or "layerwise" in optim:
+        problems.append(
+            f"optim={optim} updates the weights within the backward pass, so that micro-batches "
+            "cannot be accumulated. Choose another optimizer"
+        )
+    if problems:
+        raise ConfigurationError(
+            "The batch size cannot be controlled: " + ". ".join(problems) + "."
+        )
+
+
+def _data_problems(trainer: Any) -> list[str]:
+    args, data = trainer.args, trainer.train_dataset
+    problems: list[str] = []
+    if isinstance(data, IterableDataset) or (data is not None and not hasattr(data, "__len__")):
+        problems.append(
+            "the train_dataset is a stream, in which no place can be found again. Give a dataset "
+            "with __len__ and __getitem__"
+        )
+    elif data is not None and args.dataloader_drop_last and len(data) % args.train_batch_size:
+        problems.append(
+            f"dataloader_drop_last leaves out {len(data) % args.train_batch_size} samples of each "
+            "epoch; which ones would depend on the batch sizes. Set it to False"
+        )
+    if str(args.train_sampling_strategy) == "batch_rebalance":
+        problems.append(
+            "train_sampling_strategy='batch_rebalance' puts batches together for one batch size. "
+            "Choose 'random', 'sequential' or 'group_by_length'"
+        )
+    if not args.dataloader_in_order:
+        problems.append(
+            "dataloader_in_order=False hands out batches in an order that cannot be told. Leave it "
+            "at True"
+        )
+    if args.accelerator_config.dispatch_batches:
+        problems.append("dispatch_batches reads a stream of batches. Leave it unset")
+    return problems

@@ -1,0 +1,313 @@
+"""A Hugging Face `Trainer` whose batch size a controller adapts while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlbatch.control.config import ControllerConfig
+from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.integrations._shared import SampleScheduler, WindowController, follows_a_metric
+from rlbatch.policy.base import Policy
+
+try:
+    from transformers import Trainer
+    from transformers.trainer_callback import DefaultFlowCallback
+except ImportError as error:
+    raise MissingExtraError("transformers", "transformers") from error
+
+from rlbatch.integrations._transformers_checks import check_trainer, check_version
+from rlbatch.integrations._transformers_flow import (
+    SampleFlowCallback,
+    StepCallback,
+    validation_loss,
+)
+from rlbatch.integrations._transformers_loss import (
+    item_counts,
+    loss_is_scaled,
+    warn_about_loss,
+)
+from rlbatch.integrations._transformers_run import (
+    ControlledRun,
+    MicroBatches,
+    TrainLoader,
+    accumulation_slots,
+)
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class ControlledTrainerMixin(_Base):
+    """Makes a Trainer's batch size adaptive: `class Mine(ControlledTrainerMixin, MyTrainer)`.
+
+    Loaders hand out whole optimizer steps, in micro-batches; `training_step` of the class below is
+    called for each of them, as with gradient accumulation. Everything that counts optimizer steps
+    in the arguments counts samples instead, in steps of the user's batch size
+    (`per_device_train_batch_size * gradient_accumulation_steps`).
+
+    Attributes:
+        controller: The `BatchController` of the latest call of `train`; None before the first.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        policy: Policy | str = "default",
+        controller: ControllerConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prepare a Trainer.
+
+        Args:
+            *args: As the Trainer's.
+            policy: A name (`default`, `fixed`, a policy file ...) or a policy.
+            controller: The controller's settings. With gradient accumulation, its
+                `micro_batch_size` is `per_device_train_batch_size` unless it is given.
+            **kwargs: As the Trainer's.
+
+        Raises:
+            ConfigurationError: The Trainer's arguments cannot be kept to with changing sizes.
+        """
+        check_version(type(self))
+        self._run: ControlledRun | None = None
+        self._policy, self._config = policy, controller or ControllerConfig()
+        self._loop_was_stopped = False
+        super().__init__(*args, **kwargs)
+        check_trainer(self)
+        callbacks = self.callback_handler.callbacks
+        callbacks.insert(0, StepCallback(self))
+        for place, callback in enumerate(callbacks):
+            if type(callback) is DefaultFlowCallback:
+                callbacks[place] = SampleFlowCallback(self._require_run)
+
+    @property
+    def controller(self) -> WindowController | None:
+        """The `BatchController` of the latest call of `train`; None before the first."""
+        return None if self._run is None else self._run.controller
+
+    # -- what the Trainer asks for before it trains --
+
+    def get_train_dataloader(self) -> Any:
+        """Return the loader: within `train` the controlled one, else the plain one."""
+        prepared = super().get_train_dataloader()
+        if not self.is_in_train:
+            return prepared
+        steps = self.args.gradient_accumulation_steps
+        if self._run is not None and self._run.controller is not None:
+            self._run.controller.detach()
+        self._run = ControlledRun(prepared, self._train_batch_size, steps)
+        return self._run.loader
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """Return the plain run's numbers, but for bounds on the optimizer steps of an epoch."""
+        if not isinstance(dataloader, TrainLoader):
+            return super().set_initial_training_values(args, dataloader)
+        values = super().set_initial_training_values(args, dataloader.prepared)
+        epochs, _, examples, samples, batch_size, _, max_steps = values
+        run = self._require_run()
+        run.total_steps = max_steps
+        # No more steps than samples; and a number of micro-batches that is never reached, since
+        # the Trainer would step the optimizer there.
+        most, unreachable = len(run), (len(run) + 1) * run.accumulation_steps
+        return epochs, most, examples, samples, batch_size, unreachable, max_steps
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the scheduler, stepped by samples unless it follows a metric."""
+        scheduler = super().create_scheduler(*args, **kwargs)
+        if isinstance(scheduler, SampleScheduler):
+            scheduler = scheduler.scheduler
+        if self._run is not None and not follows_a_metric(scheduler):
+            scheduler = SampleScheduler(scheduler, self._run.due)
+        self.lr_scheduler = scheduler
+        return scheduler
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        checkpoint = resume_from_checkpoint
+        # The loader itself goes on within an epoch: there are no batches to skip.
+        return (0 if checkpoint is None else self._require_run().load(checkpoint)), 0
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        run, config = self._require_run(), self._config
+        if run.accumulation_steps > 1 and config.micro_batch_size is None:
+            config = replace(config, micro_batch_size=run.micro_batch_size)
+        run.start(self, self._policy, config)
+        if isinstance(self.lr_scheduler, SampleScheduler):
+            self.lr_scheduler.skip()
+        return prepared
+
+    # -- an optimizer step --
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], Any]:
+        """Return the next optimizer step's micro-batches, in place of so many batches."""
+        run = self._require_run()
+        window = run.next_window(epoch_iterator)
+        if window is None:
+            self.control.should_epoch_stop = self._loop_was_stopped = True
+            if run.steps_done >= run.total_steps:
+                self.control.should_training_stop = True
+            return [], None
+        batches = window.batches
+        _, items = super().get_batch_samples(iter(batches), len(batches), device)
+        weights = item_counts(self, batches) or [plan.micro_size for plan in window.plans]
+        run.shares = [weight / sum(weights) for weight in weights]
+        self._require_controller().begin_window(window, weights)
+        return accumulation_slots(len(batches), run.accumulation_steps), items
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Run forward and backward passes of micro-batches, weighted by their share in the step."""
+        if not isinstance(inputs, MicroBatches):
+            return super().training_step(model, inputs, num_items_in_batch)
+        run, users = self._require_run(), self.loss_is_scaled_for_ga
+        total: Tensor | None = None
+        try:
+            if len(run.shares) > 1:
+                self.loss_is_scaled_for_ga = self._is_scaled(model, num_items_in_batch)
+            for index in inputs.indices:
+                loss = self._micro_step(model, index, num_items_in_batch)
+                total = loss if total is None else total + loss
+                if index + 1 < inputs.indices.stop:
+                    self.control = self.callback_handler.on_substep_end(
+                        self.args, self.state, self.control
+                    )
+        finally:
+            self.loss_is_scaled_for_ga = users
+        return torch.zeros((), device=self.args.device) if total is None else total
+
+    def _micro_step(self, model: Any, index: int, items: Any) -> Tensor:
+        run, controller = self._require_run(), self._require_controller()
+        share, last = run.shares[index], index + 1 == len(run.shares)
+        # The Trainer divides a mean loss by this.
+        self.current_gradient_accumulation_steps: Any = 1.0 / share
+        together: AbstractContextManager[Any] = nullcontext()
+        if not last:
+            together = self.accelerator.no_sync(model)
+        with together:
+            loss = super().training_step(model, run.batch(index), items)
+        controller.after_backward(loss if share == 1.0 else loss / share)
+        return loss
+
+    def _is_scaled(self, model: Any, items: Any) -> bool:
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        run = self._require_run()
+        if items is None:
+            return False
+        if run.loss_scaled is None:
+            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items)
+            if run.loss_scaled is None:
+                return True  # as the Trainer assumes; asked again with the next step
+            warn_about_loss(run.loss_scaled, run.accumulation_steps)
+        return run.loss_scaled
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Add up the operations of micro-batches."""
+        if not isinstance(inputs, MicroBatches):
+            return super().floating_point_ops(inputs)
+        batch = self._require_run().batch
+        return sum(
+            super(ControlledTrainerMixin, self).floating_point_ops(batch(i)) for i in inputs.indices
+        )
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if not isinstance(inputs, MicroBatches):
+            return super()._track_num_input_tokens(inputs)
+        for index in inputs.indices:
+            super()._track_num_input_tokens(self._require_run().batch(index))
+
+    # -- behind an optimizer step --
+
+    def end_controlled_step(self) -> None:
+        """Decide, and correct what the Trainer counts; called by the first callback."""
+        run = self._require_run()
+        self.state.epoch = run.end_window()
+        # What is left at this batch size: bars show it, and callbacks stop where nothing is left.
+        self.state.max_steps = self.state.global_step + run.steps_left()
+        if isinstance(self.lr_scheduler, SampleScheduler):
+            self.lr_scheduler.skip()
+
+    def end_controlled_epoch(self) -> None:
+        """Take back the request to stop the epoch, which was over."""
+        if self._loop_was_stopped:
+            self._loop_was_stopped = self.control.should_epoch_stop = False
+
+    def end_controlled_run(self) -> None:
+        """Close the log and leave the optimizer as it was."""
+        controller = self._require_controller()
+        controller.detach()
+        controller.close()
+
+    def report_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Give the next decision the validation loss."""
+        loss = validation_loss(metrics, self.args.metric_for_best_model)
+        if loss is not None and self.is_in_train and self.controller is not None:
+            self.controller.report_validation(loss)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, off the controller's clock."""
+        with self._off_the_clock():
+            return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the batch size of the latest optimizer step beside its loss."""
+        if self._run is not None and "loss" in logs:
+            logs["batch_size"] = self._run.latest_samples
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._off_the_clock():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._run is not None:
+            self._run.save(output_dir)
+
+    def _off_the_clock(self) -> AbstractContextManager[Any]:
+        running = self.is_in_train and self.controller is not None
+        return self._require_controller().paused() if running else nullcontext()
+
+    def _require_run(self) -> ControlledRun:
+        if self._run is None:
+            raise ConfigurationError("There is no controlled run before train() is called.")
+        return self._run
+
+    def _require_controller(self) -> WindowController:
+        controller = self.controller
+        if controller is None:
+            raise ConfigurationError("There is no controller before the Trainer has an optimizer.")
+        return controller
+
+
+class ControlledTrainer(ControlledTrainerMixin, Trainer):
+    """A `Trainer` whose batch size a controller adapts.
+
+        trainer = ControlledTrainer(model, args, train_dataset=data, policy="default")
+        trainer.train()
+
+    See `ControlledTrainerMixin` for the further arguments, and for other Trainers.
+    """
