@@ -10,14 +10,16 @@ run goes on with --resume.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
 import torch
+from make_curves import HELD_OUT, RANDOM_TASKS, make_curves  # beside this file
 
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import resolve_recipe
-from rlbatch.envs.curves import compute_table
+from rlbatch.envs.settings import RANDOM
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "agents" / "pretrained" / "default.safetensors"
 
@@ -33,24 +35,16 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = resolve_recipe(arguments.recipe)
     curves = arguments.out / "curves"
-    curves.mkdir(parents=True, exist_ok=True)
     if any(stage.real for stage in recipe.stages):
-        make_missing_curves(recipe.tasks, curves)
+        named = [name for name in recipe.tasks if name != RANDOM]
+        numbered = RANDOM_TASKS - HELD_OUT if RANDOM in recipe.tasks else 0
+        make_curves(curves, named, numbered, jobs=os.cpu_count() or 1)
     training = arguments.out / "training"
     resume = arguments.resume and (training / "progress.json").exists()
     policy = train(recipe, training, resume=resume, curves=curves, report=show)
     if arguments.install:
         shutil.copyfile(policy, PRETRAINED)
         print(f"installed {PRETRAINED}")
-
-
-def make_missing_curves(tasks: tuple[str, ...], folder: Path) -> None:
-    """Compute the tables that the folder does not hold yet."""
-    for name in tasks:
-        path = folder / f"{name}.npz"
-        if not path.exists():
-            compute_table(name, seeds=2).save(path)
-            print(f"curves of {name}", flush=True)
 
 
 def show(figures: dict[str, float]) -> None:
