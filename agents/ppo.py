@@ -145,12 +145,20 @@ def _position(recipe: Recipe, out: Path, resume: bool) -> tuple[int, int]:
         raise ConfigurationError(
             f"{out} already holds a training. Add --resume, or choose another folder."
         )
-    state = json.loads(progress.read_text())
-    if state["recipe"] != recipe.digest():
+    try:
+        state = json.loads(progress.read_text())
+        digest, name = state["recipe"], state["name"]
+        position = int(state["stage"]), int(state["timesteps"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{out} holds a training by another recipe ({state['name']!r}). Choose another folder."
+            f"{progress} is damaged ({type(error).__name__}: {error}). Train in another folder; "
+            f"--start-from {out / _CHECKPOINT} begins with the weights of this one."
+        ) from error
+    if digest != recipe.digest():
+        raise ConfigurationError(
+            f"{out} holds a training by another recipe ({name!r}). Choose another folder."
         )
-    return state["stage"], state["timesteps"]
+    return position
 
 
 def _environment(

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, Union
 
+from rlbatch.cli._failures import WRONG_USE, report
 from rlbatch.errors import ConfigurationError, MissingExtraError, RlbatchError, UnknownNameError
 
-DONE, FAILED, WRONG_USE, STOPPED = 0, 1, 2, 130
+DONE, STOPPED = 0, 130
 
 _DESCRIPTION = """Reinforcement learning adapts the batch size while a model trains.
 
@@ -36,17 +37,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
         return code
-    except SystemExit as stop:  # tyro has printed its help or what is wrong
-        return stop.code if isinstance(stop.code, int) else WRONG_USE
-    except RlbatchError as error:
-        print(f"rlbatch: {error}", file=sys.stderr)
-        return WRONG_USE if isinstance(error, ConfigurationError) else FAILED
-    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except _AnsweredError as answered:
+        return answered.code
     except KeyboardInterrupt:
         print("rlbatch: Stopped. What was finished is kept.", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError as error:
+        # The reader, such as `head`, has what it wanted; or a process of the command has died.
+        return DONE if _drop_output() else report(error)
+    except Exception as error:
+        _drop_output()
+        return report(error)
+
+
+class _AnsweredError(Exception):
+    """The help, or what is wrong with the options, has been printed."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _drop_output() -> bool:
+    """Return whether standard output takes no more; if so, drop what it still holds."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def command_names() -> list[str]:
@@ -73,7 +92,17 @@ def _run(arguments: list[str]) -> int:
     if name not in command_names():
         raise UnknownNameError("command", name, command_names())
     _refuse_repeated(arguments[1:])
-    return _parse(_command(name), arguments[1:], f"rlbatch {name}").run()
+    command = _parse(_command(name), arguments[1:], f"rlbatch {name}")
+    try:
+        return command.run()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            return DONE  # rich's way to end when the reader of a table is gone
+        # In a task or a policy of the user's:
+        raise RlbatchError(
+            f"Something that {name} ran ended the process with sys.exit({stop.code!r}). Let it "
+            "raise an error instead that says what is wrong."
+        ) from stop
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -103,7 +132,10 @@ def _first_line(name: str) -> str:
 def _parse(kind: Any, arguments: list[str], program: str, description: str | None = None) -> Any:
     tyro = _tyro()
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(kind, args=arguments, prog=program, description=description, config=config)
+    try:
+        return tyro.cli(kind, args=arguments, prog=program, description=description, config=config)
+    except SystemExit as stop:
+        raise _AnsweredError(stop.code if isinstance(stop.code, int) else WRONG_USE) from None
 
 
 def _tyro() -> Any:

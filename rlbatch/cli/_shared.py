@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ def print_table(
         from rich.text import Text
     except ImportError as error:
         raise MissingExtraError("rich", "cli") from error
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table()
     for name in columns:
         table.add_column(name, justify="left" if name in text else "right")
     for row in rows:
@@ -45,7 +46,11 @@ def print_table(
     console = Console()
     # What is piped or kept in a file is not folded to the width of a terminal that is not there.
     console = console if console.is_terminal else Console(width=160)
+    # Not as the table's own title and caption, which are folded to its width.
+    console.print(Text(title, style="bold"))
     console.print(table)
+    if caption is not None:
+        console.print(Text(caption, style="dim"))
 
 
 def print_json(value: Any) -> None:
@@ -83,13 +88,39 @@ def progress(what: str) -> Generator[Callable[[int, int], None]]:
         yield update
 
 
-def require_new_folder(folder: Path) -> None:
-    """Refuse a folder that holds something.
+def require_possible_folder(folder: Path, option: str = "--out") -> None:
+    """Refuse a folder that can neither be there nor be made.
 
     Raises:
-        ConfigurationError: It is a file, or not empty.
+        ConfigurationError: It, or what it would be in, is a file or may not be written to.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigurationError(
+            f"{folder} cannot be a folder: {nearest} is a file. Name another one with {option}; "
+            "nothing is overwritten."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"{folder} cannot be written: there is no permission to write in {nearest}. Permit it, "
+            f"or name another folder with {option}."
+        )
+
+
+def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
+    """Refuse a folder that holds something, or that cannot be made.
+
+    Args:
+        folder: To be written to.
+        but: Names of what it may hold all the same.
+
+    Raises:
+        ConfigurationError: It is a file, not empty, or out of reach.
+    """
+    require_possible_folder(folder)
+    if folder.exists() and any(entry.name not in but for entry in folder.iterdir()):
         raise ConfigurationError(
             f"{folder} already exists and is not an empty folder. Name a new one with --out; "
             "nothing is overwritten."

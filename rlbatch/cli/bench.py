@@ -54,6 +54,9 @@ class Command:
         from rlbatch.agents.evaluation.summary import to_json
         from rlbatch.durable_files import write_atomically
 
+        _shared.require_possible_folder(self.out)
+        if self.references is not None:
+            _shared.require_possible_folder(self.references, "--references")
         settings = BenchSettings(
             tasks=self.task,
             policies=self.policy,

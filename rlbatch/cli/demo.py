@@ -41,6 +41,7 @@ class Command:
         from rlbatch.agents.evaluation.demo import run_demo
 
         out = _new_folder() if self.out is None else self.out
+        _shared.require_possible_folder(out)
         with _shared.progress("Training: seeds finished") as update:
             demo = run_demo(
                 out,

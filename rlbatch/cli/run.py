@@ -47,8 +47,14 @@ class Command:
         """Train, and print what it came to."""
         import torch
 
-        from rlbatch.agents.evaluation.settings import BenchSettings
+        from rlbatch.agents.evaluation.settings import SIMULATED, BenchSettings
+        from rlbatch.errors import ConfigurationError
 
+        if self.task.startswith(SIMULATED):
+            raise ConfigurationError(
+                f"{self.task!r} is for `rlbatch bench`; a single run trains a real task. "
+                "`rlbatch tasks` lists some."
+            )
         BenchSettings(  # checks every name and number before anything is written
             tasks=(self.task,),
             policies=(self.policy,),
@@ -57,8 +63,11 @@ class Command:
             starts=(self.start,),
             objective=self.objective,
         )
-        if self.max_steps < 1 or self.seed < 0:
-            raise _wrong(f"max_steps={self.max_steps}, seed={self.seed}")
+        if self.max_steps < 1 or not 0 <= self.seed < 2**32:
+            raise ConfigurationError(
+                "max_steps must be at least 1 and seed between 0 and 2**32 - 1, got "
+                f"max_steps={self.max_steps}, seed={self.seed}."
+            )
         _shared.require_new_folder(self.out)
         torch.set_num_threads(1)
         result = self._train()
@@ -152,9 +161,3 @@ def _grid(policy: Policy) -> dict[str, object]:
     """Return the actions of a learned policy, with which a log's probabilities can be read."""
     grid = getattr(policy, "action_grid", None)
     return {} if grid is None else {"action_grid": [float(change) for change in grid]}
-
-
-def _wrong(got: str) -> Exception:
-    from rlbatch.errors import ConfigurationError
-
-    return ConfigurationError(f"max_steps must be at least 1 and seed at least 0, got {got}.")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+from zipfile import is_zipfile
 
 from rlbatch.cli import _shared
+
+if TYPE_CHECKING:
+    from rlbatch.agents.recipes import Recipe
+
+_BEGINNINGS = ("pool.npz", "pool.tmp.npz", "stage0")
+"""What a training that was killed before its first checkpoint leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,6 @@ class Command:
     curves: Path | None = None
     """Learning curves of the real tasks, by scripts/make_curves.py; recipes with real runs need
     them."""
-
     start_from: Path | None = None
     """Policy file (or checkpoint) whose weights to begin with."""
 
@@ -37,12 +46,13 @@ class Command:
         from rlbatch.errors import MissingExtraError
 
         recipe = resolve_recipe(self.recipe)
-        if not self.resume:
-            _shared.require_new_folder(self.out)
+        self._check_files(recipe)
+        _keep_tensorflow_out()
         try:
             from rlbatch.agents.ppo import train
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "stable-baselines3", "train") from error
+        self._check_curves(recipe)
         total = sum(stage.timesteps for stage in recipe.stages)
         _shared.note(f"Recipe {recipe.name}: {total:,} steps in {len(recipe.stages)} stages.")
         path = train(
@@ -55,6 +65,66 @@ class Command:
         )
         print(path)
         return 0
+
+    def _check_files(self, recipe: Recipe) -> None:
+        """Refuse now what would fail after hours, and before anything is written."""
+        from rlbatch.errors import ConfigurationError
+        from rlbatch.policy.file import load_policy
+
+        if not self.resume:
+            self._check_folder()
+        elif not (self.out / "progress.json").is_file():
+            raise ConfigurationError(
+                f"There is nothing to resume in {self.out}. Name the folder of a training that was "
+                "stopped, or train without --resume."
+            )
+        elif not is_zipfile(self.out / "checkpoint.zip"):
+            raise ConfigurationError(
+                f"{self.out / 'checkpoint.zip'} is missing or damaged, and the training cannot be "
+                "resumed. Train in another folder."
+            )
+        if self.curves is None and any(stage.real for stage in recipe.stages):
+            raise ConfigurationError(
+                f"The recipe {recipe.name!r} trains on real tasks and needs their learning curves. "
+                "Make them with scripts/make_curves.py --out DIR and pass --curves DIR."
+            )
+        if self.start_from is None:
+            return
+        if not self.start_from.is_file():
+            raise ConfigurationError(
+                f"There is no policy file or checkpoint {self.start_from}. Check the path."
+            )
+        if self.start_from.suffix == ".safetensors":
+            load_policy(self.start_from)
+        elif not is_zipfile(self.start_from):
+            raise ConfigurationError(
+                f"{self.start_from} is neither a policy file (.safetensors) nor the checkpoint.zip "
+                "of a training, or only a part of one. Name another file with --start-from."
+            )
+
+    def _check_folder(self) -> None:
+        from rlbatch.errors import ConfigurationError
+
+        if (self.out / "progress.json").is_file():
+            raise ConfigurationError(
+                f"{self.out} already holds a training. Go on with it by adding --resume, or name "
+                "a new folder with --out; nothing is overwritten."
+            )
+        _shared.require_new_folder(self.out, but=_BEGINNINGS)
+
+    def _check_curves(self, recipe: Recipe) -> None:
+        from rlbatch.envs.settings import SettingSampler
+
+        if self.curves is not None and any(stage.real for stage in recipe.stages):
+            SettingSampler(self.curves, recipe.tasks)
+
+
+def _keep_tensorflow_out() -> None:
+    """Let TensorBoard use its own stand-in for TensorFlow, which takes many seconds to import.
+
+    It does so where its module `notf` can be imported, and has no other switch.
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
 def _report(figures: dict[str, float]) -> None:

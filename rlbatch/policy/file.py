@@ -46,7 +46,7 @@ _KEYS = (
     *("format_version", "schema_version", "observation_names", "layer_sizes", "activation"),
     *("action_grid", "masked", "sample", *_CARD_KEYS, "checksum"),
 )
-_DAMAGED = "The file is damaged; fetch or export it again."
+_DAMAGED = "The file is damaged; fetch it again, or train one anew."
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -97,7 +97,7 @@ def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
         return _build(content, tensors)
     except (ConfigurationError, TypeError, ValueError) as error:
         raise PolicyFileError(
-            f"{path}: the parts of the policy do not fit together: {error} Export it again."
+            f"{path}: the parts of the policy do not fit together: {error} Save it again."
         ) from error
 
 
@@ -159,12 +159,16 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
     except FileNotFoundError:
         raise PolicyFileError(f"{path}: there is no such policy file. Check the path.") from None
     except OSError as error:
-        raise PolicyFileError(f"{path}: cannot be opened: {error.strerror}.") from error
+        raise PolicyFileError(
+            f"{path}: cannot be opened: {error.strerror}. Name a policy file (.safetensors) that "
+            "may be read."
+        ) from error
     if start.startswith(b"PK"):
         raise PolicyFileError(
             f"{path}: a policy file (.safetensors) was expected, and this is a zip archive, like a "
-            f"checkpoint of stable-baselines3. Convert it: rlbatch export {path} -o "
-            f"{path.with_suffix('.safetensors').name}"
+            "checkpoint of a training. Name the policy.safetensors beside it, which a training "
+            f"writes at its end; one that was stopped goes on with: rlbatch train --resume --out "
+            f"{path.parent}"
         )
     try:
         with _open(path, framework="np") as file:
@@ -173,7 +177,7 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
     except Exception as error:  # a damaged header makes the parser fail in many ways
         raise PolicyFileError(
             f"{path}: cannot be read as a .safetensors file ({error}). It is truncated, damaged or "
-            "of another kind. Fetch it again, or make one with: rlbatch export"
+            "of another kind. Fetch it again, or make one with: rlbatch train"
         ) from error
 
 
@@ -182,7 +186,7 @@ def _parse(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
     if missing:
         raise PolicyFileError(
             f"{path}: the metadata lacks {', '.join(missing)}; this is no policy file of rlbatch. "
-            "Make one with: rlbatch export"
+            "Make one with: rlbatch train"
         )
     content: dict[str, Any] = {}
     for key in _KEYS:
@@ -199,7 +203,7 @@ def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
             raise PolicyFileError(
                 f"{path}: {key} is {content[key]!r}, this rlbatch ({rlbatch.__version__}) reads "
                 f"{ours}; the file was written by rlbatch {content['rlbatch_version']}. Use that "
-                "version, or train or export the policy again."
+                "version, or train the policy again."
             )
     names = content["observation_names"]
     if names != list(OBSERVATION_NAMES):
@@ -207,7 +211,7 @@ def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
         strange = ", ".join(sorted(theirs ^ set(OBSERVATION_NAMES))) or "their order"
         raise PolicyFileError(
             f"{path}: the observation names are not those of schema {SCHEMA_VERSION} (differing: "
-            f"{strange}). Train or export the policy again."
+            f"{strange}). Train the policy again."
         )
 
 
@@ -245,7 +249,7 @@ def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]], tensors: Te
     if complaints:
         more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
         raise PolicyFileError(
-            f"{path}: {'; '.join(complaints[:3])}{more}. Export the policy again from a good "
+            f"{path}: {'; '.join(complaints[:3])}{more}. Save the policy again from a good "
             "checkpoint."
         )
 

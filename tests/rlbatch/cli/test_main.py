@@ -69,10 +69,16 @@ def folder_with_a_file(tmp_path: Path) -> str:
 
 WRONG = {
     "unknown command": (["bensh"], "Did you mean 'bench'"),
-    "unknown task": (["run", "--task", "digits-mpl", "--out", "new"], "'digits-mlp'"),
-    "missing task file": (["run", "--task", "no.py:make", "--out", "new"], "there is no file"),
+    "unknown task": (
+        ["run", "--task", "digits-mpl", "--policy", "fixed", "--out", "new"],
+        "'digits-mlp'",
+    ),
+    "missing task file": (
+        ["run", "--task", "no.py:make", "--policy", "fixed", "--out", "new"],
+        "there is no file",
+    ),
     "missing function": (
-        ["run", "--task", f"{CHEAP_FILE}:missing", "--out", "new"],
+        ["run", "--task", f"{CHEAP_FILE}:missing", "--policy", "fixed", "--out", "new"],
         "must define a function 'missing'",
     ),
     "unknown policy": (

@@ -103,7 +103,7 @@ def test_gradient_noise_is_wanted_when_either_wants_it() -> None:
 
 def test_impossible_settings_are_refused() -> None:
     script = ScriptedPolicy(())
-    with pytest.raises(ConfigurationError, match="got 2 and 49"):
+    with pytest.raises(ConfigurationError, match=f"got 2 and {OBSERVATION_SIZE}"):
         Fallback(script, script, low=(0.0, 0.0), high=HIGH)
     with pytest.raises(ConfigurationError, match=r"min_features >= 1; got 0\.05 and 0"):
         Fallback(script, script, min_features=0)

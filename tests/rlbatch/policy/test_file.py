@@ -211,7 +211,7 @@ def garble(metadata: Any, _: Any) -> None:
     [
         (drop, r"member\.0\.policy\.1\.bias is missing"),
         (add, r"member\.1\.policy\.0\.bias is unknown"),
-        (reshape, r"shape \(4, 7\) and type float32, expected \(4, 49\)"),
+        (reshape, rf"shape \(4, 7\) and type float32, expected \(4, {OBSERVATION_SIZE}\)"),
         (widen, "type float64, expected"),
         (spoil, r"member\.0\.policy\.0\.weight has entries that are not finite"),
         (swap_sign, "does not match its checksum"),
@@ -250,11 +250,11 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
         load_policy(tmp_path)
 
 
-def test_a_training_checkpoint_is_pointed_to_export(tmp_path: Path) -> None:
+def test_a_training_checkpoint_is_pointed_to_the_policy_beside_it(tmp_path: Path) -> None:
     checkpoint = tmp_path / "ppo.zip"
     with zipfile.ZipFile(checkpoint, "w") as archive:
         archive.writestr("data", "{}")
-    with pytest.raises(PolicyFileError, match=r"rlbatch export .*ppo\.zip -o ppo\.safetensors"):
+    with pytest.raises(PolicyFileError, match=r"policy\.safetensors beside it.*train --resume"):
         load_policy(checkpoint)
 
 
@@ -272,7 +272,7 @@ def test_other_kinds_of_files_are_refused_and_never_unpickled(tmp_path: Path, ki
         torch.save({"weights": torch.ones(2)}, file)
     else:
         file.write_text("weights" * 100 if kind == "text" else "")
-    with pytest.raises(PolicyFileError, match="rlbatch export"):
+    with pytest.raises(PolicyFileError, match="rlbatch train"):
         load_policy(file)
 
 
