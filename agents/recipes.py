@@ -90,11 +90,11 @@ class Recipe:
 
 _SIMULATED = Stage(timesteps=8_000_000, simulated=512, real=0)
 _MIXED = Stage(
-    timesteps=2_500_000,
-    simulated=64,
+    timesteps=3_500_000,
+    simulated=96,
     real=96,
     rollout_steps=48,
-    minibatch=512,
+    minibatch=768,
     learning_rate=4e-4,
     clip=0.15,
 )
