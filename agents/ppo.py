@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
@@ -99,7 +100,8 @@ def export_policy(
         results=results or {},
     )
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
-    policy = LearnedPolicy((Network.from_sb3(parameters),), action_grid=recipe.actions, card=card)
+    network = Network.from_sb3(deployable(parameters))
+    policy = LearnedPolicy((network,), action_grid=recipe.actions, card=card)
     save_policy(path, policy, card)
 
 
@@ -124,6 +126,8 @@ def load_weights(model: PPO, policy: LearnedPolicy) -> None:
         for name, layer in zip([*names, head], layers, strict=True):
             weights[f"{name}.weight"] = torch.tensor(layer.weight)
             weights[f"{name}.bias"] = torch.tensor(layer.bias)
+    if isinstance(model.policy, InformedCriticPolicy):
+        weights = informed(weights)
     try:
         model.policy.load_state_dict(weights)
     except RuntimeError as error:
@@ -179,7 +183,7 @@ def _environment(
             for i, share in enumerate(shares)
         ]
     if stage.simulated:
-        parts.append(QuadraticVecEnv(_pool(recipe, out), stage.simulated, seed, recipe.actions))
+        parts.append(_simulated_env(recipe, stage, seed, out))
     return MixedVecEnv(parts)
 
 
@@ -194,12 +198,23 @@ def _pool(recipe: Recipe, out: Path) -> TaskPool:
 
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
     sampler = SettingSampler(curves, recipe.tasks)
-    return LiveVecEnv(sampler, count, seed + 500 * crashes, recipe.actions)
+    seed += 500 * crashes
+    return LiveVecEnv(sampler, count, seed, recipe.actions, informed=recipe.informed_critic)
+
+
+def _simulated_env(recipe: Recipe, stage: Stage, seed: int, out: Path) -> VecEnv:
+    return QuadraticVecEnv(
+        _pool(recipe, out),
+        stage.simulated,
+        seed,
+        recipe.actions,
+        informed=recipe.informed_critic,
+    )
 
 
 def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PPO:
     model = PPO(
-        "MlpPolicy",
+        InformedCriticPolicy if recipe.informed_critic else "MlpPolicy",
         env,
         n_steps=stage.rollout_steps,
         batch_size=stage.minibatch,
@@ -281,6 +296,9 @@ class _Progress(BaseCallback):
         self.model.lr_schedule = lambda _: rate
 
     def _on_rollout_end(self) -> None:
+        policy = self.model.policy
+        if isinstance(policy, InformedCriticPolicy):
+            policy.note(self.model.rollout_buffer.observations)  # type: ignore[attr-defined]
         figures = {
             "timesteps": float(self.num_timesteps),
             "seconds": time.perf_counter() - self._begun,

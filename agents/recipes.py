@@ -72,6 +72,7 @@ class Recipe:
         actions: Changes of log2(batch size).
         policy_layers: Hidden units of the policy network.
         value_layers: Hidden units of the value network.
+        informed_critic: Show the value network what is hidden from the policy.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Recipe:
     actions: tuple[float, ...] = DEFAULT_ACTIONS
     policy_layers: tuple[int, ...] = (96, 96)
     value_layers: tuple[int, ...] = (128, 128)
+    informed_critic: bool = True
 
     def digest(self) -> str:
         """Hash of everything that the recipe says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
 from rlbatch.signals.record import Signals
@@ -55,6 +57,13 @@ class LiveEpisode:
     def lost(self) -> bool:
         """The target will not be reached any more."""
         return self.run.diverged or (self.run.exhausted and not self.run.reached)
+
+    def step_cost(self, batch_size: int) -> float:
+        """Return the cost of one step; NaN on the wall clock."""
+        profile, weights = self.setting.profile, self.setting.weights
+        if profile is None:
+            return math.nan
+        return float(step_cost(profile, weights, batch_size, self.run.task.batch_size))
 
     def step(self, log2_change: float) -> EpisodeStep:
         """Change the batch size and train one chunk.

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from rlbatch import observation
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.settings import EpisodeSetting
+from rlbatch.envs.truth import TRUTH_SIZE, truth
 from rlbatch.signals.record import RunContext, Signals
 
 SettingSource = Callable[[np.random.Generator], EpisodeSetting]
@@ -27,7 +28,13 @@ class LiveVecEnv(VecEnv):
     """
 
     def __init__(
-        self, source: SettingSource, count: int, seed: int, actions: Sequence[float]
+        self,
+        source: SettingSource,
+        count: int,
+        seed: int,
+        actions: Sequence[float],
+        *,
+        informed: bool = False,
     ) -> None:
         """Prepare `count` environments.
 
@@ -36,10 +43,13 @@ class LiveVecEnv(VecEnv):
             count: Number of environments.
             seed: Of the draws.
             actions: Changes of log2(batch size), one for each discrete action.
+            informed: Append `rlbatch.envs.truth` to the observations.
         """
-        space = gymnasium.spaces.Box(-1.0, 1.0, (observation.OBSERVATION_SIZE,), np.float32)
+        size = observation.OBSERVATION_SIZE + informed * TRUTH_SIZE
+        space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._actions_log2 = [float(action) for action in actions]
+        self._informed = informed
         self._source, self._rng = source, np.random.default_rng(seed)
         self._episodes: list[LiveEpisode] = []
         self._state = observation.initial_state((count,))
@@ -52,7 +62,7 @@ class LiveVecEnv(VecEnv):
         self._returns[:], self._lengths[:] = 0.0, 0
         first = stack([episode.first for episode in self._episodes])
         seen, self._state = observation.encode(first, observation.initial_state((self.num_envs,)))
-        return seen
+        return self._with_truth(seen)
 
     def _begin(self) -> LiveEpisode:
         while True:
@@ -80,14 +90,19 @@ class LiveVecEnv(VecEnv):
         for i in np.flatnonzero(ended):
             infos[i] = {
                 **self._episodes[i].info(),
-                "terminal_observation": seen[i].copy(),
+                "terminal_observation": self._with_truth(seen)[i],
                 # The cost limit is part of the task, and its penalty was paid: no bootstrapping.
                 "TimeLimit.truncated": False,
                 "episode": {"r": self._returns[i], "l": int(self._lengths[i]), "t": 0.0},
             }
         if ended.any():
             self._replace(np.flatnonzero(ended), seen)
-        return seen, rewards.astype(np.float32), ended, infos
+        return self._with_truth(seen), rewards.astype(np.float32), ended, infos
+
+    def _with_truth(self, seen: np.ndarray) -> np.ndarray:
+        if not self._informed:
+            return seen
+        return np.concatenate([seen, _truth(self._episodes)], axis=1)
 
     def _replace(self, index: np.ndarray, seen: np.ndarray) -> None:
         for i in index:
@@ -120,6 +135,19 @@ class LiveVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """No environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
+
+
+def _truth(episodes: Sequence[LiveEpisode]) -> np.ndarray:
+    rows: list[tuple[float, ...]] = []
+    for episode in episodes:
+        setting, run = episode.setting, episode.run
+        reference, costs, base = setting.reference_cost, setting.fixed_costs, run.task.batch_size
+        best = min(costs, key=lambda size: costs[size]) if costs else base
+        known = min(costs, key=lambda size: abs(np.log(size / run.batch_size))) if costs else base
+        step = episode.step_cost(base)
+        fixed = costs.get(known, np.inf) / reference
+        rows.append((episode.ratio, reference / step, best, run.batch_size, base, fixed))
+    return truth(*np.array(rows).T)
 
 
 def stack(signals: Sequence[Signals]) -> Signals:

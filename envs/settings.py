@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class EpisodeSetting:
         weights: What counts as cost.
         cadence: Spacing of decisions and validations.
         planned_steps: Length of the task's schedule at its batch size, if it has one.
+        fixed_costs: Cost of reaching the target at each fixed batch size, where that is known.
     """
 
     task: str
@@ -47,6 +48,7 @@ class EpisodeSetting:
     weights: CostWeights = field(default_factory=CostWeights)
     cadence: Cadence = field(default_factory=Cadence)
     planned_steps: int | None = None
+    fixed_costs: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 RANDOM = "random"
@@ -151,6 +153,7 @@ class SettingSampler:
                 validation_growth=0.05,
             ),
             planned_steps=table.planned_steps,
+            fixed_costs=costs,
         )
 
 

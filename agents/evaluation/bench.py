@@ -166,8 +166,8 @@ def prepare_folder(settings: BenchSettings, out: Path) -> None:
         raise ConfigurationError(f"{out} is a file. Name a folder for the results.")
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} is damaged ({error}). Name another folder."
             ) from error

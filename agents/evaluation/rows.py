@@ -92,7 +92,7 @@ def live_row(
 
 def finished_cells(path: Path) -> set[tuple[Any, ...]]:
     """Return the cells that a file of results holds; none where there is no file."""
-    return {cell_key(row) for row in read_lines(path)} if path.exists() else set()
+    return set(_by_cell(path)) if path.exists() else set()
 
 
 def read_results(folder: Path) -> list[Row]:
@@ -106,7 +106,20 @@ def read_results(folder: Path) -> list[Row]:
         raise ConfigurationError(
             f"{folder} holds no results.jsonl. Name a folder that `rlbatch bench --out` wrote."
         )
-    return sorted({cell_key(row): row for row in read_lines(path)}.values(), key=sort_key)
+    return sorted(_by_cell(path).values(), key=sort_key)
+
+
+def _by_cell(path: Path) -> dict[tuple[Any, ...], Row]:
+    rows: dict[tuple[Any, ...], Row] = {}
+    for number, row in enumerate(read_lines(path), start=1):
+        try:
+            rows[cell_key(row)] = row
+        except (KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"{path}, line {number} is no result of a benchmark ({type(error).__name__}: "
+                f"{error}). Remove that line to go on, or name another folder."
+            ) from error
+    return rows
 
 
 def sort_file(path: Path) -> None:

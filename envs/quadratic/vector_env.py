@@ -12,13 +12,22 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
 from rlbatch.envs.quadratic.pool import TaskPool
-from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.envs.truth import TRUTH_SIZE, truth
+from rlbatch.observation import OBSERVATION_SIZE, step_cost_at
 
 
 class QuadraticVecEnv(VecEnv):
     """Episodes on random tasks of a pool; one that ends is replaced at once, as SB3 has it."""
 
-    def __init__(self, pool: TaskPool, count: int, seed: int, actions: Sequence[float]) -> None:
+    def __init__(
+        self,
+        pool: TaskPool,
+        count: int,
+        seed: int,
+        actions: Sequence[float],
+        *,
+        informed: bool = False,
+    ) -> None:
         """Prepare `count` environments.
 
         Args:
@@ -26,9 +35,12 @@ class QuadraticVecEnv(VecEnv):
             count: Number of environments.
             seed: Seed of the draws and of the measurement noise.
             actions: Changes of log2(batch size), one for each discrete action.
+            informed: Append `rlbatch.envs.truth` to the observations.
         """
-        space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
+        size = OBSERVATION_SIZE + informed * TRUTH_SIZE
+        space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
+        self._informed = informed
         self.pool, self.actions_log2 = pool, np.asarray(actions, dtype=np.float64)
         self.rng = np.random.default_rng(seed)
         self.episodes = QuadraticEpisodes(pool, count, self.rng)
@@ -42,7 +54,27 @@ class QuadraticVecEnv(VecEnv):
         self._begin(everything)
         # Episodes are spread over their length, or else all of them would end in the same rollout.
         self._first_chunk(everything)
-        return self._observation.copy()
+        return self._with_truth(self._observation)
+
+    def _with_truth(self, seen: np.ndarray) -> np.ndarray:
+        if not self._informed:
+            return seen.copy()
+        episodes, pool = self.episodes, self.pool
+        index, size = episodes.task_index, np.asarray(episodes.batch_size, dtype=np.float64)
+        base = pool.tasks.base_batch_size[index]
+        costs, reference = pool.fixed_cost[index], pool.reference_cost[index]
+        sizes = np.arange(costs.shape[1])
+        nearest = np.abs(sizes - np.log2(size)[:, None]).argmin(axis=1)
+        step = 2.0 ** step_cost_at(pool.tasks.step_cost_curve[index], np.log2(base))
+        hidden = truth(
+            episodes.runs.cost / reference,
+            reference / step,
+            np.exp2(costs.argmin(axis=1).astype(np.float64)),
+            size,
+            base,
+            costs[np.arange(len(costs)), nearest] / reference,
+        )
+        return np.concatenate([seen, hidden], axis=1)
 
     def _begin(self, index: np.ndarray) -> None:
         self.episodes.begin(index, self.rng.integers(len(self.pool), size=len(index)))
@@ -70,9 +102,10 @@ class QuadraticVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         ended = np.flatnonzero(transition.ended)
         if len(ended):
+            final = self._with_truth(transition.observation)
             for i in ended:
                 infos[i] = {
-                    "terminal_observation": transition.observation[i].copy(),
+                    "terminal_observation": final[i],
                     "TimeLimit.truncated": False,
                     "episode": {"r": float(self.returns[i]), "l": int(self.lengths[i]), "t": 0.0},
                     "ratio": float(transition.ratio[i]),
@@ -81,7 +114,7 @@ class QuadraticVecEnv(VecEnv):
             self._begin(ended)
             self._first_chunk(ended)
         return (
-            self._observation.copy(),
+            self._with_truth(self._observation),
             transition.reward.astype(np.float32),
             transition.ended.copy(),
             infos,

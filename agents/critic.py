@@ -1,0 +1,82 @@
+"""An actor-critic whose critic sees more than its actor: `rlbatch.envs.truth`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
+from torch import Tensor, nn
+
+from rlbatch.envs.truth import TRUTH_SIZE
+from rlbatch.observation import OBSERVATION_SIZE
+
+_FIRST = "mlp_extractor.value_net.0"
+_MEAN = "truth_mean"
+
+
+class InformedCriticPolicy(ActorCriticPolicy):
+    """Observations are the policy's own features and, behind them, those of the truth."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        """Build the two nets; the mean of the truth is kept for `deployable`."""
+        super().__init__(*args, **keywords)
+        self.register_buffer(_MEAN, torch.zeros(TRUTH_SIZE))
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = _SplitExtractor(
+            self.features_dim, self.net_arch, self.activation_fn, self.device
+        )
+
+    def note(self, observations: NDArray[np.float32]) -> None:
+        """Take the observations of a rollout, shape (..., features), into the mean."""
+        mean = observations[..., OBSERVATION_SIZE:].reshape(-1, TRUTH_SIZE).mean(axis=0)
+        self.get_buffer(_MEAN).copy_(torch.as_tensor(mean))
+
+
+class _SplitExtractor(MlpExtractor):
+    """Two separate nets, of which the actor's sees only the first features."""
+
+    def __init__(
+        self, feature_dim: int, net_arch: Any, activation_fn: type[nn.Module], device: Any
+    ) -> None:
+        super().__init__(OBSERVATION_SIZE, {"pi": net_arch["pi"]}, activation_fn, device)
+        informed = MlpExtractor(feature_dim, {"vf": net_arch["vf"]}, activation_fn, device)
+        self.value_net, self.latent_dim_vf = informed.value_net, informed.latent_dim_vf
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        """Return what the action head sees."""
+        return self.policy_net(features[..., :OBSERVATION_SIZE])
+
+
+def deployable(parameters: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Return parameters of nets that see the policy's own features only.
+
+    The truth is replaced by its mean in training. That leaves the critic a rough estimate, which is
+    shown beside a decision and decides nothing.
+
+    Args:
+        parameters: Of an `InformedCriticPolicy` or an ordinary one, which is returned as it is.
+    """
+    if _MEAN not in parameters:
+        return parameters
+    kept = {name: value for name, value in parameters.items() if name != _MEAN}
+    weight = kept[f"{_FIRST}.weight"]
+    shift = weight[:, OBSERVATION_SIZE:] @ parameters[_MEAN]
+    kept[f"{_FIRST}.bias"] = (kept[f"{_FIRST}.bias"] + shift).astype(np.float32)
+    kept[f"{_FIRST}.weight"] = weight[:, :OBSERVATION_SIZE]
+    return kept
+
+
+def informed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of an ordinary policy for one whose critic sees the truth: not yet."""
+    first = weights[f"{_FIRST}.weight"]
+    zeros = torch.zeros(len(first), TRUTH_SIZE, dtype=first.dtype)
+    return {
+        **weights,
+        f"{_FIRST}.weight": torch.cat([first, zeros], dim=1),
+        _MEAN: torch.zeros(TRUTH_SIZE),
+    }
