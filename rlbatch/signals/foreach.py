@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _ops: Any = torch
@@ -20,9 +22,11 @@ def multiply(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     return list(_ops._foreach_mul(list(left), list(right)))
 
 
-def copies(values: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies in new memory."""
-    return list(_ops._foreach_mul(list(values), 1.0))
+def scaled(values: Sequence[Tensor], factor: float | Tensor = 1.0) -> list[Tensor]:
+    """Return multiples by one factor, in new memory."""
+    if isinstance(factor, Tensor) and len({value.device for value in values}) > 1:
+        return [value * factor.to(value.device, non_blocking=True) for value in values]
+    return list(_ops._foreach_mul(list(values), factor))
 
 
 def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
@@ -70,3 +74,14 @@ def together(scalars: Sequence[Tensor]) -> Tensor:
 def squared_norm(vector: Sequence[Tensor]) -> Tensor:
     """Return the squared norm over all tensors, a scalar on the first one's device."""
     return together(_ops._foreach_norm(list(vector))).square().sum()
+
+
+def read(*lists: list[Tensor]) -> NDArray[np.float64]:
+    """Return all scalars as one array, moved from the device together."""
+    parts = [together(values) for values in lists if values]
+    if not parts:
+        return np.empty(0)
+    if len({part.device for part in parts}) > 1:  # a resumed chunk began on the host
+        parts = [part.cpu() for part in parts]
+    values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return values.cpu().numpy().astype(np.float64)

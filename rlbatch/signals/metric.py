@@ -54,15 +54,20 @@ class GradientMetric:
     parameters: tuple[nn.Parameter, ...]
     scales: tuple[Tensor, ...] | None
 
-    def vector(self) -> list[Tensor]:
+    def vector(self, factor: Tensor | None = None) -> list[Tensor]:
         """Return a copy of the present gradients in this metric, in float32 or wider.
 
         A parameter without a gradient counts as zero: nothing has flowed to it yet.
+
+        Args:
+            factor: Multiplies all gradients, before their squares could overflow.
         """
         gradients = [_dense(parameter) for parameter in self.parameters]
-        if self.scales is not None:
-            return foreach.multiply(gradients, self.scales)
-        return foreach.copies(gradients)
+        if self.scales is None:
+            return foreach.scaled(gradients, 1.0 if factor is None else factor)
+        if factor is not None:
+            gradients = foreach.scaled(gradients, factor)
+        return foreach.multiply(gradients, self.scales)
 
 
 def make_metric(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> GradientMetric | None:

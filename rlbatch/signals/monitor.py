@@ -157,7 +157,7 @@ class ChunkMonitor:
         changed = [
             _version(now) != was for now, was in zip(self._losses, self._versions, strict=True)
         ]
-        values = _read(self._losses, self._norms)
+        values = foreach.read(self._losses, self._norms)
         self._clear()
         losses, norms = values[:steps], values[steps:].reshape(-1, 3)
         # What the loop has changed in place since then is no loss any more, which is no fault.
@@ -191,8 +191,8 @@ class ChunkMonitor:
     def state_dict(self) -> dict[str, Any]:
         """Return the chunk so far, without a step under way, as plain numbers: reads the device."""
         return {
-            "losses": _read(self._losses).tolist(),
-            "norms": _read(self._norms).tolist(),
+            "losses": foreach.read(self._losses).tolist(),
+            "norms": foreach.read(self._norms).tolist(),
             "owners": list(self._owners),
             "sizes": [list(row) for row in self._sizes],
         }
@@ -226,9 +226,17 @@ class ChunkMonitor:
                 f"{window.done} came. Call after_backward for each, or discard()."
             )
 
+    def _unscaling(self) -> Tensor | None:
+        """Return what the gradients have to be multiplied by, if there is a GradScaler."""
+        if self._scaler is None:
+            return None
+        # `scale` multiplies on the device; `get_scale` would wait for it
+        one = torch.ones((), device=self._parameters[0].device)
+        return self._scaler.scale(one).reciprocal()
+
     def _measure(self, window: _Window, metric: GradientMetric, share: float) -> None:
         """Add the micro-batch's own squared norm: of the difference to what was there before."""
-        now = metric.vector()
+        now = metric.vector(self._unscaling())
         own_sqr = foreach.squared_norm(
             now if window.previous is None else foreach.subtract(now, window.previous)
         )
@@ -255,12 +263,7 @@ class ChunkMonitor:
         product = 0.5 * (big_sqr - window.half_sqr - rest_sqr)
         # An exact zero is a gradient that vanished, not an error: no direction, cosine 0.
         cosine = product / (window.half_sqr * rest_sqr).sqrt().clamp_min(1e-300)
-        small_sqr = window.small_sqr
-        if self._scaler is not None:
-            # `scale` multiplies on the device; `get_scale` would wait for it
-            squared_scale = self._scaler.scale(torch.ones_like(big_sqr)).square()
-            small_sqr, big_sqr = small_sqr / squared_scale, big_sqr / squared_scale
-        self._norms += [small_sqr, big_sqr, cosine]
+        self._norms += [window.small_sqr, big_sqr, cosine]
         self._owners.append(len(self._losses))
         self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
 
@@ -287,14 +290,3 @@ def _noise(
     micro, batch = np.array(sizes)[good].T
     noise = summarize(small, big, micro, batch)
     return noise, float(cosine.mean()) if good.any() else math.nan
-
-
-def _read(*lists: list[Tensor]) -> Array:
-    """Return all scalars as one array, moved from the device together."""
-    parts = [foreach.together(values) for values in lists if values]
-    if not parts:
-        return np.empty(0)
-    if len({part.device for part in parts}) > 1:  # a resumed chunk began on the host
-        parts = [part.cpu() for part in parts]
-    values = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return values.cpu().numpy().astype(np.float64)
