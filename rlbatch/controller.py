@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sized
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -16,7 +15,12 @@ from rlbatch.control.build import make_conductor, run_info
 from rlbatch.control.conductor import Conductor
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.journal import Place
-from rlbatch.control.loader import ControlledLoader, require_single_process
+from rlbatch.control.loader import (
+    ControlledLoader,
+    RandomState,
+    loader_sizes,
+    require_single_process,
+)
 from rlbatch.control.stepper import WindowStepper
 from rlbatch.episode_log import EpisodeLog
 from rlbatch.errors import ConfigurationError
@@ -109,13 +113,13 @@ class BatchController:
         """
         if self._loader is not None:
             raise ConfigurationError("A controller has one loader, and it was made already.")
-        if loader.batch_size is not None and loader.batch_size != self.base_batch_size:
+        batch_size, self._dataset_size = loader_sizes(loader)
+        if batch_size != self.base_batch_size:
             raise ConfigurationError(
                 f"The controller was made for batch size {self.base_batch_size}, and the loader "
-                f"has {loader.batch_size}. Give both the same one."
+                f"has {batch_size}. Give both the same one."
             )
         require_single_process()
-        self._dataset_size = len(cast("Sized", cast("Any", loader).sampler))
         self._conductor = make_conductor(
             self.model,
             self.optimizer,
@@ -207,17 +211,21 @@ class BatchController:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state between two optimizer steps, torch's global generators included.
+        """Return the state behind the last optimizer step, torch's global generators included.
 
-        `torch.load` reads it with `weights_only=True`.
+        A batch that the loop has in its hands comes again in the resumed run, and so do those that
+        workers have prefetched, in the sizes they have. `torch.load` reads the state with
+        `weights_only=True`.
         """
+        loader = self._require_loader()
+        random_state = loader.random_state()
         return {
             "version": STATE_VERSION,
             "base_batch_size": self.base_batch_size,
             "conductor": self._parts.state_dict(),
-            "loader": self._require_loader().state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "loader": loader.state_dict(),
+            "rng": random_state.cpu,
+            "cuda_rng": random_state.cuda,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -281,6 +289,7 @@ class BatchController:
 
     def _end_window(self, delivered: Delivered) -> int:
         parts = self._parts
+        self._require_loader().end_window()
         done = delivered.window_start + delivered.window_samples
         self._epochs_done = delivered.epoch + done / self._dataset_size
         before = parts.batch_size
@@ -297,9 +306,8 @@ class BatchController:
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
         self._parts.load_state_dict(state["conductor"])
-        self._require_loader().load_state_dict(state["loader"], state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        random_state = RandomState(state["rng"], state["cuda_rng"])
+        self._require_loader().load_state_dict(state["loader"], random_state)
 
     @property
     def _parts(self) -> Conductor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from rlbatch.actuation.window import WindowPlan
 from rlbatch.errors import DeliveryError
@@ -40,6 +41,26 @@ class Delivered(NamedTuple):
         return self.position == self.micro_batches - 1
 
 
+class IssuedWindow(NamedTuple):
+    """One optimizer step, from its issue until it has arrived whole.
+
+    Attributes:
+        batch_size: Batch size that was in force when it was issued.
+        samples: Its samples on all ranks; at an epoch's end not `batch_size`.
+        micro_batch_size: Most samples of a forward pass at that time; None for no limit.
+        measured: Whether it was to be split for a measurement.
+        start: Place of its first sample in the epoch's order.
+        tail: What its last samples look like, by which the place is recognised.
+    """
+
+    batch_size: int
+    samples: int
+    micro_batch_size: int | None
+    measured: bool
+    start: int = 0
+    tail: Sequence[str] = ()
+
+
 class DeliveryQueue:
     """Plans of the micro-batches under way, and the count of the windows that arrived whole.
 
@@ -51,11 +72,16 @@ class DeliveryQueue:
     def __init__(self) -> None:
         """Start with nothing under way."""
         self._plans: deque[Delivered] = deque()
+        self._under_way: deque[IssuedWindow] = deque()
+        self._latest: IssuedWindow | None = None  # window that arrived whole
+        self._before: Sequence[str] = ()  # tail in front of it
         self._issued_windows = 0
         self.windows = 0
         """Windows consumed since the start of the run."""
         self.position = 0
         """Samples consumed in this epoch, in whole windows."""
+        self.tail: Sequence[str] = ()
+        """What the last of these samples look like."""
         self.epoch = 0
         """Number of the epoch that the counts are of."""
 
@@ -68,26 +94,34 @@ class DeliveryQueue:
         """Number of the next window to be issued."""
         return self._issued_windows
 
-    def start(self, epoch: int, position: int) -> None:
+    @property
+    def within_window(self) -> bool:
+        """Whether a part of a window has arrived, and not all of it."""
+        return bool(self._plans) and self._plans[0].position > 0
+
+    def start(self, epoch: int, position: int, tail: Sequence[str] = ()) -> None:
         """Begin an epoch; what an abandoned iterator left under way is forgotten."""
         self._plans.clear()
+        self._under_way.clear()
+        self._latest = None
         self._issued_windows = self.windows
-        self.epoch, self.position = epoch, position
+        self.epoch, self.position, self.tail = epoch, position, tail
 
-    def issue(self, plan: WindowPlan, batch_size: int, window_start: int, offset: int) -> None:
+    def issue(self, window: IssuedWindow, plan: WindowPlan, offset: int) -> None:
         """Take in a window: `offset` is where this rank's share starts among its samples."""
-        first = window_start + offset
+        self._under_way.append(window)
+        first = window.start + offset
         for position, size in enumerate(plan.sizes):
             self._plans.append(
                 Delivered(
                     window=self._issued_windows,
-                    batch_size=batch_size,
+                    batch_size=window.batch_size,
                     position=position,
                     micro_batches=len(plan.sizes),
                     micro_size=size,
-                    window_samples=plan.batch_size,
+                    window_samples=window.samples,
                     epoch=self.epoch,
-                    window_start=window_start,
+                    window_start=window.start,
                     first_sample=first,
                 )
             )
@@ -107,6 +141,26 @@ class DeliveryQueue:
             )
         delivered = self._plans.popleft()
         if delivered.is_last:
+            done = self._under_way.popleft()
+            self._latest, self._before = done, self.tail
             self.windows += 1
-            self.position = delivered.window_start + delivered.window_samples
+            self.position, self.tail = done.start + done.samples, done.tail
         return delivered
+
+    def place(self, again: bool) -> tuple[dict[str, Any], list[IssuedWindow]]:
+        """Return where a resumed run goes on, and the windows that come next in it.
+
+        Args:
+            again: Whether the latest window, if it arrived whole, is to come again too.
+        """
+        place = {"windows": self.windows, "position": self.position, "tail": list(self.tail)}
+        under_way = list(self._under_way)
+        latest = self._latest
+        if again and latest is not None and not self.within_window:
+            under_way.insert(0, latest)
+            place = {
+                "windows": self.windows - 1,
+                "position": latest.start,
+                "tail": list(self._before),
+            }
+        return {"epoch": self.epoch, **place}, under_way

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlbatch.actuation.delivery import Delivered, DeliveryQueue
+from torch import Tensor
+
+from rlbatch.actuation.delivery import Delivered, DeliveryQueue, IssuedWindow
 from rlbatch.actuation.window import check_batch_size, check_micro_batch_size
 from rlbatch.errors import ConfigurationError, DeliveryError
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class ElasticSource:
     """Sizes that may change between two windows, the queue of those under way, and the place.
 
-    A subclass iterates: it registers each window that it issues with the queue.
+    A subclass iterates: it asks `_next_planned` for each window's size and registers what it issues
+    with the queue. After `load_state_dict`, the windows that were under way when the state was
+    taken come first, with the sizes they had: a resumed run changes sizes where the uninterrupted
+    one does, however far workers have prefetched.
 
     Attributes:
         drop_last: Whether samples that do not fill the epoch's last window are left out.
         measure_next: Says of a window's number whether it is to be split in two or more
             micro-batches; None splits none for that.
+        begun_at: Torch's global random state when this iteration's order was drawn and nothing
+            read yet; None before.
     """
 
     def __init__(
@@ -44,6 +52,9 @@ class ElasticSource:
         self._world_size = world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
         self._queue = DeliveryQueue()
+        self.begun_at: Tensor | None = None
+        self._resume_from: dict[str, Any] | None = None  # how the interrupted epoch was drawn
+        self._planned: deque[IssuedWindow] = deque()  # to come again, before any other
         self._next_epoch = self._iteration = 0
         self._exhausted = False
 
@@ -67,6 +78,21 @@ class ElasticSource:
         """Windows consumed since the start of the run."""
         return self._queue.windows
 
+    @property
+    def next_window(self) -> int:
+        """Number of the first window whose size is open: a change takes effect there."""
+        return self._queue.issued_windows + len(self._planned)
+
+    @property
+    def within_window(self) -> bool:
+        """Whether a part of a window has arrived, and not all of it."""
+        return self._queue.within_window
+
+    @property
+    def resumes_within_epoch(self) -> bool:
+        """Whether the next iteration goes on with an epoch that was interrupted."""
+        return self._resume_from is not None
+
     def set_batch_size(self, batch_size: int) -> None:
         """Change the batch size, from the next window that is issued.
 
@@ -89,16 +115,32 @@ class ElasticSource:
         """
         return self._queue.pop()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the run behind the last window that was consumed whole."""
+    def state_dict(self, rewind_to: Tensor | None = None) -> dict[str, Any]:
+        """Return the place in the run, in what `torch.load` reads with `weights_only=True`.
+
+        It is the one behind the last window that arrived whole. To a loop that has not stepped with
+        it yet, that window would be lost.
+
+        Args:
+            rewind_to: Torch's global random state from before the latest window was loaded: with
+                it, the state is the one in front of that window.
+        """
+        place, under_way = self._queue.place(again=rewind_to is not None)
         return {
             "version": _STATE_VERSION,
-            "epoch": self._queue.epoch,
-            "position": self._queue.position,
-            "windows": self._queue.windows,
+            **place,
+            "under_way": [
+                [window.batch_size, window.samples, window.micro_batch_size, window.measured]
+                for window in (*under_way, *self._planned)
+            ],
+            "world_size": self._world_size,
             "batch_size": self._requested,
-            "complete": self._is_complete(),
+            "complete": not under_way and self._is_complete(),
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict` with the next iteration."""
+        raise NotImplementedError
 
     def _go_to(self, state: Mapping[str, Any]) -> None:
         """Stand where `state` was taken; iterators from before are of no use any more."""
@@ -113,12 +155,38 @@ class ElasticSource:
         complete: bool = state["complete"]
         self._next_epoch = state["epoch"] + complete
         self._queue.windows = state["windows"]
-        self._queue.start(self._next_epoch, 0 if complete else state["position"])
+        place = (0, ()) if complete else (state["position"], state["tail"])
+        self._queue.start(self._next_epoch, *place)
+        # Other ranks could not always share these windows: they are planned anew.
+        same_ranks = state["world_size"] == self._world_size
+        self._planned = deque(IssuedWindow(*w) for w in state["under_way"] if same_ranks)
+
+    def _next_planned(self) -> tuple[IssuedWindow | None, int]:
+        """Return the next window's plan from before a resume, if there is one, and its size."""
+        planned = self._planned.popleft() if self._planned else None
+        return planned, self._requested if planned is None else planned.samples
+
+    def _window(
+        self, planned: IssuedWindow | None, samples: int, start: int, tail: Sequence[str]
+    ) -> IssuedWindow:
+        """Return the window that is issued now, with the samples that there were for it."""
+        if planned is None:
+            measured = self._measures_next()
+            return IssuedWindow(self._requested, samples, self._micro_limit, measured, start, tail)
+        limits = [limit for limit in (planned.micro_batch_size, self._micro_limit) if limit]
+        return planned._replace(
+            samples=samples,
+            start=start,
+            tail=tail,
+            # A smaller limit than before the resume is there for a reason: memory.
+            micro_batch_size=min(limits, default=None),
+        )
 
     def _begin_iteration(self) -> int:
         """Return the number of the iteration that begins."""
         self._iteration += 1
         self._exhausted = False
+        self.begun_at = None
         return self._iteration
 
     def _require_current(self, iteration: int) -> None:

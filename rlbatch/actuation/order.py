@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
+from rlbatch.actuation.randomness import Randomness
 from rlbatch.errors import ConfigurationError
 
 
@@ -54,20 +55,23 @@ class ShuffledSampler(Sampler[int]):
         return self._size
 
 
-class EpochOrder:
-    """Remembers the random state from which an epoch's order is drawn.
+_DETERMINISTIC = (SequentialSampler, ShuffledSampler, DistributedSampler, list, tuple, range)
+_TAIL = 8  # samples by which an order is recognised
 
-    A sampler with a `generator` is replayed from that generator's state, one without from torch's
-    global state. Samplers that draw from NumPy or `random` cannot be replayed.
+
+class EpochOrder:
+    """Remembers the random states from which an epoch's order is drawn, to draw it again.
+
+    What they are is said in `rlbatch.actuation.randomness`. An order that depends on anything else
+    is not repeated; that is noticed when a run resumes.
     """
 
     def __init__(self, sampler: Iterable[int]) -> None:
         """Take the sampler whose iterations are the epochs."""
         self.sampler = sampler
-        self._generator: torch.Generator | None = getattr(sampler, "generator", None)
-        self._is_random = not isinstance(sampler, (SequentialSampler, ShuffledSampler))
+        self._randomness = Randomness(None if type(sampler) in _DETERMINISTIC else sampler)
         self._start: dict[str, Any] = {}
-        self._finished: torch.Tensor | None = None
+        self._finished: dict[str, Any] | None = None
 
     @property
     def size(self) -> int | None:
@@ -87,65 +91,86 @@ class EpochOrder:
                 after `finish` it is taken back, as the uninterrupted run did not draw it.
         """
         if self._finished is not None and not after_seed:
-            self._set_random_state(self._finished)
+            self._randomness.restore(self._finished)
         self._finished = None
         if isinstance(self.sampler, ShuffledSampler):
             self.sampler.set_epoch(epoch)
-        self._start = {"set_epoch": getattr(self.sampler, "epoch", None)}
-        if self._is_random:
-            self._start["random"] = self._random_state()
+        self._start = {
+            "size": self.size,
+            "set_epoch": getattr(self.sampler, "epoch", None),
+            "random": self._randomness.state(),
+        }
         return iter(self.sampler)
 
-    def resume(self, state: dict[str, Any], position: int) -> Iterator[int]:
+    def resume(self, state: dict[str, Any], position: int, tail: Sequence[str]) -> Iterator[int]:
         """Start the epoch of `state` again, behind its first `position` samples.
 
-        Torch's global random state, if the order comes from it, is then set to what it was when the
+        The global random states that the order comes from are then set to what they were when the
         state was taken, as if the run had not been interrupted.
+
+        Args:
+            state: From `state_dict`.
+            position: How many samples to pass over.
+            tail: What `appearance` said of the last of them.
+
+        Raises:
+            ConfigurationError: The order is another one this time.
         """
-        rest = self._replay(state, position)
-        if "now" in state and self._generator is None:
-            torch.set_rng_state(state["now"])
+        rest = self._replay(state, position, tail)
+        self._randomness.restore_global(state["now"])
         return rest
 
-    def finish(self, state: dict[str, Any]) -> None:
-        """Bring the random state to where the whole epoch of `state` leaves it."""
+    def finish(self, state: dict[str, Any], position: int, tail: Sequence[str]) -> None:
+        """Bring the random states to where the whole epoch of `state` leaves them.
+
+        Raises:
+            ConfigurationError: The order is another one this time.
+        """
         if not state:
             return
-        deque(self._replay(state, 0), maxlen=0)
-        if "now" in state and self._generator is None:
-            torch.set_rng_state(state["now"])
-        if "random" in state:
-            self._finished = self._random_state()
+        deque(self._replay(state, position, tail), maxlen=0)
+        self._randomness.restore_global(state["now"])
+        self._finished = self._randomness.state()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `resume` needs: the random state at the epoch's start, and now."""
-        state = dict(self._start)
-        if "random" in state and self._generator is None:
-            state["now"] = torch.get_rng_state()
-        return state
+    def state_dict(self, rewind_to: torch.Tensor | None = None) -> dict[str, Any]:
+        """Return what `resume` needs: the random states at the epoch's start, and now.
 
-    def _replay(self, state: dict[str, Any], position: int) -> Iterator[int]:
-        epoch = state.get("set_epoch")
+        Args:
+            rewind_to: Stands for torch's global state of now.
+        """
+        if not self._start:
+            return {}
+        now = self._randomness.global_state()
+        if rewind_to is not None and "torch" in now:
+            now["torch"] = rewind_to
+        return {**self._start, "now": now}
+
+    def _replay(self, state: dict[str, Any], position: int, tail: Sequence[str]) -> Iterator[int]:
+        epoch, size = state["set_epoch"], state["size"]
         set_epoch = getattr(self.sampler, "set_epoch", None)
         if epoch is not None and set_epoch is not None:
             set_epoch(epoch)
+        if size != self.size:
+            raise ConfigurationError(
+                f"Expected the sampler of the saved run, of {size} samples an epoch, got one of "
+                f"{self.size}. Resume with the same data, or start the run anew."
+            )
         self._start = {key: value for key, value in state.items() if key != "now"}
-        if "random" in state:
-            self._set_random_state(state["random"])
+        self._randomness.restore(state["random"])
         indices = iter(self.sampler)
-        deque(islice(indices, max(position - 1, 0)), maxlen=0)
+        passed = list(islice(indices, position))
         # A sampler draws its order when it is first asked: ask it now, also at position 0.
-        head = list(islice(indices, 1))
-        return indices if position else _chain(head, indices)
-
-    def _random_state(self) -> torch.Tensor:
-        return torch.get_rng_state() if self._generator is None else self._generator.get_state()
-
-    def _set_random_state(self, state: torch.Tensor) -> None:
-        if self._generator is None:
-            torch.set_rng_state(state)
-        else:
-            self._generator.set_state(state)
+        head = list(islice(indices, 0 if position else 1))
+        found = appearance(passed)[-len(tail) :] if tail else []
+        if found != list(tail) or len(passed) != position:
+            raise ConfigurationError(
+                f"Expected the {type(self.sampler).__name__} to repeat the order of the saved "
+                f"epoch, and the samples before place {position} are {', '.join(found)}, not "
+                f"{', '.join(tail)}. Resume with the same data and sampler; if it draws from "
+                "something of its own, let it follow set_epoch(epoch) and a seed, or hold its "
+                "torch.Generator as an attribute."
+            )
+        return _chain(head, indices)
 
 
 class Lookahead:
@@ -188,6 +213,11 @@ class Lookahead:
             )
         window, self._ahead = left, []
         return window
+
+
+def appearance(window: Sequence[Any]) -> list[str]:
+    """Return what the last samples of a window look like: enough to recognise its place."""
+    return [repr(index) for index in window[-_TAIL:]]
 
 
 def _chain(head: list[int], rest: Iterator[int]) -> Iterator[int]:

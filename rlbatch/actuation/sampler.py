@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import (
     DistributedSampler,
     RandomSampler,
@@ -14,8 +16,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from rlbatch.actuation.delivery import IssuedWindow
 from rlbatch.actuation.elastic import ElasticSource
-from rlbatch.actuation.order import EpochOrder, Lookahead, ShuffledSampler
+from rlbatch.actuation.order import EpochOrder, Lookahead, ShuffledSampler, appearance
 from rlbatch.actuation.window import check_ranks, plan_window, share_start
 from rlbatch.errors import ConfigurationError
 
@@ -67,23 +70,28 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         """Whether the loader keeps its workers; needed to resume with the same random numbers."""
         self._rank = rank
         self._order = EpochOrder(sampler)
-        self._resume_from: tuple[dict[str, Any], int] | None = None
 
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: as in torch's own, nothing is drawn before the first batch is asked for.
         iteration = self._begin_iteration()
         windows = self._start_epoch()
         start = self._queue.position
-        while window := windows.take(self._requested):
-            for indices in self._issue(window, start):
+        while True:
+            planned, size = self._next_planned()
+            window = windows.take(size)
+            if not window:
+                break
+            if self.begun_at is None:
+                self.begun_at = torch.get_rng_state()
+            for indices in self._issue(planned, window, start):
                 yield indices
                 self._require_current(iteration)
             start += len(window)
         self._exhausted = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the run behind the last window that was consumed whole."""
-        return {**super().state_dict(), "order": self._current_order()}
+    def state_dict(self, rewind_to: Tensor | None = None) -> dict[str, Any]:
+        """Return the place in the run and how its epoch's order was drawn; see the base class."""
+        return {**super().state_dict(rewind_to), "order": self._current_order(rewind_to)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`: the next iteration yields the rest of its epoch.
@@ -98,33 +106,37 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         order = state["order"]
         self._resume_from = None
         if state["complete"]:
-            self._order.finish(order)
+            self._order.finish(order, state["position"], state["tail"])
         elif order:
-            self._resume_from = (order, state["position"])
+            self._resume_from = order
 
     def _start_epoch(self) -> Lookahead:
         epoch = self._next_epoch
         self._next_epoch += 1
         if self._resume_from is None:
+            self._planned.clear()
             self._queue.start(epoch, 0)
             indices = self._order.begin(epoch, after_seed=not self.persistent_workers)
         else:
-            order, position = self._resume_from
-            self._resume_from = None
-            self._queue.start(epoch, position)
-            indices = self._order.resume(order, position)
+            order, self._resume_from = self._resume_from, None
+            position, tail = self._queue.position, self._queue.tail
+            self._queue.start(epoch, position, tail)
+            indices = self._order.resume(order, position, tail)
         return Lookahead(indices, self._world_size, self.drop_last)
 
-    def _issue(self, window: list[int], start: int) -> list[list[int]]:
+    def _issue(
+        self, planned: IssuedWindow | None, window: list[int], start: int
+    ) -> list[list[int]]:
+        issued = self._window(planned, len(window), start, appearance(window))
         plan = _plan_window(
-            len(window),
-            self._micro_limit,
+            issued.samples,
+            issued.micro_batch_size,
             self._world_size,
-            self._measures_next(),
+            issued.measured,
             rank=self._rank,
         )
         offset = share_start(len(window), self._world_size, self._rank)
-        self._queue.issue(plan, self._requested, start, offset)
+        self._queue.issue(issued, plan, offset)
         if plan.sizes == (len(window),):
             return [window]
         parts: list[list[int]] = []
@@ -133,9 +145,11 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             offset += size
         return parts
 
-    def _current_order(self) -> dict[str, Any]:
+    def _current_order(self, rewind_to: Tensor | None) -> dict[str, Any]:
         # Between load_state_dict and the first batch, the order is still the one that was loaded.
-        return self._order.state_dict() if self._resume_from is None else self._resume_from[0]
+        if self._resume_from is not None:
+            return self._resume_from
+        return self._order.state_dict(rewind_to)
 
     def _is_complete(self) -> bool:
         if len(self._queue) or self._resume_from is not None:

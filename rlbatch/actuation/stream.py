@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
+    Dataset,
     IterableDataset,
     default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from rlbatch.actuation.delivery import IssuedWindow
 from rlbatch.actuation.elastic import ElasticSource
-from rlbatch.actuation.loader import loader_options
+from rlbatch.actuation.loader import check_in_order, check_owner, loader_options
+from rlbatch.actuation.randomness import Randomness
 from rlbatch.actuation.window import plan_window
+from rlbatch.actuation.worker_samples import WorkerSamples, fingerprint, from_worker
 from rlbatch.errors import ConfigurationError
 
 
@@ -25,6 +33,10 @@ class ElasticIterable(ElasticSource):
     on, whatever workers have prefetched. Use it like `ElasticBatchSampler`: `next_delivered` once
     for each batch. It is for one process: ranks whose streams differ in length could not be kept in
     step.
+
+    An epoch has every sample that the stream gives, once; there is no `len()`. A resumed run reads
+    its epoch again up to the place, which takes the time of reading, and sees the same samples if
+    the stream repeats itself from the same random state.
     """
 
     def __init__(
@@ -51,7 +63,8 @@ class ElasticIterable(ElasticSource):
         super().__init__(batch_size, micro_batch_size, drop_last)
         self.samples = samples
         self.collate = collate or _collate
-        self._skip = 0  # samples of the next epoch that were consumed before a resume
+        self._randomness = Randomness(samples, within=(Dataset,))
+        self._start: dict[str, Any] = {}  # random states at the epoch's start
 
     @classmethod
     def from_loader(
@@ -64,7 +77,8 @@ class ElasticIterable(ElasticSource):
         """Take over an iterable-style loader with its workers, which then send single samples.
 
         Raises:
-            ConfigurationError: The loader is map-style, or makes no batches.
+            ConfigurationError: The loader is map-style, makes no batches or not in order. While
+                iterating: several workers read the same samples.
         """
         if not isinstance(loader.dataset, IterableDataset):
             raise ConfigurationError(
@@ -76,11 +90,13 @@ class ElasticIterable(ElasticSource):
                 "Expected a loader that puts batches together, got batch_size=None: the dataset "
                 "does it itself. Let it yield single samples and pass a batch_size."
             )
+        check_in_order(loader)
+        check_owner(loader)
         old: Any = loader
         options = loader_options(loader)
-        options["collate_fn"] = _as_it_is
+        options["collate_fn"] = from_worker
         return cls(
-            DataLoader(loader.dataset, batch_size=None, **options),
+            WorkerSamples(DataLoader(loader.dataset, batch_size=None, **options)),
             loader.batch_size if batch_size is None else batch_size,
             collate=old.collate_fn,
             micro_batch_size=micro_batch_size,
@@ -89,41 +105,78 @@ class ElasticIterable(ElasticSource):
 
     def __iter__(self) -> Iterator[Any]:
         iteration = self._begin_iteration()
-        self._queue.start(self._next_epoch, self._skip)
-        self._next_epoch += 1
-        start, self._skip = self._skip, 0
-        stream = islice(self.samples, start, None)
-        while window := list(islice(stream, self._requested)):
-            if len(window) < self._requested and self.drop_last:
+        stream = self._start_epoch()
+        self.begun_at = torch.get_rng_state()
+        start = self._queue.position
+        while True:
+            planned, size = self._next_planned()
+            window = list(islice(stream, size))
+            if not window or (len(window) < size and self.drop_last):
                 break
-            for batch in self._issue(window, start):
+            for batch in self._issue(planned, window, start):
                 yield batch
                 self._require_current(iteration)
             start += len(window)
         self._exhausted = True
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
+    def state_dict(self, rewind_to: Tensor | None = None) -> dict[str, Any]:
+        """Return the place in the run and the epoch's random states; see the base class."""
+        state = super().state_dict(rewind_to)
+        if self._resume_from is not None:
+            return {**state, "order": self._resume_from}
+        now = self._randomness.state()
+        if now and rewind_to is not None:
+            now["global"]["torch"] = rewind_to
+        return {**state, "order": {"start": self._start, "now": now}}
 
-        The stream is read again up to the place, so it has to repeat.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`; the next iteration yields the rest of its epoch.
 
         Raises:
             ConfigurationError: The state is of another version.
         """
         self._go_to(state)
-        self._skip = self._queue.position
+        order = state["order"]
+        self._resume_from = None
+        if state["complete"]:
+            self._randomness.restore(order["now"])
+        elif order["start"]:
+            self._resume_from = order
 
-    def _issue(self, window: list[Any], start: int) -> Iterator[Any]:
-        plan = plan_window(len(window), self._micro_limit, 1, self._measures_next())
-        self._queue.issue(plan, self._requested, start, 0)
+    def _start_epoch(self) -> Iterator[Any]:
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        order, self._resume_from = self._resume_from, None
+        if order is None:
+            self._planned.clear()
+            self._queue.start(epoch, 0)
+            self._start = self._randomness.state()
+            return iter(self.samples)
+        position, tail = self._queue.position, self._queue.tail
+        self._queue.start(epoch, position, tail)
+        self._start = order["start"]
+        self._randomness.restore(self._start)
+        stream = iter(self.samples)
+        last: deque[Any] = deque(islice(stream, position), maxlen=1)
+        if tail and [fingerprint(sample) for sample in last] != list(tail):
+            warnings.warn(
+                f"rlbatch: sample {position} of the stream is another one than in the run that is "
+                "resumed. If only its augmentation is random, nothing is lost. If its order is, "
+                "samples are skipped and repeated: draw it from a seed of the dataset's own.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._randomness.restore_global(order["now"]["global"])
+        return stream
+
+    def _issue(self, planned: IssuedWindow | None, window: list[Any], start: int) -> Iterator[Any]:
+        issued = self._window(planned, len(window), start, (fingerprint(window[-1]),))
+        plan = plan_window(issued.samples, issued.micro_batch_size, 1, issued.measured)
+        self._queue.issue(issued, plan, 0)
         offset = 0
         for size in plan.sizes:
             yield self.collate(window[offset : offset + size])
             offset += size
-
-
-def _as_it_is(sample: Any) -> Any:
-    return sample
 
 
 def _collate(samples: list[Any]) -> Any:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.loader import elastic_loader
+from rlbatch.actuation.elastic import ElasticSource
+from rlbatch.actuation.loader import batch_source, elastic_loader
 from rlbatch.actuation.sampler import ElasticBatchSampler
+from rlbatch.actuation.stream import ElasticIterable
 from rlbatch.errors import ConfigurationError
 
 
@@ -65,58 +68,142 @@ class ControlledLoader:
         """
         self.dataset = loader.dataset
         self._consumer = consumer
-        self._measure = measure
-        self._elastic = elastic_loader(loader, batch_size, micro_batch_size=micro_batch_size)
-        self.sampler = cast("ElasticBatchSampler", self._elastic.batch_sampler)
-        self.sampler.measure_next = self._issue
-        self._issued = -1  # number of the latest window that was issued
-        self._rng_state: Tensor | None = None  # to be put back when the loop goes on
+        if isinstance(loader.dataset, IterableDataset):
+            stream = ElasticIterable.from_loader(
+                loader, batch_size, micro_batch_size=micro_batch_size
+            )
+            self._batches: Iterable[Any] = stream
+            self.sampler: ElasticSource = stream
+        else:
+            self._batches = elastic_loader(loader, batch_size, micro_batch_size=micro_batch_size)
+            self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
+        self.sampler.measure_next = measure
+        self._resume_at: RandomState | None = None  # to be put back when the loop goes on
+        self._before_window = RandomState.now()  # when the latest window was asked for
+        self._window_open = False  # the loop has begun a window and not stepped with it
 
     def __iter__(self) -> Iterator[Any]:
         """Hand out one epoch, or what is left of an interrupted one."""
         self._consumer.begin_epoch()
-        rng_state, self._rng_state = self._rng_state, None
-        if rng_state is not None:
-            torch.set_rng_state(rng_state)
-        within = self.sampler.position > 0 and rng_state is not None
-        batches = iter(self._elastic)
-        if within and rng_state is not None:
-            # Each iterator draws a seed for its workers; the interrupted one has done so already.
-            torch.set_rng_state(rng_state)
-        for batch in batches:
+        self._window_open = False
+        batches = self._start()
+        is_first = True
+        while True:
+            if not self.sampler.within_window:
+                self._before_window = RandomState.now()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            begun_at = self.sampler.begun_at
+            if is_first and begun_at is not None:
+                # The order was drawn in `next`, and is not drawn again in a resumed run.
+                self._before_window = replace(self._before_window, cpu=begun_at)
+            is_first = False
+            self._window_open = True
             self._consumer.arrive(self.sampler.next_delivered())
             yield batch
         self._consumer.end_epoch()
 
+    def _start(self) -> Iterator[Any]:
+        resume_at, self._resume_at = self._resume_at, None
+        within = self.sampler.resumes_within_epoch
+        if resume_at is not None:
+            resume_at.restore()
+        batches = iter(self._batches)
+        if resume_at is not None and within:
+            # Each iterator draws a seed for its workers; the interrupted one has done so already.
+            resume_at.restore()
+        return batches
+
+    def end_window(self) -> None:
+        """Take note that the loop has stepped with what it was handed."""
+        self._window_open = False
+
     @property
     def next_step(self) -> int:
         """Number of the optimizer step that a change of the batch size takes effect at."""
-        return max(self.sampler.windows, self._issued + 1)
+        return self.sampler.next_window
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch, if it shuffles by it."""
-        set_epoch = getattr(self.sampler.sampler, "set_epoch", None)
+        """Tell the sampler, or the stream's dataset, the epoch, if it shuffles by it."""
+        owner = getattr(self.sampler, "sampler", self.dataset)
+        set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data behind the last whole optimizer step."""
-        return self.sampler.state_dict()
+    def random_state(self) -> RandomState:
+        """Return torch's global random states that belong to `state_dict`."""
+        return self._before_window if self._window_open else RandomState.now()
 
-    def load_state_dict(self, state: dict[str, Any], rng_state: Tensor) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the data behind the last optimizer step.
+
+        A window that the loop has in its hands comes again in the resumed run.
+        """
+        return self.sampler.state_dict(self._before_window.cpu if self._window_open else None)
+
+    def load_state_dict(self, state: dict[str, Any], random_state: RandomState) -> None:
         """Continue from there with the next iteration.
 
         Args:
             state: What `state_dict` returned.
-            rng_state: Of torch's global generator at that time; put back when the loop goes on.
+            random_state: What `random_state` returned; put back when the loop goes on.
         """
         self.sampler.load_state_dict(state)
-        self._issued = -1
-        self._rng_state = rng_state
+        self._window_open = False
+        self._resume_at = random_state
 
-    def _issue(self, window: int) -> bool:
-        self._issued = window
-        return self._measure(window)
+
+@dataclass(frozen=True)
+class RandomState:
+    """Torch's global random states.
+
+    Attributes:
+        cpu: Of the CPU's generator.
+        cuda: Of each CUDA device's; empty where CUDA is not in use.
+    """
+
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """Return the states of now."""
+        in_use = torch.cuda.is_initialized()
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if in_use else [])
+
+    def restore(self) -> None:
+        """Put the states back."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:
+    """Return a loader's batch size and the samples of one of its epochs.
+
+    Raises:
+        ConfigurationError: Its batches cannot be resized, or the samples are not known.
+    """
+    batch_size = loader.batch_size
+    if isinstance(loader.dataset, IterableDataset):
+        source: Any = loader.dataset
+        if batch_size is None:
+            raise ConfigurationError(
+                "Expected a loader that puts batches together, got batch_size=None: the dataset "
+                "does it itself. Let it yield single samples and pass a batch_size."
+            )
+    else:
+        found = batch_source(loader)
+        batch_size, source = found.batch_size, found.sampler
+    try:
+        return batch_size, len(source)
+    except TypeError:
+        raise ConfigurationError(
+            f"Expected a {type(source).__name__} that knows how many samples an epoch has, by "
+            "which progress is counted, and it has no __len__. Give it one; an estimate will do."
+        ) from None
 
 
 def require_single_process() -> None:

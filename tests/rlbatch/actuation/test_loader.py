@@ -1,4 +1,4 @@
-import copy
+import io
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from rlbatch.actuation.delivery import Delivered
 from rlbatch.actuation.loader import elastic_loader
 from rlbatch.actuation.sampler import ElasticBatchSampler
 from rlbatch.errors import ConfigurationError
@@ -134,33 +135,113 @@ def test_an_epoch_left_early_does_not_spoil_the_next(options: str) -> None:
     assert sorted(seen) == list(range(SIZE))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", ["shuffle", "generator", "subset"])
-@pytest.mark.parametrize("stop", [1, 3, 6, 8, 12])
-def test_a_resumed_loader_yields_what_an_uninterrupted_one_does(
-    name: str, options: str, stop: int
-) -> None:
-    def run(loader: Any, windows: int) -> Iterator[list[int]]:
-        sampler = sampler_of(loader)
-        while sampler.windows < windows:
-            for batch in loader:
-                sampler.next_delivered()
-                yield batch[:, 0].int().tolist()
+Run = list[tuple[Delivered, list[int]]]
+
+
+def make_elastic(name: str, options: str, drop_last: bool = False) -> Any:
+    loader = elastic_loader(
+        LOADERS[name](drop_last=drop_last, **OPTIONS[options]), micro_batch_size=5
+    )
+    sampler_of(loader).measure_next = lambda window: window % 3 == 0
+    return loader
+
+
+def decided(window: int) -> int:
+    """Size that is asked for behind a window: any, but the same in each run."""
+    return random.Random(window).randint(1, 12)
+
+
+def run(loader: Any, windows: int) -> Iterator[tuple[Delivered, list[int]]]:
+    """Consume, epoch after epoch, up to a number of windows."""
+    sampler = sampler_of(loader)
+    while sampler.windows < windows:
+        for batch in loader:
+            delivered = sampler.next_delivered()
+            yield delivered, batch[:, 0].int().tolist()
+            if delivered.is_last:
+                sampler.set_batch_size(decided(delivered.window))
                 if sampler.windows >= windows:
                     break
 
+
+def check_resumed(name: str, options: str, drop_last: bool, stop: int, total: int = 24) -> None:
     torch.manual_seed(3)
-    whole = list(run(elastic_loader(LOADERS[name](**OPTIONS[options])), 15))
+    whole: Run = list(run(make_elastic(name, options, drop_last), total))
     torch.manual_seed(3)
-    first = elastic_loader(LOADERS[name](**OPTIONS[options]))
-    done = list(run(first, stop))
-    state = copy.deepcopy(sampler_of(first).state_dict())
+    first = make_elastic(name, options, drop_last)
+    done: Run = list(run(first, stop))
+    saved = io.BytesIO()
+    torch.save(sampler_of(first).state_dict(), saved)
+    saved.seek(0)
     # As in another process, which has a random state of its own.
     torch.manual_seed(77)
-    second = elastic_loader(LOADERS[name](**OPTIONS[options]))
-    sampler_of(second).load_state_dict(state)
-    done += run(second, 15)
+    second = make_elastic(name, options, drop_last)
+    sampler_of(second).load_state_dict(torch.load(saved, weights_only=True))
+    done += run(second, total)
     assert done == whole
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("stop", range(1, 20))
+def test_a_resumed_loader_yields_what_an_uninterrupted_one_does(
+    name: str, drop_last: bool, stop: int
+) -> None:
+    check_resumed(name, "here", drop_last, stop)
+
+
+@pytest.mark.parametrize("options", ["workers", "persistent"])
+@pytest.mark.parametrize(
+    ("name", "drop_last", "stop"),
+    [("shuffle", False, 2), ("generator", True, 4), ("weighted", False, 7), ("shuffle", True, 12)],
+)
+def test_prefetched_windows_come_again_with_the_sizes_they_had(
+    name: str, drop_last: bool, stop: int, options: str
+) -> None:
+    check_resumed(name, options, drop_last, stop)
+
+
+@pytest.mark.parametrize("options", ["here", "workers"])
+def test_a_state_names_the_window_that_a_change_reaches(options: str) -> None:
+    torch.manual_seed(1)
+    loader = elastic_loader(LOADERS["shuffle"](**OPTIONS[options]), batch_size=2)
+    sampler = sampler_of(loader)
+    for _ in loader:
+        if sampler.next_delivered().window == 3:
+            break
+    sampler.set_batch_size(7)
+    reached = sampler.next_window
+    assert reached == 4 + (4 if options == "workers" else 0)
+    again = elastic_loader(LOADERS["shuffle"](**OPTIONS[options]), batch_size=2)
+    sampler_of(again).load_state_dict(sampler.state_dict())
+    assert sampler_of(again).next_window == reached
+    for _ in again:
+        delivered = sampler_of(again).next_delivered()
+        assert delivered.batch_size == (2 if delivered.window < reached else 7)
+
+
+def test_an_explicit_batch_sampler_is_regrouped_like_a_batch_size() -> None:
+    torch.manual_seed(3)
+    plain = DataLoader(Noisy(), 8, shuffle=True, drop_last=True)
+    expected = [batch[:, 0].tolist() for batch in plain]
+    torch.manual_seed(3)
+    explicit = DataLoader(
+        Noisy(), batch_sampler=BatchSampler(RandomSampler(range(SIZE)), 8, drop_last=True)
+    )
+    assert [batch[:, 0].tolist() for batch in elastic_loader(explicit)] == expected
+
+
+def test_a_loader_that_is_elastic_already_is_used_itself() -> None:
+    sampler = ElasticBatchSampler(SequentialSampler(range(SIZE)), 8)
+    loader = Odd(Noisy(), batch_sampler=sampler)
+    assert elastic_loader(loader, 4, micro_batch_size=3) is loader
+    assert sampler.requested_batch_size == 4
+    assert [len(indices) for indices in sampler][:2] == [2, 2]
+
+
+def test_there_is_no_length() -> None:
+    with pytest.raises(TypeError, match="len"):
+        len(elastic_loader(DataLoader(Noisy(), 8)))
 
 
 class Stream(IterableDataset[Tensor]):
@@ -185,10 +266,6 @@ class Odd(DataLoader[Tensor]):
         (
             lambda: DataLoader(Noisy(), batch_sampler=Backwards(SequentialSampler([1]), 1, False)),
             "Pass DataLoader",
-        ),
-        (
-            lambda: DataLoader(Noisy(), batch_sampler=BatchSampler(range(4), 2, False)),
-            "Pass its sampler",
         ),
         (lambda: Odd(Noisy(), 4), "batch_sampler=ElasticBatchSampler"),
         (lambda: DataLoader(Noisy(), 4, num_workers=1, in_order=False), "Leave in_order=True"),
