@@ -66,16 +66,24 @@ def test_rewards_of_an_episode_sum_to_minus_its_ratio(pool: TaskPool) -> None:
 
 def test_staying_costs_what_the_pool_says_for_that_size(pool: TaskPool) -> None:
     quiet = np.flatnonzero(pool.cost_of(pool.tasks.start_batch_size) < 3 * pool.reference_cost)
-    episodes = QuadraticEpisodes(pool, len(quiet), np.random.default_rng(0))
-    episodes.begin(np.arange(len(quiet)), quiet)
-    transition = episodes.step(None)
-    ratio = np.where(transition.ended, transition.ratio, np.nan)
-    while np.isnan(ratio).any():
-        transition = episodes.step(np.zeros(len(quiet)))
-        new = transition.ended & np.isnan(ratio)
-        ratio[new] = transition.ratio[new]
+    ratios: dict[bool, np.ndarray] = {}
+    for measures in (False, True):
+        rng = np.random.default_rng(0)
+        episodes = QuadraticEpisodes(pool, len(quiet), rng, measures=measures)
+        episodes.begin(np.arange(len(quiet)), quiet)
+        transition = episodes.step(None)
+        ratio = np.where(transition.ended, transition.ratio, np.nan)
+        while np.isnan(ratio).any():
+            transition = episodes.step(np.zeros(len(quiet)))
+            new = transition.ended & np.isnan(ratio)
+            ratio[new] = transition.ratio[new]
+        ratios[measures] = ratio
     expected = (pool.cost_of(pool.tasks.start_batch_size) / pool.reference_cost)[quiet]
-    np.testing.assert_allclose(ratio, expected, rtol=1e-6)
+    np.testing.assert_allclose(ratios[False], expected, rtol=1e-6)
+    # Measuring is charged: up to a second pass for a few of the steps.
+    arrived = ratios[True] < UNREACHED_RATIO
+    assert (ratios[True] >= expected * (1 - 1e-6)).all()
+    assert 1.0 < np.mean((ratios[True] / expected)[arrived]) < 1.2
 
 
 def test_observations_are_bounded_and_equal_seeds_give_equal_episodes(pool: TaskPool) -> None:
@@ -98,7 +106,7 @@ def test_a_replaced_episode_begins_afresh(pool: TaskPool) -> None:
         for i in np.flatnonzero(ended):
             assert infos[i]["episode"]["r"] == pytest.approx(-infos[i]["ratio"], rel=1e-5)
             # Only the new episode's first chunk is on its clock.
-            assert env.episodes.runs.steps[i] == env.episodes.runs.tasks.chunk_minimum[i]
+            assert env.episodes.runs.steps[i] == 1
             assert env.lengths[i] == 0
 
 
