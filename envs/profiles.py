@@ -95,7 +95,8 @@ class DeviceProfile:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"Not a device profile: {error}. Make one with `rlbatch profile`."
+                f"Not a device profile: {error} Expected one JSON object with the fields of "
+                "rlbatch.envs.profiles.DeviceProfile."
             ) from error
 
 
@@ -123,7 +124,10 @@ def resolve_profile(spec: str) -> DeviceProfile:
             return profile
     for path in (Path(spec), _DATA / f"{spec}.json"):
         if path.suffix == ".json" and path.is_file():
-            return DeviceProfile.from_json(path.read_text())
+            try:
+                return DeviceProfile.from_json(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigurationError(f"{path}: {error}") from error
     raise UnknownNameError("profile", spec, [*profile_names(), "wall"])
 
 

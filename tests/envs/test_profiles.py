@@ -1,5 +1,7 @@
 """Device profiles: the shape of a step's cost, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,3 +77,18 @@ def test_wrong_values_and_names_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'cpu'"):
         resolve_profile("cpuu")
     assert "accelerator-4096" in profile_names()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b"3", b"\xff\x00", b'{"name": "x"}', b'{"a": 1}']
+    + [b'{"name": "x", "launch_seconds": "fast", "sample_seconds": 1.0}']
+    + [b'{"name": "x", "launch_seconds": NaN, "sample_seconds": 1.0}'],
+)
+def test_a_file_that_holds_no_profile_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=str(path)):
+        resolve_profile(str(path))
+    path.write_text(resolve_profile("cpu").to_json())
+    assert resolve_profile(str(path)) == resolve_profile("cpu")
