@@ -145,13 +145,13 @@ def measure_overhead(
     Raises:
         UnknownNameError: There is no such model or policy.
     """
-    policies = {name: resolve_policy(name) for name in settings.policies}
     cells = [
         Workload(model, batch_size, torch.device(device))
         for device in settings.devices or _devices()
         for model in settings.models
         for batch_size in settings.batch_sizes
     ]
+    policies = {name: resolve_policy(name) for name in settings.policies}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
