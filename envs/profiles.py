@@ -93,9 +93,11 @@ class DeviceProfile:
         """Return the profile from `to_json`'s text; an unknown key is an error."""
         try:
             return cls(**json.loads(text))
+        except ConfigurationError:
+            raise
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"Not a device profile: {error} Expected one JSON object with the fields of "
+                f"Not a device profile: {error}. Expected one JSON object with the fields of "
                 "rlbatch.envs.profiles.DeviceProfile."
             ) from error
 

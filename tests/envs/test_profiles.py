@@ -81,9 +81,11 @@ def test_wrong_values_and_names_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[1]", b"3", b"\xff\x00", b'{"name": "x"}', b'{"a": 1}']
-    + [b'{"name": "x", "launch_seconds": "fast", "sample_seconds": 1.0}']
-    + [b'{"name": "x", "launch_seconds": NaN, "sample_seconds": 1.0}'],
+    [
+        *(b"", b"{", b"[1]", b"3", b"\xff\x00", b'{"name": "x"}', b'{"a": 1}'),
+        b'{"name": "x", "launch_seconds": "fast", "sample_seconds": 1.0}',
+        b'{"name": "x", "launch_seconds": NaN, "sample_seconds": 1.0}',
+    ],
 )
 def test_a_file_that_holds_no_profile_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
