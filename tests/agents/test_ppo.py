@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 
+from rlbatch.agents.critic import InformedCriticPolicy
 from rlbatch.agents.ppo import load_weights, train
 from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
+from rlbatch.envs.quadratic.pool import make_pool
+from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.truth import TRUTH_SIZE
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
@@ -44,21 +49,58 @@ def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None
     policy = load_policy(trained / "policy.safetensors")
     rng = np.random.default_rng(0)
     seen = rng.uniform(-1, 1, (500, OBSERVATION_SIZE)).astype(np.float32)
+    hidden = rng.uniform(-1, 1, (500, TRUTH_SIZE)).astype(np.float32)
     decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((500,)))
-    actions, _ = model.predict(seen, deterministic=True)
+    actions, _ = model.predict(np.concatenate([seen, hidden], axis=1), deterministic=True)
     np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
     assert policy.card.recipe_hash == TINY.digest()
 
 
-def test_a_deployed_policy_is_trained_further_from_its_weights(trained: Path) -> None:
+def test_the_exported_value_is_the_critics_at_the_mean_truth(trained: Path) -> None:
     model = PPO.load(trained / "checkpoint.zip", device="cpu")
-    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    policy = load_policy(trained / "policy.safetensors")
+    seen = np.random.default_rng(1).uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
+    mean = model.policy.get_buffer("truth_mean")
+    assert mean.abs().min() > 0
+    features = torch.cat([torch.tensor(seen), mean.expand(50, TRUTH_SIZE)], dim=1)
     with torch.no_grad():
-        for value in model.policy.parameters():
-            value.zero_()
-    load_weights(model, load_policy(trained / "policy.safetensors"))
-    for name, value in model.policy.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+        expected = model.policy.predict_values(features)[:, 0].numpy()
+    decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((50,)))
+    np.testing.assert_allclose(np.asarray(decision.value), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("informed", [True, False])
+def test_a_deployed_policy_is_trained_further_from_its_weights(
+    trained: Path, informed: bool
+) -> None:
+    """As it decides and judges, whether the critic will see the truth from then on or not."""
+    policy = load_policy(trained / "policy.safetensors")
+    model = _untrained(informed)
+    load_weights(model, policy)
+    rng = np.random.default_rng(2)
+    seen = rng.uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
+    hidden = rng.uniform(-1, 1, (50, TRUTH_SIZE * informed)).astype(np.float32)
+    features = torch.tensor(np.concatenate([seen, hidden], axis=1))
+    with torch.no_grad():
+        logits: Any = model.policy.get_distribution(features).distribution
+        values = model.policy.predict_values(features)[:, 0].numpy()
+    decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((50,)))
+    np.testing.assert_allclose(logits.probs.numpy(), decision.probabilities, atol=1e-5)
+    np.testing.assert_allclose(values, np.asarray(decision.value), atol=1e-5)
+
+
+def _untrained(informed: bool) -> PPO:
+    pool = make_pool(8, 0)
+    env = QuadraticVecEnv(pool, 2, 0, TINY.actions, informed=informed)
+    layers = {"pi": list(TINY.policy_layers), "vf": list(TINY.value_layers)}
+    return PPO(
+        InformedCriticPolicy if informed else "MlpPolicy",
+        env,
+        n_steps=8,
+        batch_size=16,
+        device="cpu",
+        policy_kwargs={"net_arch": layers, "activation_fn": torch.nn.Tanh},
+    )
 
 
 def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:

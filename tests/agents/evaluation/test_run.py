@@ -15,7 +15,7 @@ from rlbatch.agents.evaluation import run as run_module
 from rlbatch.agents.evaluation.clocks import resolve_clock
 from rlbatch.agents.evaluation.run import controlled_run, start_size
 from rlbatch.envs.fixed_run import fixed_run_curve
-from rlbatch.envs.objectives import Objective
+from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.envs.task import Task
 from rlbatch.episode_log import read_episode
@@ -36,6 +36,7 @@ def run(task: Task, policy: Policy, **changes: Any) -> run_module.RunResult:
         "coupling": Coupling.SQRT,
         "profile": CPU.profile,
         "objective": Objective(task.target),
+        "cadence": Cadence(first=4),  # chunks of four steps from the beginning
     }
     return controlled_run(task, policy, **{**arguments, **changes})
 

@@ -1,0 +1,53 @@
+"""What the critic is shown, against the pool and the settings it comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlbatch.envs.quadratic.pool import make_pool
+from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.truth import TRUTH_NAMES, TRUTH_SIZE, truth
+from rlbatch.observation import OBSERVATION_SIZE
+
+ACTIONS = (-1.0, 0.0, 1.0)
+
+
+def test_each_feature_says_what_its_name_says() -> None:
+    row = truth(*(np.array([v]) for v in (1.0, 64.0, 32.0, 8.0, 16.0, 2.0)))[0]
+    found = dict(zip(TRUTH_NAMES, row.tolist(), strict=True))
+    assert found == pytest.approx(
+        {
+            "spent": 0.25,
+            "reference_steps": 0.5,
+            "best_vs_size": 0.25,
+            "best_vs_base": 0.125,
+            "regret": 0.25,
+        }
+    )
+
+
+def test_it_is_finite_and_bounded_whatever_is_unknown() -> None:
+    rows = truth(*(np.array([v, v]) for v in (9.0, np.nan, 1e9, 1.0, 1e-9, np.inf)))
+    assert rows.shape == (2, TRUTH_SIZE)
+    assert rows.dtype == np.float32
+    assert np.abs(rows).max() <= 1.0
+
+
+def test_the_policys_own_features_come_first_and_stay_the_same() -> None:
+    pool = make_pool(32, 0)
+    plain, informed = (
+        QuadraticVecEnv(pool, 8, 3, ACTIONS, informed=flag) for flag in (False, True)
+    )
+    seen, told = plain.reset(), informed.reset()
+    for _ in range(30):
+        np.testing.assert_array_equal(told[:, :OBSERVATION_SIZE], seen)
+        index = informed.episodes.task_index
+        best = 2.0 ** pool.fixed_cost[index].argmin(axis=1)
+        size = np.asarray(informed.episodes.batch_size)
+        expected = np.clip((np.log2(best) - np.log2(size)) / 8, -1, 1)
+        np.testing.assert_allclose(told[:, OBSERVATION_SIZE + 2], expected, atol=1e-6)
+        actions = np.arange(8) % 3
+        (seen, *_), (told, _, ended, infos) = plain.step(actions), informed.step(actions)
+        for i in np.flatnonzero(ended):
+            assert infos[i]["terminal_observation"].shape == (OBSERVATION_SIZE + TRUTH_SIZE,)
