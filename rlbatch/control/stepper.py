@@ -71,10 +71,13 @@ class WindowStepper:
                 "backward() belongs to one batch of the controller's loader: call it once for "
                 "each, with the sum of all losses."
             )
-        weighted = loss
-        if delivered.micro_batches > 1:  # few steps: the others are spared the accumulator
-            weighted = loss * self._accumulator.add(delivered)
+        # Few steps are divided: the others are spared the accumulator.
+        weight = self._accumulator.add(delivered) if delivered.micro_batches > 1 else None
         self._backward_done = True
+        self._run_backward(loss, weight)
+
+    def _run_backward(self, loss: Tensor, weight: float | None) -> None:
+        weighted = loss if weight is None else loss * weight
         if self._scaler is not None:
             weighted = self._scaler.scale(weighted)
         cast("Any", weighted).backward()

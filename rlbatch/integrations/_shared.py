@@ -158,20 +158,33 @@ class WindowController(BatchController):
     """
 
     _arrived: Delivered | None = None
+    _window_is_open = False
     _detach: Callable[[], None] | None = None
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to `next_window`."""
         self._arrived = delivered
 
+    def begin_epoch(self) -> None:
+        """An iteration over the loader begins; what is left of a step under way is dropped."""
+        if self._window_is_open:
+            self._window_is_open = False
+            self.optimizer.zero_grad()
+        super().begin_epoch()
+
     def next_window(self, batches: Iterator[Any]) -> Window | None:
         """Return the next optimizer step's micro-batches, or None when the epoch is over.
 
         Raises:
-            DeliveryError: The epoch ended within a window.
+            DeliveryError: The epoch ended within a window, or the one before was not ended.
         """
         window = Window([], [])
         for batch in batches:
+            if self._window_is_open:  # and no new iteration has begun with this batch
+                raise DeliveryError(
+                    "The optimizer has not stepped on the batch before. Leave the loop's own "
+                    "settings of gradient accumulation as they are while it runs."
+                )
             delivered = self._arrived
             if delivered is None:
                 break
@@ -179,6 +192,7 @@ class WindowController(BatchController):
             window.plans.append(delivered)
             self._arrived = None
             if delivered.is_last:
+                self._window_is_open = True
                 return window
         if window.batches:
             raise DeliveryError(
@@ -207,6 +221,7 @@ class WindowController(BatchController):
 
     def end_window(self, window: Window) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide."""
+        self._window_is_open = False
         self._end_window(window.plans[0])
 
     def limit_next(self, samples: int) -> None:

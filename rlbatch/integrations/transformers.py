@@ -165,6 +165,11 @@ class ControlledTrainerMixin(_Base):
     ) -> tuple[list[Any], Any]:
         """Return the next optimizer step's micro-batches, in place of so many batches."""
         run = self._require_run()
+        if self.args.gradient_accumulation_steps != run.accumulation_steps:
+            raise ConfigurationError(
+                f"gradient_accumulation_steps was {run.accumulation_steps} when the run began and "
+                f"is {self.args.gradient_accumulation_steps} now. Leave it: the controller decides."
+            )
         window = run.next_window(epoch_iterator)
         if window is None:
             self.control.should_epoch_stop = self._loop_was_stopped = True

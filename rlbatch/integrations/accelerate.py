@@ -1,0 +1,258 @@
+"""A controller for plain loops on Hugging Face Accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from rlbatch.actuation.delivery import Delivered
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.loader import ControlledLoader
+from rlbatch.control.stepper import WindowStepper
+from rlbatch.controller import BatchController
+from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.integrations._shared import (
+    SampleCount,
+    SampleScheduler,
+    follows_a_metric,
+    plain_loader,
+)
+from rlbatch.policy.base import Policy
+
+try:
+    from accelerate import Accelerator
+    from accelerate.scheduler import AcceleratedScheduler
+    from accelerate.utils import DistributedType, send_to_device
+except ImportError as error:
+    raise MissingExtraError("accelerate", "transformers") from error
+
+
+class AcceleratedController(BatchController):
+    """Decides, every few steps, how many samples the next optimizer steps take.
+
+        accelerator = Accelerator()
+        model, optimizer, loader, scheduler = accelerator.prepare(
+            model, optimizer, loader, scheduler
+        )
+        controller = AcceleratedController(
+            accelerator, model, optimizer, batch_size=32, scheduler=scheduler
+        )
+        loader = controller.loader(loader)
+        for epoch in range(epochs):
+            for batch in loader:
+                controller.backward(loss_fn(model, batch))  # instead of accelerator.backward(loss)
+                controller.step()  # instead of those of optimizer and scheduler, and zero_grad()
+
+    It is a `rlbatch.BatchController`, and has what that has. `accelerator.sync_gradients` tells
+    when the optimizer is going to step, also within `with accelerator.accumulate(model)`, which may
+    stay. Save and load it with the rest: `accelerator.register_for_checkpointing(controller)`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        batch_size: int,
+        scheduler: Any = None,
+        policy: Policy | str = "default",
+        config: ControllerConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        """Prepare a run; nothing happens before `loader` is called.
+
+        Args:
+            accelerator: That of the loop.
+            model: What is trained, prepared.
+            optimizer: Its optimizer, prepared.
+            batch_size: The user's, for which the learning rate was chosen: the loader's times the
+                accelerator's `gradient_accumulation_steps`. With more than one of these, the
+                loader's is the controller's `micro_batch_size` unless another is given.
+            scheduler: A schedule by steps of that batch size, prepared or not, if there is one; it
+                then goes by samples. Schedules by epochs or by a metric are stepped as always.
+            policy: A name (`default`, `fixed`, a policy file ...) or a policy.
+            config: The settings, or give them as further arguments.
+            **settings: Fields of `ControllerConfig`.
+
+        Raises:
+            ConfigurationError: Settings contradict themselves, or processes share the training.
+        """
+        self._accelerator = accelerator
+        _check(accelerator)
+        steps = accelerator.gradient_accumulation_steps
+        if batch_size % steps:
+            raise ConfigurationError(
+                f"batch_size is the loader's times gradient_accumulation_steps, got {batch_size} "
+                f"with {steps} of these. Give samples per optimizer step."
+            )
+        if config is not None and settings:
+            raise ConfigurationError(
+                f"Give either config or single settings, got config and {', '.join(settings)}."
+            )
+        config = config or ControllerConfig(**settings)
+        self._loader_batch_size = batch_size // steps
+        if steps > 1 and config.micro_batch_size is None:
+            config = replace(config, micro_batch_size=self._loader_batch_size)
+        super().__init__(
+            accelerator.unwrap_model(model),
+            getattr(optimizer, "optimizer", optimizer),
+            batch_size=batch_size,
+            policy=policy,
+            config=config,
+            scaler=accelerator.scaler,
+        )
+        self._stepper = _AcceleratedStepper(accelerator, model, optimizer)
+        self._count: SampleCount | None = None
+        self._schedule = _sample_schedule(scheduler, self._steps_done)
+        self._position = 0, 0
+
+    def loader(self, loader: Any) -> Any:
+        """Return a loader like the given one, prepared or not, whose batch size is controlled.
+
+        Batches come on the accelerator's device. It is not prepared again.
+
+        Raises:
+            ConfigurationError: The loader has another batch size than was said, or no sampler.
+        """
+        batch_size = getattr(loader.batch_sampler, "batch_size", None)
+        if batch_size is not None and batch_size != self._loader_batch_size:
+            raise ConfigurationError(
+                f"The controller was made for a loader of batch size {self._loader_batch_size}, "
+                f"and this one has {batch_size}. Give both the same one; batch_size is that times "
+                "gradient_accumulation_steps."
+            )
+        plain: DataLoader[Any] = plain_loader(loader, self.base_batch_size)
+        sampler: Any = plain.sampler
+        self._count = SampleCount(self.base_batch_size, len(sampler))
+        controlled = super().loader(plain)
+        if self._state is not None:
+            self._take_place()
+        return _DeviceLoader(controlled, self._accelerator)
+
+    def arrive(self, delivered: Delivered) -> None:
+        """A micro-batch is about to be handed to the loop."""
+        super().arrive(delivered)
+        accelerator = self._accelerator
+        # What `accelerator.accumulate`, `backward` and the optimizer go by: a window is counted
+        # from its start, and its number of micro-batches changes between windows alone.
+        accelerator.gradient_accumulation_steps = delivered.micro_batches
+        accelerator.step = delivered.position
+        accelerator.gradient_state._set_sync_gradients(delivered.is_last)
+
+    def step(self, clip_norm: float | None = None) -> int:
+        """Step optimizer and schedule and zero the gradients, if the batch is complete.
+
+        Args:
+            clip_norm: Clip the gradient to this norm before. To do it yourself, do it when
+                `accelerator.sync_gradients`, with `accelerator.clip_grad_norm_`.
+
+        Returns:
+            The samples of the step, or 0 when there was none yet.
+
+        Raises:
+            DeliveryError: The micro-batch had no backward pass.
+        """
+        return super().step(clip_norm)
+
+    def end_epoch(self) -> None:
+        """The loader has nothing more: other loops find the accelerator as it was."""
+        super().end_epoch()
+        self._leave_window()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from what `state_dict` returned, before or after `loader` is called."""
+        super().load_state_dict(state)
+        if self._loader is not None:
+            self._take_place()
+
+    def _end_window(self, delivered: Delivered) -> int:
+        self._position = delivered.epoch, delivered.window_start + delivered.window_samples
+        if self._schedule is not None:
+            if not self._accelerator.optimizer_step_was_skipped:
+                self._schedule.step()
+            self._schedule.skip()
+        return super()._end_window(delivered)
+
+    def _leave_window(self) -> None:
+        steps = self.base_batch_size // self._loader_batch_size
+        self._accelerator.gradient_accumulation_steps = steps
+        self._accelerator.step = 0
+        self._accelerator.gradient_state._set_sync_gradients(True)
+
+    def _take_place(self) -> None:
+        sampler = self._require_loader().sampler
+        self._position = sampler.epoch, sampler.position
+        if self._schedule is not None:
+            self._schedule.skip()
+
+    def _steps_done(self) -> int:
+        return 0 if self._count is None else self._count.steps(*self._position)
+
+
+class _AcceleratedStepper(WindowStepper):
+    """Goes through Accelerate for backward passes, clipping and the optimizer's step."""
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> None:
+        super().__init__(model, optimizer)
+        self._accelerator = accelerator
+
+    def abandon(self) -> None:
+        """Forget what was begun: the loop was left within a window."""
+        # Else the prepared optimizer keeps its gradients.
+        self._accelerator.gradient_state._set_sync_gradients(True)
+        super().abandon()
+
+    def unscale_(self) -> None:
+        """Divide the scaler's factor out of the gradients of a complete window, once."""
+        if self.window_complete and not self._unscaled and self._accelerator.scaler is not None:
+            self._accelerator.unscale_gradients()
+            self._unscaled = True
+
+    def _run_backward(self, loss: Tensor, weight: float | None) -> None:
+        if weight is not None and self.delivered is not None:
+            # Accelerate divides by the number of micro-batches, which is all for equal ones.
+            factor = weight * self.delivered.micro_batches
+            loss = loss if abs(factor - 1.0) < 1e-9 else loss * factor
+        self._accelerator.backward(loss)
+
+
+class _DeviceLoader:
+    """A controlled loader whose batches come on the accelerator's device."""
+
+    def __init__(self, loader: ControlledLoader, accelerator: Accelerator) -> None:
+        self.dataset, self.sampler = loader.dataset, loader.sampler
+        self._loader, self._accelerator = loader, accelerator
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            yield send_to_device(batch, self._accelerator.device)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler the epoch, if it shuffles by it."""
+        self._loader.set_epoch(epoch)
+
+
+def _check(accelerator: Accelerator) -> None:
+    if accelerator.num_processes > 1 or accelerator.distributed_type != DistributedType.NO:
+        raise ConfigurationError(
+            f"Expected a single process, got {accelerator.num_processes} with "
+            f"{accelerator.distributed_type}: the controller steers one. Launch a single process."
+        )
+
+
+def _sample_schedule(scheduler: Any, due: Callable[[], int]) -> SampleScheduler | None:
+    if isinstance(scheduler, AcceleratedScheduler):
+        scheduler = scheduler.scheduler
+    if scheduler is None:
+        return None
+    if follows_a_metric(scheduler):
+        raise ConfigurationError(
+            f"Expected a scheduler that counts steps, got {type(scheduler).__name__}, which "
+            "follows a metric. Step it yourself, after each evaluation."
+        )
+    return SampleScheduler(scheduler, due)
