@@ -12,9 +12,12 @@ from rlbatch.control.conductor import Conductor
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.control.journal import context_values
+from rlbatch.control.ranks import Ranks
+from rlbatch.control.rollback import Rollback
 from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.assemble import run_context
+from rlbatch.signals.monitor import ChunkMonitor
 from rlbatch.signals.record import Coupling
 
 
@@ -30,7 +33,7 @@ def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
     return DecisionEngine(policy, wrappers)
 
 
-def make_conductor(
+def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
     model: nn.Module,
     optimizer: Optimizer,
     policy: Policy,
@@ -39,6 +42,10 @@ def make_conductor(
     base_batch_size: int,
     dataset_size: int,
     scaler: Any = None,
+    engine: DecisionEngine | None = None,
+    monitor: ChunkMonitor | None = None,
+    guard: Rollback | None = None,
+    ranks: Ranks | None = None,
 ) -> Conductor:
     """Return the conductor of a run that is about to begin.
 
@@ -50,11 +57,16 @@ def make_conductor(
         base_batch_size: The user's batch size.
         dataset_size: Samples of an epoch.
         scaler: A `torch.amp.GradScaler` in use.
+        engine: In place of the one that `make_engine` returns.
+        monitor: In place of one of torch's gradients.
+        guard: In place of one of torch's parameters.
+        ranks: The processes that train together; None for this one alone.
 
     Raises:
         ConfigurationError: The user's batch size lies outside of the limits.
     """
-    low, high = config.limits(base_batch_size, dataset_size)
+    world_size = 1 if ranks is None else ranks.world_size
+    low, high = config.limits(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"
     context = run_context(
         optimizer,
@@ -67,7 +79,18 @@ def make_conductor(
         budget=config.budget,
         weights=(float(not by_samples), float(by_samples), 0.0),
     )
-    return Conductor(model, optimizer, make_engine(policy, config), context, config, scaler)
+    engine = engine or make_engine(policy, config)
+    return Conductor(
+        model,
+        optimizer,
+        engine,
+        context,
+        config,
+        scaler,
+        monitor=monitor,
+        guard=guard,
+        ranks=ranks,
+    )
 
 
 def run_info(

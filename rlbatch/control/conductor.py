@@ -15,6 +15,8 @@ from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.engine import AppliedDecision, DecisionEngine
 from rlbatch.control.journal import Journal, Place
 from rlbatch.control.meter import Meter
+from rlbatch.control.rank_monitor import RankMonitor
+from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.decision_record import Event
 from rlbatch.episode_log import EpisodeLog
@@ -23,6 +25,8 @@ from rlbatch.signals.assemble import chunk_signals
 from rlbatch.signals.cadence import is_measured
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
 from rlbatch.signals.record import Coupling, RunContext, Signals
+
+_OFF = 0  # agreed on instead of a batch size
 
 # What a checkpoint holds of a conductor as it is.
 _PLAIN = (
@@ -51,7 +55,7 @@ class Conductor:
         last: The latest decision.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - parts may be replaced one by one
         self,
         model: nn.Module,
         optimizer: Optimizer,
@@ -59,6 +63,10 @@ class Conductor:
         context: RunContext,
         config: ControllerConfig,
         scaler: Any = None,
+        *,
+        monitor: ChunkMonitor | None = None,
+        guard: Rollback | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Prepare a run that starts at the user's batch size.
 
@@ -67,10 +75,13 @@ class Conductor:
             optimizer: Its optimizer.
             engine: Decides.
             context: The run's constants.
-        config: The settings.
             config: The settings.
             scaler: A `torch.amp.GradScaler` in use.
+            monitor: Watches the steps; None: one of torch's gradients.
+            guard: Undoes chunks; None: one of torch's parameters.
+            ranks: The processes that train together; None for this one alone.
         """
+        self.ranks = Ranks() if ranks is None else ranks
         self.config, self.context, self._engine = config, context, engine
         self._journal, self._log_position = Journal(None), 0
         self._optimizer = optimizer
@@ -79,8 +90,8 @@ class Conductor:
         self.rate = CoupledRate(optimizer, coupling, self.base_batch_size)
         self.meter = Meter(config)
         self._measures = engine.needs_gradient_noise or coupling is Coupling.ADASCALE
-        self._monitor = ChunkMonitor(model.parameters(), optimizer, scaler=scaler)
-        self.guard = Rollback(model, optimizer, config.guard)
+        self._monitor = monitor or self._make_monitor(model, scaler)
+        self.guard = guard or Rollback(model, optimizer, config.guard)
         self.batch_size = self._before = self.base_batch_size
         self.enabled, self._touched = True, False
         self.steps = self.samples_seen = 0
@@ -89,6 +100,12 @@ class Conductor:
         self._watching = self._resumed = False
         self._val_loss = math.nan
         self.last: AppliedDecision | None = None
+
+    def _make_monitor(self, model: nn.Module, scaler: Any) -> ChunkMonitor:
+        parameters = model.parameters()
+        if self.ranks.world_size > 1:
+            return RankMonitor(parameters, self._optimizer, self.ranks, scaler=scaler)
+        return ChunkMonitor(parameters, self._optimizer, scaler=scaler)
 
     def measure(self, window: int) -> bool:
         """Return whether an optimizer step, by its number, is divided for measurement."""
@@ -138,7 +155,7 @@ class Conductor:
     def abandon_window(self) -> None:
         """Forget the step under way."""
         if self._watching:
-            self._monitor.drop_window()
+            self._monitor.drop_window(self._chunk_done)
             self._watching = False
 
     def report_validation(self, loss: float) -> None:
@@ -192,18 +209,12 @@ class Conductor:
         self._decide(signals, in_force, rolled_back, place)
 
     def _decide(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> None:
+        if not self.ranks.leads:
+            self._follow(in_force, place)
+            return
+        size = _OFF
         try:
-            decision = self._engine.decide(signals, in_force)
-            self._before, self.batch_size = in_force, decision.batch_size
-            self._touched = self._touched or decision.batch_size != self.base_batch_size
-            self.last = decision
-            self._journal.decision(
-                signals,
-                decision,
-                place,
-                event="rollback" if rolled_back else "decision",
-                learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
-            )
+            size = self._lead(signals, in_force, rolled_back, place)
         except Exception as error:
             if self.config.on_error == "raise":
                 raise
@@ -213,6 +224,35 @@ class Conductor:
             if isinstance(error, EpisodeLogError):
                 self._journal.give_up()
             self.disable(reason, place)
+        finally:
+            self.ranks.agree(size)  # the others wait for it, whatever happened here
+
+    def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
+        """Decide, log, and return the batch size."""
+        decision = self._engine.decide(signals, in_force)
+        self._change(in_force, decision.batch_size)
+        self.last = decision
+        self._journal.decision(
+            signals,
+            decision,
+            place,
+            event="rollback" if rolled_back else "decision",
+            learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
+        )
+        return decision.batch_size
+
+    def _follow(self, in_force: int, place: Place) -> None:
+        """Do what rank 0 has decided."""
+        size = self.ranks.agree(_OFF)
+        if size == _OFF:
+            self.disable("rank 0 has switched off", place)
+            return
+        self._change(in_force, size)
+        self.rate.set_batch_size(size)
+
+    def _change(self, in_force: int, size: int) -> None:
+        self._before, self.batch_size = in_force, size
+        self._touched = self._touched or size != self.base_batch_size
 
     def _signals(self, measured: ChunkMeasurement, rolled_back: bool) -> Signals:
         curve, known = self.meter.curve()
@@ -257,7 +297,7 @@ class Conductor:
             "engine": self._engine.state_dict(),
             "rate": self.rate.state_dict(),
             "meter": self.meter.state_dict(),
-            "monitor": self._monitor.state_dict(),
+            "monitor": self._monitor.state_dict(self._chunk_done),
             "log_position": self._journal.position or self._log_position,
         }
 

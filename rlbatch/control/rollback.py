@@ -27,10 +27,23 @@ class Rollback:
         count: Chunks undone so far.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, config: GuardConfig | None) -> None:
-        """Watch these; without a configuration nothing is ever done."""
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: GuardConfig | None,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        """Watch these; without a configuration nothing is ever done.
+
+        Args:
+            model: What is trained.
+            optimizer: Its optimizer.
+            config: Limits; None for none.
+            snapshot: Copies what a chunk changes; None: one of torch's model and optimizer.
+        """
         self._config = config
-        self._snapshot = Snapshot(model, optimizer)
+        self._snapshot = snapshot or Snapshot(model, optimizer)
         self._state = GuardState()
         self._seconds = self._chunk_seconds = 0.0
         self._began = time.perf_counter()
