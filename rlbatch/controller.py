@@ -19,8 +19,9 @@ from rlbatch.control.loader import (
     ControlledLoader,
     RandomState,
     loader_sizes,
-    require_single_process,
+    smallest_part,
 )
+from rlbatch.control.ranks import Ranks
 from rlbatch.control.stepper import WindowStepper
 from rlbatch.episode_log import EpisodeLog
 from rlbatch.errors import ConfigurationError
@@ -113,13 +114,17 @@ class BatchController:
         """
         if self._loader is not None:
             raise ConfigurationError("A controller has one loader, and it was made already.")
-        batch_size, self._dataset_size = loader_sizes(loader)
-        if batch_size != self.base_batch_size:
+        ranks = Ranks.of(self.model)
+        batch_size, self._dataset_size = loader_sizes(ranks.share(loader))
+        if batch_size * ranks.world_size != self.base_batch_size:
             raise ConfigurationError(
                 f"The controller was made for batch size {self.base_batch_size}, and the loader "
-                f"has {batch_size}. Give both the same one."
+                f"has {batch_size} on each of {ranks.world_size} ranks. Make the first the product."
+                if ranks.world_size > 1
+                else f"The controller was made for batch size {self.base_batch_size}, and the "
+                f"loader has {batch_size}. Give both the same one."
             )
-        require_single_process()
+        self._stepper = WindowStepper(self.model, self.optimizer, self._scaler, ranks.world_size)
         self._conductor = make_conductor(
             self.model,
             self.optimizer,
@@ -128,6 +133,7 @@ class BatchController:
             base_batch_size=self.base_batch_size,
             dataset_size=self._dataset_size,
             scaler=self._scaler,
+            ranks=ranks,
         )
         self._loader = ControlledLoader(
             loader,
@@ -135,6 +141,7 @@ class BatchController:
             batch_size=self.base_batch_size,
             micro_batch_size=self.config.micro_batch_size,
             measure=self._conductor.measure,
+            smallest_part=smallest_part(self.model),
         )
         if self._state is not None:
             self._apply_state(self._state)
@@ -259,7 +266,7 @@ class BatchController:
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
         parts = self._parts
-        if self.config.log_dir is not None and not self._log_opened:
+        if self.config.log_dir is not None and not self._log_opened and parts.ranks.leads:
             self._log_opened = True
             info = run_info(self._policy_name, self.model, self.optimizer, parts)
             info["action_grid"] = getattr(self.policy, "action_grid", None)

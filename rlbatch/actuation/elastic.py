@@ -27,6 +27,7 @@ class ElasticSource:
         drop_last: Whether samples that do not fill the epoch's last window are left out.
         measure_next: Says of a window's number whether it is to be split in two or more
             micro-batches; None splits none for that.
+        smallest_part: Fewest samples of a micro-batch that such a split may leave.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
             read yet; None before.
     """
@@ -49,6 +50,7 @@ class ElasticSource:
         check_micro_batch_size(micro_batch_size)
         self.drop_last = drop_last
         self.measure_next: Callable[[int], bool] | None = None
+        self.smallest_part = 1
         self._world_size = world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
         self._queue = DeliveryQueue()
@@ -171,7 +173,8 @@ class ElasticSource:
     ) -> IssuedWindow:
         """Return the window that is issued now, with the samples that there were for it."""
         if planned is None:
-            measured = self._measures_next()
+            least = 2 * self.smallest_part * self._world_size
+            measured = samples >= least and self._measures_next()
             return IssuedWindow(self._requested, samples, self._micro_limit, measured, start, tail)
         limits = [limit for limit in (planned.micro_batch_size, self._micro_limit) if limit]
         return planned._replace(

@@ -217,7 +217,7 @@ class Lookahead:
 
 def appearance(window: Sequence[Any]) -> list[str]:
     """Return what the last samples of a window look like: enough to recognise its place."""
-    return [repr(index) for index in window[-_TAIL:]]
+    return list(map(repr, window[-_TAIL:]))
 
 
 def _chain(head: list[int], rest: Iterator[int]) -> Iterator[int]:

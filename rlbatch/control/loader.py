@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.actuation.delivery import Delivered
@@ -15,6 +15,7 @@ from rlbatch.actuation.elastic import ElasticSource
 from rlbatch.actuation.loader import batch_source, elastic_loader
 from rlbatch.actuation.sampler import ElasticBatchSampler
 from rlbatch.actuation.stream import ElasticIterable
+from rlbatch.control.ranks import Ranks
 from rlbatch.errors import ConfigurationError
 
 
@@ -52,6 +53,8 @@ class ControlledLoader:
         batch_size: int,
         micro_batch_size: int | None,
         measure: Callable[[int], bool],
+        smallest_part: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         """Make a loader elastic; it is not used itself any more.
 
@@ -62,22 +65,38 @@ class ControlledLoader:
             micro_batch_size: Most samples of one pass; None for no limit.
             measure: Says of an optimizer step, by its number, whether its batch is divided so that
                 gradient noise can be measured.
+            smallest_part: Fewest samples of a micro-batch that this may leave.
+            ranks: The processes that share each batch; None for this one alone.
 
         Raises:
             ConfigurationError: The loader's batches cannot be resized.
         """
         self.dataset = loader.dataset
         self._consumer = consumer
+        ranks = Ranks() if ranks is None else ranks
         if isinstance(loader.dataset, IterableDataset):
+            if ranks.world_size > 1:
+                raise ConfigurationError(
+                    "Expected a map-style dataset, of which each rank can take its share, got an "
+                    f"IterableDataset on {ranks.world_size} ranks. Index its samples, or train on "
+                    "one rank."
+                )
             stream = ElasticIterable.from_loader(
                 loader, batch_size, micro_batch_size=micro_batch_size
             )
             self._batches: Iterable[Any] = stream
             self.sampler: ElasticSource = stream
         else:
-            self._batches = elastic_loader(loader, batch_size, micro_batch_size=micro_batch_size)
+            self._batches = elastic_loader(
+                ranks.share(loader),
+                batch_size,
+                micro_batch_size=micro_batch_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+            )
             self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
         self.sampler.measure_next = measure
+        self.sampler.smallest_part = smallest_part
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_window = RandomState.now()  # when the latest window was asked for
         self._window_open = False  # the loop has begun a window and not stepped with it
@@ -98,7 +117,7 @@ class ControlledLoader:
             begun_at = self.sampler.begun_at
             if is_first and begun_at is not None:
                 # The order was drawn in `next`, and is not drawn again in a resumed run.
-                self._before_window = replace(self._before_window, cpu=begun_at)
+                self._before_window = self._before_window._replace(cpu=begun_at)
             is_first = False
             self._window_open = True
             self._consumer.arrive(self.sampler.next_delivered())
@@ -155,8 +174,7 @@ class ControlledLoader:
         self._resume_at = random_state
 
 
-@dataclass(frozen=True)
-class RandomState:
+class RandomState(NamedTuple):
     """Torch's global random states.
 
     Attributes:
@@ -171,7 +189,10 @@ class RandomState:
     def now(cls) -> RandomState:
         """Return the states of now."""
         in_use = torch.cuda.is_initialized()
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if in_use else [])
+        # Not by torch.get_rng_state: it is taken in every step.
+        return cls(
+            torch.default_generator.get_state(), torch.cuda.get_rng_state_all() if in_use else []
+        )
 
     def restore(self) -> None:
         """Put the states back."""
@@ -206,17 +227,10 @@ def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:
         ) from None
 
 
-def require_single_process() -> None:
-    """Refuse a training that several processes share: each would decide for itself.
+def smallest_part(model: nn.Module) -> int:
+    """Return the fewest samples of a micro-batch that a model can be trained on.
 
-    Raises:
-        ConfigurationError: `torch.distributed` is in use with more than one process.
+    Two where there is batch normalisation: a single value has no variance.
     """
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        world_size = distributed.get_world_size()
-        if world_size > 1:
-            raise ConfigurationError(
-                f"BatchController steers one process, and torch.distributed has {world_size}. Use "
-                "rlbatch.actuation.ElasticBatchSampler with the decisions of one rank, broadcast."
-            )
+    normalises = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+    return 2 if normalises else 1
