@@ -43,7 +43,7 @@ class ChunkMeasurement:
 
 
 @dataclass
-class _Window:
+class Window:
     """One optimizer step under way, and what its measured micro-batches left on the device."""
 
     shares: Sequence[float]
@@ -57,7 +57,7 @@ class _Window:
     small_sqr: Tensor | None = None
 
 
-_WHOLE = _Window((1.0,), None, 0)  # stands for any step of one micro-batch; never changed
+_WHOLE = Window((1.0,), None, 0)  # stands for any step of one micro-batch; never changed
 
 
 class ChunkMonitor:
@@ -81,7 +81,7 @@ class ChunkMonitor:
         self._parameters = tuple(parameters)
         self._optimizer = optimizer
         self._scaler = scaler
-        self._window: _Window | None = None
+        self._window: Window | None = None
         self._clear()
 
     def begin_window(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
@@ -112,7 +112,7 @@ class ChunkMonitor:
             metric = make_metric(self._parameters, self._optimizer)
             # the first number of micro-batches that holds half of the samples, leaving at least one
             half = int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-9)) + 1
-        self._window = _Window(shares, metric, min(half, len(shares) - 1))
+        self._window = Window(shares, metric, min(half, len(shares) - 1))
         self._batch_size = total
 
     def after_backward(self, loss: Tensor) -> None:
@@ -157,7 +157,7 @@ class ChunkMonitor:
         changed = [
             _version(now) != was for now, was in zip(self._losses, self._versions, strict=True)
         ]
-        values = foreach.read(self._losses, self._norms)
+        values = self._read(self._losses, self._norms)
         self._clear()
         losses, norms = values[:steps], values[steps:].reshape(-1, 3)
         # What the loop has changed in place since then is no loss any more, which is no fault.
@@ -179,22 +179,40 @@ class ChunkMonitor:
             nonfinite_steps=len(bad),
         )
 
-    def drop_window(self) -> None:
-        """Forget the step under way."""
+    def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
+        """Return what the chunk left on the device as one array, moved from there together."""
+        return foreach.read(losses, norms)
+
+    def drop_window(self, steps: int | None = None) -> None:
+        """Forget the step under way.
+
+        Args:
+            steps: Of the chunk that the optimizer made: one whose backward passes are all done
+                and that it did not make is forgotten too. None keeps that.
+        """
         self._window = None
+        if steps is not None:
+            measured = sum(owner < steps for owner in self._owners)
+            del self._losses[steps:], self._versions[steps:], self._norms[3 * measured :]
+            del self._owners[measured:], self._sizes[measured:]
 
     def discard(self) -> None:
         """Forget the chunk and the step under way."""
         self._window = None
         self._clear()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the chunk so far, without a step under way, as plain numbers: reads the device."""
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the chunk so far, without a step under way, as plain numbers: reads the device.
+
+        Args:
+            steps: Of the chunk that the optimizer made, as in `drop_window`.
+        """
+        owners = [owner for owner in self._owners if steps is None or owner < steps]
         return {
-            "losses": foreach.read(self._losses).tolist(),
-            "norms": foreach.read(self._norms).tolist(),
-            "owners": list(self._owners),
-            "sizes": [list(row) for row in self._sizes],
+            "losses": foreach.read(self._losses[:steps]).tolist(),
+            "norms": foreach.read(self._norms[: 3 * len(owners)]).tolist(),
+            "owners": owners,
+            "sizes": [list(row) for row in self._sizes[: len(owners)]],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,7 +252,7 @@ class ChunkMonitor:
         one = torch.ones((), device=self._parameters[0].device)
         return self._scaler.scale(one).reciprocal()
 
-    def _measure(self, window: _Window, metric: GradientMetric, share: float) -> None:
+    def _measure(self, window: Window, metric: GradientMetric, share: float) -> None:
         """Add the micro-batch's own squared norm: of the difference to what was there before."""
         now = metric.vector(self._unscaling())
         own_sqr = foreach.squared_norm(
@@ -251,7 +269,7 @@ class ChunkMonitor:
         else:
             self._record(window, now, own_sqr)
 
-    def _record(self, window: _Window, total: list[Tensor], last_sqr: Tensor) -> None:
+    def _record(self, window: Window, total: list[Tensor], last_sqr: Tensor) -> None:
         assert window.first_half is not None  # noqa: S101 - the half lies before the end
         assert window.half_sqr is not None  # noqa: S101
         assert window.small_sqr is not None  # noqa: S101

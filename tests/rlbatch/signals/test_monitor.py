@@ -406,6 +406,31 @@ def test_a_chunk_continues_from_its_state() -> None:
     assert results[0] == results[1]
 
 
+def test_a_step_that_the_optimizer_did_not_make_is_forgotten() -> None:
+    results: list[ChunkMeasurement] = []
+    states: list[dict[str, Any]] = []
+    for left_early in (False, True):
+        model = network()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        monitor = ChunkMonitor(model.parameters(), optimizer)
+        train(model, optimizer, [[4, 4]] * 2, monitor)
+        if left_early:
+            monitor.begin_window([4, 4], measured=True)
+            for _ in range(2):
+                loss = model(torch.ones(4, 5)).square().mean()
+                (loss / 2).backward()
+                monitor.after_backward(loss)
+        states.append(monitor.state_dict(2))
+        monitor.drop_window(2)
+        optimizer.zero_grad()
+        train(model, optimizer, [[3, 4]], monitor)
+        results.append(monitor.finish())
+    assert states[0] == states[1]
+    assert len(states[0]["losses"]) == len(states[0]["sizes"]) == 2
+    assert results[0].steps == 3
+    assert results[0] == results[1]
+
+
 def test_misuse_is_refused() -> None:
     model = network()
     monitor = ChunkMonitor(model.parameters(), SGD(model.parameters(), lr=0.1))
