@@ -115,7 +115,8 @@ class BatchController:
         if self._loader is not None:
             raise ConfigurationError("A controller has one loader, and it was made already.")
         ranks = Ranks.of(self.model)
-        batch_size, self._dataset_size = loader_sizes(ranks.share(loader))
+        loader = ranks.share(loader)
+        batch_size, self._dataset_size = loader_sizes(loader)
         if batch_size * ranks.world_size != self.base_batch_size:
             raise ConfigurationError(
                 f"The controller was made for batch size {self.base_batch_size}, and the loader "
@@ -142,6 +143,7 @@ class BatchController:
             micro_batch_size=self.config.micro_batch_size,
             measure=self._conductor.measure,
             smallest_part=smallest_part(self.model),
+            ranks=ranks,
         )
         if self._state is not None:
             self._apply_state(self._state)

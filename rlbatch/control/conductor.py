@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlbatch.actuation.window import quantise_batch_size
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.engine import AppliedDecision, DecisionEngine
@@ -229,7 +231,7 @@ class Conductor:
 
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
-        decision = self._engine.decide(signals, in_force)
+        decision = self._shareable(self._engine.decide(signals, in_force))
         self._change(in_force, decision.batch_size)
         self.last = decision
         self._journal.decision(
@@ -240,6 +242,20 @@ class Conductor:
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size
+
+    def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
+        """Round to a size of which every rank gets the same share."""
+        world_size, context = self.ranks.world_size, self.context
+        limits = int(context.min_batch_size), int(context.max_batch_size)
+        if decision.batch_size % world_size == 0:
+            return decision
+        size = quantise_batch_size(decision.batch_size, world_size, *limits)
+        return replace(
+            decision,
+            batch_size=size,
+            applied_log2_change=math.log2(size / decision.batch_size_before),
+            reasons=(*decision.reasons, f"a multiple of {world_size} ranks"),
+        )
 
     def _follow(self, in_force: int, place: Place) -> None:
         """Do what rank 0 has decided."""

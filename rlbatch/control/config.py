@@ -95,13 +95,18 @@ class ControllerConfig:
                     f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
 
-    def limits(self, base_batch_size: int, dataset_size: int) -> tuple[int, int]:
+    def limits(
+        self, base_batch_size: int, dataset_size: int, world_size: int = 1
+    ) -> tuple[int, int]:
         """Return the smallest and largest batch size for a user's batch size and data set.
+
+        Every rank gets a sample of each batch.
 
         Raises:
             ConfigurationError: The user's batch size lies outside of them.
         """
         low = self.min_batch_size or max(1, base_batch_size // 16)
+        low = max(low, world_size)
         high = 64 * base_batch_size if self.max_batch_size is None else self.max_batch_size
         high = min(high, max(dataset_size, base_batch_size))
         if not low <= base_batch_size <= high:

@@ -66,7 +66,8 @@ class ControlledLoader:
             measure: Says of an optimizer step, by its number, whether its batch is divided so that
                 gradient noise can be measured.
             smallest_part: Fewest samples of a micro-batch that this may leave.
-            ranks: The processes that share each batch; None for this one alone.
+            ranks: The processes that share each batch, of a loader from `Ranks.share`; None for
+                this one alone.
 
         Raises:
             ConfigurationError: The loader's batches cannot be resized.
@@ -88,7 +89,7 @@ class ControlledLoader:
             self.sampler: ElasticSource = stream
         else:
             self._batches = elastic_loader(
-                ranks.share(loader),
+                loader,
                 batch_size,
                 micro_batch_size=micro_batch_size,
                 rank=ranks.rank,

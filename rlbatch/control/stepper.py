@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from rlbatch.actuation.accumulation import WindowAccumulator
 from rlbatch.actuation.delivery import Delivered
+from rlbatch.control.ranks import without_sync
 from rlbatch.errors import DeliveryError
 
 
@@ -20,16 +21,25 @@ class WindowStepper:
         delivered: The micro-batch in the hands of the loop; None when it is done with it.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: Any = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scaler: Any = None,
+        world_size: int = 1,
+    ) -> None:
         """Start between two windows.
 
         Args:
             model: Whose gradients are clipped.
             optimizer: Steps.
             scaler: A `torch.amp.GradScaler` in use.
+            world_size: Ranks over which a `DistributedDataParallel` averages.
         """
+        self._world_size = world_size
+        self._unsynchronised = ExitStack()
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._accumulator = WindowAccumulator()
+        self._accumulator = WindowAccumulator(world_size)
         self._backward_done = self._unscaled = False
         self.delivered: Delivered | None = None
 
@@ -51,9 +61,13 @@ class WindowStepper:
                 "leave one out, call them with a loss of 0 * loss."
             )
         self.delivered, self._backward_done = delivered, False
+        # From before the forward pass: there a DistributedDataParallel decides to synchronise.
+        if self._world_size > 1:
+            self._unsynchronised.enter_context(without_sync(self._model, not delivered.is_last))
 
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a window."""
+        self._unsynchronised.close()
         if self._accumulator.is_open or self._backward_done:
             self._accumulator.discard()
             self._optimizer.zero_grad()
@@ -72,7 +86,8 @@ class WindowStepper:
                 "each, with the sum of all losses."
             )
         # Few steps are divided: the others are spared the accumulator.
-        weight = self._accumulator.add(delivered) if delivered.micro_batches > 1 else None
+        whole = delivered.micro_batches == 1 and self._world_size == 1
+        weight = None if whole else self._accumulator.add(delivered)
         self._backward_done = True
         self._run_backward(loss, weight)
 
@@ -81,6 +96,7 @@ class WindowStepper:
         if self._scaler is not None:
             weighted = self._scaler.scale(weighted)
         cast("Any", weighted).backward()
+        self._unsynchronised.close()
 
     def unscale_(self) -> None:
         """Divide the scaler's factor out of the gradients of a complete window, once."""
@@ -115,7 +131,7 @@ class WindowStepper:
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        if count > 1:
+        if self._accumulator.is_open:
             self._accumulator.close()
         with applied:
             if self._scaler is None:

@@ -32,8 +32,9 @@ def chunk_steps(
 
     Chunks grow with the run, so that short and long ones both get a few dozen to a hundred
     decisions, and nobody has to know the length of the run in advance. The first ones are shorter
-    than `minimum`, by default one step to begin with: where the first size is far too large, four steps of it
-    may cost a fifth of a whole good run, and what has to be known to leave it is known at once.
+    than `minimum`, by default one step to begin with: where the first size is far too large, four
+    steps of it may cost a fifth of a whole good run, and what has to be known to leave it is known
+    at once.
 
     Args:
         steps_done: Optimizer steps so far.

@@ -1,0 +1,67 @@
+"""A chunk's measurements over all ranks, with one small all-reduce at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlbatch.control.ranks import Ranks
+from rlbatch.signals import foreach
+from rlbatch.signals.metric import GradientMetric
+from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor, Window
+from rlbatch.signals.record import Array
+
+
+class RankMonitor(ChunkMonitor):
+    """Measures the gradient noise from what the ranks have before and after they average.
+
+    In a measured window each rank runs its first micro-batch without synchronising. Its gradient
+    then is that of N / (ranks x micro-batches) samples, and the one that the optimizer gets that of
+    all N: the two batch sizes that the estimate needs. Ranks differ in the first only, whose
+    squared norm is averaged over them together with the losses.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: Optimizer,
+        ranks: Ranks,
+        *,
+        scaler: Any = None,
+    ) -> None:
+        """Watch these parameters on this rank; see `ChunkMonitor`."""
+        super().__init__(parameters, optimizer, scaler=scaler)
+        self._ranks = ranks
+
+    def finish(self) -> ChunkMeasurement:
+        """Read the chunk, the same on every rank."""
+        batch = self._sizes[-1][1] if self._sizes else math.nan
+        measured = super().finish()
+        noise = measured.noise
+        # The cosine that two halves of the batch would have, by the same estimates.
+        variance = 2.0 * noise.noise_trace / batch
+        size = abs(noise.grad_sqr) + variance
+        cosine = noise.grad_sqr / size if size > 0.0 else math.nan
+        return replace(measured, gradient_cosine=cosine)
+
+    def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
+        return self._ranks.mean(super()._read(losses, norms))
+
+    def _measure(self, window: Window, metric: GradientMetric, share: float) -> None:
+        if window.done == 1:
+            own = foreach.squared_norm(metric.vector(self._unscaling()))
+            window.small_sqr = own / share**2
+        if window.done < len(window.shares):
+            return
+        assert window.small_sqr is not None  # noqa: S101 - the first micro-batch set it
+        big = foreach.squared_norm(metric.vector(self._unscaling()))
+        self._norms += [window.small_sqr, big, torch.zeros_like(big)]
+        self._owners.append(len(self._losses))
+        parts = len(window.shares) * self._ranks.world_size
+        self._sizes.append((self._batch_size / parts, float(self._batch_size)))

@@ -1,0 +1,154 @@
+"""The processes that share a training: what they agree on, and how they take turns with data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
+
+from rlbatch.actuation.sampler import ShuffledSampler
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals.record import Array
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of `torch.distributed`; by default alone.
+
+    Attributes:
+        rank: This process.
+        world_size: Number of processes.
+        device: Where the collectives' tensors live.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Ranks:
+        """Return the processes that train a model together.
+
+        Raises:
+            ConfigurationError: There are several, and nothing averages the model's gradients; or
+                its parameters are sharded.
+        """
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        world_size = distributed.get_world_size()
+        if world_size == 1:
+            return cls()
+        if not isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ConfigurationError(
+                f"torch.distributed has {world_size} processes, and the model is a "
+                f"{type(model).__name__}, whose gradients nobody averages in windows. Give the "
+                "controller DistributedDataParallel(model); sharded models (FSDP) cannot be "
+                "steered yet."
+            )
+        device = next(model.parameters()).device
+        return cls(distributed.get_rank(), world_size, device)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process decides and writes the log."""
+        return self.rank == 0
+
+    def agree(self, number: int) -> int:
+        """Return rank 0's number on every rank: one broadcast."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor([number], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return int(shared.item())
+
+    def mean(self, values: Array) -> Array:
+        """Return the mean over ranks of equally long arrays: one all-reduce."""
+        if self.world_size == 1 or not len(values):
+            return values
+        # Accelerators that have no float64 get float32.
+        kind = torch.float64 if self.device.type in ("cpu", "cuda") else torch.float32
+        shared = torch.as_tensor(values, dtype=kind).to(self.device)
+        torch.distributed.all_reduce(shared)
+        return cast("Array", (shared / self.world_size).cpu().double().numpy())
+
+    def share(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """Return a loader of the whole data in an order that all ranks have in common.
+
+        A `DistributedSampler` is replaced by the whole of what it gives all ranks together, and an
+        unseeded `RandomSampler` by a `ShuffledSampler` with a seed of rank 0.
+        """
+        if self.world_size == 1:
+            return loader
+        sampler: Any = loader.sampler
+        if isinstance(sampler, DistributedSampler):
+            sampler = WholeOrder(cast("DistributedSampler[Any]", sampler))
+        elif type(sampler) is RandomSampler and sampler.generator is None:
+            if sampler.replacement or len(sampler) != len(sampler.data_source):
+                return loader  # refused with the remedy where the batches are made
+            seed = self.agree(int(torch.randint(2**31, ()).item()))
+            sampler = ShuffledSampler(len(sampler), seed)
+        else:
+            return loader
+        return DataLoader(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=sampler,
+            drop_last=loader.drop_last,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=loader.generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+        )
+
+
+class WholeOrder(Sampler[int]):
+    """What a `DistributedSampler` gives all ranks together, without the samples that fill up.
+
+    `set_epoch` of either is heard.
+    """
+
+    def __init__(self, part: DistributedSampler[Any]) -> None:
+        """Take the sampler of one rank's part."""
+        self._part = part
+        self._whole = DistributedSampler[Any](
+            part.dataset, num_replicas=1, rank=0, shuffle=part.shuffle, seed=part.seed
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next iteration."""
+        return self._part.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next iteration."""
+        self._part.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        self._whole.set_epoch(self._part.epoch)
+        return iter(cast("Any", self._whole))
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+
+def without_sync(model: nn.Module, until_last: bool) -> AbstractContextManager[Any]:
+    """Return the block of a micro-batch's forward and backward pass.
+
+    Args:
+        model: A `DistributedDataParallel` averages gradients over ranks in the last pass only.
+        until_last: Whether there are more passes of the window to come.
+    """
+    if until_last and isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
