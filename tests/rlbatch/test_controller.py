@@ -72,6 +72,7 @@ class Run:
         torch.manual_seed(5)
         self.model = network()
         self.optimizer = make(self.model)
+        settings = {"first_chunk_steps": 4, **settings}  # as all chunks of these short runs
         self.controller = BatchController(
             self.model, self.optimizer, batch_size=BASE, policy=policy, **settings
         )
@@ -149,7 +150,7 @@ def test_the_fixed_policy_is_the_plain_loop_bit_for_bit(
 
 
 def test_shadow_mode_divides_batches_and_changes_no_size() -> None:
-    run = Run("goodput", shadow=True, min_chunk_steps=2).train(6)
+    run = Run("goodput", shadow=True, first_chunk_steps=2, min_chunk_steps=2).train(6)
     assert set(run.sizes) == {8, 3}
     assert any(len(parts) == 2 for parts in run.parts)
 

@@ -14,7 +14,7 @@ from rlbatch.errors import ConfigurationError
 def feed(losses: list[float], std: float = 0.0, batch_size: int | None = None) -> list[bool]:
     state, verdicts = GuardState(), []
     for index, loss in enumerate(losses):
-        size = 2 ** (index + 6) if batch_size is None else batch_size
+        size = 2 ** (index + 10) if batch_size is None else batch_size
         chunk = ChunkLoss(size, 4, loss, std, nonfinite=int(not math.isfinite(loss)))
         damaged, state = judge(state, GuardConfig(), chunk)
         verdicts.append(damaged)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlbatch.signals.cadence import FIRST_MEASURED, chunk_steps, is_measured, measured_among
@@ -45,6 +45,7 @@ def test_chunks_of_many_runs_at_once() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.floats(0.0, 5.0))
 def test_the_count_is_the_number_of_measured_steps(steps: int, rate: float) -> None:
     counted = sum(is_measured(step, rate) for step in range(steps))
