@@ -1,0 +1,38 @@
+"""The examples run, as their first lines say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(*arguments: str, **environment: str) -> str:
+    """Return what a program prints; it has to end well and to complain about nothing."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ddp() -> None:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    printed = run(*launch, str(EXAMPLES / "ddp.py"))
+    # One line, of rank 0: each of three epochs visits each of 2,000 samples once.
+    (line,) = printed.splitlines()
+    assert "6000 samples" in line
+    loss = float(line.partition("loss ")[2].partition(",")[0])
+    assert loss < 0.4
