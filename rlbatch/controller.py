@@ -29,6 +29,13 @@ from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
 
 STATE_VERSION = 1
+WITHOUT_AIM = "noise-scale:theta=12"
+"""What `default` stands for in a run that has neither a target nor a budget, but so many epochs.
+
+The learned policy is trained to reach a target soon. Who trains for N epochs wants no worse a loss
+in less time. So the batch never falls below the user's, and grows only where it stays far below the
+gradient noise scale. `scripts/measure_epochs.py` measures what that gives.
+"""
 _NO_LOADER = (
     "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
 )
@@ -79,7 +86,8 @@ class BatchController:
             model: What is trained.
             optimizer: Its optimizer.
             batch_size: The user's, for which the learning rate was chosen; the loader's.
-            policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
+            policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy. Without
+                `target_loss` or `budget`, `default` is the rule `WITHOUT_AIM`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
             **settings: Fields of `ControllerConfig`.
@@ -95,6 +103,8 @@ class BatchController:
         self.config = ControllerConfig(**settings) if config is None else config
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
+        if policy == "default" and not self.config.has_aim:
+            policy = WITHOUT_AIM
         self.policy = resolve_policy(policy) if isinstance(policy, str) else policy
         self._policy_name = policy if isinstance(policy, str) else type(policy).__name__
         self._scaler = scaler

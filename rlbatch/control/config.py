@@ -18,7 +18,8 @@ class ControllerConfig:
     """What a controller may do, and what it counts.
 
     Attributes:
-        min_batch_size: Smallest batch size it may choose; None: a sixteenth of the user's.
+        min_batch_size: Smallest batch size it may choose; None: a sixteenth of the user's, or the
+            user's own in a run without a target or budget.
         max_batch_size: Largest; None: 64 times the user's. At most the data set's size in any case.
         micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
             what fits into the device's memory: larger batches are then accumulated.
@@ -95,6 +96,11 @@ class ControllerConfig:
                     f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
 
+    @property
+    def has_aim(self) -> bool:
+        """Whether a target or a budget was named; without, a run goes on for its epochs."""
+        return self.target_loss is not None or self.budget is not None
+
     def limits(
         self, base_batch_size: int, dataset_size: int, world_size: int = 1
     ) -> tuple[int, int]:
@@ -105,7 +111,8 @@ class ControllerConfig:
         Raises:
             ConfigurationError: The user's batch size lies outside of them.
         """
-        low = self.min_batch_size or max(1, base_batch_size // 16)
+        lowest = max(1, base_batch_size // 16) if self.has_aim else base_batch_size
+        low = self.min_batch_size or lowest
         low = max(low, world_size)
         high = 64 * base_batch_size if self.max_batch_size is None else self.max_batch_size
         high = min(high, max(dataset_size, base_batch_size))

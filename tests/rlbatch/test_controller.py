@@ -22,11 +22,13 @@ from rlbatch.actuation.schedule import SampleSchedule
 from rlbatch.agents.rules.fixed import Fixed
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.guard import GuardConfig
-from rlbatch.controller import BatchController
+from rlbatch.controller import WITHOUT_AIM, BatchController
 from rlbatch.envs.objectives import Cadence
 from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.policy.base import Decision
+from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Signals
 from rlbatch.testing import ScriptedPolicy, random_policy
 
@@ -460,6 +462,23 @@ def test_settings_that_contradict_are_refused() -> None:
     controller.loader(DataLoader(Rows(), batch_size=BASE))
     with pytest.raises(ConfigurationError, match="one loader"):
         controller.loader(DataLoader(Rows(), batch_size=BASE))
+
+
+def test_the_learned_policy_decides_where_there_is_something_to_reach() -> None:
+    model = network()
+
+    def make(**settings: Any) -> BatchController:
+        controller = BatchController(model, adamw(model), batch_size=BASE, **settings)
+        controller.loader(DataLoader(Rows(), batch_size=BASE))
+        return controller
+
+    assert isinstance(make(target_loss=0.1).policy, LearnedPolicy)
+    assert isinstance(make(budget=1e6).policy, LearnedPolicy)
+    plain = make()
+    assert plain.policy == resolve_policy(WITHOUT_AIM)
+    assert plain.components["policy"] == WITHOUT_AIM
+    assert plain.config.limits(BASE, SAMPLES)[0] == BASE
+    assert make(policy="goodput").policy == resolve_policy("goodput")
 
 
 def test_the_cadence_is_that_of_training() -> None:
