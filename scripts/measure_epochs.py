@@ -52,10 +52,7 @@ def main() -> None:
             ]
             loss, *times = np.array(rows).T
             pairs = zip(PROFILES, times, strict=True)
-            shown = "  ".join(
-                f"{profile} {_mean(time):.2f}"
-                for profile, time in zip(PROFILES, times, strict=True)
-            )
+            shown = "  ".join(f"{profile} {_mean(time):.2f}" for profile, time in pairs)
             print(
                 f"{policy} {coupling.value}: loss {_mean(loss):.3f}  worst {loss.max():.2f}  "
                 f"worse {np.mean(loss > WORSE):.0%}  time: {shown}",
