@@ -2,85 +2,159 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from rlbatch.decision_record import DecisionRecord
 from rlbatch.episode_log import read_episode
 
-SCRIPT = """
-import os, sys, time
+TRAIN = """
+import json, os, random, signal, sys, time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from rlbatch.controller import BatchController
 from rlbatch.testing import ScriptedPolicy
 
-folder, pause = sys.argv[1], float(sys.argv[2])
 torch.set_num_threads(1)
-torch.manual_seed(5)
-model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 1))
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-generator = torch.Generator().manual_seed(0)
-x = torch.randn(200, 6, generator=generator)
-loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
-controller = BatchController(
-    model, optimizer, batch_size=8, policy=ScriptedPolicy((1.0, -1.0, 1.5, 0.0, -0.5) * 9),
-    cost="samples", micro_batch_size=10, lr_coupling="adascale", log_dir=folder + "/log",
-)
-path, samples = folder + "/checkpoint.pt", 0
-if os.path.exists(path):
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    controller.load_state_dict(state["controller"])
-    samples = state["samples"]
-loader = controller.loader(loader)
 
-def save():
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "controller": controller.state_dict(), "samples": samples}
-    torch.save(state, path + ".new")
-    os.replace(path + ".new", path)
+def train(folder, workers=0, pause=0.0, kill=None):
+    # Goes on from the last checkpoint. kill: optimizer steps from here, and the line to die at.
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=generator)
+    rows = TensorDataset(torch.arange(200), x, x.sum(1, keepdim=True))
+    controller = BatchController(
+        model, optimizer, batch_size=8, policy=ScriptedPolicy((1.0, -1.0, 1.5, 0.0, -0.5) * 9),
+        cost="samples", micro_batch_size=10, lr_coupling="adascale", log_dir=folder + "/log",
+    )
+    path, samples = folder + "/checkpoint.pt", 0
+    if os.path.exists(path):
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        controller.load_state_dict(state["controller"])
+        samples = state["samples"]
+    loader = controller.loader(
+        DataLoader(rows, batch_size=8, shuffle=True, num_workers=workers)
+    )
+    seen = os.open(folder + "/seen.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    left = kill[0] if kill else -1
 
-if samples == 0:
-    save()
-while samples < 3000:
-    for inputs, targets in loader:
-        controller.backward(nn.functional.mse_loss(model(inputs), targets))
-        done = controller.step()
-        if done:
-            samples += done
+    def die_at(line):
+        if left == 0 and kill[1] == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def save():
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                 "controller": controller.state_dict(), "samples": samples}
+        torch.save(state, path + ".new")
+        if left <= 0:
+            die_at("save")
+        os.replace(path + ".new", path)
+
+    if samples == 0:
+        save()
+    window = []
+    while samples < 2500:
+        for indices, inputs, targets in loader:
+            step = controller.components["steps"]
+            window.append(indices.tolist())
+            die_at("arrive")
+            controller.backward(nn.functional.mse_loss(model(inputs), targets))
+            die_at("backward")
+            done = controller.step()
+            if not done:
+                continue
+            os.write(seen, (json.dumps([step, controller.batch_size, window]) + "\\n").encode())
+            samples, window, left = samples + done, [], left - 1
+            die_at("step")
             time.sleep(pause)
-            if controller.components["steps"] % 7 == 0:
+            if controller.components["steps"] % 5 == 0 or (left == 0 and kill[1] == "save"):
                 save()
-controller.close()
-torch.save(model.state_dict(), folder + "/final.pt")
+    controller.close()
+    torch.save(model.state_dict(), folder + "/final.pt")
 """
+
+ALONE = (
+    TRAIN
+    + """
+train(sys.argv[1], pause=float(sys.argv[2]))
+"""
+)
+
+# Each run is a process of its own, forked from one that has torch imported already.
+FORKED = (
+    TRAIN
+    + """
+def run(*arguments):
+    child = os.fork()
+    if not child:
+        train(*arguments)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+whole, killed, workers, kills = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+draw = random.Random(int(sys.argv[5]))
+codes = [run(whole, workers)]
+for _ in range(kills):
+    line = draw.choice(["arrive", "backward", "step", "save"])
+    codes.append(run(killed, workers, 0.0, (draw.randint(1, 16), line)))
+codes.append(run(killed, workers))
+print(json.dumps(codes))
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "kills"), [(0, 12), (2, 5)])
+def test_a_run_killed_at_random_steps_is_the_undisturbed_run(
+    tmp_path: Path, workers: int, kills: int
+) -> None:
+    whole, killed = _folders(tmp_path)
+    script = tmp_path / "train.py"
+    script.write_text(FORKED)
+    command = [sys.executable, script, whole, killed, str(workers), str(kills), "1"]
+    with (tmp_path / "codes").open("w") as out:
+        # Not a pipe: workers of a killed run hold it open for a while.
+        subprocess.run(command, env=_environment(), stdout=out, check=True)
+    codes = json.loads((tmp_path / "codes").read_text())
+    assert codes == [0, *[-signal.SIGKILL] * kills, 0]
+
+    expected, found = (_seen(folder) for folder in (whole, killed))
+    assert sorted(expected) == list(range(len(expected)))
+    assert expected.keys() == found.keys()
+    for step, attempts in found.items():
+        # Also the steps that were lost had the samples of the undisturbed run.
+        assert attempts == expected[step] * len(attempts)
+    assert sum(map(len, found.values())) > len(found)
+    assert len({json.dumps(attempts[0][0]) for attempts in expected.values()}) > 3  # sizes
+    _check_alike(whole, killed)
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_runs_end_alike(tmp_path: Path) -> None:
+    whole, killed = _folders(tmp_path)
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    script.write_text(ALONE)
 
     def start(folder: Path, pause: float) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(script), str(folder), str(pause)]
-        return subprocess.Popen(command, env=environment)
+        return subprocess.Popen(command, env=_environment())
 
     assert start(whole, 0.0).wait() == 0
-    kills = 0
-    while kills < 4:
+    for kills in range(2):
         process = start(killed, 0.01)
         checkpoint, before = killed / "checkpoint.pt", _stamp(killed / "checkpoint.pt")
         while process.poll() is None and _stamp(checkpoint) == before:
@@ -88,16 +162,43 @@ def test_killed_and_resumed_runs_end_alike(tmp_path: Path) -> None:
         time.sleep(0.013 * kills)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
     assert not (killed / "final.pt").exists()
     assert start(killed, 0.0).wait() == 0
+    _check_alike(whole, killed)
 
-    weights = [torch.load(folder / "final.pt", weights_only=True) for folder in (whole, killed)]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    logs = [read_episode(folder / "log") for folder in (whole, killed)]
-    assert [r.to_json() for r in logs[0].records] == [r.to_json() for r in logs[1].records]
-    assert len(logs[0].records) > 10
+
+def _folders(tmp_path: Path) -> tuple[Path, Path]:
+    folders = tmp_path / "whole", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _seen(folder: Path) -> dict[int, list[Any]]:
+    """Batch size and samples of each optimizer step, once for each time that it was made."""
+    seen: dict[int, list[Any]] = {}
+    for line in (folder / "seen.jsonl").read_text().splitlines():
+        step, *what = json.loads(line)
+        seen.setdefault(step, []).append(what)
+    return seen
+
+
+def _records(folder: Path) -> list[DecisionRecord]:
+    return list(read_episode(folder / "log").records)
+
+
+def _check_alike(whole: Path, killed: Path) -> None:
+    weights = [torch.load(folder / "final.pt", weights_only=True) for folder in (whole, killed)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    records = [_records(folder) for folder in (whole, killed)]
+    assert [r.to_json() for r in records[0]] == [r.to_json() for r in records[1]]
+    assert [r.index for r in records[1]] == list(range(len(records[1])))
+    assert len(records[1]) > 10
