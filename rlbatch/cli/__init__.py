@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -62,10 +63,22 @@ def _drop_output() -> bool:
     """Return whether standard output takes no more; if so, drop what it still holds."""
     try:
         sys.stdout.flush()
+        lost = _reader_is_gone()
     except OSError:
+        lost = True
+    if lost:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return lost
+
+
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads: unbuffered, nothing is left."""
+    try:
+        poll = select.poll()  # not on Windows
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError, ValueError):
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def command_names() -> list[str]:

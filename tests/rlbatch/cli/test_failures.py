@@ -197,13 +197,16 @@ def test_a_full_disk_behind_the_output_is_told(command: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_table_whose_reader_goes_away_is_no_error() -> None:
-    program = f"{sys.executable} -m rlbatch policies"
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["policies", "policies --json", "--version"])
+def test_a_reader_that_goes_away_is_no_error(command: str, unbuffered: str) -> None:
+    program = f"{sys.executable} -m rlbatch {command}"
     done = subprocess.run(
         ["bash", "-c", f"{program} | (exec 0<&-; sleep 0); echo ${{PIPESTATUS[0]}}"],
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
 
