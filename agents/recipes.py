@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.errors import ConfigurationError, UnknownNameError
@@ -90,9 +90,9 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-_SIMULATED = Stage(timesteps=8_000_000, simulated=512, real=0)
+_SIMULATED = Stage(timesteps=6_000_000, simulated=512, real=0)
 _MIXED = Stage(
-    timesteps=3_500_000,
+    timesteps=750_000,
     simulated=96,
     real=96,
     rollout_steps=48,
@@ -100,11 +100,13 @@ _MIXED = Stage(
     learning_rate=4e-4,
     clip=0.15,
 )
+# Mostly real runs, and more updates for each of their dear steps.
+_REAL = replace(_MIXED, timesteps=1_600_000, simulated=32, minibatch=512, epochs=10)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("default", (_SIMULATED, _MIXED)),
+        Recipe("default", (_SIMULATED, _MIXED, _REAL)),
         Recipe("simulated", (_SIMULATED,)),
         Recipe(
             "smoke",
