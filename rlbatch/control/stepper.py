@@ -96,7 +96,8 @@ class WindowStepper:
         if self._scaler is not None:
             weighted = self._scaler.scale(weighted)
         cast("Any", weighted).backward()
-        self._unsynchronised.close()
+        if self._world_size > 1:
+            self._unsynchronised.close()
 
     def unscale_(self) -> None:
         """Divide the scaler's factor out of the gradients of a complete window, once."""
