@@ -163,7 +163,7 @@ class QuadraticRuns:
         before = self.validation_loss()
         train_before = t.irreducible + self.loss.sum(axis=1)
         old_loss = self.loss.copy()
-        measured = self._measured(steps)
+        measured = self._measured(batch_size, steps)
         statistics = None if self.exact else self._measure(batch_size, measured, precondition)
         fatal = self._descend(batch_size, steps, factor * schedule, precondition)
         self.loss[fatal] = old_loss[fatal]
@@ -183,12 +183,11 @@ class QuadraticRuns:
         )
         return ChunkOutcome(signals, before, after, cost, fatal)
 
-    def _measured(self, steps: Array) -> Array:
-        """How many of the coming steps are measured."""
+    def _measured(self, batch_size: Array, steps: Array) -> Array:
+        """How many of the coming steps are divided for measurement; a single sample cannot be."""
         rate = self._noise_rate
-        return cadence.measured_among(self.steps + steps, rate) - cadence.measured_among(
-            self.steps, rate
-        )
+        count = cadence.measured_among(self.steps + steps, rate)
+        return np.where(batch_size > 1, count - cadence.measured_among(self.steps, rate), 0.0)
 
     def _precondition(self, batch_size: Array, steps: Array) -> Array | float:
         t = self.tasks
@@ -265,7 +264,6 @@ class QuadraticRuns:
         )
         trace_se = trace * np.sqrt(2.0 / dimension / measured)
         draws = self.rng.standard_normal((4, n))
-        splittable = (count > 0) & (batch_size > 1)
         spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
         cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)
         cosine = np.clip(
@@ -278,7 +276,7 @@ class QuadraticRuns:
             trace_se * spread,
             cosine,
         )
-        return tuple(np.where(splittable, value, np.nan) for value in values)
+        return tuple(np.where(count > 0, value, np.nan) for value in values)
 
     def _signals(  # noqa: PLR0913, PLR0917 - one argument a measurement
         self,

@@ -8,6 +8,8 @@ import pytest
 
 from rlbatch.envs.quadratic.runs import QuadraticRuns
 from rlbatch.envs.quadratic.tasks import Distribution, SimulatedTasks, draw_tasks
+from rlbatch.signals.cadence import NOISE_RATE, is_measured
+from rlbatch.signals.record import COST_CURVE_SIZES
 
 PLAIN = Distribution(
     probability_adam=0.0,
@@ -72,6 +74,31 @@ def test_the_noise_estimates_are_unbiased_and_their_standard_errors_honest() -> 
     assert np.mean(estimates) == pytest.approx(squared, abs=4 * np.std(estimates) / np.sqrt(4000))
     assert np.mean(signals.noise_trace) == pytest.approx(trace, rel=0.05)
     assert np.std(estimates) == pytest.approx(np.median(errors), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "slope", "surcharge"),
+    [
+        (64.0, 0.0, 0.8),  # launch-bound: a second pass, but no second update
+        (64.0, 1.0, 0.0),  # compute-bound: two halves cost what the whole does
+        (1.0, 0.0, 0.0),  # a single sample cannot be divided
+    ],
+)
+def test_measured_steps_are_charged_their_additional_pass(
+    size: float, slope: float, surcharge: float
+) -> None:
+    curve = slope * np.log2(COST_CURVE_SIZES)
+    drawn = replace(tasks(1), step_cost_curve=curve[None])
+    charged = runs(drawn, exact=False)
+    free = QuadraticRuns(drawn, np.random.default_rng(1), measures=False)
+    while charged.steps[0] < 40:
+        for run in (charged, free):
+            run.advance(np.array([size]))
+    steps = int(charged.steps[0])
+    divided = sum(is_measured(step, NOISE_RATE) for step in range(steps))
+    assert divided >= 2
+    np.testing.assert_allclose(free.cost, steps * size**slope)
+    np.testing.assert_allclose(charged.cost, free.cost + surcharge * divided)
 
 
 def test_noise_falls_with_the_batch_size_and_with_interpolation() -> None:
