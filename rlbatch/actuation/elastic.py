@@ -66,6 +66,11 @@ class ElasticSource:
         return self._requested
 
     @property
+    def world_size(self) -> int:
+        """Ranks that share each window."""
+        return self._world_size
+
+    @property
     def epoch(self) -> int:
         """Number of the epoch under way, or of the next when the last has been consumed whole."""
         return self._queue.epoch + self._is_complete()

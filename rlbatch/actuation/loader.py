@@ -42,6 +42,7 @@ def elastic_loader(
     """
     source = batch_source(loader)
     if isinstance(source.batches, ElasticBatchSampler):
+        _require_ranks(source.batches, rank, world_size)
         return _adopt(loader, source.batches, batch_size, micro_batch_size)
     sampler = ElasticBatchSampler(
         source.sampler,
@@ -53,6 +54,14 @@ def elastic_loader(
     )
     sampler.persistent_workers = loader.persistent_workers
     return DataLoader(loader.dataset, batch_sampler=sampler, **loader_options(loader))
+
+
+def _require_ranks(batches: ElasticBatchSampler, rank: int, world_size: int) -> None:
+    if (batches.rank, batches.world_size) != (rank, world_size):
+        raise ConfigurationError(
+            f"Expected an ElasticBatchSampler of rank {rank} of {world_size}, got one of rank "
+            f"{batches.rank} of {batches.world_size}. Make it with that rank and world_size."
+        )
 
 
 def _adopt(
@@ -92,7 +101,7 @@ class BatchSource(NamedTuple):
 
     Attributes:
         sampler: Gives the order of an epoch.
-        batch_size: Samples of a batch.
+        batch_size: Samples of a batch, on this rank.
         drop_last: Whether a last batch of fewer samples is left out.
         batches: The loader's batch sampler.
     """
@@ -118,7 +127,10 @@ def batch_source(loader: Any) -> BatchSource:
     batches = loader.batch_sampler
     if isinstance(batches, ElasticBatchSampler):
         return BatchSource(
-            batches.sampler, batches.requested_batch_size, batches.drop_last, batches
+            batches.sampler,
+            batches.requested_batch_size // batches.world_size,
+            batches.drop_last,
+            batches,
         )
     check_owner(loader)
     if batches is None:

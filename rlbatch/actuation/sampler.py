@@ -71,6 +71,11 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         self._rank = rank
         self._order = EpochOrder(sampler)
 
+    @property
+    def rank(self) -> int:
+        """The rank whose share is handed out."""
+        return self._rank
+
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: as in torch's own, nothing is drawn before the first batch is asked for.
         iteration = self._begin_iteration()

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.loader import elastic_loader
+from rlbatch.actuation.loader import batch_source, elastic_loader
 from rlbatch.actuation.sampler import ElasticBatchSampler
 from rlbatch.errors import ConfigurationError
 
@@ -237,6 +237,15 @@ def test_a_loader_that_is_elastic_already_is_used_itself() -> None:
     assert elastic_loader(loader, 4, micro_batch_size=3) is loader
     assert sampler.requested_batch_size == 4
     assert [len(indices) for indices in sampler][:2] == [2, 2]
+
+
+def test_an_elastic_loader_has_the_ranks_that_it_is_used_on() -> None:
+    sampler = ElasticBatchSampler(SequentialSampler(range(SIZE)), 8, rank=1, world_size=2)
+    loader = DataLoader(Noisy(), batch_sampler=sampler)
+    assert batch_source(loader).batch_size == 4
+    assert elastic_loader(loader, rank=1, world_size=2) is loader
+    with pytest.raises(ConfigurationError, match="of rank 0 of 1, got one of rank 1 of 2"):
+        elastic_loader(loader)
 
 
 def test_there_is_no_length() -> None:
