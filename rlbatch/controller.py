@@ -110,7 +110,7 @@ class BatchController:
         self._scaler = scaler
         self._conductor: Conductor | None = None
         self._loader: ControlledLoader | None = None
-        self._stepper = WindowStepper(model, optimizer, scaler)
+        self._stepper = self._make_stepper(1)
         self._state: Mapping[str, Any] | None = None  # that was loaded
         self._log_opened = False
         self._dataset_size, self._epochs_done = 1, 0.0
@@ -135,7 +135,7 @@ class BatchController:
                 else f"The controller was made for batch size {self.base_batch_size}, and the "
                 f"loader has {batch_size}. Give both the same one."
             )
-        self._stepper = WindowStepper(self.model, self.optimizer, self._scaler, ranks.world_size)
+        self._stepper = self._make_stepper(ranks.world_size)
         self._conductor = make_conductor(
             self.model,
             self.optimizer,
@@ -297,6 +297,9 @@ class BatchController:
     def end_epoch(self) -> None:
         """The loader has nothing more."""
         self._parts.meter.pause()
+
+    def _make_stepper(self, world_size: int) -> WindowStepper:
+        return WindowStepper(self.model, self.optimizer, self._scaler, world_size)
 
     def _begin_window(self, delivered: Delivered) -> None:
         samples, count = delivered.window_samples, delivered.micro_batches

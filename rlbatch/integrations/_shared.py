@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from rlbatch.actuation.delivery import Delivered
 from rlbatch.actuation.loader import loader_options
@@ -20,7 +21,7 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
     """Return a torch loader of the same samples in the same order, with another batch size.
 
     Args:
-        loader: A torch loader, or one that Accelerate prepared for a single process.
+        loader: A torch loader, or one that Accelerate prepared.
         batch_size: Of the new one.
 
     Raises:
@@ -32,6 +33,14 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
             "again. Give a dataset with __len__ and __getitem__."
         )
     batches = loader.batch_sampler
+    shared = type(batches).__name__ == "BatchSamplerShard"
+    if shared:  # of Accelerate, on several ranks
+        if batches.split_batches:
+            raise ConfigurationError(
+                "Expected a loader of each rank's own batches, got one that splits batches. Set "
+                "split_batches to False, and divide its batch size by the number of ranks."
+            )
+        batches = batches.batch_sampler
     if type(batches) is not BatchSampler:
         raise ConfigurationError(
             f"Expected a loader made with a batch_size, got the batch sampler "
@@ -39,6 +48,8 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
             "sampler and a batch_size instead."
         )
     sampler: Any = batches.sampler
+    if shared and isinstance(sampler, RandomSampler) and not sampler.replacement:
+        sampler = RandomSampler(sampler.data_source)  # whose order the ranks will agree on
     left = len(sampler) % batches.batch_size
     if batches.drop_last and left:
         raise ConfigurationError(
@@ -112,8 +123,11 @@ class SampleScheduler:
 
     def step(self, *_: Any) -> None:
         """Advance to where the run stands: by none, one or several steps."""
+        # One that raises behind its end stays there: rounding may ask for a step more.
+        end = getattr(self.scheduler, "total_steps", None) or math.inf
         while self.made < self._due():
-            self.scheduler.step()
+            if self.scheduler.last_epoch + 1 < end:
+                self.scheduler.step()
             self.made += 1
 
     def skip(self) -> None:

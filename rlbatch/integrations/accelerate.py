@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from rlbatch.actuation.delivery import Delivered
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.loader import ControlledLoader
+from rlbatch.control.loader import ControlledLoader, RandomState
 from rlbatch.control.stepper import WindowStepper
 from rlbatch.controller import BatchController
 from rlbatch.errors import ConfigurationError, MissingExtraError
@@ -71,8 +71,9 @@ class AcceleratedController(BatchController):
             model: What is trained, prepared.
             optimizer: Its optimizer, prepared.
             batch_size: The user's, for which the learning rate was chosen: the loader's times the
-                accelerator's `gradient_accumulation_steps`. With more than one of these, the
-                loader's is the controller's `micro_batch_size` unless another is given.
+                accelerator's `gradient_accumulation_steps` times its `num_processes`. With more
+                than one accumulation step, the loader's is the controller's `micro_batch_size`
+                unless another is given.
             scheduler: A schedule by steps of that batch size, prepared or not, if there is one; it
                 then goes by samples. Schedules by epochs or by a metric are stepped as always.
             policy: A name (`default`, `fixed`, a policy file ...) or a policy.
@@ -80,35 +81,39 @@ class AcceleratedController(BatchController):
             **settings: Fields of `ControllerConfig`.
 
         Raises:
-            ConfigurationError: Settings contradict themselves, or processes share the training.
+            ConfigurationError: Settings contradict themselves, or the processes share the training
+                in another way than by DistributedDataParallel.
         """
-        self._accelerator = accelerator
+        self._accelerator, self._prepared = accelerator, optimizer
         _check(accelerator)
-        steps = accelerator.gradient_accumulation_steps
-        if batch_size % steps:
+        steps = self._accumulation_steps = accelerator.gradient_accumulation_steps
+        if batch_size % (steps * accelerator.num_processes):
             raise ConfigurationError(
-                f"batch_size is the loader's times gradient_accumulation_steps, got {batch_size} "
-                f"with {steps} of these. Give samples per optimizer step."
+                "batch_size is the loader's times gradient_accumulation_steps times the processes, "
+                f"got {batch_size} with {steps} and {accelerator.num_processes} of these. Give the "
+                "samples of an optimizer step on all of them."
             )
         if config is not None and settings:
             raise ConfigurationError(
                 f"Give either config or single settings, got config and {', '.join(settings)}."
             )
         config = config or ControllerConfig(**settings)
-        self._loader_batch_size = batch_size // steps
+        self._loader_batch_size = batch_size // steps // accelerator.num_processes
         if steps > 1 and config.micro_batch_size is None:
             config = replace(config, micro_batch_size=self._loader_batch_size)
         super().__init__(
-            accelerator.unwrap_model(model),
+            model if accelerator.num_processes > 1 else accelerator.unwrap_model(model),
             getattr(optimizer, "optimizer", optimizer),
             batch_size=batch_size,
             policy=policy,
             config=config,
             scaler=accelerator.scaler,
         )
-        self._stepper = _AcceleratedStepper(accelerator, model, optimizer)
         self._count: SampleCount | None = None
-        self._schedule = _sample_schedule(scheduler, self._steps_done)
+        # A prepared scheduler makes a step for each process.
+        prepared = isinstance(scheduler, AcceleratedScheduler) and not scheduler.split_batches
+        self._schedule_steps = accelerator.num_processes if prepared else 1
+        self._schedule = _sample_schedule(scheduler, self._steps_due)
         self._position = 0, 0
 
     def loader(self, loader: Any) -> Any:
@@ -124,9 +129,10 @@ class AcceleratedController(BatchController):
             raise ConfigurationError(
                 f"The controller was made for a loader of batch size {self._loader_batch_size}, "
                 f"and this one has {batch_size}. Give both the same one; batch_size is that times "
-                "gradient_accumulation_steps."
+                "gradient_accumulation_steps times the processes."
             )
-        plain: DataLoader[Any] = plain_loader(loader, self.base_batch_size)
+        world_size = self._accelerator.num_processes
+        plain: DataLoader[Any] = plain_loader(loader, self.base_batch_size // world_size)
         sampler: Any = plain.sampler
         self._count = SampleCount(self.base_batch_size, len(sampler))
         controlled = super().loader(plain)
@@ -166,6 +172,10 @@ class AcceleratedController(BatchController):
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from what `state_dict` returned, before or after `loader` is called."""
+        if not self._accelerator.is_main_process:
+            # Accelerate saves one state for all, and the random numbers of each on their own.
+            random_state = RandomState.now()
+            state = {**state, "rng": random_state.cpu, "cuda_rng": random_state.cuda}
         super().load_state_dict(state)
         if self._loader is not None:
             self._take_place()
@@ -178,9 +188,11 @@ class AcceleratedController(BatchController):
             self._schedule.skip()
         return super()._end_window(delivered)
 
+    def _make_stepper(self, world_size: int) -> WindowStepper:
+        return _AcceleratedStepper(self._accelerator, self.model, self._prepared, world_size)
+
     def _leave_window(self) -> None:
-        steps = self.base_batch_size // self._loader_batch_size
-        self._accelerator.gradient_accumulation_steps = steps
+        self._accelerator.gradient_accumulation_steps = self._accumulation_steps
         self._accelerator.step = 0
         self._accelerator.gradient_state._set_sync_gradients(True)
 
@@ -190,22 +202,37 @@ class AcceleratedController(BatchController):
         if self._schedule is not None:
             self._schedule.skip()
 
-    def _steps_done(self) -> int:
-        return 0 if self._count is None else self._count.steps(*self._position)
+    def _steps_due(self) -> int:
+        steps = 0 if self._count is None else self._count.steps(*self._position)
+        return self._schedule_steps * steps
 
 
 class _AcceleratedStepper(WindowStepper):
     """Goes through Accelerate for backward passes, clipping and the optimizer's step."""
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> None:
-        super().__init__(model, optimizer)
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, world_size: int
+    ) -> None:
+        super().__init__(model, optimizer, world_size=world_size)
         self._accelerator = accelerator
+
+    def arrive(self, delivered: Delivered) -> None:
+        """Take the next micro-batch; ranks average gradients behind a window's last one."""
+        super().arrive(delivered)
+        # In place of a block around the pass: it would end within one of `accelerator.accumulate`.
+        self._unsynchronised.close()
+        self._synchronise(delivered.is_last)
 
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a window."""
         # Else the prepared optimizer keeps its gradients.
         self._accelerator.gradient_state._set_sync_gradients(True)
+        self._synchronise(True)
         super().abandon()
+
+    def _synchronise(self, in_next_pass: bool) -> None:
+        if isinstance(self._model, nn.parallel.DistributedDataParallel):
+            self._model.require_backward_grad_sync = in_next_pass
 
     def unscale_(self) -> None:
         """Divide the scaler's factor out of the gradients of a complete window, once."""
@@ -238,10 +265,12 @@ class _DeviceLoader:
 
 
 def _check(accelerator: Accelerator) -> None:
-    if accelerator.num_processes > 1 or accelerator.distributed_type != DistributedType.NO:
+    alone, together = DistributedType.NO, (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in (alone, *together):
         raise ConfigurationError(
-            f"Expected a single process, got {accelerator.num_processes} with "
-            f"{accelerator.distributed_type}: the controller steers one. Launch a single process."
+            f"Expected one process, or several with DistributedDataParallel, got "
+            f"{accelerator.distributed_type}, whose steps have rules of their own. Launch without "
+            "DeepSpeed, FSDP and the like."
         )
 
 

@@ -1,0 +1,531 @@
+"""Controlled loops on Accelerate against plain ones."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
+
+from rlbatch.episode_log import read_episode
+from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.integrations.accelerate import AcceleratedController
+from rlbatch.testing import ScriptedPolicy
+from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
+
+SAMPLES = 75
+BASE = 8
+GROW = ScriptedPolicy((1.0, 0.5, -2.0, 2.5))
+CONFIG: dict[str, Any] = {
+    "min_batch_size": 1,
+    "first_chunk_steps": 2,
+    "min_chunk_steps": 2,
+    "max_chunk_steps": 2,
+    "on_error": "raise",
+    "cost": "samples",
+    "guard": None,
+    "lr_coupling": "none",
+}
+
+
+_CONTROLLERS: list[AcceleratedController] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_state_is_left() -> Iterator[None]:
+    """Accelerators share their state within a process; and logs are closed."""
+    yield
+    while _CONTROLLERS:
+        _CONTROLLERS.pop().close()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+class Rows(Dataset[tuple[int, Tensor, Tensor]]):
+    """Numbered rows: a batch tells which samples it holds."""
+
+    def __init__(self, size: int = SAMPLES) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(size, 6, generator=generator)
+        self.y = self.x.sum(1, keepdim=True).sin()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
+        return index, self.x[index], self.y[index]
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
+
+
+class Run:
+    """A small training, with a controller or without; `train` may be called again to go on."""
+
+    def __init__(
+        self,
+        policy: Any = None,
+        *,
+        accumulation: int = 1,
+        epochs: int = 3,
+        samples: int = SAMPLES,
+        workers: int = 0,
+        precision: str | None = None,
+        seedable: bool = False,
+        prepared: bool = True,
+        **settings: Any,
+    ) -> None:
+        _ = AcceleratorState._reset_state(reset_partial_state=True), GradientState._reset_state()
+        torch.manual_seed(5)
+        self.accelerator = Accelerator(
+            cpu=True,
+            mixed_precision=precision,
+            gradient_accumulation_steps=accumulation,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=seedable),
+        )
+        model = network()
+        optimizer = AdamW(model.parameters(), lr=3e-3)
+        data = Rows(samples)
+        loader = DataLoader(data, BASE // accumulation, shuffle=True, num_workers=workers)
+        steps = epochs * math.ceil(samples / BASE)
+        schedule = CosineAnnealingLR(optimizer, steps)
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
+            model, optimizer, schedule
+        )
+        self.loader: Any = self.accelerator.prepare(loader) if prepared else loader
+        self.controller: Any = None
+        if policy is not None:
+            self.controller = AcceleratedController(
+                self.accelerator,
+                self.model,
+                self.optimizer,
+                batch_size=BASE,
+                scheduler=self.schedule,
+                policy=policy,
+                **{**CONFIG, **settings},
+            )
+            _CONTROLLERS.append(self.controller)
+            self.accelerator.register_for_checkpointing(self.controller)
+            self.loader = self.controller.loader(self.loader)
+        self.losses: list[float] = []
+        self.windows: list[list[int]] = [[]]
+        self.rates: list[float] = []
+
+    def train(
+        self, epochs: int = 3, *, stop_after: int | None = None, clip: float | None = None
+    ) -> Run:
+        for _ in range(epochs):
+            for index, x, y in self.loader:
+                with self.accelerator.accumulate(self.model):
+                    loss = nn.functional.mse_loss(self.model(x), y)
+                    self.losses.append(float(loss.detach()))
+                    self.windows[-1] += index.tolist()
+                    if self.controller is None:
+                        self._plain_step(loss, clip)
+                    else:
+                        self.controller.backward(loss)
+                        if self.accelerator.sync_gradients and clip is not None:
+                            self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                        self.controller.step()
+                if self.accelerator.sync_gradients:
+                    self.windows.append([])
+                    self.rates.append(self.schedule.get_last_lr()[0])
+                if stop_after is not None and len(self.windows) > stop_after:
+                    return self
+        return self
+
+    def _plain_step(self, loss: Tensor, clip: float | None) -> None:
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients and clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(window) for window in self.windows if window]
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
+
+
+# -- delivered is decided --
+
+
+class TestContract(ActuatorContract):
+    accumulation = 1
+
+    def train(self, job: Job) -> list[Step]:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=self.accumulation)
+        loader = DataLoader(job.dataset, job.batch_size // self.accumulation, shuffle=True)
+        optimizer = SGD(job.model.parameters(), lr=job.learning_rate)
+        model, optimizer, loader = accelerator.prepare(job.model, optimizer, loader)
+        controller = AcceleratedController(
+            accelerator,
+            model,
+            optimizer,
+            batch_size=job.batch_size,
+            policy=Follow(job.decide),
+            micro_batch_size=job.micro_batch_size,
+            max_batch_size=24,
+            **{**CONFIG, "first_chunk_steps": 1, "min_chunk_steps": 1, "max_chunk_steps": 1},
+        )
+        batches = controller.loader(loader)
+        steps: list[Step] = []
+        for epoch in range(job.epochs):
+            size, parts = controller.batch_size, []
+            for x, y, index in batches:
+                with accelerator.accumulate(model):
+                    parts.append(index.tolist())
+                    controller.backward(nn.functional.mse_loss(model(x), y))
+                    if controller.step():
+                        copies = [p.detach().clone() for p in model.parameters()]
+                        steps.append(Step(size, epoch, parts, copies))
+                        size, parts = controller.batch_size, []
+        return steps
+
+
+class TestContractAccumulating(TestContract):
+    accumulation = 4
+
+
+class Follow:
+    """Asks for the batch size that a function of the steps made returns."""
+
+    needs_gradient_noise = False
+
+    def __init__(self, decide_size: Callable[[int], int]) -> None:
+        self._decide_size = decide_size
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
+        return ()
+
+    def decide(self, observation: Any, signals: Any, state: Any) -> tuple[Any, Any]:
+        from rlbatch.policy import tools
+
+        size = self._decide_size(int(signals.total_steps))
+        return tools.decision(math.log2(size / float(signals.batch_size)), "follow"), state
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_log_names_the_steps_that_the_model_saw(tmp_path: Path, workers: int) -> None:
+    """Also with the look-ahead that a prepared loader has: it is not the one that is used."""
+    run = Run(GROW, workers=workers, epochs=6, log_dir=tmp_path).train(6)
+    expected = [BASE] * len(run.sizes)
+    for line in read_episode(tmp_path).records:
+        if line.event == "decision" and line.effective_step is not None:
+            rest = len(expected) - line.effective_step
+            expected[line.effective_step :] = [line.batch_size] * rest
+    assert len(set(expected)) > 3
+    seen = 0
+    for got, said in zip(run.sizes, expected, strict=True):
+        seen += got
+        assert got == said or (seen % SAMPLES == 0 and got < said)
+    order = [index for window in run.windows for index in window]
+    for epoch in range(6):
+        assert sorted(order[epoch * SAMPLES :][:SAMPLES]) == list(range(SAMPLES))
+
+
+# -- the plain run --
+
+
+@pytest.mark.parametrize(
+    ("options", "clip"),
+    [
+        ({}, None),
+        ({"samples": 72, "accumulation": 2}, 0.1),
+        ({"samples": 72, "accumulation": 4, "precision": "bf16"}, None),
+        ({"precision": "bf16"}, 0.1),
+        ({"seedable": True}, None),
+        ({"workers": 1}, None),
+        ({"prepared": False}, None),
+    ],
+    ids=str,
+)
+def test_fixed_is_the_plain_run_bit_for_bit(options: dict[str, Any], clip: float | None) -> None:
+    plain = Run(**options).train(clip=clip)
+    fixed = Run("fixed", **options).train(clip=clip)
+    assert plain.windows == fixed.windows
+    assert plain.losses == fixed.losses
+    assert plain.rates == fixed.rates
+    assert torch.equal(plain.weights, fixed.weights)
+
+
+def test_a_partial_batch_counts_as_it_should_where_accelerate_divides_it_once_more() -> None:
+    """75 samples in steps of 2 x 4: the last one has 3, and Accelerate halves their gradient."""
+    norms: list[list[float]] = []
+    for policy in (None, "fixed"):
+        run = Run(policy, accumulation=2)
+        seen: list[float] = []
+        norms.append(seen)
+
+        def watch(optimizer: Any, *_: Any, seen: list[float] = seen) -> None:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            seen.append(math.sqrt(sum(float(grad.square().sum()) for grad in grads)))
+
+        run.optimizer.optimizer.register_step_pre_hook(watch)
+        run.train(1)
+    assert norms[0][:9] == norms[1][:9]
+    assert norms[0][9] == pytest.approx(norms[1][9] / 2)
+
+
+# -- what is counted in steps counts samples --
+
+
+def test_the_schedule_ends_where_it_would_whatever_the_sizes() -> None:
+    plain, grown = Run().train(), Run(GROW).train()
+    assert len(set(grown.sizes)) > 3
+    at, epoch = 0, 0
+    for size, rate in zip(grown.sizes, grown.rates, strict=True):
+        at += size
+        if at == SAMPLES:
+            at, epoch = 0, epoch + 1
+        due = epoch * math.ceil(SAMPLES / BASE) + at // BASE
+        assert rate == pytest.approx(3e-3 if due == 0 else plain.rates[due - 1], abs=1e-12)
+    assert grown.rates[-1] == plain.rates[-1]
+
+
+def test_the_learning_rate_follows_within_the_step_alone() -> None:
+    run = Run(ScriptedPolicy((2.0, -3.0)), samples=640, epochs=1, lr_coupling="sqrt")
+    inside: list[float] = []
+    hook = run.optimizer.optimizer.register_step_pre_hook
+    hook(lambda optimizer, *_: inside.append(optimizer.param_groups[0]["lr"]))
+    before = [3e-3]
+    for index, x, y in run.loader:
+        run.controller.backward(nn.functional.mse_loss(run.model(x), y))
+        run.controller.step()
+        assert inside[-1] == pytest.approx(before[-1] * math.sqrt(len(index) / BASE))
+        before.append(run.schedule.get_last_lr()[0])
+    assert len(set(inside)) > 10
+
+
+# -- going on from a checkpoint --
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("seedable", [False, True])
+@pytest.mark.parametrize("stop", [3, 9, 15])
+def test_a_resumed_run_decides_and_sees_the_same(
+    tmp_path: Path, accumulation: int, seedable: bool, stop: int
+) -> None:
+    """Accelerate itself skips batches, which are of another size by then."""
+    script = ScriptedPolicy((1.0, 0.5, -1.5, 2.0, -1.0, 1.0))
+    options: dict[str, Any] = {
+        "accumulation": accumulation,
+        "seedable": seedable,
+        "lr_coupling": "sqrt",
+        "epochs": 4,
+    }
+    whole = Run(script, log_dir=tmp_path / "log", **options).train(4)
+    stopped = Run(script, log_dir=tmp_path / "other", **options).train(4, stop_after=stop)
+    stopped.accelerator.save_state(str(tmp_path / "state"))
+    epochs_left = 4 - stopped.controller.components["epoch"]
+    del stopped
+
+    again = Run(script, log_dir=tmp_path / "other", **options)
+    again.accelerator.load_state(str(tmp_path / "state"))
+    again.train(epochs_left)
+    assert again.windows == whole.windows[stop:]
+    assert again.rates == whole.rates[stop:]
+    assert torch.equal(again.weights, whole.weights)
+    logs = [read_episode(tmp_path / name).records for name in ("log", "other")]
+    sizes = [[line.batch_size for line in log if line.event == "decision"] for log in logs]
+    assert sizes[0] == sizes[1]
+
+
+# -- what loops do --
+
+
+def test_leaving_an_epoch_within_a_batch_leaves_no_gradient() -> None:
+    run = Run("fixed", accumulation=4)
+    for _, x, y in run.loader:
+        with run.accelerator.accumulate(run.model):
+            run.controller.backward(nn.functional.mse_loss(run.model(x), y))
+            run.controller.step()
+        break
+    assert any(p.grad is not None for p in run.model.parameters())
+    for _ in run.loader:
+        assert all(p.grad is None for p in run.model.parameters())
+        break
+
+
+def test_between_epochs_the_accelerator_is_as_it_was() -> None:
+    run = Run(GROW, accumulation=2).train(1)
+    assert run.accelerator.gradient_accumulation_steps == 2
+    assert run.accelerator.sync_gradients
+    assert run.accelerator.step == 0
+
+
+def test_a_batch_without_a_step_is_an_error() -> None:
+    run = Run("fixed")
+    batches = iter(run.loader)
+    next(batches)
+    with pytest.raises(DeliveryError, match=r"no backward\(loss\) and step\(\)"):
+        next(batches)
+
+
+def test_validation_is_seen_and_not_timed(tmp_path: Path) -> None:
+    run = Run("fixed", log_dir=tmp_path)
+    run.train(1)
+    with run.controller.paused():
+        run.controller.report_validation(0.25)
+    run.train(1)
+    records = [r for r in read_episode(tmp_path).records if r.event == "decision"]
+    seen = [r.signals["val_loss"] for r in records]
+    assert [value for value in seen if not math.isnan(float(str(value)))] == [0.25]
+
+
+# -- several processes --
+
+
+def train_a_rank(rank: int, folder: str, port: int, script: tuple[float, ...] | None) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.manual_seed(5)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = nn.Linear(6, 1).double()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    schedule = CosineAnnealingLR(optimizer, 2 * 3 * math.ceil(SAMPLES / 16))
+    torch.manual_seed(100 + rank)  # a rank's own random numbers
+    loader = DataLoader(Rows(), 4, shuffle=True)
+    prepared: Any = accelerator.prepare(model, optimizer, loader, schedule)
+    model, optimizer, loader, schedule = prepared
+    controller = AcceleratedController(
+        accelerator,
+        model,
+        optimizer,
+        batch_size=16,
+        scheduler=schedule,
+        policy="fixed" if script is None else ScriptedPolicy(script),
+        log_dir=Path(folder) / "log",
+        **CONFIG,
+    )
+    batches = controller.loader(loader)
+    windows: list[list[int]] = [[]]
+    for _ in range(3):
+        for index, x, y in batches:
+            with accelerator.accumulate(model):
+                windows[-1] += index.tolist()
+                controller.backward(nn.functional.mse_loss(model(x.double()), y.double()))
+                if controller.step():
+                    windows.append([])
+    controller.close()
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    state = {"weights": weights, "windows": windows[:-1], "rate": schedule.get_last_lr()[0]}
+    torch.save(state, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("script", [None, (1.0, 0.6, -2.0)])
+def test_processes_share_what_is_decided(
+    tmp_path: Path, script: tuple[float, ...] | None, unused_port: int
+) -> None:
+    spawn(train_a_rank, (str(tmp_path), unused_port, script), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    assert ranks[0]["rate"] == ranks[1]["rate"] == pytest.approx(0.0, abs=1e-12)
+    windows = [a + b for a, b in zip(*(rank["windows"] for rank in ranks), strict=True)]
+    order = [index for window in windows for index in window]
+    for epoch in range(3):
+        assert sorted(order[epoch * SAMPLES :][:SAMPLES]) == list(range(SAMPLES))
+    assert len({len(window) for window in windows}) > (1 if script is None else 3)
+
+    torch.manual_seed(5)
+    model, data = nn.Linear(6, 1).double(), Rows()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    schedule = CosineAnnealingLR(optimizer, 2 * 3 * math.ceil(SAMPLES / 16))
+    seen = made = 0
+    for window in windows:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(data.x[window].double()), data.y[window].double()).backward()
+        optimizer.step()
+        seen += len(window)
+        epoch, at = divmod(seen, SAMPLES)
+        due = 2 * (epoch * math.ceil(SAMPLES / 16) + at // 16)
+        while made < due:
+            schedule.step()
+            made += 1
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(ranks[0]["weights"], weights, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+# -- what is refused --
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(10))
+
+
+def make(batch_size: int = BASE, accumulation: int = 1, **kwargs: Any) -> AcceleratedController:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    model = network()
+    model, optimizer = accelerator.prepare(model, SGD(model.parameters(), lr=0.1))
+    return AcceleratedController(
+        accelerator, model, optimizer, batch_size=batch_size, policy="fixed", **kwargs
+    )
+
+
+def test_loaders_that_cannot_be_controlled_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="loader of batch size 8, and this one has 4"):
+        make().loader(DataLoader(Rows(), 4))
+    with pytest.raises(ConfigurationError, match="loader of batch size 4, and this one has 8"):
+        make(accumulation=2).loader(DataLoader(Rows(), 8))
+    with pytest.raises(ConfigurationError, match="drop_last leaves out 3 samples"):
+        make().loader(DataLoader(Rows(), 8, drop_last=True))
+    with pytest.raises(ConfigurationError, match="IterableDataset"):
+        make().loader(DataLoader(Stream(), 8))
+    with pytest.raises(ConfigurationError, match="samples of an optimizer step"):
+        make(batch_size=9, accumulation=2)
+
+
+def test_other_ways_to_share_a_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigurationError, match="Launch without"):
+        make()
+
+
+def test_schedules_that_follow_a_metric_are_refused() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigurationError, match="after each evaluation"):
+        AcceleratedController(
+            accelerator,
+            model,
+            optimizer,
+            batch_size=BASE,
+            policy="fixed",
+            scheduler=ReduceLROnPlateau(optimizer),
+        )
