@@ -1,0 +1,133 @@
+"""What a controller cannot steer is refused before the training begins."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import torch
+from keras import tree
+
+from rlbatch.errors import ConfigurationError
+
+BACKENDS = ("tensorflow", "torch")
+_SUM = ("sum", "none", None)
+
+
+def check_backend() -> None:
+    """Refuse backends whose training step keeps its state elsewhere.
+
+    Raises:
+        ConfigurationError: Keras runs on another backend than those that are supported.
+    """
+    backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise ConfigurationError(
+            f"Expected the Keras backend {' or '.join(BACKENDS)}, got {backend}. Set "
+            f"KERAS_BACKEND={BACKENDS[0]} before Keras is imported."
+        )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what changes the meaning of a step.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    if model.steps_per_execution != 1:
+        raise ConfigurationError(
+            f"Expected one optimizer step at a time, got steps_per_execution="
+            f"{model.steps_per_execution}: sizes could not change in between. Compile the model "
+            "with steps_per_execution=1."
+        )
+    _check_optimizer(model.optimizer)
+    _check_devices(model)
+    fixed = [shape[0] for shape in _input_shapes(model) if shape and shape[0] is not None]
+    if fixed:
+        raise ConfigurationError(
+            f"The model takes batches of {fixed[0]} samples only. Build it with Input(shape=...) "
+            "in place of batch_shape or batch_size."
+        )
+
+
+def check_fit(params: dict[str, Any]) -> None:
+    """Refuse a `fit` whose epochs are counted in steps.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    if params.get("steps") is not None:
+        raise ConfigurationError(
+            f"fit was told, or found, that an epoch has {params['steps']} steps; how many there "
+            "are depends on sizes yet to be decided. Call model.fit(control.dataset(x, y), "
+            "callbacks=[control]) without steps_per_epoch: an epoch ends with its last sample."
+        )
+
+
+def divides(model: Any, *, required: bool) -> bool:
+    """Return whether a batch's gradient is the weighted mean of its parts' gradients.
+
+    Args:
+        model: Compiled.
+        required: It has to be: batches are computed in micro-batches.
+
+    Raises:
+        ConfigurationError: It has to be, and is not.
+    """
+    problem = _indivisible(model)
+    if problem is None:
+        return True
+    if required:
+        raise ConfigurationError(
+            f"{problem}: a batch cannot be computed in micro-batches. Leave out micro_batch_size."
+        )
+    warnings.warn(f"{problem}: the gradient noise is not measured.", RuntimeWarning, stacklevel=2)
+    return False
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ConfigurationError(
+            f"Expected a model compiled with one Keras optimizer, got {type(optimizer).__name__}."
+        )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "optimizers"):
+        raise ConfigurationError(
+            f"{type(inner).__name__} has several learning rates. Compile the model with a single "
+            "optimizer."
+        )
+    steps = inner.gradient_accumulation_steps
+    if steps:
+        raise ConfigurationError(
+            f"The optimizer accumulates gradients over {steps} batches by itself, which would "
+            f"count as {steps} steps. Leave out gradient_accumulation_steps, multiply the batch "
+            "size by it and give the controller micro_batch_size."
+        )
+
+
+def _check_devices(model: Any) -> None:
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        replicas = max(replicas, torch.distributed.get_world_size())
+    if replicas > 1 or keras.distribution.distribution() is not None:
+        raise ConfigurationError(
+            f"A controller steers one device, and the model is distributed ({replicas} replicas). "
+            "Create it outside of a distribution strategy."
+        )
+
+
+def _input_shapes(model: Any) -> list[Any]:
+    inputs = getattr(model, "inputs", None) or []
+    return [tensor.shape for tensor in inputs]
+
+
+def _indivisible(model: Any) -> str | None:
+    for loss in tree.flatten(model.loss):
+        reduction = getattr(loss, "reduction", "sum_over_batch_size")
+        if reduction in _SUM:
+            return f"The loss {type(loss).__name__} has reduction={reduction!r}"
+        if reduction == "mean_with_sample_weight":
+            return f"The loss {type(loss).__name__} is divided by the batch's sample weights"
+    return None

@@ -1,0 +1,241 @@
+"""Where the samples of a Keras run come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from rlbatch.actuation.worker_samples import fingerprint
+from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.integrations._keras_flow import Flow
+
+Batch = tuple[Any, ...]
+
+
+class Indexed:
+    """Samples that can be had in any order.
+
+    Attributes:
+        size: How many there are.
+    """
+
+    def __init__(self, fetch: Callable[[list[int]], Any], size: int) -> None:
+        """Take a function from indices to a batch of these samples."""
+        self._fetch, self.size = fetch, size
+
+    @classmethod
+    def of_arrays(cls, *data: Any) -> Indexed:
+        """Take inputs, targets and sample weights, each nested as the model wants it.
+
+        Raises:
+            ConfigurationError: They are of different lengths.
+        """
+        arrays = tree.map_structure(as_keras_does, data)
+        sizes = {len(array) for array in tree.flatten(arrays)}
+        if len(sizes) != 1:
+            raise ConfigurationError(
+                f"Expected arrays of the same length, got lengths {sorted(sizes)}. Pass inputs, "
+                "targets and weights of the same samples."
+            )
+        return cls(lambda indices: tree.map_structure(lambda a: a[indices], arrays), sizes.pop())
+
+    def take(self, indices: list[int]) -> Batch:
+        """Return these samples as one batch."""
+        return tree.map_structure(as_keras_does, as_tuple(self._fetch(indices)))
+
+
+class Stream:
+    """Samples that come in an order of their own, in blocks of any size.
+
+    Attributes:
+        size: Samples of an epoch.
+    """
+
+    def __init__(self, epochs: Callable[[int], Iterable[Any]], size: int) -> None:
+        """Take a function from an epoch's number to its blocks."""
+        self._epochs, self.size = epochs, size
+        self._tails: dict[tuple[int, int], str] = {}  # what the sample before a place looks like
+        self._blocks: Iterator[Any] = iter(())
+        self._rest: Batch | None = None
+
+    def open(self, epoch: int, position: int) -> None:
+        """Go to a place in an epoch.
+
+        Raises:
+            ConfigurationError: Another sample stands there than in the run that is resumed.
+        """
+        self._blocks, self._rest = iter(self._epochs(epoch)), None
+        if not position:
+            return
+        expected = self._tails.get((epoch, position))
+        self.take(epoch, 0, position)
+        if expected is not None and self._tails[epoch, position] != expected:
+            raise ConfigurationError(
+                f"Sample {position} of epoch {epoch} is another one than in the run that is "
+                "resumed: samples would be skipped and repeated. Let the order depend on the epoch "
+                "alone: control.dataset(epochs=lambda epoch: ..., size=...)."
+            )
+
+    def take(self, epoch: int, start: int, wanted: int) -> Batch:
+        """Return the next samples as one batch.
+
+        Args:
+            epoch: Number of the epoch.
+            start: Place of the first of them.
+            wanted: How many.
+
+        Raises:
+            DeliveryError: The epoch has not as many samples as was said.
+        """
+        parts: list[Batch] = []
+        while wanted:
+            block = self._block()
+            if block is None:
+                raise DeliveryError(
+                    f"Epoch {epoch} of the data has {start} samples, and {self.size} were "
+                    "announced. Pass their true number as size=."
+                )
+            length = len(tree.flatten(block)[0])
+            used = min(length, wanted)
+            parts.append(tree.map_structure(lambda a, n=used: a[:n], block))
+            if used < length:
+                self._rest = tree.map_structure(lambda a, n=used: a[n:], block)
+            start, wanted = start + used, wanted - used
+        if start == self.size and self._block() is not None:
+            raise DeliveryError(
+                f"Epoch {epoch} of the data has more samples than the {self.size} that were "
+                "announced. Pass their true number as size=."
+            )
+        batch = parts[0]
+        if len(parts) > 1:
+            batch = tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+        self._note(epoch, start, batch)
+        return batch
+
+    def tail(self, epoch: int, position: int) -> str | None:
+        """Return what the sample in front of a place looks like, if it was read."""
+        return self._tails.get((epoch, position))
+
+    def expect(self, epoch: int, position: int, tail: str | None) -> None:
+        """Say what stands in front of a place to which a resumed run will go."""
+        if tail is not None:
+            self._tails[epoch, position] = tail
+
+    def _block(self) -> Batch | None:
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            return rest
+        block = next(self._blocks, None)
+        return None if block is None else tree.map_structure(as_keras_does, as_tuple(block))
+
+    def _note(self, epoch: int, position: int, batch: Batch) -> None:
+        last = [np.asarray(array[-1]) for array in tree.flatten(batch)]
+        self._tails[epoch, position] = fingerprint(last)
+        while len(self._tails) > 1024:  # far more than a pipeline reads ahead
+            del self._tails[next(iter(self._tails))]
+
+
+Source = Indexed | Stream
+
+
+def batches(flow: Flow, source: Source) -> Iterator[Batch]:
+    """Yield the batches of an epoch, as the flow plans them."""
+    is_open = False
+    for issued in flow.iterate():
+        try:
+            if isinstance(source, Indexed):
+                batch = source.take(issued.indices)
+            else:
+                if issued.is_peek or not is_open:
+                    source.open(issued.epoch, issued.start)
+                    is_open = True
+                batch = source.take(issued.epoch, issued.start, len(issued.indices))
+        except Exception as error:
+            flow.error = error  # a pipeline may turn it into one of its own
+            raise
+        yield batch
+
+
+def make_source(
+    data: tuple[Any, Any, Any],
+    fetch: Callable[[list[int]], Any] | None,
+    epochs: Callable[[int], Iterable[Any]] | None,
+    size: int | None,
+) -> Source:
+    """Return the source that the arguments of `control.dataset` describe.
+
+    Raises:
+        ConfigurationError: Something is missing, too much, or endless.
+    """
+    x = data[0]
+    given = [part for part in data if part is not None]
+    if [bool(given), fetch is not None, epochs is not None].count(True) != 1:
+        raise ConfigurationError(
+            "Expected either x (arrays, a tf.data.Dataset or a PyDataset), or fetch=, or epochs=. "
+            "Pass one of them."
+        )
+    if fetch is not None or epochs is not None or _is_stream(x):
+        if len(given) > 1:
+            raise ConfigurationError(
+                f"A {type(x).__name__} holds targets and weights itself: leave out y and "
+                "sample_weight."
+            )
+        if size is None and is_tf_dataset(x):
+            size = int(x.cardinality())
+        if size is None or size < 1:
+            raise ConfigurationError(
+                "Expected the samples of an epoch, by which progress is counted; they are not "
+                "known. Pass size=."
+            )
+        if fetch is not None:
+            return Indexed(fetch, size)
+        return Stream(lambda epoch: _blocks_of(epochs(epoch) if epochs else x), size)
+    if size is not None:
+        raise ConfigurationError("Arrays have a length: leave out size=.")
+    return Indexed.of_arrays(*given)
+
+
+def _is_stream(x: Any) -> bool:
+    return isinstance(x, keras.utils.PyDataset) or is_tf_dataset(x)
+
+
+def _blocks_of(x: Any) -> Iterable[Any]:
+    """Return the blocks of an epoch; a tf.data.Dataset has single samples."""
+    if is_tf_dataset(x):
+        return x.batch(_BLOCK).as_numpy_iterator()
+    return _py_dataset(x) if isinstance(x, keras.utils.PyDataset) else x
+
+
+_BLOCK = 256
+
+
+def _py_dataset(dataset: Any) -> Iterator[Any]:
+    dataset.on_epoch_begin()
+    for index in range(dataset.num_batches):
+        yield dataset[index]
+    dataset.on_epoch_end()
+
+
+def is_tf_dataset(x: Any) -> bool:
+    """Whether it is a `tf.data.Dataset`, without importing TensorFlow."""
+    names = {kind.__name__ for kind in type(x).__mro__}
+    return "DatasetV2" in names and type(x).__module__.startswith("tensorflow")
+
+
+def as_tuple(data: Any) -> Batch:
+    """Return (inputs, targets, weights) as far as they are there."""
+    if isinstance(data, (tuple, list)):
+        return tuple(part for part in data if part is not None)
+    return (data,)
+
+
+def as_keras_does(data: Any) -> Any:
+    """Return an array as `fit` makes it of its arguments: floats of Keras's precision."""
+    array = data if isinstance(data, np.ndarray) else np.asarray(keras.ops.convert_to_numpy(data))
+    if np.issubdtype(array.dtype, np.floating):
+        return array.astype(keras.config.floatx(), copy=False)
+    return array

@@ -1,0 +1,266 @@
+"""One model's training under a controller: its steps, and what is decided behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from torch import nn
+
+from rlbatch.actuation.delivery import Delivered
+from rlbatch.actuation.window import plan_window
+from rlbatch.control.build import make_conductor, make_engine, run_info
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.journal import Place
+from rlbatch.control.rollback import Rollback
+from rlbatch.episode_log import EpisodeLog
+from rlbatch.errors import ConfigurationError
+from rlbatch.integrations._keras_checks import check_model, divides
+from rlbatch.integrations._keras_flow import Flow
+from rlbatch.integrations._keras_monitor import KerasMonitor, KerasSnapshot
+from rlbatch.integrations._keras_optimizer import OptimizerFacts
+from rlbatch.integrations._keras_sizes import PowersOfTwo, Rounded
+from rlbatch.integrations._keras_steps import Steps, parts_of, samples_in, sum_of_parts
+from rlbatch.integrations._shared import SampleCount
+from rlbatch.policy.base import Policy
+
+
+class ControlledRun:
+    """Takes the place of a model's train function.
+
+    Attributes:
+        model: What is trained.
+        conductor: Decides.
+        steps: How the model steps.
+        facts: Its optimizer.
+        plain_steps: Steps that the plain run would have made with as many samples.
+        epoch_is_over: The latest step was the last one of its epoch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        flow: Flow,
+        policy: Policy,
+        config: ControllerConfig,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            model: Compiled.
+            flow: Plans its batches.
+            policy: Decides.
+            config: The settings.
+            state: Of `state_dict`, to go on from.
+
+        Raises:
+            ConfigurationError: Something about the model cannot be steered.
+        """
+        check_model(model)
+        self.model, self._flow = model, flow
+        self.facts = facts = OptimizerFacts(model)
+        self.steps = Steps(model)
+        self._count = SampleCount(flow.base_batch_size, flow.size)
+        self._offset = self.plain_steps = self._iterations()
+        if state is not None:
+            facts.initial_rate = state["learning_rate"]
+        self._micro_batch_size = config.micro_batch_size
+        config, engine = self._limited(config, policy)
+        like_torch = facts.as_torch()
+        guard = Rollback(nn.Module(), like_torch, config.guard, KerasSnapshot(model, facts))
+        self._monitor = KerasMonitor(facts, self.steps.compiled)
+        self.conductor = make_conductor(
+            nn.Module(),
+            like_torch,
+            policy,
+            config,
+            base_batch_size=flow.base_batch_size,
+            dataset_size=flow.size,
+            engine=engine,
+            monitor=self._monitor,
+            guard=guard,
+        )
+        self._policy, self._is_resumed = policy, state is not None
+        self._log: EpisodeLog | None = None
+        self._log_was_closed = self.epoch_is_over = False
+        self._epochs_done, self._rate_noted = 0.0, False
+        self._expected_iterations: int | None = None
+        self._original: Any = None
+        self._divides: bool | None = None
+        if config.micro_batch_size is not None:
+            self._divides = divides(model, required=True)
+        if state is not None:
+            self._load(state)
+
+    def _limited(self, config: ControllerConfig, policy: Policy) -> tuple[ControllerConfig, Any]:
+        """Return settings and engine; few sizes where each is compiled."""
+        flow = self._flow
+        if not self.model.jit_compile:
+            return config, make_engine(policy, config)
+        limits = config.limits(flow.base_batch_size, flow.size)
+        flow.sizes = PowersOfTwo.between(*limits, flow.base_batch_size, flow.size)
+        config = flow.sizes.limited(config)
+        engine = make_engine(policy, config)
+        engine.policy = Rounded(engine.policy, flow.sizes.allowed)
+        return config, engine
+
+    # -- in the place of the model's own train function --
+
+    def install(self) -> None:
+        """Take the place of the model's train function."""
+        if self._original is None:
+            self._original = self.model.train_function
+        self.steps.renew()
+        self.model.train_function = self
+
+    def uninstall(self) -> None:
+        """Give the model its train function back."""
+        original, self._original = self._original, None
+        if self.model.train_function is self:
+            self.model.train_function = original
+
+    def __call__(self, iterator: Any) -> dict[str, Any]:
+        """Make the step on the next batch."""
+        try:
+            data = self._next(iterator)
+            plan = self._flow.arrive(samples_in(data))
+            return self._step(plan, data)
+        except StopIteration:
+            raise
+        except BaseException:
+            self.uninstall()
+            raise
+
+    def _next(self, iterator: Any) -> Any:
+        if isinstance(iterator, list):  # torch: Keras has taken the batch from its loader
+            return iterator[0]
+        self.steps.expect(getattr(iterator, "element_spec", None))
+        try:
+            return next(iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            if self._flow.error is not None:
+                raise self._flow.error from error
+            raise
+
+    def _step(self, plan: Delivered, data: Any) -> dict[str, Any]:
+        flow, conductor, rate = self._flow, self.conductor, self.facts.rate
+        if self._expected_iterations is not None:
+            self._check_iterations()
+        if not self._rate_noted:  # behind the callbacks that set it at the epoch's beginning
+            rate.begin_epoch()
+            self._rate_noted = True
+        sizes = self._sizes(plan)
+        conductor.begin_window(plan.batch_size, sizes)
+        self.plain_steps = self._offset + self._count.steps(plan.epoch, plan.window_start)
+        with rate.applied(conductor.rate.factor, self.plain_steps):
+            logs = self._divided(data, sizes) if len(sizes) > 1 else self._whole(data)
+        flow.done()
+        position = plan.window_start + plan.window_samples
+        self.plain_steps = self._offset + self._count.steps(plan.epoch, position)
+        self._epochs_done = plan.epoch + position / flow.size
+        with flow.lock:  # nothing may be issued between what the log says and what is done
+            conductor.end_window(plan.window_samples, self.place)
+            flow.set_batch_size(conductor.batch_size)
+        self.epoch_is_over = flow.is_complete(plan)
+        if self.epoch_is_over:
+            conductor.meter.pause()
+        return logs
+
+    def _sizes(self, plan: Delivered) -> list[int]:
+        measure = self.conductor.measure(plan.window)
+        if measure and self._divides is None:
+            self._divides = divides(self.model, required=False)
+        measure = measure and bool(self._divides)
+        limit = self._micro_batch_size
+        return list(plan_window(plan.window_samples, limit, measure=measure).sizes)
+
+    def _whole(self, data: Any) -> dict[str, Any]:
+        logs, loss = self.steps.whole(data)
+        self.conductor.after_backward(loss)
+        return logs
+
+    def _divided(self, data: Any, sizes: list[int]) -> dict[str, Any]:
+        samples, total = sum(sizes), []
+        logs: dict[str, Any] = {}
+        for size, part in zip(sizes, parts_of(data, sizes), strict=True):
+            logs, loss, gradient = self.steps.part(part)
+            gradient, total = sum_of_parts(total, gradient, size / samples)
+            self._monitor.take_gradient(gradient)
+            self.conductor.after_backward(loss)
+        self.steps.apply(total)
+        return logs
+
+    # -- around epochs --
+
+    def begin_epoch(self, policy_name: str) -> None:
+        """An epoch of `fit` begins."""
+        self._open_log(policy_name)
+        self.epoch_is_over = self._rate_noted = False
+        self.conductor.abandon_window()
+        self._flow.open_epoch()
+        self.conductor.meter.resume()
+
+    def _open_log(self, policy_name: str) -> None:
+        folder, parts = self.conductor.config.log_dir, self.conductor
+        if folder is None or self._log is not None:
+            return
+        info = run_info(policy_name, self.model, self.facts.optimizer, parts)
+        info["action_grid"] = getattr(self._policy, "action_grid", None)
+        info["backend"] = keras.backend.backend()
+        if self._log_was_closed:  # an earlier fit wrote lines that the conductor is to know of
+            parts.load_state_dict(parts.state_dict())
+        resume = self._log_was_closed or self._is_resumed
+        self._log = EpisodeLog(folder, info, resume=resume)
+        parts.open_log(self._log)
+
+    def close_log(self) -> None:
+        """Note the end of a `fit`; another one continues the log."""
+        if self._log is not None:
+            self.conductor.close(self.place())
+            self._log, self._log_was_closed = None, True
+
+    def has_optimizer_of(self, model: Any) -> bool:
+        """Whether a model is still compiled with the optimizer of the run."""
+        return getattr(model.optimizer, "inner_optimizer", model.optimizer) is self.facts.optimizer
+
+    def place(self) -> Place:
+        """Return where the run is."""
+        return Place(self._epochs_done, self._flow.next_window)
+
+    def disable(self, reason: str) -> None:
+        """Return to the user's batch size and decide nothing any more."""
+        with self._flow.lock:
+            self.conductor.disable(reason, self.place())
+            self._flow.set_batch_size(self.conductor.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the coming decisions depend on."""
+        return {
+            "conductor": self.conductor.state_dict(),
+            "learning_rate": self.facts.initial_rate,
+            "iterations": self._iterations(),
+            "offset": self._offset,
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.conductor.load_state_dict(state["conductor"])
+        self._offset, self._expected_iterations = state["offset"], state["iterations"]
+
+    def _check_iterations(self) -> None:
+        expected, self._expected_iterations = self._expected_iterations, None
+        found = self._iterations()
+        if found != expected:
+            raise ConfigurationError(
+                f"The controller's state was saved at optimizer iteration {expected}, and the "
+                f"optimizer is at {found}. Load weights and optimizer of the same moment: "
+                "control.backup(folder) keeps them together."
+            )
+
+    def _iterations(self) -> int:
+        variable = self.facts.optimizer._iterations
+        return int(np.asarray(keras.ops.convert_to_numpy(variable)))

@@ -1,0 +1,211 @@
+"""Training steps of a Keras model: whole ones, and in parts whose gradients are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import tree
+
+from rlbatch.errors import ConfigurationError
+from rlbatch.integrations._keras_monitor import add_up
+
+Logs = dict[str, Any]
+
+
+class Steps:
+    """Makes steps with the model's own `train_step`, whoever wrote it.
+
+    What it does to the optimizer, and its loss, are seen by standing in the way of one call of
+    each: nothing of it is repeated here. With TensorFlow, each kind of step is traced once, for
+    batches of any size.
+
+    Attributes:
+        traces: How often each kind of step was traced, or made where nothing is compiled.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Prepare steps of a compiled model; they are traced when they are first made."""
+        self._model = model
+        self.traces = {"whole": 0, "part": 0, "apply": 0}
+        self._functions: dict[str, Any] = {}
+        self._specs: Any = None
+
+    def renew(self) -> None:
+        """Trace anew: the model may have been compiled with something else meanwhile."""
+        self._functions.clear()
+
+    def whole(self, data: Any) -> tuple[Logs, Any]:
+        """Make a step; returns the model's logs and the loss of this very batch."""
+        return self._made("whole", self._whole, data)
+
+    def part(self, data: Any) -> tuple[Logs, Any, list[Any]]:
+        """Compute the gradient of a micro-batch, scaled as the optimizer wants it."""
+        return self._made("part", self._part, data)
+
+    def apply(self, gradients: list[Any]) -> None:
+        """Step the optimizer with a gradient."""
+        self._made("apply", self._apply, gradients)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as the model's steps are compiled."""
+        if keras.backend.backend() != "tensorflow" or self._model.run_eagerly:
+            return function
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False, reduce_retracing=True)
+
+    def expect(self, specs: Any) -> None:
+        """Tell what batches look like, where the pipeline knows."""
+        self._specs = specs
+
+    def _made(self, kind: str, function: Callable[[Any], Any], data: Any) -> Any:
+        if kind not in self._functions:
+            self._functions[kind] = self._prepared(kind, function)
+        return self._functions[kind](data)
+
+    def _prepared(self, kind: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def counted(data: Any) -> Any:
+            self.traces[kind] += 1
+            return function(data)
+
+        if self._model.run_eagerly:
+            return counted
+        if keras.backend.backend() == "torch":
+            return _torch_compiled(counted) if self._model.jit_compile else counted
+        import tensorflow as tf
+
+        signature = None if kind == "apply" else relaxed(self._specs)
+        return tf.function(
+            counted,
+            input_signature=None if signature is None else (signature,),
+            autograph=False,
+            reduce_retracing=True,
+            jit_compile=self._model.jit_compile,
+        )
+
+    def _whole(self, data: Any) -> tuple[Logs, Any]:
+        with _losses(self._model) as losses:
+            logs = self._model.train_step(data)
+        return logs, _total(losses)
+
+    def _part(self, data: Any) -> tuple[Logs, Any, list[Any]]:
+        with _losses(self._model) as losses, _gradients(self._model) as gradients:
+            logs = self._model.train_step(data)
+        if len(gradients) != 1:
+            raise ConfigurationError(
+                f"{type(self._model).__name__}.train_step stepped its optimizer {len(gradients)} "
+                "times on one batch, expected once: such a step cannot be made in parts. Set "
+                "noise_rate=0 and no micro_batch_size."
+            )
+        return logs, _total(losses), [_dense(gradient) for gradient in gradients[0]]
+
+    def _apply(self, gradients: list[Any]) -> None:
+        self._model.optimizer.apply(gradients, self._model.trainable_weights)
+
+
+def relaxed(specs: Any) -> Any:
+    """Return what batches of any size look like; None where that cannot be said."""
+    if specs is None or keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    flat = tree.flatten(specs)
+    if not all(isinstance(spec, tf.TensorSpec) and spec.shape.rank for spec in flat):
+        return None
+    return tree.map_structure(
+        lambda spec: tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, name=spec.name), specs
+    )
+
+
+def parts_of(data: Any, sizes: list[int]) -> Generator[Any]:
+    """Yield a batch in micro-batches of these sizes."""
+    start = 0
+    for size in sizes:
+        stop = start + size
+        yield tree.map_structure(lambda t, a=start, b=stop: t[a:b], data)
+        start = stop
+
+
+def samples_in(data: Any) -> int:
+    """Return the samples of a batch, which the host knows."""
+    first = next(leaf for leaf in tree.flatten(data) if leaf is not None)
+    return int(first.shape[0]) if first.shape[0] is not None else len(first)
+
+
+def sum_of_parts(total: list[Any], part: list[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Return the weighted gradient of a part, and the sum with those before it."""
+    weighted = [None if g is None else g * share for g in part]
+    return weighted, add_up(total, weighted)
+
+
+@contextmanager
+def _losses(model: Any) -> Generator[list[Any]]:
+    """Collect what the model computes as its loss: its logs hold the mean of the epoch."""
+    losses: list[Any] = []
+    original = model.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        losses.append(loss.detach() if hasattr(loss, "detach") else loss)
+        return loss
+
+    with _replaced(model, "compute_loss", compute_loss):
+        yield losses
+
+
+@contextmanager
+def _gradients(model: Any) -> Generator[list[list[Any]]]:
+    """Collect what would go into the optimizer, in the order of the model's weights."""
+    collected: list[list[Any]] = []
+
+    def apply(grads: Any, trainable_variables: Any = None) -> None:
+        order = model.trainable_weights
+        variables = order if trainable_variables is None else trainable_variables
+        found = {id(v): g for v, g in zip(variables, grads, strict=True)}
+        collected.append([found.get(id(v)) for v in order])
+
+    with _replaced(model.optimizer, "apply", apply):
+        yield collected
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Generator[None]:
+    """Put something in front of a method of one object, past its bookkeeping of attributes."""
+    before = vars(owner).get(name)
+    object.__setattr__(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            object.__delattr__(owner, name)
+        else:
+            object.__setattr__(owner, name, before)
+
+
+def _total(losses: list[Any]) -> Any:
+    if not losses:
+        raise ConfigurationError(
+            "The model's train_step computed no loss with compute_loss, so its loss is unknown. "
+            "Call self.compute_loss(x, y, y_pred, sample_weight) in it."
+        )
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
+
+
+def _dense(gradient: Any) -> Any:
+    if gradient is None or keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
+def _torch_compiled(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    import torch
+
+    return torch.compile(function)
