@@ -13,7 +13,7 @@ import torch
 from rlbatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rlbatch.integrations.keras import BatchSizeControl
+    from rlbatch.integrations._keras_control import ControlledFit
 
 WEIGHTS, STATE = "model.weights.h5", "control.pt"
 
@@ -28,7 +28,7 @@ class Backup(keras.callbacks.Callback):
 
     def __init__(
         self,
-        control: BatchSizeControl,
+        control: ControlledFit,
         folder: str | os.PathLike[str],
         save_freq: int | str = "epoch",
         delete: bool = True,
@@ -59,7 +59,8 @@ class Backup(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Go on with the latest backup, if there is one."""
-        latest, model = self.latest(), self.model
+        latest = self.latest()
+        model: Any = self.model
         if latest is None:
             return
         if not model.built:
@@ -92,7 +93,8 @@ class Backup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Remove what is of no use any more."""
-        self.model._initial_epoch = None
+        model: Any = self.model
+        model._initial_epoch = None
         if self._delete:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -101,7 +103,8 @@ class Backup(keras.callbacks.Callback):
         temporary, final = self._folder / f".{name}.{os.getpid()}", self._folder / name
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self.model.save_weights(temporary / WEIGHTS)
+        model: Any = self.model
+        model.save_weights(temporary / WEIGHTS)
         torch.save({"control": self._control.state_dict(), "epoch": epoch}, temporary / STATE)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)

@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 import torch
-from keras import tree
 
 from rlbatch.errors import ConfigurationError
+
+tree: Any = keras.tree  # its annotations name the tensors of every backend at once
 
 BACKENDS = ("tensorflow", "torch")
 _SUM = ("sum", "none", None)
@@ -91,7 +92,7 @@ def _check_optimizer(optimizer: Any) -> None:
         raise ConfigurationError(
             f"Expected a model compiled with one Keras optimizer, got {type(optimizer).__name__}."
         )
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(inner, "optimizers"):
         raise ConfigurationError(
             f"{type(inner).__name__} has several learning rates. Compile the model with a single "

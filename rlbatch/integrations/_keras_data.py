@@ -7,11 +7,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 from rlbatch.actuation.worker_samples import fingerprint
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._keras_flow import Flow
+
+tree: Any = keras.tree  # its annotations name the tensors of every backend at once
 
 Batch = tuple[Any, ...]
 

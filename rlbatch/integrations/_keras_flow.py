@@ -80,6 +80,11 @@ class Flow:
         return self._sampler.position
 
     @property
+    def resumes_within_epoch(self) -> bool:
+        """Whether the next iteration goes on with an epoch that was interrupted."""
+        return self._sampler.resumes_within_epoch
+
+    @property
     def next_window(self) -> int:
         """Number of the optimizer step at which a change that is decided now takes effect."""
         sampler = self._sampler

@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from torch import nn
 
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.integrations._keras_optimizer import OptimizerFacts
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
+
+ops: Any = keras.ops  # its annotations name the tensors of every backend at once
 
 
 class KerasMonitor(ChunkMonitor):
@@ -79,18 +80,23 @@ class KerasMonitor(ChunkMonitor):
         self._forget()
         return super().finish()
 
-    def drop_window(self) -> None:
-        """Forget the step under way."""
+    def drop_window(self, steps: int | None = None) -> None:
+        """Forget the step under way, and those behind the first `steps` of the chunk."""
         self._loss = self._step = None
+        if steps is not None and steps < len(self._known["losses"]) + len(self._losses_now):
+            self.load_state_dict(self.state_dict(steps))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the chunk so far as plain numbers: reads the device."""
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the first `steps` of the chunk so far as plain numbers: reads the device."""
+        known = self._known
         norms = [value for triple in self._norms_now for value in triple]
+        owners = [*known["owners"], *self._owners_now]
+        count = len(owners) if steps is None else sum(owner < steps for owner in owners)
         return {
-            "losses": [*self._known["losses"], *_read(self._losses_now)],
-            "norms": [*self._known["norms"], *_read(norms)],
-            "owners": [*self._known["owners"], *self._owners_now],
-            "sizes": [*self._known["sizes"], *([*row] for row in self._sizes_now)],
+            "losses": [*known["losses"], *_read(self._losses_now)][:steps],
+            "norms": [*known["norms"], *_read(norms)][: 3 * count],
+            "owners": owners[:count],
+            "sizes": [*known["sizes"], *([*row] for row in self._sizes_now)][:count],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,8 +192,3 @@ class KerasSnapshot(Snapshot):
         """Put the values of the last `take` back."""
         for variable, value in self._copies:
             variable.assign(value)
-
-
-def variable_like(reference: Any, value: float) -> Any:
-    """Return a variable of the same type that belongs to nobody's weights."""
-    return keras.Variable(value, dtype=reference.dtype, trainable=False, name="rlbatch")

@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+
+ops: Any = keras.ops  # its annotations name the tensors of every backend at once
 
 _ADAPTIVE = {"Adam", "AdamW", "Adamax", "Nadam", "RMSprop"}
 _SECOND_MOMENTS = {"_velocities": True, "_u": False}  # True where it is a square
@@ -42,8 +43,8 @@ class OptimizerFacts:
 
     def settings(self) -> dict[str, Any]:
         """Return learning rate and decays, as in a torch optimizer's group."""
-        optimizer, group = self.optimizer, {"lr": self.rate.current()}
-        group["initial_lr"] = self.initial_rate
+        optimizer = self.optimizer
+        group: dict[str, Any] = {"lr": self.rate.current(), "initial_lr": self.initial_rate}
         if hasattr(optimizer, "beta_1"):
             group["betas"] = (float(optimizer.beta_1), float(getattr(optimizer, "beta_2", 0.0)))
         elif hasattr(optimizer, "momentum"):

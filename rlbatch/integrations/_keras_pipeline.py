@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 import torch
-from keras import tree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_data import Indexed, Source, Stream, batches
 from rlbatch.integrations._keras_flow import Flow
+
+tree: Any = keras.tree  # its annotations name the tensors of every backend at once
 
 
 def make_pipeline(flow: Flow, source: Source, prefetch: int, workers: int) -> Any:

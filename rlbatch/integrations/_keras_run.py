@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from rlbatch.actuation.window import plan_window
 from rlbatch.control.build import make_conductor, make_engine, run_info
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.journal import Place
+from rlbatch.control.loader import RandomState
 from rlbatch.control.rollback import Rollback
 from rlbatch.episode_log import EpisodeLog
 from rlbatch.errors import ConfigurationError
@@ -90,6 +91,7 @@ class ControlledRun:
         self._expected_iterations: int | None = None
         self._original: Any = None
         self._divides: bool | None = None
+        self._random: Sequence[Any] | None = None
         if config.micro_batch_size is not None:
             self._divides = divides(model, required=True)
         if state is not None:
@@ -151,6 +153,7 @@ class ControlledRun:
         flow, conductor, rate = self._flow, self.conductor, self.facts.rate
         if self._expected_iterations is not None:
             self._check_iterations()
+            self._restore_random()  # behind what the data pipeline has drawn when it began
         if not self._rate_noted:  # behind the callbacks that set it at the epoch's beginning
             rate.begin_epoch()
             self._rate_noted = True
@@ -202,6 +205,8 @@ class ControlledRun:
         self._open_log(policy_name)
         self.epoch_is_over = self._rate_noted = False
         self.conductor.abandon_window()
+        if not self._flow.resumes_within_epoch:
+            self._restore_random()
         self._flow.open_epoch()
         self.conductor.meter.resume()
 
@@ -245,11 +250,18 @@ class ControlledRun:
             "learning_rate": self.facts.initial_rate,
             "iterations": self._iterations(),
             "offset": self._offset,
+            "random": list(RandomState.now()) if keras.backend.backend() == "torch" else None,
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.conductor.load_state_dict(state["conductor"])
         self._offset, self._expected_iterations = state["offset"], state["iterations"]
+        self._random = state["random"]
+
+    def _restore_random(self) -> None:
+        random, self._random = self._random, None
+        if random is not None:  # torch's dropout draws from its global generators
+            RandomState(*random).restore()
 
     def _check_iterations(self) -> None:
         expected, self._expected_iterations = self._expected_iterations, None

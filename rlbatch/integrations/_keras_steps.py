@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-from keras import tree
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_monitor import add_up
+
+tree: Any = keras.tree  # its annotations name the tensors of every backend at once
 
 Logs = dict[str, Any]
 
