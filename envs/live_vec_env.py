@@ -8,11 +8,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from rlbatch import observation
 from rlbatch.envs.episode import LiveEpisode
+from rlbatch.envs.local_vec_env import LocalVecEnv
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.truth import TRUTH_SIZE, truth
 from rlbatch.signals.record import RunContext, Signals
@@ -20,7 +20,7 @@ from rlbatch.signals.record import RunContext, Signals
 SettingSource = Callable[[np.random.Generator], EpisodeSetting]
 
 
-class LiveVecEnv(VecEnv):
+class LiveVecEnv(LocalVecEnv):
     """Episodes of real runs in this process; one that ends is replaced at once.
 
     Encoding the observations of all runs in one call is what makes it faster than as many
@@ -112,29 +112,6 @@ class LiveVecEnv(VecEnv):
         seen[index], state = observation.encode(first, observation.initial_state((len(index),)))
         for values, fresh in zip(self._state, state, strict=True):
             values[index] = fresh
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Attribute of the vector environment, repeated for each environment."""
-        value = getattr(self, attr_name, None)
-        return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the vector environment."""
-        setattr(self, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
-    ) -> list[Any]:
-        """Call a method once and repeat its result."""
-        result = getattr(self, method_name)(*args, **kwargs)
-        return [result for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """No environment is wrapped."""
-        return [False for _ in self._get_indices(indices)]
 
 
 def _truth(episodes: Sequence[LiveEpisode]) -> np.ndarray:

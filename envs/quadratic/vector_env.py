@@ -7,16 +7,16 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from rlbatch.envs.local_vec_env import LocalVecEnv
 from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
 from rlbatch.envs.quadratic.pool import TaskPool
 from rlbatch.envs.truth import TRUTH_SIZE, truth
 from rlbatch.observation import OBSERVATION_SIZE, step_cost_at
 
 
-class QuadraticVecEnv(VecEnv):
+class QuadraticVecEnv(LocalVecEnv):
     """Episodes on random tasks of a pool; one that ends is replaced at once, as SB3 has it."""
 
     def __init__(
@@ -119,29 +119,6 @@ class QuadraticVecEnv(VecEnv):
             transition.ended.copy(),
             infos,
         )
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Attribute of the vector environment, repeated for each environment."""
-        value = getattr(self, attr_name, None)
-        return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the vector environment."""
-        setattr(self, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
-    ) -> list[Any]:
-        """Call a method once and repeat its result."""
-        result = getattr(self, method_name)(*args, **kwargs)
-        return [result for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
-        """No environment is wrapped."""
-        return [False for _ in self._get_indices(indices)]
 
 
 def copy_runs(source: QuadraticEpisodes, target: QuadraticEpisodes, index: np.ndarray) -> None:
