@@ -90,7 +90,7 @@ class LiveVecEnv(LocalVecEnv):
         for i in np.flatnonzero(ended):
             infos[i] = {
                 **self._episodes[i].info(),
-                "terminal_observation": self._with_truth(seen)[i],
+                "terminal_observation": self._with_truth(seen)[i].copy(),
                 # The cost limit is part of the task, and its penalty was paid: no bootstrapping.
                 "TimeLimit.truncated": False,
                 "episode": {"r": self._returns[i], "l": int(self._lengths[i]), "t": 0.0},

@@ -85,7 +85,7 @@ def test_a_deployed_policy_is_trained_further_from_its_weights(
         logits: Any = model.policy.get_distribution(features).distribution
         values = model.policy.predict_values(features)[:, 0].numpy()
     decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((50,)))
-    np.testing.assert_allclose(logits.probs.numpy(), decision.probabilities, atol=1e-5)
+    np.testing.assert_allclose(logits.probs.numpy(), np.asarray(decision.probabilities), atol=1e-5)
     np.testing.assert_allclose(values, np.asarray(decision.value), atol=1e-5)
 
 

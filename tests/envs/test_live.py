@@ -22,6 +22,7 @@ from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.task import Task, validation_loss
 from rlbatch.envs.tasks.table import TensorTable, collate_table, regression_loss
+from rlbatch.envs.trainee import TorchTrainee
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import encode, initial_state
 from rlbatch.signals.record import COST_CURVE_SIZES, Coupling, Signals
@@ -67,7 +68,12 @@ def make_run(task: Task | None = None, **changes: Any) -> LiveRun:
 
 
 def weights(run: LiveRun) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in run.trainee.model.parameters()])
+    return torch.cat([p.detach().reshape(-1) for p in model_of(run).parameters()])
+
+
+def model_of(run: LiveRun) -> nn.Module:
+    assert isinstance(run.trainee, TorchTrainee)
+    return run.trainee.model
 
 
 def same(left: Signals, right: Signals) -> bool:
@@ -227,7 +233,7 @@ def test_the_run_stops_inside_a_chunk_at_the_target() -> None:
     assert signals.steps == run.steps % 50
     losses = [row.loss for row in run.validations]
     assert losses[-1] <= 0.3 < min(losses[:-1])
-    assert signals.val_loss == losses[-1] == validation_loss(run.task, run.trainee.model)
+    assert signals.val_loss == losses[-1] == validation_loss(run.task, model_of(run))
     with pytest.raises(ConfigurationError, match="finished"):
         run.advance(16)
 
@@ -241,7 +247,7 @@ def test_the_run_stops_when_the_budget_is_spent_and_knows_its_last_loss() -> Non
     assert run.exhausted
     assert not run.reached
     assert run.samples_seen == 200  # 30 + 30 + 30 + 10, twice
-    assert run.val_loss == validation_loss(run.task, run.trainee.model)
+    assert run.val_loss == validation_loss(run.task, model_of(run))
 
 
 def test_max_steps_end_the_run() -> None:

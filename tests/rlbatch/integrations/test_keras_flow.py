@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_what_keras_looks_at_before_it_trains_is_not_counted() -> None:
     peek = next(flow.iterate())
     assert peek.is_peek
     assert len(peek.indices) == BASE
-    assert [len(indices) for _, _, indices in run(flow, 1, 0, seed=0)][0] == BASE
+    assert next(len(indices) for _, _, indices in run(flow, 1, 0, seed=0)) == BASE
     assert flow.position == 30
 
 
@@ -173,7 +174,7 @@ def test_few_sizes_reach_a_function_that_is_compiled_for_each(
             assert plan.batch_size == len(issued.indices) or count == size
         assert count == size
     assert base in sizes.allowed
-    assert all(large == 2 * small for small, large in zip(sizes.allowed, sizes.allowed[1:]))
+    assert all(large == 2 * small for small, large in pairwise(sizes.allowed))
     assert len(delivered - set(sizes.allowed)) <= 2
     assert delivered - set(sizes.allowed) <= {size % base, size % sizes.allowed[0]}
 
