@@ -511,7 +511,7 @@ def test_loaders_that_cannot_be_controlled_are_refused() -> None:
 
 
 def test_other_ways_to_share_a_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_XPU)
     with pytest.raises(ConfigurationError, match="Launch without"):
         make()
 
