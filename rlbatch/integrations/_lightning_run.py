@@ -1,0 +1,287 @@
+"""One fit under control: micro-batches put together, and what the Trainer counts kept in step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlbatch.control.config import ControllerConfig
+from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.integrations._lightning_data import TrainLoader
+from rlbatch.integrations._lightning_steps import LightningController, divisor
+from rlbatch.integrations._shared import SampleScheduler
+from rlbatch.policy.base import Policy
+
+_NEVER = sys.maxsize  # no count gets there
+
+
+class ControlledFit:
+    """Steers one `Trainer.fit`.
+
+    Lightning's batches are micro-batches here. It steps the optimizer, and zeroes the gradients,
+    where the number of a batch is a multiple of `accumulate_grad_batches`: that is chosen for each
+    batch so that it does so where a window ends. What else it counts in batches or steps is led in
+    the same way, by samples.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        """Note what has to be put back, before the Trainer reads its checkpoint."""
+        self.trainer = trainer
+        self._loader: TrainLoader | None = None
+        loop = trainer.fit_loop.epoch_loop
+        self._users = trainer.accumulate_grad_batches, loop.max_steps, loop.min_steps
+        self.max_steps, self.min_steps = loop.max_steps, loop.min_steps or 0
+        if self.max_steps != -1:
+            # A run of more and smaller steps than the plain one would not be resumed.
+            loop.max_steps = _NEVER
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._schedules: list[tuple[Any, SampleScheduler, int]] = []
+        self._validates_every: int | None = None
+        self._first_epoch = 0  # of the Trainer, when the controller's data begin
+        self._divisor, self._within = 1, False
+        self._loss: Tensor | None = None
+        self._at = (0, 0)  # epoch and position behind the optimizer step that comes next
+        self._done = (0, 0)  # behind the latest
+        self.controller: LightningController | None = None
+        self._finished = False
+        self.due = False  # a validation, behind the latest optimizer step
+        self.samples = 0  # of the latest optimizer step
+
+    # -- a run --
+
+    def start(
+        self,
+        loader: TrainLoader,
+        policy: Policy | str,
+        config: ControllerConfig,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        """Make the controller, now that the Trainer has its optimizer and has read its checkpoint.
+
+        Raises:
+            ConfigurationError: The checkpoint is from the middle of an epoch without a controller.
+        """
+        self._loader, trainer, count = loader, self.trainer, loader.count
+        if count.accumulation > 1 and config.micro_batch_size is None:
+            config = replace(config, micro_batch_size=loader.users.batch_size)
+        controller = LightningController(
+            trainer.strategy.model,
+            trainer.optimizers[0],
+            batch_size=count.steps.base_batch_size,
+            policy=policy,
+            config=config,
+            scaler=self._scaler,
+        )
+        if state is not None:
+            controller.load_state_dict(state["controller"])
+        self.controller = controller
+        loader.controlled = controller.loader(loader.plain)
+        loader.on_fetch = controller.resume
+        self._validates_every = trainer.val_check_batch
+        self._first_epoch = trainer.current_epoch
+        if state is None:
+            self._require_whole_epochs()
+            self._done = trainer.current_epoch, 0
+        else:
+            self._go_on(state, *controller.place)
+        self._at = self._done
+        self._take_schedules()
+        self._limit()
+        controller.start()
+
+    def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
+        """Let Lightning find its place again: behind an optimizer step, unless within one."""
+        trainer = self.trainer
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        self._first_epoch, self.due = state["first_epoch"], state["due"]
+        self._done = self._first_epoch + epoch, position
+        trainer.accumulate_grad_batches = _NEVER if state["within_step"] else 1
+        trainer.fit_loop.max_batches = progress.current.ready if progress.is_last_batch else _NEVER
+        self._set_due(self.due)
+
+    def _require_whole_epochs(self) -> None:
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        if loop.restarting and progress.current.ready and not progress.is_last_batch:
+            raise ConfigurationError(
+                "Expected a checkpoint of a controlled run, got one from the middle of an epoch of "
+                "another: the samples that it has seen cannot be told. Resume from one of an "
+                "epoch's end, or load its weights with load_from_checkpoint."
+            )
+
+    def _take_schedules(self) -> None:
+        count = self.loader.count
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval != "step" or config.reduce_on_plateau:
+                continue
+            every = config.frequency
+
+            def due(every: int = every) -> int:
+                return count.schedule_steps(every, *self._at)
+
+            schedule = SampleScheduler(config.scheduler, due)
+            schedule.skip()
+            self._schedules.append((config, schedule, every))
+            config.scheduler, config.frequency = schedule, 1
+
+    def pause(self) -> None:
+        """Stop the clock until the next batch is fetched."""
+        self._require_controller().pause()
+
+    def finish(self) -> None:
+        """Put everything back, once."""
+        if self._finished:
+            return
+        self._finished = True
+        trainer, loop = self.trainer, self.trainer.fit_loop.epoch_loop
+        trainer.accumulate_grad_batches, loop.max_steps, loop.min_steps = self._users
+        for config, schedule, every in self._schedules:
+            config.scheduler, config.frequency = schedule.scheduler, every
+        self._schedules = []
+        if self.controller is not None:
+            self.controller.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the controller's state and what Lightning needs to go on."""
+        controller = self._require_controller()
+        delivered = controller.stepper.delivered
+        return {
+            "controller": controller.state_dict(),
+            "first_epoch": self._first_epoch,
+            "due": self.due,
+            "within_step": self._within or delivered is not None,
+        }
+
+    # -- a batch --
+
+    def begin_epoch(self) -> None:
+        """Expect an epoch's batches at the present size."""
+        self.trainer.fit_loop.max_batches = self.batches_for(self.loader.count.samples)
+
+    def begin_batch(self, batch_idx: int) -> None:
+        """Let Lightning step behind this batch if it is a window's last, and else not."""
+        trainer, delivered = self.trainer, self._require_controller().stepper.delivered
+        if delivered is None:
+            raise DeliveryError("A batch begins that the controller's loader did not hand out.")
+        loop, ready = trainer.fit_loop, batch_idx + 1
+        end = delivered.window_start + delivered.window_samples
+        epoch, is_last = self._first_epoch + delivered.epoch, delivered.is_last
+        ends_epoch = is_last and end >= self.loader.count.samples
+        if delivered.position == 0:
+            self._at = epoch, delivered.window_start
+            if delivered.window_start == 0:
+                for _, schedule, _ in self._schedules:
+                    schedule.skip()  # what an epoch that was left early had to come
+        self._at, self._within = (epoch, end), not is_last
+        self._divisor = divisor(ready, delivered, ends_epoch)
+        trainer.accumulate_grad_batches = self._divisor
+        # The fetcher knows the plain run's number of batches, and would stop there.
+        fetcher = loop._data_fetcher
+        fetcher.length, fetcher.done = None, False
+        loop.epoch_loop.batch_progress.is_last_batch = ends_epoch
+        rest = self.loader.count.samples - end
+        loop.max_batches = ready if ends_epoch else ready + self.batches_for(rest)
+        self._set_due(False)
+        if delivered.position == 0 and batch_idx % self._divisor:
+            optimizer = trainer.optimizers[0]
+            trainer.lightning_module.optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Give a batch's loss, divided by Lightning and scaled, its weight in the gradient."""
+        count = self._divisor
+        factor = self._require_controller().stepper.weight() * count
+        if abs(factor - 1.0) > 1e-9:
+            loss.register_hook(lambda gradient: gradient * factor)
+        mean = loss.detach()
+        if self._scaler is not None:
+            # `get_scale` would wait for the device.
+            mean = mean * self._scaler.scale(torch.ones((), device=mean.device)).reciprocal()
+        self._loss = mean if count == 1 else mean * count
+
+    def after_backward(self) -> None:
+        """Let the gradient be measured, before anything clips it."""
+        if self._loss is not None:
+            self._require_controller().measure_loss(self._loss)
+        self._loss = None
+
+    def end_batch(self, outputs: Any) -> bool:
+        """Return whether the optimizer has stepped; if so, decide."""
+        controller = self._require_controller()
+        skipped = not controller.stepper.has_backward
+        delivered = controller.stepper.finish()
+        if skipped:  # training_step returned None
+            controller.skip_window()
+        factor = self._divisor / delivered.micro_batches
+        if factor != 1.0 and isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
+            outputs["loss"] = outputs["loss"] * factor  # as it is with the number of micro-batches
+        if not delivered.is_last:
+            return False
+        self.samples = delivered.window_samples
+        before, self._done = self._done, self._at
+        controller.end_window(delivered)
+        self._limit()
+        self.due = self._validations(self._done) > self._validations(before)
+        self._set_due(self.due)
+        return True
+
+    def batches_for(self, samples: int) -> int:
+        """Return the batches of so many samples if the batch size stays; at least one."""
+        controller = self._require_controller()
+        size, limit = controller.batch_size, controller.config.micro_batch_size
+        if limit is not None:
+            size = min(size, limit * self.trainer.world_size)
+        return max(1, -(-samples // size))
+
+    # -- what Lightning counts --
+
+    def _validations(self, place: tuple[int, int]) -> int:
+        """Return the validations that the plain run makes up to a place."""
+        every, count, (epoch, position) = self._validates_every, self.loader.count, place
+        if not every:
+            return 0
+        within = count.batches_at(position)
+        if self.trainer.check_val_every_n_epoch is None:
+            return int((epoch * count.batches + within) // every)
+        return int(epoch * (count.batches // every) + within // every)
+
+    def _set_due(self, due: bool) -> None:
+        if self._validates_every is not None:  # else by the clock
+            self.trainer.val_check_batch = 1 if due else _NEVER
+
+    def _limit(self) -> None:
+        """End the run where the plain one does, in samples."""
+        loop, count = self.trainer.fit_loop.epoch_loop, self.loader.count.steps
+        controller, made = self._require_controller(), loop.global_step
+        done = count.steps(*self._done)
+        if self.min_steps:
+            loop.min_steps = 0 if done >= self.min_steps else made + 1
+        if self.max_steps == -1:
+            return
+        if done >= self.max_steps:
+            loop.max_steps = made
+            return
+        left = (self.max_steps - done) * count.base_batch_size
+        loop.max_steps = made + max(1, -(-left // controller.batch_size))
+        epoch, position = self._done
+        if position >= count.dataset_size:
+            epoch, position = epoch + 1, 0
+        rest = count.limit(self.max_steps, epoch, position)
+        if rest is not None and rest > 0:
+            controller.limit_next(rest)
+
+    @property
+    def loader(self) -> TrainLoader:
+        """The training data."""
+        if self._loader is None:
+            raise ConfigurationError("There are no training data before Trainer.fit has begun.")
+        return self._loader
+
+    def _require_controller(self) -> LightningController:
+        if self.controller is None:
+            raise ConfigurationError("There is no controller before Trainer.fit has begun.")
+        return self.controller

@@ -1,0 +1,186 @@
+"""A Lightning callback that adapts the batch size of a `Trainer` while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlbatch.control.config import ControllerConfig
+from rlbatch.controller import BatchController
+from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.policy.base import Policy
+
+try:
+    from lightning.pytorch import Callback
+except ImportError as error:
+    raise MissingExtraError("lightning", "lightning") from error
+
+from rlbatch.integrations._lightning_checks import check_fit, check_optimization
+from rlbatch.integrations._lightning_data import TrainSource
+from rlbatch.integrations._lightning_run import ControlledFit
+
+_VALIDATION_LOSS = "val_loss"
+
+
+class BatchSizeCallback(Callback):
+    """Decides, every few steps, how many samples the next optimizer steps take.
+
+        trainer = Trainer(max_epochs=10, callbacks=[BatchSizeCallback()])
+        trainer.fit(model, DataLoader(train_set, batch_size=64, shuffle=True), val_loader)
+
+    Module, data module and Trainer stay as they are. What the Trainer hands to `training_step` are
+    micro-batches: the whole batch, or a part of it where the batch exceeds `micro_batch_size` or
+    its gradient noise is measured. What is given in steps (`max_steps`, `val_check_interval`,
+    schedules with `interval="step"`) means steps of the user's batch size, which is the loader's
+    times `accumulate_grad_batches` and the number of devices: all of it goes by samples.
+
+    With the policy `fixed`, the run is the plain one, bit for bit.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str = "default",
+        *,
+        monitor: str | None = None,
+        config: ControllerConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        """Prepare a callback; a controller is made when a fit begins.
+
+        Args:
+            policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
+            monitor: Metric that is the validation loss, as the module logs it; None takes
+                `val_loss` where there is one.
+            config: The controller's settings, or give them as further arguments. With
+                `accumulate_grad_batches`, `micro_batch_size` is the loader's batch size unless it
+                is given.
+            **settings: Fields of `ControllerConfig`.
+
+        Raises:
+            ConfigurationError: Settings contradict themselves, or are given twice.
+        """
+        if config is not None and settings:
+            raise ConfigurationError(
+                f"Give either config or single settings, got config and {', '.join(settings)}."
+            )
+        self.policy, self.monitor = policy, monitor
+        self.config = ControllerConfig(**settings) if config is None else config
+        self._source: TrainSource | None = None
+        self._fit: ControlledFit | None = None
+        self._loaded: Mapping[str, Any] | None = None
+
+    @property
+    def controller(self) -> BatchController | None:
+        """The `BatchController` of the latest fit; None before the first."""
+        return None if self._fit is None else self._fit.controller
+
+    # -- a fit --
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse what cannot be controlled, and take over the training data."""
+        if stage != "fit":
+            return
+        check_fit(trainer, pl_module)
+        # Checkpoints of other callbacks must hold what was decided behind the step.
+        callbacks = trainer.callbacks
+        callbacks.insert(0, callbacks.pop(callbacks.index(self)))
+        self._release(trainer)
+        self._fit = self._loaded = None
+        self._source = TrainSource(trainer.fit_loop._data_source, trainer)
+        trainer.fit_loop._data_source = self._source
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse optimizers and schedules that cannot be controlled."""
+        check_optimization(trainer, pl_module)
+        self._fit = ControlledFit(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the controller."""
+        if self._source is None or self._source.loader is None:
+            raise ConfigurationError("The Trainer has asked for no training data.")
+        self._running.start(self._source.loader, self.policy, self.config, self._loaded)
+        self._loaded = None
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Tell progress bars how many batches there may be."""
+        self._running.begin_epoch()
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let the Trainer step where the controller wants it to."""
+        self._running.begin_batch(batch_idx)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Weight the loss."""
+        self._running.before_backward(loss)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the gradient."""
+        self._running.after_backward()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step and decide."""
+        if self._running.end_batch(outputs) and trainer.loggers:
+            pl_module.log("rlbatch/batch_size", float(self._running.samples))
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the clock until the next batch is fetched."""
+        if isinstance(self.controller, BatchController):
+            self._running.pause()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give the next decision the validation loss."""
+        if self.controller is None or trainer.sanity_checking:
+            return
+        name = self.monitor or _VALIDATION_LOSS
+        value = trainer.callback_metrics.get(name)
+        if value is not None:
+            self.controller.report_validation(float(value))
+        elif self.monitor is not None:
+            raise ConfigurationError(
+                f"Expected the metric {name!r} after a validation, got "
+                f"{', '.join(sorted(trainer.callback_metrics)) or 'none'}. Log it in "
+                "validation_step, or name another as monitor."
+            )
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave Trainer and optimizer as they were."""
+        self._release(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave Trainer and optimizer as they were."""
+        if stage == "fit":
+            self._release(trainer)
+
+    # -- checkpoints --
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Stop the clock until the next batch is fetched."""
+        if self.controller is not None:
+            self._running.pause()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state behind the last optimizer step; empty where there is no controller."""
+        if self.controller is None:
+            return dict(self._loaded or {})
+        return self._running.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, in the fit that is about to begin."""
+        self._loaded = state_dict or None
+
+    def _release(self, trainer: Any) -> None:
+        if self._source is not None:
+            trainer.fit_loop._data_source = self._source.source
+        self._source = None
+        if self._fit is not None:
+            self._fit.finish()
+
+    @property
+    def _running(self) -> ControlledFit:
+        if self._fit is None:
+            raise ConfigurationError("There is no controlled fit before Trainer.fit has begun.")
+        return self._fit
