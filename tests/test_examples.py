@@ -36,3 +36,14 @@ def test_ddp() -> None:
     assert "6000 samples" in line
     loss = float(line.partition("loss ")[2].partition(",")[0])
     assert loss < 0.4
+
+
+@pytest.mark.slow
+def test_accelerate() -> None:
+    assert "over 16000 samples" in run(str(EXAMPLES / "accelerate_run.py"))
+
+
+@pytest.mark.slow
+def test_transformers() -> None:
+    printed = run(str(EXAMPLES / "transformers_run.py"), HF_HUB_OFFLINE="1")
+    assert "over 6000 samples" in printed

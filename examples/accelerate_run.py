@@ -1,0 +1,64 @@
+"""Train a small network in a plain loop on Accelerate with an adaptive batch size.
+
+    python examples/accelerate_run.py
+    accelerate launch --cpu --num_processes 2 examples/accelerate_run.py
+
+No network and some seconds on a processor.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from rlbatch.integrations.accelerate import AcceleratedController
+
+BATCH, EPOCHS = 16, 4
+
+
+def main() -> None:
+    """Train four epochs and say what the batch size did."""
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    torch.manual_seed(0)
+    inputs = torch.randn(4000, 10)
+    targets = (inputs[:, :5] * inputs[:, 5:]).sum(dim=1, keepdim=True)
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=BATCH, shuffle=True)
+    # Prepared schedulers make a step for each process and optimizer step.
+    scheduler = CosineAnnealingLR(optimizer, EPOCHS * len(loader) // 2)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+
+    controller = AcceleratedController(
+        accelerator,
+        model,
+        optimizer,
+        batch_size=2 * BATCH * accelerator.num_processes,
+        scheduler=scheduler,
+    )
+    loader = controller.loader(loader)
+    sizes: list[int] = []
+    loss = torch.zeros(())
+    for _ in range(EPOCHS):
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                loss = nn.functional.mse_loss(model(x), y)
+                controller.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                if samples := controller.step():
+                    sizes.append(samples)
+    accelerator.print(
+        f"{len(sizes)} steps over {sum(sizes)} samples, batch size {sizes[0]} to {max(sizes)}, "
+        f"last loss {float(loss.detach()):.3f}, last learning rate {scheduler.get_last_lr()[0]:.1e}"
+    )
+    controller.close()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
