@@ -24,7 +24,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     inputs = torch.randn(2000, 10)
-    data = TensorDataset(inputs, inputs.sum(dim=1, keepdim=True).sin())
+    data = TensorDataset(inputs, inputs.sum(dim=1, keepdim=True).tanh())
     model = DistributedDataParallel(nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     sampler = DistributedSampler(data)

@@ -35,7 +35,7 @@ def test_ddp() -> None:
     (line,) = printed.splitlines()
     assert "6000 samples" in line
     loss = float(line.partition("loss ")[2].partition(",")[0])
-    assert loss < 0.4
+    assert loss < 0.2  # of 0.7 at first
 
 
 @pytest.mark.slow
@@ -46,4 +46,5 @@ def test_accelerate() -> None:
 @pytest.mark.slow
 def test_transformers() -> None:
     printed = run(str(EXAMPLES / "transformers_run.py"), HF_HUB_OFFLINE="1")
-    assert "over 6000 samples" in printed
+    assert "over 3000 samples" in printed
+    assert float(printed.partition("validation loss ")[2].partition(",")[0]) < 3.0
