@@ -131,6 +131,7 @@ class ControlledFit(keras.callbacks.Callback):
     def detach(self) -> None:
         """Give the model its own train function back, after a `fit` that an exception ended."""
         if self._run is not None:
+            self._run.close_log()
             self._run.uninstall()
 
     def backup(

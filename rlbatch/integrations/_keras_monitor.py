@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from rlbatch.control.snapshot import Snapshot
-from rlbatch.integrations._keras_optimizer import OptimizerFacts
+from rlbatch.integrations._keras_optimizer import OptimizerFacts, on_host
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
 
 ops: Any = keras.ops  # its annotations name the tensors of every backend at once
@@ -169,7 +169,7 @@ def _read(values: list[Any]) -> list[float]:
     if not values:
         return []
     together = ops.stack([ops.cast(value, "float32") for value in values])
-    return np.asarray(ops.convert_to_numpy(together), dtype=np.float64).tolist()
+    return on_host(together).astype(np.float64).tolist()
 
 
 class KerasSnapshot(Snapshot):

@@ -22,7 +22,7 @@ class OptimizerFacts:
     Attributes:
         optimizer: The one that knows the learning rate, within a LossScaleOptimizer.
         rate: Its learning rate.
-        initial_rate: Learning rate before the first step.
+        initial_rate: Learning rate before any schedule.
     """
 
     def __init__(self, model: Any) -> None:
@@ -30,7 +30,7 @@ class OptimizerFacts:
         self._model = model
         self.optimizer: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         self.rate = CoupledLearningRate(self.optimizer)
-        self.initial_rate = self.rate.current()
+        self.initial_rate = self.rate.largest()
 
     @property
     def is_adaptive(self) -> bool:
@@ -63,9 +63,9 @@ class OptimizerFacts:
         before the step, 0 where no gradient was ever seen, None for a weight without one. None
         instead of a list: there is no second moment at all yet.
         """
-        weights = self._model.trainable_weights
+        weights, scale = self._model.trainable_weights, self._unscaling()
         if not self.is_adaptive:
-            return [1.0] * len(weights)
+            return [scale] * len(weights)
         optimizer = self.optimizer
         name = next((n for n in _SECOND_MOMENTS if hasattr(optimizer, n)), None)
         if name is None or not optimizer.built:
@@ -75,12 +75,17 @@ class OptimizerFacts:
         if name == "_velocities" and hasattr(optimizer, "beta_2"):
             steps = ops.cast(optimizer.iterations, "float32")
             correction = 1.0 - ops.power(float(optimizer.beta_2), steps)
-        return [
-            self._scale(
-                moments[optimizer._get_variable_index(v)], _SECOND_MOMENTS[name], correction
-            )
-            for v in weights
-        ]
+        indices = [optimizer._get_variable_index(weight) for weight in weights]
+        is_square = _SECOND_MOMENTS[name]
+        scales = [self._scale(moments[i], is_square, correction) for i in indices]
+        return [None if each is None else each * scale for each in scales]
+
+    def _unscaling(self) -> Any:
+        """Return what gradients have to be multiplied by where their loss was scaled."""
+        outer = self._model.optimizer
+        if outer is self.optimizer and not outer.loss_scale_factor:
+            return 1.0
+        return 1.0 / ops.cast(outer.scale_loss(ops.ones(())), "float32")
 
     def _scale(self, moment: Any, is_square: bool, correction: Any) -> Any:
         if moment is None:
@@ -153,7 +158,7 @@ class CoupledLearningRate:
     def current(self) -> float:
         """Return the learning rate as the user has it, without the factor; asks the device."""
         rate = self._plain_rate()
-        value = float(np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(rate))))
+        value = float(on_host(rate))
         if self._epoch_rate is not None and not self.follows_steps and not self._warned:
             self._warned = value != self._epoch_rate
             if self._warned:
@@ -166,6 +171,14 @@ class CoupledLearningRate:
                     stacklevel=2,
                 )
         return value
+
+    def largest(self) -> float:
+        """Return the learning rate before any schedule: its peak where there is a warm-up."""
+        if not self.follows_steps:
+            return self.current() or 1.0
+        steps = [0, *(2**power for power in range(21))]
+        rates = (self.user_rate(ops.cast(step, self._step.dtype)) for step in steps)
+        return max(float(on_host(rate)) for rate in rates) or 1.0
 
     def begin_epoch(self) -> None:
         """Note what the callbacks have made of the learning rate for this epoch."""
@@ -189,3 +202,12 @@ class CoupledLearningRate:
         """Stand in for the learning rate; called while a step is traced or made."""
         plain = ops.convert_to_tensor(self._plain_rate())
         return plain * ops.cast(ops.convert_to_tensor(self._factor), plain.dtype)
+
+
+def on_host(value: Any) -> Any:
+    """Return a tensor, a variable or a number as NumPy has it; waits for the device."""
+    value = value.value if isinstance(value, keras.Variable) else value
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    # Not by np.asarray, which warns of what these types lack.
+    return value.numpy() if hasattr(value, "numpy") else np.asarray(value)

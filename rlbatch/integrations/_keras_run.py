@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from torch import nn
 
 from rlbatch.actuation.delivery import Delivered
@@ -21,7 +20,7 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_checks import check_model, divides
 from rlbatch.integrations._keras_flow import Flow
 from rlbatch.integrations._keras_monitor import KerasMonitor, KerasSnapshot
-from rlbatch.integrations._keras_optimizer import OptimizerFacts
+from rlbatch.integrations._keras_optimizer import OptimizerFacts, on_host
 from rlbatch.integrations._keras_sizes import PowersOfTwo, Rounded
 from rlbatch.integrations._keras_steps import Steps, parts_of, samples_in, sum_of_parts
 from rlbatch.integrations._shared import SampleCount
@@ -91,7 +90,7 @@ class ControlledRun:
         self._expected_iterations: int | None = None
         self._original: Any = None
         self._divides: bool | None = None
-        self._random: Sequence[Any] | None = None
+        self._random: Mapping[str, Any] | None = None
         if config.micro_batch_size is not None:
             self._divides = divides(model, required=True)
         if state is not None:
@@ -217,8 +216,6 @@ class ControlledRun:
         info = run_info(policy_name, self.model, self.facts.optimizer, parts)
         info["action_grid"] = getattr(self._policy, "action_grid", None)
         info["backend"] = keras.backend.backend()
-        if self._log_was_closed:  # an earlier fit wrote lines that the conductor is to know of
-            parts.load_state_dict(parts.state_dict())
         resume = self._log_was_closed or self._is_resumed
         self._log = EpisodeLog(folder, info, resume=resume)
         parts.open_log(self._log)
@@ -250,7 +247,10 @@ class ControlledRun:
             "learning_rate": self.facts.initial_rate,
             "iterations": self._iterations(),
             "offset": self._offset,
-            "random": list(RandomState.now()) if keras.backend.backend() == "torch" else None,
+            "random": {
+                "seeds": [on_host(seed).tolist() for seed in self._seeds()],
+                "torch": list(RandomState.now()) if keras.backend.backend() == "torch" else None,
+            },
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -260,8 +260,18 @@ class ControlledRun:
 
     def _restore_random(self) -> None:
         random, self._random = self._random, None
-        if random is not None:  # torch's dropout draws from its global generators
-            RandomState(*random).restore()
+        if random is None:
+            return
+        for seed, value in zip(self._seeds(), random["seeds"], strict=True):
+            seed.assign(value)
+        if random["torch"] is not None:  # its dropout draws from the global generators
+            RandomState(*random["torch"]).restore()
+
+    def _seeds(self) -> list[Any]:
+        """Return the seeds that dropout layers count up: they are not among the weights."""
+        model = self.model
+        known = {id(v) for v in [*model.weights, *model.metrics_variables]}
+        return [v for v in model.variables if id(v) not in known]
 
     def _check_iterations(self) -> None:
         expected, self._expected_iterations = self._expected_iterations, None
@@ -274,5 +284,4 @@ class ControlledRun:
             )
 
     def _iterations(self) -> int:
-        variable = self.facts.optimizer._iterations
-        return int(np.asarray(keras.ops.convert_to_numpy(variable)))
+        return int(on_host(self.facts.optimizer._iterations))

@@ -139,5 +139,4 @@ class BatchSizeControl(ControlledFit):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave model and optimizer as they were."""
-        self._require_run().close_log()
         self.detach()
