@@ -24,11 +24,13 @@ def main() -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     torch.manual_seed(0)
-    inputs = torch.randn(4000, 10)
+    inputs = torch.randn(5000, 10)
     targets = (inputs[:, :5] * inputs[:, 5:]).sum(dim=1, keepdim=True)
     model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    loader = DataLoader(TensorDataset(inputs, targets), batch_size=BATCH, shuffle=True)
+    train_set = TensorDataset(inputs[:4000], targets[:4000])
+    val_x, val_y = inputs[4000:], targets[4000:]
+    loader = DataLoader(train_set, batch_size=BATCH, shuffle=True)
     # Prepared schedulers make a step for each process and optimizer step.
     scheduler = CosineAnnealingLR(optimizer, EPOCHS * len(loader) // 2)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
@@ -39,10 +41,11 @@ def main() -> None:
         optimizer,
         batch_size=2 * BATCH * accelerator.num_processes,
         scheduler=scheduler,
+        target_loss=1.2,
     )
     loader = controller.loader(loader)
     sizes: list[int] = []
-    loss = torch.zeros(())
+    val_loss = 0.0
     for _ in range(EPOCHS):
         for x, y in loader:
             with accelerator.accumulate(model):
@@ -52,9 +55,12 @@ def main() -> None:
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 if samples := controller.step():
                     sizes.append(samples)
+        with controller.paused(), torch.no_grad():
+            val_loss = float(nn.functional.mse_loss(model(val_x), val_y))
+        controller.report_validation(val_loss)
     accelerator.print(
-        f"{len(sizes)} steps over {sum(sizes)} samples, batch size {sizes[0]} to {max(sizes)}, "
-        f"last loss {float(loss.detach()):.3f}, last learning rate {scheduler.get_last_lr()[0]:.1e}"
+        f"{len(sizes)} steps over {sum(sizes)} samples, batch size {min(sizes)} to {max(sizes)}, "
+        f"validation loss {val_loss:.3f}, last learning rate {scheduler.get_last_lr()[0]:.1e}"
     )
     controller.close()
     accelerator.end_training()

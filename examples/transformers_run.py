@@ -40,17 +40,28 @@ def main() -> None:
     torch.set_num_threads(1)
     set_seed(0)
     text = "".join(topics.values())
-    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": BLOCK, "vocab_size": 128}
+    train_set = Text(text[:48_000])
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=128,
+            n_positions=BLOCK,
+            n_embd=32,
+            n_layer=1,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = ControlledTrainer(
-            GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)),
+            model,
             TrainingArguments(
                 folder,
                 per_device_train_batch_size=8,
                 num_train_epochs=2,
                 learning_rate=3e-3,
                 lr_scheduler_type="cosine",
-                logging_steps=50,  # of 8 samples, as ever
+                logging_steps=25,  # of 8 samples, as ever
                 eval_strategy="epoch",
                 save_strategy="no",
                 dataloader_pin_memory=False,
@@ -58,18 +69,19 @@ def main() -> None:
                 disable_tqdm=True,
                 report_to=[],
             ),
-            train_dataset=Text(text[:96_000]),
-            eval_dataset=Text(text[96_000:108_000]),
-            controller=ControllerConfig(micro_batch_size=64),
+            train_dataset=train_set,
+            eval_dataset=Text(text[48_000:54_000]),
+            controller=ControllerConfig(target_loss=2.5, micro_batch_size=64),
         )
         trainer.train()
     history = trainer.state.log_history
     used = [line["batch_size"] for line in history if "batch_size" in line]
+    rate = [line["learning_rate"] for line in history if "learning_rate" in line][-1]
     loss = [line["eval_loss"] for line in history if "eval_loss" in line][-1]
     print(
-        f"{trainer.state.global_step} steps over {2 * len(trainer.train_dataset)} samples, "
-        f"batch size {used[0]} to {max(used)}, validation loss {loss:.3f}, "
-        f"last learning rate {trainer.lr_scheduler.get_last_lr()[0]:.1e}"
+        f"{trainer.state.global_step} steps over {2 * len(train_set)} samples, "
+        f"batch size {min(used)} to {max(used)}, validation loss {loss:.3f}, "
+        f"last learning rate {rate:.1e}"
     )
 
 

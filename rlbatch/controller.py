@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -331,7 +332,7 @@ class BatchController:
         random_state = RandomState(state["rng"], state["cuda_rng"])
         self._require_loader().load_state_dict(state["loader"], random_state)
 
-    @property
+    @cached_property
     def _parts(self) -> Conductor:
         if self._conductor is None:
             raise ConfigurationError(_NO_LOADER)

@@ -40,7 +40,9 @@ def test_ddp() -> None:
 
 @pytest.mark.slow
 def test_accelerate() -> None:
-    assert "over 16000 samples" in run(str(EXAMPLES / "accelerate_run.py"))
+    printed = run(str(EXAMPLES / "accelerate_run.py"))
+    assert "over 16000 samples" in printed  # and a variance of the targets of about 5
+    assert float(printed.partition("validation loss ")[2].partition(",")[0]) < 3.0
 
 
 @pytest.mark.slow

@@ -75,7 +75,8 @@ class DeliveryQueue:
         self._under_way: deque[IssuedWindow] = deque()
         self._latest: IssuedWindow | None = None  # window that arrived whole
         self._before: Sequence[str] = ()  # tail in front of it
-        self._issued_windows = 0
+        self.issued_windows = 0
+        """Number of the next window to be issued."""
         self.windows = 0
         """Windows consumed since the start of the run."""
         self.position = 0
@@ -90,11 +91,6 @@ class DeliveryQueue:
         return len(self._plans)
 
     @property
-    def issued_windows(self) -> int:
-        """Number of the next window to be issued."""
-        return self._issued_windows
-
-    @property
     def within_window(self) -> bool:
         """Whether a part of a window has arrived, and not all of it."""
         return bool(self._plans) and self._plans[0].position > 0
@@ -104,7 +100,7 @@ class DeliveryQueue:
         self._plans.clear()
         self._under_way.clear()
         self._latest = None
-        self._issued_windows = self.windows
+        self.issued_windows = self.windows
         self.epoch, self.position, self.tail = epoch, position, tail
 
     def issue(self, window: IssuedWindow, plan: WindowPlan, offset: int) -> None:
@@ -114,7 +110,7 @@ class DeliveryQueue:
         for position, size in enumerate(plan.sizes):
             self._plans.append(
                 Delivered(
-                    window=self._issued_windows,
+                    window=self.issued_windows,
                     batch_size=window.batch_size,
                     position=position,
                     micro_batches=len(plan.sizes),
@@ -126,7 +122,7 @@ class DeliveryQueue:
                 )
             )
             first += size
-        self._issued_windows += 1
+        self.issued_windows += 1
 
     def pop(self) -> Delivered:
         """Return the plan of the micro-batch that has just arrived.
@@ -140,7 +136,7 @@ class DeliveryQueue:
                 "for each batch that the loader yields, after it was yielded."
             )
         delivered = self._plans.popleft()
-        if delivered.is_last:
+        if delivered.position + 1 == delivered.micro_batches:
             done = self._under_way.popleft()
             self._latest, self._before = done, self.tail
             self.windows += 1

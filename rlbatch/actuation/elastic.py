@@ -179,7 +179,8 @@ class ElasticSource:
         """Return the window that is issued now, with the samples that there were for it."""
         if planned is None:
             least = 2 * self.smallest_part * self._world_size
-            measured = samples >= least and self._measures_next()
+            measure = None if samples < least else self.measure_next
+            measured = measure is not None and measure(self._queue.issued_windows)
             return IssuedWindow(self._requested, samples, self._micro_limit, measured, start, tail)
         limits = [limit for limit in (planned.micro_batch_size, self._micro_limit) if limit]
         return planned._replace(
@@ -203,10 +204,6 @@ class ElasticSource:
                 f"Expected one iterator at a time over an {type(self).__name__}, and a second one "
                 "was started. Make one loader for each loop."
             )
-
-    def _measures_next(self) -> bool:
-        measure = self.measure_next
-        return measure is not None and measure(self._queue.issued_windows)
 
     def _is_complete(self) -> bool:
         return self._exhausted and not len(self._queue)

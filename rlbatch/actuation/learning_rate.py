@@ -119,7 +119,6 @@ class LearningRateCoupling:
         self.adaptive = is_adaptive(optimizer) if adaptive is None else adaptive
         self._factor = self.set_batch_size(base_batch_size)
         self._restore: list[Callable[[], bool]] | None = None  # while a step is under way
-        self._block = _Block(self._scale, self._unscale)
 
     @property
     def factor(self) -> float:
@@ -147,7 +146,22 @@ class LearningRateCoupling:
             ConfigurationError: Something inside changed the learning rate, the blocks are nested,
                 or a group has no learning rate.
         """
-        return self._block
+        return self
+
+    def __enter__(self) -> float:
+        if self._factor == 1.0 and self._restore is None:  # most steps: kept short
+            self._restore = []
+            return 1.0
+        return self._scale()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._restore:
+            self._restore = None
+        elif not self._unscale() and kind is None:
+            raise ConfigurationError(
+                "Expected an untouched learning rate while the coupling scales it; it was changed, "
+                "and that change is lost. Call scheduler.step() after the block, not inside it."
+            )
 
     def attach(self) -> Callable[[], None]:
         """Scale in every optimizer.step() from now on, for loops that others wrote.
@@ -208,23 +222,6 @@ class LearningRateCoupling:
         """Put every value back; False if one was changed meanwhile."""
         restore, self._restore = self._restore, None
         return not restore or all([undo() for undo in restore])
-
-
-class _Block:
-    """The block around an optimizer step; made once, as it is entered in every step."""
-
-    def __init__(self, scale: Callable[[], float], unscale: Callable[[], bool]) -> None:
-        self._scale, self._unscale = scale, unscale
-
-    def __enter__(self) -> float:
-        return self._scale()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._unscale() and kind is None:
-            raise ConfigurationError(
-                "Expected an untouched learning rate while the coupling scales it; it was changed, "
-                "and that change is lost. Call scheduler.step() after the block, not inside it."
-            )
 
 
 def _scale_number(group: dict[str, Any], original: float, factor: float) -> Callable[[], bool]:

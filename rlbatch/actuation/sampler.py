@@ -82,7 +82,7 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         windows = self._start_epoch()
         start = self._queue.position
         while True:
-            planned, size = self._next_planned()
+            planned, size = self._next_planned() if self._planned else (None, self._requested)
             window = windows.take(size)
             if not window:
                 break
@@ -90,7 +90,8 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
                 self.begun_at = torch.get_rng_state()
             for indices in self._issue(planned, window, start):
                 yield indices
-                self._require_current(iteration)
+                if iteration != self._iteration:
+                    self._require_current(iteration)
             start += len(window)
         self._exhausted = True
 
@@ -140,7 +141,9 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             issued.measured,
             rank=self._rank,
         )
-        offset = share_start(len(window), self._world_size, self._rank)
+        offset = 0
+        if self._world_size > 1:
+            offset = share_start(len(window), self._world_size, self._rank)
         self._queue.issue(issued, plan, offset)
         if plan.sizes == (len(window),):
             return [window]

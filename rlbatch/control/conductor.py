@@ -120,7 +120,8 @@ class Conductor:
             batch_size: Decided for it; at the end of an epoch there may be fewer samples.
             sizes: Samples of its micro-batches.
         """
-        self.rate.set_batch_size(batch_size)
+        if batch_size != self.rate.chosen:
+            self.rate.set_batch_size(batch_size)
         # Batches that were under way when the size changed belong to no chunk.
         self._watching = self.enabled and batch_size == self.batch_size
         if not self._watching:
@@ -178,9 +179,10 @@ class Conductor:
         self._journal.log = log
 
     def close(self, place: Place) -> None:
-        """Note the end of the run and close the log."""
+        """Note the end of the run and close the log; one that is opened later continues it."""
         self._note("end", "end of the run", place, self.batch_size)
         self._journal.close()
+        self._log_position, self._journal.log = self._journal.position, None
 
     def _note(self, event: Event, reason: str, place: Place, before: int) -> None:
         counts = self.steps, self.samples_seen, self.meter.total

@@ -18,15 +18,20 @@ _DECAY = 0.7  # a chunk, as in the observation
 
 
 class CoupledRate:
-    """Chooses the factor at each batch size; AdaScale's from smoothed gradient statistics."""
+    """Chooses the factor at each batch size; AdaScale's from smoothed gradient statistics.
+
+    Attributes:
+        chosen: Batch size of the factor in force; 0 when it has to be computed anew.
+    """
 
     def __init__(self, optimizer: Optimizer, coupling: Coupling, base_batch_size: int) -> None:
         """Start at the base batch size, without any measurement."""
         self._rate = LearningRateCoupling(
             optimizer, coupling.value, base_batch_size, adaptive=is_adaptive(optimizer)
         )
+        self._block = self._rate.applied()
         self._base = base_batch_size
-        self._chosen = 0  # batch size of the factor in force; 0 when it has to be computed anew
+        self.chosen = 0
         self._grad_sqr = self._noise_trace = self._weight = 0.0
 
     @property
@@ -36,16 +41,16 @@ class CoupledRate:
 
     def set_batch_size(self, batch_size: int) -> float:
         """Choose the factor for the coming steps and return it."""
-        if batch_size == self._chosen:
+        if batch_size == self.chosen:
             return self._rate.factor
-        self._chosen, gain = batch_size, None
+        self.chosen, gain = batch_size, None
         if self._weight:
             gain = float(adascale_gain(self._grad_sqr, self._noise_trace, self._base, batch_size))
         return self._rate.set_batch_size(batch_size, gain)
 
     def applied(self) -> AbstractContextManager[float]:
         """Scale the learning rate within the `with` block, around optimizer.step() alone."""
-        return self._rate.applied()
+        return self._block
 
     def attach(self) -> Callable[[], None]:
         """Scale in every optimizer.step() of a loop that others wrote; returns what ends this."""
@@ -58,7 +63,7 @@ class CoupledRate:
             self._grad_sqr = _DECAY * self._grad_sqr + noise.grad_sqr
             self._noise_trace = _DECAY * self._noise_trace + noise.noise_trace
             self._weight = _DECAY * self._weight + 1.0
-            self._chosen = 0
+            self.chosen = 0
 
     def state_dict(self) -> dict[str, float]:
         """Return the averages."""
@@ -71,4 +76,4 @@ class CoupledRate:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from these averages."""
         self._grad_sqr, self._noise_trace = state["grad_sqr"], state["noise_trace"]
-        self._weight, self._chosen = state["weight"], 0
+        self._weight, self.chosen = state["weight"], 0

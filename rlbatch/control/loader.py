@@ -107,9 +107,9 @@ class ControlledLoader:
         self._consumer.begin_epoch()
         self._window_open = False
         batches = self._start()
-        is_first = True
+        is_first = between = True
         while True:
-            if not self.sampler.within_window:
+            if between:
                 self._before_window = RandomState.now()
             try:
                 batch = next(batches)
@@ -121,7 +121,9 @@ class ControlledLoader:
                 self._before_window = self._before_window._replace(cpu=begun_at)
             is_first = False
             self._window_open = True
-            self._consumer.arrive(self.sampler.next_delivered())
+            delivered = self.sampler.next_delivered()
+            between = delivered.position + 1 == delivered.micro_batches
+            self._consumer.arrive(delivered)
             yield batch
         self._consumer.end_epoch()
 

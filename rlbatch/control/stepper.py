@@ -132,7 +132,7 @@ class WindowStepper:
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        if self._accumulator.is_open:
+        if count > 1 or self._world_size > 1:
             self._accumulator.close()
         with applied:
             if self._scaler is None:

@@ -68,7 +68,12 @@ def measured_among(steps: float | Array, rate: float) -> Array:
 
 def is_measured(step: int, rate: float) -> bool:
     """Return whether the step after `step` steps is divided for measurement."""
-    return step >= FIRST_MEASURED and _count(step + 1, rate) > _count(step, rate)
+    if step < FIRST_MEASURED:
+        return False
+    rate = min(rate, _ALL)
+    # Asked in every step: `_count` before and after it, written out.
+    after = math.floor(min(rate * math.sqrt(step + 1), step + 1))
+    return after > math.floor(min(rate * math.sqrt(step), step))
 
 
 def _count(steps: int, rate: float) -> int:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
 from rlbatch.signals.metric import GradientMetric, make_metric
-from rlbatch.signals.noise_scale import NoiseStatistics, summarize
+from rlbatch.signals.noise_scale import NoiseStatistics, measured_noise
 from rlbatch.signals.record import Array
 
 
@@ -133,7 +133,8 @@ class ChunkMonitor:
         if window is _WHOLE:
             if not loss.is_cpu:  # a CUDA graph writes the next one over it
                 loss = loss.clone()
-            self._append(loss)
+            self._losses.append(loss)
+            self._versions.append(loss._version)
             self._window = None
             return
         share = window.shares[window.done]
@@ -155,7 +156,7 @@ class ChunkMonitor:
         self._require_complete()
         steps, owners, sizes = len(self._losses), self._owners, self._sizes
         changed = [
-            _version(now) != was for now, was in zip(self._losses, self._versions, strict=True)
+            now._version != was for now, was in zip(self._losses, self._versions, strict=True)
         ]
         values = self._read(self._losses, self._norms)
         self._clear()
@@ -167,7 +168,7 @@ class ChunkMonitor:
         nonfinite_losses = len(bad)
         noise, cosine = NoiseStatistics(), math.nan
         if owners:
-            noise, cosine = _noise(norms, owners, sizes, bad)
+            noise, cosine = measured_noise(norms, owners, sizes, bad)
         kept = losses[finite & known]
         return ChunkMeasurement(
             steps=steps,
@@ -222,7 +223,7 @@ class ChunkMonitor:
         self._norms = [torch.tensor(value, dtype=torch.float64) for value in state["norms"]]
         self._owners = list(state["owners"])
         self._sizes = [(row[0], row[1]) for row in state["sizes"]]
-        self._versions = [_version(loss) for loss in self._losses]
+        self._versions = [loss._version for loss in self._losses]
 
     def _clear(self) -> None:
         self._losses: list[Tensor] = []
@@ -234,7 +235,7 @@ class ChunkMonitor:
 
     def _append(self, loss: Tensor) -> None:
         self._losses.append(loss)
-        self._versions.append(_version(loss))
+        self._versions.append(loss._version)
 
     def _require_complete(self) -> None:
         window = self._window
@@ -284,27 +285,3 @@ class ChunkMonitor:
         self._norms += [window.small_sqr, big_sqr, cosine]
         self._owners.append(len(self._losses))
         self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
-
-
-def _version(tensor: Any) -> int:
-    """Return how often the tensor was changed in place, also under another name."""
-    return tensor._version
-
-
-def _noise(
-    norms: Array, owners: Sequence[int], sizes: Sequence[tuple[float, float]], bad: set[int]
-) -> tuple[NoiseStatistics, float]:
-    """Return noise and cosine of the measured steps; those that are not finite join the bad ones.
-
-    Args:
-        norms: Small, big and cosine of each, shape (measured, 3).
-        owners: Its step.
-        sizes: Its effective micro-batch size and batch size.
-        bad: Steps to leave out.
-    """
-    bad |= {owner for owner, row in zip(owners, norms, strict=True) if not np.isfinite(row).all()}
-    good = np.array([owner not in bad for owner in owners], dtype=bool)
-    small, big, cosine = norms[good].T
-    micro, batch = np.array(sizes)[good].T
-    noise = summarize(small, big, micro, batch)
-    return noise, float(cosine.mean()) if good.any() else math.nan

@@ -171,6 +171,25 @@ def summarize(
     return NoiseStatistics(grad_mean, grad_se, trace_mean, trace_se, count)
 
 
+def measured_noise(
+    norms: Array, owners: Sequence[int], sizes: Sequence[tuple[float, float]], bad: set[int]
+) -> tuple[NoiseStatistics, float]:
+    """Return noise and cosine of the measured steps; those that are not finite join the bad ones.
+
+    Args:
+        norms: Small, big and cosine of each, shape (measured, 3).
+        owners: Its step.
+        sizes: Its effective micro-batch size and batch size.
+        bad: Steps to leave out.
+    """
+    bad |= {owner for owner, row in zip(owners, norms, strict=True) if not np.isfinite(row).all()}
+    good = np.array([owner not in bad for owner in owners], dtype=bool)
+    small, big, cosine = norms[good].T
+    micro, batch = np.array(sizes)[good].T
+    noise = summarize(small, big, micro, batch)
+    return noise, float(cosine.mean()) if good.any() else math.nan
+
+
 def adascale_gain(
     grad_sqr: ArrayLike, noise_trace: ArrayLike, base_batch_size: ArrayLike, batch_size: ArrayLike
 ) -> Array:
