@@ -29,6 +29,9 @@ from rlbatch.testing import ScriptedPolicy
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 ops: Any = keras.ops
+Callback: Any = keras.callbacks.Callback
+Layer: Any = keras.layers.Layer
+optimizers: Any = keras.optimizers
 SAMPLES, BASE = 75, 8
 GROW = ScriptedPolicy((1.0, 0.5, -2.0, 2.5))
 READING_AHEAD = {"prefetch": 3} if TENSORFLOW else {"prefetch": 2, "workers": 1}
@@ -54,7 +57,7 @@ class Noisy(ScriptedPolicy):
 
 
 @keras.saving.register_keras_serializable("rlbatch-tests")
-class Counter(keras.layers.Layer):
+class Counter(Layer):
     """Counts the samples that it is trained on, by the number in their last column."""
 
     def build(self, shape: Any) -> None:
@@ -76,7 +79,7 @@ def network(
     layers = [keras.layers.Dense(12, "tanh"), keras.layers.Dropout(dropout), keras.layers.Dense(1)]
     first = [Counter()] if count else []
     model = keras.Sequential([keras.Input((7 if count else 6,)), *first, *layers])
-    optimizer = keras.optimizers.Adam(0.01) if optimizer is None else optimizer
+    optimizer = optimizers.Adam(0.01) if optimizer is None else optimizer
     model.compile(**{"optimizer": optimizer, "loss": "mse", **compiled})
     return model
 
@@ -110,7 +113,7 @@ def assert_same_weights(left: Any, right: Any) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-class Watch(keras.callbacks.Callback):
+class Watch(Callback):
     """Notes what reaches the model, by a layer within it."""
 
     def __init__(self) -> None:
@@ -135,7 +138,7 @@ class Watch(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("ahead", [{}, READING_AHEAD])
 def test_the_batches_that_reach_the_model_are_those_of_the_log(
-    tmp_path: Path, ahead: dict[str, int]
+    tmp_path: Path, ahead: dict[str, Any]
 ) -> None:
     model, controller, watch = network(count=True), control(log_dir=tmp_path / "log"), Watch()
     fit(model, controller, controller.dataset(ROWS, Y, **ahead), 5, callbacks=[watch])
@@ -173,7 +176,7 @@ class PerEpoch(keras.callbacks.LearningRateScheduler):
 
 RATES: dict[str, Callable[[], Any]] = {
     "number": lambda: 0.01,
-    "schedule": lambda: keras.optimizers.schedules.CosineDecay(0.02, 25),
+    "schedule": lambda: optimizers.schedules.CosineDecay(0.02, 25),
 }
 
 
@@ -183,7 +186,7 @@ def test_a_fixed_size_is_the_plain_fit_bit_for_bit(rate: str) -> None:
     more |= {"epochs": 3, "verbose": 0}
 
     def model() -> Any:
-        return network(keras.optimizers.Adam(RATES[rate](), clipnorm=1.0))
+        return network(optimizers.Adam(RATES[rate](), clipnorm=1.0))
 
     def callbacks() -> list[Any]:
         return [PerEpoch()] if rate == "number" else []
@@ -226,7 +229,7 @@ def drift(y_true: Any, y_pred: Any) -> Any:
     return ops.mean(y_pred) + 0.0 * ops.mean(y_true)
 
 
-class Moves(keras.callbacks.Callback):
+class Moves(Callback):
     """Notes how far the weight moves in each step."""
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -255,8 +258,8 @@ ONES = np.ones((SAMPLES, 1), dtype="float32")
 def test_the_rate_in_force_is_the_users_by_samples_times_the_coupling(
     tmp_path: Path, rate: str
 ) -> None:
-    schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 40, 0.0)
-    model = moving(keras.optimizers.SGD(1.0 if rate == "callback" else schedule))
+    schedule = optimizers.schedules.PolynomialDecay(1.0, 40, 0.0)
+    model = moving(optimizers.SGD(1.0 if rate == "callback" else schedule))
     controller, moves = control(lr_coupling="sqrt", log_dir=tmp_path / "log"), Moves()
     callbacks: list[Any] = [moves, *([PerEpoch()] if rate == "callback" else [])]
     fit(model, controller, controller.dataset(ONES, ONES), 3, callbacks=callbacks)
@@ -279,7 +282,7 @@ def test_the_rate_in_force_is_the_users_by_samples_times_the_coupling(
 
 
 def test_a_plateau_lowers_the_rate_under_the_coupling() -> None:
-    model = moving(keras.optimizers.SGD(0.5))
+    model = moving(optimizers.SGD(0.5))
     controller, moves = control(ScriptedPolicy((1.0,)), lr_coupling="linear"), Moves()
     plateau = keras.callbacks.ReduceLROnPlateau("loss", 0.1, patience=0, mode="max")
     fit(model, controller, controller.dataset(ONES, ONES), 2, callbacks=[moves, plateau])
@@ -289,18 +292,18 @@ def test_a_plateau_lowers_the_rate_under_the_coupling() -> None:
 
 
 def test_a_rate_that_goes_by_batches_is_warned_about() -> None:
-    class ByBatch(keras.callbacks.Callback):
+    class ByBatch(Callback):
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             self.model.optimizer.learning_rate = 0.5 / (batch + 1)
 
     controller = control()
-    model = moving(keras.optimizers.SGD(0.5))
+    model = moving(optimizers.SGD(0.5))
     with pytest.warns(RuntimeWarning, match="LearningRateSchedule, which then goes by samples"):
         fit(model, controller, controller.dataset(ONES, ONES), 1, callbacks=[ByBatch()])
 
 
 def test_switching_off_returns_to_the_users_size_and_rate() -> None:
-    class Off(keras.callbacks.Callback):
+    class Off(Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             if epoch == 1:
                 controller.disable()
@@ -311,7 +314,7 @@ def test_switching_off_returns_to_the_users_size_and_rate() -> None:
     assert watch.sizes[watch.steps_of_epochs[0] :] == [BASE] * 9 + [3]
     assert controller.components["learning_rate_factor"] == 1.0
 
-    model = moving(keras.optimizers.SGD(0.125))
+    model = moving(optimizers.SGD(0.125))
     controller = control(ScriptedPolicy((1.0, 1.0)), lr_coupling="linear")
     fit(model, controller, controller.dataset(ONES, ONES), 2, callbacks=[moves, Off()])
     np.testing.assert_allclose(moves.rates[-10:], 0.125, rtol=1e-5)
@@ -321,14 +324,14 @@ def test_switching_off_returns_to_the_users_size_and_rate() -> None:
 
 
 def test_the_loss_of_a_step_is_its_own_and_not_the_epochs_mean() -> None:
-    model = network(keras.optimizers.SGD(0.0), dropout=0.0)
+    model = network(optimizers.SGD(0.0), dropout=0.0)
     controller = control("fixed", first_chunk_steps=4, min_chunk_steps=4)
     expected = [
         float(np.mean((model.predict(X[i : i + BASE], verbose=0) - Y[i : i + BASE]) ** 2))
         for i in (0, BASE, 2 * BASE)
     ]
 
-    class Stop(keras.callbacks.Callback):
+    class Stop(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.stop_training = batch == 2
 
@@ -351,7 +354,7 @@ def test_gradient_norms_are_those_of_the_half_batches(kind: str, scale: float | 
     chunk_steps = {f"{name}_chunk_steps": 9 for name in ("first", "min", "max")}
     controller = control(policy, noise_rate=np.inf, **chunk_steps)
 
-    class Stop(keras.callbacks.Callback):
+    class Stop(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.stop_training = batch == 4
 
@@ -385,7 +388,7 @@ def test_signal_and_noise_are_those_of_the_data(tmp_path: Path) -> None:
     many = np.random.default_rng(1).normal(size=(4000, 6)).astype("float32")
     layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
     model = keras.Sequential([keras.Input((6,)), layer])
-    model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
+    model.compile(optimizer=optimizers.SGD(0.0), loss="mse")
     targets = np.zeros((4000, 1), dtype="float32")
     controller = control(Noisy(()), noise_rate=np.inf, log_dir=tmp_path / "log")
     fit(model, controller, controller.dataset(many, targets), 1)
@@ -407,7 +410,7 @@ def test_steps_in_parts_are_the_whole_steps() -> None:
     """Dividing a batch, to measure or to spare memory, changes no gradient."""
 
     def trained(policy: Any, **settings: Any) -> Any:
-        optimizer = keras.optimizers.Adam(0.01, global_clipnorm=0.1)
+        optimizer = optimizers.Adam(0.01, global_clipnorm=0.1)
         model, controller = network(optimizer, dropout=0.0, count=True), control(policy, **settings)
         fit(model, controller, controller.dataset(ROWS, Y), 3)
         assert int(model.optimizer.iterations) == controller.steps
@@ -454,7 +457,7 @@ def test_sizes_are_powers_of_two_where_each_is_compiled() -> None:
     model = network(jit_compile=True, dropout=0.0)
     sizes: list[int] = []
 
-    class Sizes(keras.callbacks.Callback):
+    class Sizes(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             sizes.append(controller.samples_seen - sum(sizes))
 
@@ -473,7 +476,7 @@ class InterruptedRunError(Exception):
     pass
 
 
-class Interrupt(keras.callbacks.Callback):
+class Interrupt(Callback):
     def __init__(self, step: int) -> None:
         super().__init__()
         self.step = step
@@ -488,12 +491,12 @@ class Interrupt(keras.callbacks.Callback):
 def test_an_interrupted_run_makes_the_same_decisions_and_weights(
     tmp_path: Path, save_freq: Any, step: int
 ) -> None:
-    ahead = READING_AHEAD if save_freq == 5 and TENSORFLOW else {}
+    ahead: dict[str, Any] = READING_AHEAD if save_freq == 5 and TENSORFLOW else {}
 
     controls: list[BatchSizeControl] = []
 
     def go(name: str, *callbacks: Any) -> Any:
-        model = network(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.02, 60)))
+        model = network(optimizers.Adam(optimizers.schedules.CosineDecay(0.02, 60)))
         policy = Noisy((-1.0, 1.0, 0.5, -2.0, 1.5, -1.0, 1.0))
         controller = control(policy, lr_coupling="adascale", log_dir=tmp_path / name)
         controls.append(controller)
@@ -548,7 +551,7 @@ def test_another_call_of_fit_continues_the_run(tmp_path: Path) -> None:
 def test_early_stopping_stops_where_it_does_without_a_controller() -> None:
     """The end of an epoch must not be taken for the end of training, nor the other way round."""
     for order in (0, 1):
-        model, controller = network(keras.optimizers.SGD(0.0), dropout=0.0), control()
+        model, controller = network(optimizers.SGD(0.0), dropout=0.0), control()
         stop = keras.callbacks.EarlyStopping("val_loss", patience=2)
         callbacks = [stop, controller] if order == 0 else [controller, stop]
         data = controller.dataset(X, Y)
@@ -559,7 +562,7 @@ def test_early_stopping_stops_where_it_does_without_a_controller() -> None:
 
 
 def test_training_can_be_stopped_within_an_epoch() -> None:
-    class Stop(keras.callbacks.Callback):
+    class Stop(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.stop_training = batch == 2
 
@@ -587,7 +590,7 @@ def test_a_models_own_train_step_is_used() -> None:
             return super().train_step(data)
 
     model = Mine()
-    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.compile(optimizers.SGD(0.01), "mse")
     controller = control(Noisy((1.0,)), noise_rate=np.inf)
     fit(model, controller, controller.dataset(X, Y), 2)
     assert Mine.calls > 0
@@ -600,7 +603,7 @@ def test_a_train_step_that_computes_no_loss_is_refused() -> None:
             return {"loss": 0.0}
 
     model = Mine([keras.Input((6,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.compile(optimizers.SGD(0.01), "mse")
     controller = control()
     with pytest.raises(ConfigurationError, match="compute_loss"):
         fit(model, controller, controller.dataset(X, Y), 1)
@@ -666,7 +669,7 @@ def test_samples_come_from_many_places(tmp_path: Path, source: str) -> None:
 def test_several_inputs_keep_their_names() -> None:
     a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
     model = keras.Model({"a": a, "b": b}, keras.layers.Dense(1)(keras.layers.Add()([a, b])))
-    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.compile(optimizers.SGD(0.01), "mse")
     controller = control(Noisy((1.0,)), noise_rate=np.inf)
     fit(model, controller, controller.dataset({"a": X, "b": X.astype("float64")}, Y), 2)
     assert controller.samples_seen == 2 * SAMPLES
@@ -676,7 +679,7 @@ def test_a_stream_in_another_order_cannot_be_resumed() -> None:
     def epochs(shift: int) -> Any:
         return lambda epoch: in_order(epoch + shift)
 
-    class Stop(keras.callbacks.Callback):
+    class Stop(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.stop_training = batch == 2
 
@@ -707,13 +710,13 @@ def test_a_stream_of_another_length_is_refused(size: int) -> None:
 
 
 def test_a_chunk_that_does_damage_is_undone(tmp_path: Path) -> None:
-    optimizer = keras.optimizers.SGD(0.05, momentum=0.5)
+    optimizer = optimizers.SGD(0.05, momentum=0.5)
     model = network(optimizer, dropout=0.0)
     policy = ScriptedPolicy((0.0, 0.0, 0.0, 1.0, 2.0))
     settings: dict[str, Any] = {"lr_coupling": "linear", "guard": GuardConfig(significance=1.0)}
     controller = control(policy, log_dir=tmp_path / "log", **settings)
 
-    class Spoil(keras.callbacks.Callback):
+    class Spoil(Callback):
         """What a far too high rate does, at a place that is known."""
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -764,7 +767,7 @@ def test_several_steps_at_once_are_refused() -> None:
 
 
 def test_accumulation_by_the_optimizer_is_refused() -> None:
-    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    optimizer = optimizers.SGD(0.1, gradient_accumulation_steps=4)
     refused("give the controller micro_batch_size", network(optimizer))
 
 
@@ -840,9 +843,9 @@ def test_an_exception_gives_the_model_back() -> None:
 
 
 def test_a_saved_model_knows_nothing_of_the_controller(tmp_path: Path) -> None:
-    model, controller = network(keras.optimizers.Adam(RATES["schedule"]())), control()
+    model, controller = network(optimizers.Adam(RATES["schedule"]())), control()
     checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
     fit(model, controller, controller.dataset(X, Y), 2, callbacks=[checkpoint])
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert isinstance(loaded.optimizer._learning_rate, keras.optimizers.schedules.CosineDecay)
+    loaded: Any = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer._learning_rate, optimizers.schedules.CosineDecay)
     assert_same_weights(loaded, model)
