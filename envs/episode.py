@@ -13,6 +13,7 @@ from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
 
@@ -28,8 +29,13 @@ class EpisodeStep(NamedTuple):
 class LiveEpisode:
     """A run under a setting, from its first chunk to its target or its cost limit."""
 
-    def __init__(self, setting: EpisodeSetting) -> None:
-        """Build the run and train its first chunk at the start batch size."""
+    def __init__(self, setting: EpisodeSetting, *, noise_rate: float = NOISE_RATE) -> None:
+        """Build the run and train its first chunk at the start batch size.
+
+        Args:
+            setting: What the run is.
+            noise_rate: See `rlbatch.signals.cadence.is_measured`; 0 for a policy that wants none.
+        """
         self.setting = setting
         limit = UNREACHED_RATIO * setting.reference_cost
         task = resolve_task(setting.task)
@@ -44,6 +50,7 @@ class LiveEpisode:
             learning_rate_scale=setting.learning_rate_scale,
             cadence=setting.cadence,
             planned_steps=setting.planned_steps,
+            noise_rate=noise_rate,
             trainee=fastest_trainee,
         )
         self.first = self.run.advance(setting.start_batch_size)

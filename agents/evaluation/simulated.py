@@ -103,8 +103,15 @@ def simulated_rows(pool: TaskPool, policy: str, task: str) -> list[Row]:
     return rows
 
 
-def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
+def simulate(
+    pool: TaskPool, policy: Policy, *, noise_seed: int = _NOISE_SEED
+) -> dict[str, np.ndarray]:
     """Run a policy on every task of a pool to its end.
+
+    Args:
+        pool: The tasks.
+        policy: What decides.
+        noise_seed: Of the measurements' and the steps' noise.
 
     Returns:
         Arrays with one entry a task: ratio, reached, steps, samples, val_loss, smallest, largest
@@ -112,7 +119,7 @@ def simulate(pool: TaskPool, policy: Policy) -> dict[str, np.ndarray]:
     """
     count = len(pool)
     everything = np.arange(count)
-    rng = np.random.default_rng(_NOISE_SEED)
+    rng = np.random.default_rng(noise_seed)
     episodes = QuadraticEpisodes(pool, count, rng, measures=policy.needs_gradient_noise)
     episodes.begin(everything, everything)
     found: dict[str, np.ndarray] = {name: np.zeros(count) for name in _NUMBERS}
