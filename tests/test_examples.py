@@ -50,3 +50,10 @@ def test_transformers() -> None:
     printed = run(str(EXAMPLES / "transformers_run.py"), HF_HUB_OFFLINE="1")
     assert "over 3000 samples" in printed
     assert float(printed.partition("validation loss ")[2].partition(",")[0]) < 3.0
+
+
+@pytest.mark.slow
+def test_lightning() -> None:
+    printed = run("-W", "ignore", str(EXAMPLES / "lightning_run.py"))
+    assert "1,437 + 0 samples" in printed  # whole epochs, until the target is met
+    assert float(printed.partition("validation loss ")[2]) <= 0.4
