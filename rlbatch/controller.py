@@ -219,6 +219,16 @@ class BatchController:
         return self.base_batch_size if self._conductor is None else self._conductor.batch_size
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return 0 if self._conductor is None else self._conductor.steps
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples so far, over all ranks."""
+        return 0 if self._conductor is None else self._conductor.samples_seen
+
+    @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
         loader = self._require_loader()

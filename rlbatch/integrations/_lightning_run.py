@@ -223,6 +223,8 @@ class ControlledFit:
             return False
         self.samples = delivered.window_samples
         before, self._done = self._done, self._at
+        if before[0] != self._at[0]:
+            before = self._at[0], 0  # an epoch that was left early had no validation to make up
         controller.end_window(delivered)
         self._limit()
         self.due = self._validations(self._done) > self._validations(before)

@@ -111,7 +111,7 @@ def chunk_signals(  # noqa: PLR0913 - one argument a field
             context, measured.steps, learning_rate * learning_rate_factor, noise.grad_sqr
         ),
         learning_rate_factor=learning_rate_factor,
-        schedule_factor=learning_rate / float(context.learning_rate),
+        schedule_factor=learning_rate / rate if (rate := float(context.learning_rate)) else 1.0,
         step_cost_curve=step_cost_curve,
         step_cost_known=step_cost_known,
         nonfinite_steps=float(measured.nonfinite_steps),
