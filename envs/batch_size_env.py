@@ -32,9 +32,9 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     * Observation: `rlbatch.observation`, float32 in [-1, 1].
     * Action: index into a grid of changes of log2(batch size).
-    * Reward: minus the chunk's cost over the reference cost; the rewards of an episode sum to minus
-    its ratio, and to
-      minus `UNREACHED_RATIO` when the target is not reached.
+    * Reward: minus what the chunk added to the `disutility` of the ratio of cost to reference cost.
+      That is the ratio up to 1 and `1 + ln(ratio)` beyond; a run whose target is not reached ends
+      at the ratio `UNREACHED_RATIO`.
     * terminated: target reached, or diverged. truncated: the cost limit is spent.
     """
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlbatch.envs.live import LiveRun
-from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
+from rlbatch.envs.objectives import UNREACHED_RATIO, Objective, disutility
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.settings import EpisodeSetting
@@ -75,8 +75,8 @@ class LiveEpisode:
     def step(self, log2_change: float) -> EpisodeStep:
         """Change the batch size and train one chunk.
 
-        The rewards of an episode sum to minus its ratio, and to minus `UNREACHED_RATIO` when the
-        target is not reached.
+        The rewards of an episode sum to minus the `disutility` of its ratio, which is
+        `UNREACHED_RATIO` when the target is not reached.
         """
         run, before = self.run, self.ratio
         wanted = np.exp2(np.log2(run.batch_size) + log2_change)
@@ -84,7 +84,8 @@ class LiveEpisode:
         signals = run.advance(int(np.clip(np.round(wanted), *limits)))
         after = UNREACHED_RATIO if self.lost else self.ratio
         truncated = run.exhausted and not run.reached
-        return EpisodeStep(signals, before - after, run.reached or run.diverged, truncated)
+        reward = float(disutility(before) - disutility(after))
+        return EpisodeStep(signals, reward, run.reached or run.diverged, truncated)
 
     def info(self) -> dict[str, Any]:
         """Return what loggers want to know."""

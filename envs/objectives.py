@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.cadence import chunk_steps
+from rlbatch.signals.record import Array
 
 UNREACHED_RATIO = 4.0
 """Ratio that counts for a run that never reaches its target; such a run is stopped at this multiple
 of the reference."""
+
+
+def disutility(ratio: float | Array) -> Array:
+    """Return how bad it is to have spent this multiple of the reference cost, any shape.
+
+    Up to the reference the ratio itself, beyond it `1 + ln(ratio)`: results are geometric means, in
+    which a run that ends at twice the reference outweighs one at half of it. In the ratio itself it
+    would count double, and a run that is not reached three times as much as it does in the result.
+    """
+    ratio = np.asarray(ratio, dtype=np.float64)
+    return np.where(ratio <= 1.0, ratio, 1.0 + np.log(np.maximum(ratio, 1.0)))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class EpisodeSetting:
         profile: Whose clock counts; None for the wall clock.
         target_loss: Validation loss that ends the run.
         start_batch_size: First batch size.
-        reference_cost: Unit of the reward: an episode's rewards sum to minus cost / reference cost.
+        reference_cost: What costs are divided by in the reward.
         learning_rate_scale: Multiplies the task's learning rate.
         weights: What counts as cost.
         cadence: Spacing of decisions and validations.

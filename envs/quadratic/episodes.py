@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch import observation
-from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.objectives import UNREACHED_RATIO, disutility
 from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.pool import TaskPool, crossing
 from rlbatch.envs.quadratic.runs import QuadraticRuns
@@ -22,8 +22,8 @@ class Transition:
     Attributes:
         observation: Observation after the step; where an episode ended, the last one of that
             episode.
-        reward: Minus the cost of the chunk over the reference cost; an episode's rewards sum to
-            minus its ratio.
+        reward: What the chunk added to the `disutility` of cost over reference cost, negative; an
+            episode's rewards sum to minus that of its ratio.
         ended: True where the episode is over.
         ratio: Cost over reference cost, `UNREACHED_RATIO` where the target was not reached;
             meaningful where `ended`.
@@ -118,8 +118,9 @@ class QuadraticEpisodes:
         ratio = before + spent
         reached &= ratio < UNREACHED_RATIO
         failed = (self.rollbacks >= 2.0) | (ratio >= UNREACHED_RATIO)
-        # Whatever a run that failed has spent, its rewards sum to minus the cap.
-        reward = np.where(failed & ~reached, before - UNREACHED_RATIO, -spent)
+        # Whatever a run that failed has spent, it counts as the cap.
+        after = np.where(failed & ~reached, UNREACHED_RATIO, ratio)
+        reward = disutility(before) - disutility(after)
         return Transition(
             seen, reward, reached | failed, np.where(reached, ratio, UNREACHED_RATIO), reached
         )

@@ -1,6 +1,7 @@
 """The live environment: Gymnasium's and SB3's checkers, determinism, and what the rewards add up
 to."""
 
+import math
 import warnings
 
 import gymnasium
@@ -41,6 +42,11 @@ def test_two_episodes_of_one_seed_are_bit_equal(name: str) -> None:
             break
 
 
+def counted(ratio: float) -> float:
+    """What a ratio counts in the reward."""
+    return ratio if ratio <= 1.0 else 1.0 + math.log(ratio)
+
+
 def run_episode(env: gymnasium.Env, action: int) -> tuple[float, bool, bool, dict]:
     total = 0.0
     while True:
@@ -58,7 +64,7 @@ def test_the_rewards_after_the_first_chunk_sum_to_minus_its_share_of_the_ratio()
     assert terminated
     assert not truncated
     assert info["reached"]
-    assert total == pytest.approx(-(info["ratio"] - first))
+    assert total == pytest.approx(counted(first) - counted(info["ratio"]))
     # The reference of a fixed setting is the default batch size's own cost, on another seed.
     assert 0.3 < info["ratio"] < 3.0
 
@@ -73,7 +79,7 @@ def test_a_run_that_spends_its_limit_is_truncated_at_the_cap() -> None:
     assert truncated
     assert not terminated
     assert not info["reached"]
-    assert total == pytest.approx(-(UNREACHED_RATIO - first))
+    assert total == pytest.approx(counted(first) - counted(UNREACHED_RATIO))
 
 
 def test_the_action_multiplies_the_batch_size_within_bounds() -> None:

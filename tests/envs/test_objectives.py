@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbatch.envs.objectives import Cadence, Objective
+from rlbatch.envs.objectives import Cadence, Objective, disutility
 from rlbatch.errors import ConfigurationError
 
 # Binary fractions: growth x steps is exact in floating point, and so comparable with fractions.
@@ -103,3 +103,21 @@ def test_an_objective_needs_an_end() -> None:
 def test_ends_that_cannot_be_met_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be positive and finite, got"):
         Objective(**{"target_loss": 0.1, "budget": 1.0, name: value})  # type: ignore[arg-type]
+
+
+@given(st.floats(0.0, 100.0), st.floats(0.0, 100.0))
+def test_more_cost_is_worse_and_beyond_the_reference_factors_count(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert disutility(low) <= disutility(high)
+    if low >= 1.0:
+        assert disutility(high) - disutility(low) == pytest.approx(np.log(high / low))
+    if high <= 1.0:
+        assert disutility(high) - disutility(low) == pytest.approx(high - low)
+
+
+def test_disutility_takes_arrays_and_has_no_corner_at_the_reference() -> None:
+    np.testing.assert_allclose(
+        disutility(np.array([[0.5, 1.0], [np.e, np.e**2]])), [[0.5, 1], [2, 3]]
+    )
+    below, above = 1.0 - disutility(1.0 - 1e-6), disutility(1.0 + 1e-6) - 1.0
+    assert below == pytest.approx(above, rel=1e-5)

@@ -1,6 +1,7 @@
 """Episodes on the simulator: rewards add up to the ratio, references are what a run at that size
 costs."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,12 @@ def test_the_reference_is_the_cheapest_fixed_size_by_brute_force(pool: TaskPool)
         assert best == pytest.approx(pool.reference_cost[task], rel=1e-6)
 
 
-def test_rewards_of_an_episode_sum_to_minus_its_ratio(pool: TaskPool) -> None:
+def counted(ratio: float) -> float:
+    """What a ratio counts in the reward."""
+    return ratio if ratio <= 1.0 else 1.0 + math.log(ratio)
+
+
+def test_rewards_of_an_episode_sum_to_what_its_ratio_counts(pool: TaskPool) -> None:
     count = len(pool)
     episodes = QuadraticEpisodes(pool, count, np.random.default_rng(0))
     episodes.begin(np.arange(count), np.arange(count))
@@ -59,7 +65,7 @@ def test_rewards_of_an_episode_sum_to_minus_its_ratio(pool: TaskPool) -> None:
         if over.all():
             break
     assert over.all()
-    np.testing.assert_allclose(total, -ratio, rtol=1e-9)
+    np.testing.assert_allclose(total, [-counted(r) for r in ratio], rtol=1e-9)
     assert ratio.max() <= UNREACHED_RATIO
     assert (ratio < UNREACHED_RATIO).any()
 
@@ -104,7 +110,8 @@ def test_a_replaced_episode_begins_afresh(pool: TaskPool) -> None:
     for _ in range(200):
         _, _, ended, infos = env.step(np.full(64, 1))
         for i in np.flatnonzero(ended):
-            assert infos[i]["episode"]["r"] == pytest.approx(-infos[i]["ratio"], rel=1e-5)
+            ended_at = counted(infos[i]["ratio"])
+            assert infos[i]["episode"]["r"] == pytest.approx(-ended_at, rel=1e-5)
             # Only the new episode's first chunk is on its clock.
             assert env.episodes.runs.steps[i] == 1
             assert env.lengths[i] == 0
