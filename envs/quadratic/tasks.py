@@ -38,7 +38,7 @@ class Distribution:
         log2_horizon: Optimizer steps planned at the base batch size.
         stability: Step size at the start, base batch size, as a fraction of the stability limit;
             log-uniform.
-        probability_adam: Share of Adam runs; the rest is SGD.
+        probability_adam: Share of Adam runs among those drawn; the rest is SGD.
         probability_momentum: Share of SGD runs with momentum 0.9.
         couplings: Probabilities of the couplings none, sqrt, linear, adascale.
         sharpening: Factor by which the largest curvature grows in the run; log-uniform.
@@ -59,6 +59,9 @@ class Distribution:
             size.
         probability_known_cost: Share of runs whose step cost is known from the start.
         target_fraction: Point of the planned run whose validation loss is the target.
+        probability_slack_adam: Share of Adam runs that are drawn anew unless a quarter of the base
+            batch size reaches the target, too.
+        probability_slack_sgd: Share of SGD runs that are drawn anew unless half of it does.
         log2_start: Start relative to the base batch size.
         probability_start_at_base: Share of runs that start at the base batch size.
         chunk_minimum: Optimizer steps of the first chunks.
@@ -72,12 +75,12 @@ class Distribution:
     loss_tail: Range = (-0.1, 0.7)
     noise_tail: Range = (0.2, 1.0)
     log2_noise_scale: Range = (1.0, 13.0)
-    interpolation: Range = (0.0, 1.0)
+    interpolation: Range = (0.2, 1.0)
     log2_base: Range = (3.0, 9.0)
     log2_dataset: Range = (9.5, 18.0)
     log2_horizon: Range = (5.5, 12.0)
-    stability: Range = (0.01, 0.9)
-    probability_adam: float = 0.6
+    stability: Range = (0.005, 0.5)
+    probability_adam: float = 0.78
     probability_momentum: float = 0.6
     couplings: tuple[float, float, float, float] = (0.34, 0.28, 0.26, 0.12)
     sharpening: Range = (1.0, 6.0)
@@ -93,7 +96,9 @@ class Distribution:
     profile_sharpness: Range = (1.0, 4.0)
     probability_memory_limit: float = 0.2
     probability_known_cost: float = 0.7
-    target_fraction: Range = (0.25, 1.0)
+    target_fraction: Range = (0.03, 0.5)
+    probability_slack_adam: float = 0.8
+    probability_slack_sgd: float = 0.3
     log2_start: Range = (-4.0, 4.0)
     probability_start_at_base: float = 0.35
     chunk_minimum: Range = (2.0, 6.0)

@@ -11,6 +11,7 @@ from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.quadratic.runs import QuadraticRuns
+from rlbatch.envs.quadratic.tasks import Distribution
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 
 ACTIONS = (-1.0, 0.0, 1.0)
@@ -122,3 +123,18 @@ def test_a_pool_survives_its_file(pool: TaskPool, tmp_path: Path) -> None:
     again = TaskPool.load(tmp_path / "pool.npz")
     np.testing.assert_array_equal(again.fixed_cost, pool.fixed_cost)
     np.testing.assert_array_equal(again.tasks.noise, pool.tasks.noise)
+
+
+def test_smaller_batches_than_the_base_reach_the_target_where_that_is_asked_for() -> None:
+    """The switch of the selection: with probability one no task is left that lacks the slack."""
+    asked = Distribution().replace(probability_slack_adam=1.0, probability_slack_sgd=1.0)
+    free = asked.replace(probability_slack_adam=0.0, probability_slack_sgd=0.0)
+    lacking = {}
+    for name, distribution in (("asked", asked), ("free", free)):
+        pool = make_pool(300, seed=4, distribution=distribution)
+        tasks = pool.tasks
+        smaller = tasks.base_batch_size / np.where(tasks.adaptive > 0, 4.0, 2.0)
+        allowed = smaller >= tasks.min_batch_size
+        lacking[name] = np.isinf(pool.cost_of(np.maximum(smaller, 1.0))[allowed]).mean()
+    assert lacking["asked"] == 0.0
+    assert lacking["free"] > 0.3
