@@ -55,6 +55,7 @@ def main() -> None:
         epochs=arguments.epochs,
         validation_data=(images[TRAINED_ON:], labels[TRAINED_ON:]),
         callbacks=[control, StopAtTarget()],
+        shuffle=False,  # the data set comes shuffled
         verbose=0,
     ).history
     epochs, rest = divmod(control.samples_seen, TRAINED_ON)

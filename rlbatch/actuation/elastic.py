@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlbatch.actuation.delivery import Delivered, DeliveryQueue, IssuedWindow
@@ -99,6 +100,11 @@ class ElasticSource:
     def resumes_within_epoch(self) -> bool:
         """Whether the next iteration goes on with an epoch that was interrupted."""
         return self._resume_from is not None
+
+    def resume_as_now(self) -> None:
+        """Let the interrupted epoch go on with torch's random state of now, not the saved one."""
+        if self._resume_from is not None:
+            self._resume_from = _with_torch_state(self._resume_from, torch.get_rng_state())
 
     def set_batch_size(self, batch_size: int) -> None:
         """Change the batch size, from the next window that is issued.
@@ -207,3 +213,13 @@ class ElasticSource:
 
     def _is_complete(self) -> bool:
         return self._exhausted and not len(self._queue)
+
+
+def _with_torch_state(order: dict[str, Any], state: Tensor) -> dict[str, Any]:
+    """Return what is known of an epoch's order, with another state of torch to go on with."""
+    now = dict(order.get("now", {}))
+    if "torch" in now:
+        now["torch"] = state
+    if "torch" in now.get("global", {}):
+        now["global"] = {**now["global"], "torch": state}
+    return {**order, "now": now}

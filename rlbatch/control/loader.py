@@ -132,10 +132,13 @@ class ControlledLoader:
         within = self.sampler.resumes_within_epoch
         if resume_at is not None:
             resume_at.restore()
+        elif within:  # put back before, and drawn from since
+            self.sampler.resume_as_now()
+        before = RandomState.now()
         batches = iter(self._batches)
-        if resume_at is not None and within:
+        if within:
             # Each iterator draws a seed for its workers; the interrupted one has done so already.
-            resume_at.restore()
+            before.restore()
         return batches
 
     def end_window(self) -> None:
@@ -175,6 +178,12 @@ class ControlledLoader:
         self.sampler.load_state_dict(state)
         self._window_open = False
         self._resume_at = random_state
+
+    def restore_random_state(self) -> None:
+        """Put back now what `load_state_dict` took: something draws before the next iteration."""
+        if self._resume_at is not None:
+            self._resume_at.restore()
+            self._resume_at = None
 
 
 class RandomState(NamedTuple):

@@ -93,6 +93,8 @@ class ControlledFit:
         self._take_schedules()
         self._limit()
         controller.start()
+        if self.due:
+            loader.controlled.restore_random_state()  # a validation draws from it
 
     def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 pytest.importorskip("accelerate")
 
@@ -393,6 +393,31 @@ def test_validation_is_seen_and_not_timed(tmp_path: Path) -> None:
     records = [r for r in read_episode(tmp_path).records if r.event == "decision"]
     seen = [r.signals["val_loss"] for r in records]
     assert [value for value in seen if not math.isnan(float(str(value)))] == [0.25]
+
+
+def test_the_changed_lines_of_the_page_run(
+    changed_lines: Callable[[str], tuple[str, str]],
+) -> None:
+    for controlled, lines in enumerate(changed_lines("accelerate.md")):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+        model = network()
+        optimizer = AdamW(model.parameters(), lr=3e-3)
+        rows = TensorDataset(Rows().x, Rows().y)
+        steps = 2 * math.ceil(SAMPLES / 32)
+        scope: dict[str, Any] = {
+            "accelerator": accelerator,
+            "model": model,
+            "optimizer": optimizer,
+            "loader": DataLoader(rows, 8, shuffle=True),
+            "scheduler": CosineAnnealingLR(optimizer, steps),
+            "loss_fn": nn.functional.mse_loss,
+            "epochs": 2,
+        }
+        exec(lines, scope)
+        assert scope["scheduler"].get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)
+        if controlled:
+            _CONTROLLERS.append(scope["controller"])
+            assert scope["controller"].samples_seen == 2 * SAMPLES
 
 
 # -- several processes --

@@ -745,6 +745,17 @@ def test_a_chunk_that_does_damage_is_undone(tmp_path: Path) -> None:
     assert spoil.state[0] <= spoil.velocities[0]
 
 
+def test_the_changed_lines_of_the_page_run(
+    changed_lines: Callable[[str], tuple[str, str]],
+) -> None:
+    for controlled, lines in enumerate(changed_lines("keras.md")):
+        scope: dict[str, Any] = {"x": X, "y": Y, "val_x": X, "val_y": Y, "model": network()}
+        exec(lines, scope)
+        assert scope["model"].history.epoch == list(range(10))
+        if controlled:
+            assert scope["control"].samples_seen == 10 * SAMPLES
+
+
 # -- what is refused --
 
 
@@ -780,7 +791,7 @@ def test_models_for_one_size_only_are_refused() -> None:
 def test_sums_over_a_batch_are_not_computed_in_parts() -> None:
     model = network(loss=keras.losses.MeanSquaredError(reduction="sum"))
     refused("reduction='sum'", model, settings={"micro_batch_size": 4})
-    controller = control(Noisy(()))
+    controller = control(Noisy(()), noise_rate=np.inf)
     data = controller.dataset(X, Y)
     with pytest.warns(RuntimeWarning, match="gradient noise is not measured"):
         fit(model, controller, data, 1)

@@ -902,6 +902,19 @@ def test_gradient_noise_is_measured(tmp_path: Path) -> None:
     assert made.trainer.controller.components["samples_seen"] == 3 * 256
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_the_changed_lines_of_the_page_run(
+    tmp_path: Path, changed_lines: Callable[[str], tuple[str, str]]
+) -> None:
+    for controlled, lines in enumerate(changed_lines("transformers.md")):
+        args = arguments(tmp_path, eval_strategy="epoch")
+        scope: dict[str, Any] = {"model": Network(), "args": args}
+        exec(lines, {**scope, "train_set": Rows(), "eval_set": Rows(20)}, scope)
+        assert scope["trainer"].state.epoch == 3.0
+        if controlled:
+            assert scope["trainer"].controller.samples_seen == 3 * SAMPLES
+
+
 # -- what is refused --
 
 

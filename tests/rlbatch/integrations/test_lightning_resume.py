@@ -1,0 +1,92 @@
+"""A Lightning fit that goes on from a checkpoint is the one that was never interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from rlbatch.episode_log import read_episode
+from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.integrations.lightning_runs import (
+    MARKS,
+    Net,
+    Run,
+    cosine,
+)
+
+pytestmark = MARKS
+
+SCRIPT = ScriptedPolicy((1.0, 0.5, -1.5, 2.0, -1.0, 1.0))
+
+
+def every(steps: int, folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, "{step}", every_n_train_steps=steps, save_top_k=-1)
+
+
+def saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.ckpt"), key=lambda path: int(path.stem.rpartition("=")[2]))
+
+
+def assert_goes_on(again: Run, whole: Run, steps: int) -> None:
+    """The rest of a run, from behind so many steps, is the same in every respect."""
+    rest = [number for number, part in enumerate(whole.net.parts) if part[1] >= steps]
+    assert again.net.parts == [whole.net.parts[number] for number in rest]
+    assert again.net.losses == [whole.net.losses[number] for number in rest]
+    assert torch.equal(again.net.weights, whole.net.weights)
+    assert again.rate == whole.rate
+    assert again.trainer.global_step == whole.trainer.global_step
+    assert again.trainer.current_epoch == whole.trainer.current_epoch
+    assert again.controller.steps == whole.controller.steps
+    assert again.controller.samples_seen == whole.controller.samples_seen
+    seen = sum(len(part[2]) for part in whole.net.parts if part[1] < steps)
+    # A checkpoint of a validation's end does not repeat it; one from before it makes it up.
+    made = [place - seen for place in whole.net.validated_at]
+    assert [p for p in again.net.validated_at if p > 0] == [p for p in made if p > 0]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "accumulating": {"accumulation": 2},
+    "in parts": {"settings": {"micro_batch_size": 5}},
+    "measuring": {"settings": {"noise_rate": 4.0}},
+    "coupled": {"settings": {"lr_coupling": "sqrt"}},
+    "validating often": {"val_check_interval": 0.3},
+    "validating across epochs": {"val_check_interval": 7, "check_val_every_n_epoch": None},
+    "steps": {"max_steps": 31},
+    "limited": {"limit_train_batches": 6},
+    "bf16": {"precision": "bf16-mixed"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_fit_decides_and_sees_the_same(tmp_path: Path, name: str) -> None:
+    def run(*callbacks: Any, **kwargs: Any) -> Run:
+        options = {"max_epochs": 4, **OPTIONS[name]}
+        if "max_steps" in options:
+            options["max_epochs"] = None
+        options["settings"] = {**options.get("settings", {}), "log_dir": tmp_path / "log"}
+        return Run(SCRIPT, net=Net(cosine), callbacks=callbacks, **options, **kwargs)
+
+    def decisions() -> list[tuple[str, int, int | None]]:
+        lines = read_episode(tmp_path / "log").records
+        return [(line.event, line.batch_size, line.effective_step) for line in lines]
+
+    whole = run(every(1, tmp_path / "whole"))
+    decided = decisions()
+    checkpoints = saved(tmp_path / "whole")
+    assert len(checkpoints) == whole.trainer.global_step
+    assert len(set(whole.net.sizes)) > 3
+    for number, checkpoint in enumerate(checkpoints[:-1], start=1):
+        if number % 5 == 1 or number in range(6, 11):
+            again = run(ckpt_path=checkpoint)
+            assert_goes_on(again, whole, number)
+            assert decisions() == decided
