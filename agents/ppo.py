@@ -95,6 +95,7 @@ def export_policy(
     card = PolicyCard(
         objectives=("target",),
         couplings=("none", "sqrt", "linear", "adascale"),
+        noise_rate=recipe.noise_rate,
         recipe=recipe.name,
         recipe_hash=recipe.digest(),
         results=results or {},
@@ -199,7 +200,14 @@ def _pool(recipe: Recipe, out: Path) -> TaskPool:
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
     sampler = SettingSampler(curves, recipe.tasks)
     seed += 500 * crashes
-    return LiveVecEnv(sampler, count, seed, recipe.actions, informed=recipe.informed_critic)
+    return LiveVecEnv(
+        sampler,
+        count,
+        seed,
+        recipe.actions,
+        informed=recipe.informed_critic,
+        noise_rate=recipe.noise_rate,
+    )
 
 
 def _simulated_env(recipe: Recipe, stage: Stage, seed: int, out: Path) -> VecEnv:
@@ -209,6 +217,7 @@ def _simulated_env(recipe: Recipe, stage: Stage, seed: int, out: Path) -> VecEnv
         seed,
         recipe.actions,
         informed=recipe.informed_critic,
+        noise_rate=recipe.noise_rate,
     )
 
 

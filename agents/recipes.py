@@ -70,6 +70,8 @@ class Recipe:
         pool_size: Simulated tasks to draw from.
         seed: Of everything.
         actions: Changes of log2(batch size).
+        noise_rate: How densely the gradient noise is measured, see
+            `rlbatch.signals.cadence.measured_among`.
         policy_layers: Hidden units of the policy network.
         value_layers: Hidden units of the value network.
         informed_critic: Show the value network what is hidden from the policy.
@@ -81,8 +83,9 @@ class Recipe:
     pool_size: int = 25_000
     seed: int = 0
     actions: tuple[float, ...] = DEFAULT_ACTIONS
-    policy_layers: tuple[int, ...] = (96, 96)
-    value_layers: tuple[int, ...] = (128, 128)
+    noise_rate: float = 0.3
+    policy_layers: tuple[int, ...] = (192, 192)
+    value_layers: tuple[int, ...] = (192, 192)
     informed_critic: bool = True
 
     def digest(self) -> str:

@@ -84,7 +84,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         start_batch_size=batch_size,
         learning_rate_scale=learning_rate_scale,
         cadence=cadence,
-        measure_noise=False,
+        noise_rate=0.0,
         planned_steps=planned_steps,
         max_steps=max_steps,
         guard=False,

@@ -65,7 +65,6 @@ class LiveRun:
         max_batch_size: int | None = None,
         learning_rate_scale: float = 1.0,
         cadence: Cadence | None = None,
-        measure_noise: bool = True,
         planned_steps: int | None = None,
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
@@ -85,14 +84,13 @@ class LiveRun:
             max_batch_size: Largest; None takes the task's, or else the training set's size.
             learning_rate_scale: Multiplies the task's learning rate.
             cadence: Steps of a chunk and between validations.
-            measure_noise: Divide some batches in two and compare their gradients. AdaScale needs it
-                and measures anyway.
             planned_steps: Steps at the task's batch size for which its schedule is made. Needed if
                 the task has a schedule; it advances with samples.
             max_steps: Steps after which the run counts as exhausted.
             guard: Roll damaged chunks back; True for the default limits.
             noise_rate: Of the first n steps, about this times the square root of n are measured.
-                Each is divided in two, and the clock charges the additional pass.
+                Each is divided in two, and the clock charges the additional pass. 0 for none; but
+                AdaScale needs it and measures anyway.
             trainee: Makes the weights, from the task, the seed and the scale of the learning rate.
 
         Raises:
@@ -110,7 +108,7 @@ class LiveRun:
         self._order = SampleOrder(size, seed)
         self._clock: Clock = make_clock(profile, objective.weights, task.batch_size)
         self._coupling = CoupledRate(self.optimizer, coupling, task.batch_size)
-        self._noise_rate = noise_rate if measure_noise or coupling is Coupling.ADASCALE else 0.0
+        self._noise_rate = noise_rate or NOISE_RATE * (coupling is Coupling.ADASCALE)
         self._guard = (GuardConfig() if guard is True else guard) or None
         self._guard_state = GuardState()
         self._max_steps = max_steps

@@ -15,6 +15,7 @@ from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.local_vec_env import LocalVecEnv
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.truth import TRUTH_SIZE, truth
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import RunContext, Signals
 
 SettingSource = Callable[[np.random.Generator], EpisodeSetting]
@@ -35,6 +36,7 @@ class LiveVecEnv(LocalVecEnv):
         actions: Sequence[float],
         *,
         informed: bool = False,
+        noise_rate: float = NOISE_RATE,
     ) -> None:
         """Prepare `count` environments.
 
@@ -44,12 +46,14 @@ class LiveVecEnv(LocalVecEnv):
             seed: Of the draws.
             actions: Changes of log2(batch size), one for each discrete action.
             informed: Append `rlbatch.envs.truth` to the observations.
+            noise_rate: How densely the gradient noise is measured, see
+                `rlbatch.signals.cadence.measured_among`.
         """
         size = observation.OBSERVATION_SIZE + informed * TRUTH_SIZE
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._actions_log2 = [float(action) for action in actions]
-        self._informed = informed
+        self._informed, self._noise_rate = informed, noise_rate
         self._source, self._rng = source, np.random.default_rng(seed)
         self._episodes: list[LiveEpisode] = []
         self._state = observation.initial_state((count,))
@@ -66,7 +70,7 @@ class LiveVecEnv(LocalVecEnv):
 
     def _begin(self) -> LiveEpisode:
         while True:
-            episode = LiveEpisode(self._source(self._rng))
+            episode = LiveEpisode(self._source(self._rng), noise_rate=self._noise_rate)
             # A run that is over within its first chunk leaves nothing to decide.
             if not episode.run.finished:
                 return episode

@@ -89,7 +89,7 @@ def _train(
         profile=resolve_profile("cpu"),
         objective=Objective(None, samples, CostWeights(seconds=0.0, samples=1.0)),
         min_batch_size=task.batch_size,
-        measure_noise=engine.needs_gradient_noise,
+        noise_rate=engine.noise_rate,
         cadence=Cadence(validation_growth=0.1),
         trainee=fastest_trainee,
     )

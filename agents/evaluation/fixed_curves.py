@@ -180,7 +180,7 @@ class FixedCurves:
             ),
             start_batch_size=size,
             cadence=self.setting.cadence,
-            measure_noise=False,
+            noise_rate=0.0,
             planned_steps=self._planned,
             max_steps=max_steps,
             guard=False,

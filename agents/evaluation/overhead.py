@@ -45,7 +45,7 @@ from rlbatch.agents.evaluation.overhead_workloads import (
 )
 from rlbatch.control.config import ControllerConfig
 from rlbatch.errors import ConfigurationError
-from rlbatch.policy.base import Policy
+from rlbatch.policy.base import Policy, noise_rate_of
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.cadence import is_measured
 
@@ -185,7 +185,7 @@ def run_shares(policy: Policy, steps: int) -> dict[str, float]:
     decisions, done = 0, 0
     while (done := done + config.chunk_steps(done)) <= steps:
         decisions += 1
-    measured = sum(is_measured(step, config.noise_rate) for step in range(steps))
+    measured = sum(is_measured(step, noise_rate_of(policy)) for step in range(steps))
     shares = {"step": 1.0, "decision": decisions / steps, "measured": measured / steps}
     return {part: shares[part] for part in part_configs(policy)}
 

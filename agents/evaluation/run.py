@@ -123,7 +123,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         start_batch_size=first,
         min_batch_size=smallest_batch_size(task, first),
         cadence=cadence,
-        measure_noise=decider.needs_gradient_noise,
+        noise_rate=decider.noise_rate,
         planned_steps=planned_steps,
         max_steps=max_steps,
         trainee=trainee,

@@ -18,7 +18,7 @@ from rlbatch.agents.evaluation.settings import BenchSettings, simulated_count
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.quadratic.episodes import QuadraticEpisodes, Transition
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
-from rlbatch.policy.base import Policy
+from rlbatch.policy.base import Policy, noise_rate_of
 from rlbatch.policy.bounds import Bounded
 from rlbatch.policy.registry import resolve_policy
 
@@ -120,7 +120,7 @@ def simulate(
     count = len(pool)
     everything = np.arange(count)
     rng = np.random.default_rng(noise_seed)
-    episodes = QuadraticEpisodes(pool, count, rng, measures=policy.needs_gradient_noise)
+    episodes = QuadraticEpisodes(pool, count, rng, noise_rate=noise_rate_of(policy))
     episodes.begin(everything, everything)
     found: dict[str, np.ndarray] = {name: np.zeros(count) for name in _NUMBERS}
     found["reached"] = np.zeros(count, dtype=bool)

@@ -12,6 +12,7 @@ from rlbatch.envs.objectives import UNREACHED_RATIO, disutility
 from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.pool import TaskPool, crossing
 from rlbatch.envs.quadratic.runs import QuadraticRuns
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
 
@@ -46,7 +47,12 @@ class QuadraticEpisodes:
     """
 
     def __init__(
-        self, pool: TaskPool, count: int, rng: np.random.Generator, *, measures: bool = True
+        self,
+        pool: TaskPool,
+        count: int,
+        rng: np.random.Generator,
+        *,
+        noise_rate: float = NOISE_RATE,
     ) -> None:
         """Prepare `count` episodes; call `begin` before the first `step`.
 
@@ -54,11 +60,11 @@ class QuadraticEpisodes:
             pool: Tasks.
             count: Episodes side by side.
             rng: Source of the measurement noise.
-            measures: Measure the gradient noise, and charge what that costs.
+            noise_rate: Measures the gradient noise, which is charged; 0 for none.
         """
         self.pool, self.rng = pool, rng
         self.task_index = np.zeros(count, dtype=np.int64)
-        self.runs = QuadraticRuns(pool.tasks.take(self.task_index), rng, measures=measures)
+        self.runs = QuadraticRuns(pool.tasks.take(self.task_index), rng, noise_rate=noise_rate)
         self.runs.target_loss = pool.target_loss[self.task_index]
         self.reference = pool.reference_cost
         self.batch_size = np.ones(count)

@@ -52,7 +52,7 @@ class QuadraticRuns:
         rng: np.random.Generator,
         *,
         exact: bool = False,
-        measures: bool = True,
+        noise_rate: float = cadence.NOISE_RATE,
     ) -> None:
         """Start one run for each task.
 
@@ -61,11 +61,11 @@ class QuadraticRuns:
             rng: Source of the measurement noise.
             exact: True leaves measurements out (reference runs): `advance` then returns no usable
                 signals.
-            measures: Measure the gradient noise, and charge what that costs.
+            noise_rate: See `cadence.measured_among`; what measuring costs is charged.
         """
         n = len(tasks)
         self.tasks, self.rng, self.exact = tasks, rng, exact
-        self._noise_rate = cadence.NOISE_RATE if measures and not exact else 0.0
+        self._noise_rate = 0.0 if exact else noise_rate
         self.loss = np.empty((n, BINS))
         self.second_moment = np.empty((n, BINS))
         zeros = (np.zeros(n) for _ in range(9))

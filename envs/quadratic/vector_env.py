@@ -14,6 +14,7 @@ from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
 from rlbatch.envs.quadratic.pool import TaskPool
 from rlbatch.envs.truth import TRUTH_SIZE, truth
 from rlbatch.observation import OBSERVATION_SIZE, step_cost_at
+from rlbatch.signals.cadence import NOISE_RATE
 
 
 class QuadraticVecEnv(LocalVecEnv):
@@ -27,6 +28,7 @@ class QuadraticVecEnv(LocalVecEnv):
         actions: Sequence[float],
         *,
         informed: bool = False,
+        noise_rate: float = NOISE_RATE,
     ) -> None:
         """Prepare `count` environments.
 
@@ -36,6 +38,8 @@ class QuadraticVecEnv(LocalVecEnv):
             seed: Seed of the draws and of the measurement noise.
             actions: Changes of log2(batch size), one for each discrete action.
             informed: Append `rlbatch.envs.truth` to the observations.
+            noise_rate: How densely the gradient noise is measured, see
+                `rlbatch.signals.cadence.measured_among`.
         """
         size = OBSERVATION_SIZE + informed * TRUTH_SIZE
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
@@ -43,7 +47,8 @@ class QuadraticVecEnv(LocalVecEnv):
         self._informed = informed
         self.pool, self.actions_log2 = pool, np.asarray(actions, dtype=np.float64)
         self.rng = np.random.default_rng(seed)
-        self.episodes = QuadraticEpisodes(pool, count, self.rng)
+        self._noise_rate = noise_rate
+        self.episodes = QuadraticEpisodes(pool, count, self.rng, noise_rate=noise_rate)
         self.returns, self.lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
         self._decided = np.zeros(count, dtype=np.int64)
         self._observation = np.zeros((count, OBSERVATION_SIZE), dtype=np.float32)
@@ -82,7 +87,7 @@ class QuadraticVecEnv(LocalVecEnv):
 
     def _first_chunk(self, index: np.ndarray) -> None:
         """Run the first chunk of some episodes only: on a small copy of just those."""
-        fresh = QuadraticEpisodes(self.pool, len(index), self.rng)
+        fresh = QuadraticEpisodes(self.pool, len(index), self.rng, noise_rate=self._noise_rate)
         fresh.begin(np.arange(len(index)), self.episodes.task_index[index])
         first = fresh.step(None)
         self._observation[index] = first.observation

@@ -24,7 +24,7 @@ from rlbatch.decision_record import Event
 from rlbatch.episode_log import EpisodeLog
 from rlbatch.errors import EpisodeLogError
 from rlbatch.signals.assemble import chunk_signals
-from rlbatch.signals.cadence import is_measured
+from rlbatch.signals.cadence import NOISE_RATE, is_measured
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
@@ -91,7 +91,9 @@ class Conductor:
         coupling = Coupling(config.lr_coupling)
         self.rate = CoupledRate(optimizer, coupling, self.base_batch_size)
         self.meter = Meter(config)
-        self._measures = engine.needs_gradient_noise or coupling is Coupling.ADASCALE
+        self._measures = engine.noise_rate > 0.0 or coupling is Coupling.ADASCALE
+        rate = engine.noise_rate or NOISE_RATE if config.noise_rate is None else config.noise_rate
+        self._noise_rate = rate if self._measures else 0.0
         self._monitor = monitor or self._make_monitor(model, scaler)
         self.guard = guard or Rollback(model, optimizer, config.guard)
         self.batch_size = self._before = self.base_batch_size
@@ -111,7 +113,7 @@ class Conductor:
 
     def measure(self, window: int) -> bool:
         """Return whether an optimizer step, by its number, is divided for measurement."""
-        return self.enabled and self._measures and is_measured(window, self.config.noise_rate)
+        return self.enabled and self._measures and is_measured(window, self._noise_rate)
 
     def begin_window(self, batch_size: int, sizes: Sequence[int]) -> None:
         """Announce an optimizer step.

@@ -41,7 +41,7 @@ class ControllerConfig:
         shadow: Decide and log, but change nothing.
         guard: When a chunk is rolled back; None never.
         noise_rate: Of the first n steps, about this times the square root of n are divided in two
-            to measure the gradient noise; 0 for none.
+            to measure the gradient noise; 0 for none, None as the policy wants it.
         on_error: What follows when deciding or logging fails: `off` warns and lets the training go
             on at the user's batch size, `raise` raises.
         log_dir: Folder of the episode log; None writes none.
@@ -64,7 +64,7 @@ class ControllerConfig:
     fallback: str | None = None
     shadow: bool = False
     guard: GuardConfig | None = field(default_factory=GuardConfig)
-    noise_rate: float = cadence.NOISE_RATE
+    noise_rate: float | None = None
     on_error: Literal["off", "raise"] = "off"
     log_dir: str | PathLike[str] | None = None
 
@@ -87,7 +87,7 @@ class ControllerConfig:
                 "Expected 1 <= first_chunk_steps <= min_chunk_steps <= max_chunk_steps and "
                 f"chunk_growth >= 0, got {steps} and {self.chunk_growth}."
             )
-        if not self.noise_rate >= 0.0:
+        if self.noise_rate is not None and not self.noise_rate >= 0.0:
             raise ConfigurationError(f"noise_rate must not be negative, got {self.noise_rate}.")
         choices = {"cost": ("seconds", "samples"), "on_error": ("off", "raise")}
         for name, known in choices.items():

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import EncoderState, encode, initial_state
-from rlbatch.policy.base import Observation, Policy
+from rlbatch.policy.base import Observation, Policy, noise_rate_of
 from rlbatch.policy.bounds import Bounded
 from rlbatch.policy.cooldown import Cooldown
 from rlbatch.policy.fallback import Fallback
@@ -75,6 +75,7 @@ class _Asked:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.needs_gradient_noise = policy.needs_gradient_noise
+        self.noise_rate = noise_rate_of(policy)
         self.log2_change = 0.0
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
@@ -91,7 +92,7 @@ class DecisionEngine:
 
     Attributes:
         policy: What decides, with its wrappers.
-        needs_gradient_noise: As the policy.
+        noise_rate: How densely the gradient noise is to be measured; 0 for not at all.
     """
 
     def __init__(self, policy: Policy, config: EngineConfig | None = None) -> None:
@@ -104,7 +105,7 @@ class DecisionEngine:
         config = EngineConfig() if config is None else config
         self._asked = _Asked(policy)
         self.policy = _wrapped(self._asked, policy, config)
-        self.needs_gradient_noise = self.policy.needs_gradient_noise
+        self.noise_rate = noise_rate_of(self.policy)
         self._policy_state = self.policy.initial_state()
         self._encoder_state = initial_state()
 

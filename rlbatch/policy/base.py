@@ -14,9 +14,27 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Numeric, Signals
 
 Observation = NDArray[np.float32]
+
+
+def noise_rate_of(policy: Policy) -> float:
+    """Return how densely a policy wants the gradient noise measured.
+
+    That is its attribute `noise_rate` where it has one, as a learned policy does, which decides
+    best with what it was trained with.
+
+    Args:
+        policy: Anything of the protocol.
+
+    Returns:
+        The rate of `rlbatch.signals.cadence.measured_among`; 0 for a policy that needs no noise.
+    """
+    if not policy.needs_gradient_noise:
+        return 0.0
+    return float(getattr(policy, "noise_rate", NOISE_RATE))
 
 
 @dataclass(frozen=True)

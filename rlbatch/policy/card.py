@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
 OBJECTIVES = ("target", "budget")
@@ -20,6 +22,8 @@ class PolicyCard:
     Attributes:
         objectives: Objectives that training has seen: "target", "budget".
         couplings: LR couplings that training has seen (values of `Coupling`).
+        noise_rate: How densely the gradient noise was measured in training, see
+            `rlbatch.signals.cadence.measured_among`.
         recipe: Name of the training recipe.
         recipe_hash: Hash of the resolved recipe.
         results: Measured results, as JSON-compatible values (for example the ratio by task set).
@@ -31,6 +35,7 @@ class PolicyCard:
 
     objectives: tuple[str, ...] = ()
     couplings: tuple[str, ...] = ()
+    noise_rate: float = NOISE_RATE
     recipe: str = ""
     recipe_hash: str = ""
     results: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -48,6 +53,10 @@ class PolicyCard:
                 raise ConfigurationError(
                     f"PolicyCard.{name} holds {unknown!r}; use values of {', '.join(known)}."
                 )
+        if not 0.0 <= self.noise_rate < math.inf:
+            raise ConfigurationError(
+                f"PolicyCard.noise_rate must be finite and not negative, got {self.noise_rate}."
+            )
         lengths = {len(self.observation_low), len(self.observation_high)}
         if lengths not in ({0}, {OBSERVATION_SIZE}):
             raise ConfigurationError(

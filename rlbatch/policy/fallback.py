@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy import tools
-from rlbatch.policy.base import Decision, Observation, Policy
+from rlbatch.policy.base import Decision, Observation, Policy, noise_rate_of
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.wrapper import Wrapper
 from rlbatch.signals.record import Signals
@@ -57,6 +57,11 @@ class Fallback(Wrapper):
     def needs_gradient_noise(self) -> bool:
         """True where one of the two policies needs it."""
         return self.policy.needs_gradient_noise or self.fallback.needs_gradient_noise
+
+    @property
+    def noise_rate(self) -> float:
+        """As the policy, or else as the fallback."""
+        return noise_rate_of(self.policy) or noise_rate_of(self.fallback)
 
     @classmethod
     def around(cls, policy: LearnedPolicy, fallback: Policy) -> Fallback:

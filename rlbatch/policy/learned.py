@@ -67,6 +67,11 @@ class LearnedPolicy:
             _check_ends(member.sizes("policy"), len(grid), "policy")
             _check_ends(member.sizes("value"), 1, "value")
 
+    @property
+    def noise_rate(self) -> float:
+        """As in training."""
+        return self.card.noise_rate
+
     def initial_state(
         self, shape: tuple[int, ...] = ()
     ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

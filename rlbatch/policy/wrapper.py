@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlbatch.policy.base import Policy
+from rlbatch.policy.base import Policy, noise_rate_of
 
 
 class Wrapper:
@@ -23,6 +23,11 @@ class Wrapper:
     def needs_gradient_noise(self) -> bool:
         """As the inner policy."""
         return self.policy.needs_gradient_noise
+
+    @property
+    def noise_rate(self) -> float:
+        """As the inner policy."""
+        return noise_rate_of(self.policy)
 
     @property
     def action_grid(self) -> tuple[float, ...] | None:

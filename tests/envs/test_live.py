@@ -118,7 +118,7 @@ def test_a_constant_batch_size_is_the_plain_loop_bit_for_bit(
 ) -> None:
     schedule = (CosineAnnealingLR) if scheduled else None
     task = make_task(optimizer=optimizer, scheduler=schedule, model=partial(network, dropout=0.3))
-    run = make_run(task, measure_noise=False, planned_steps=100)
+    run = make_run(task, noise_rate=0.0, planned_steps=100)
     while run.steps < 30:
         run.advance(16)
     expected = by_hand(task, 16, run.steps, 3e-3)
@@ -128,7 +128,7 @@ def test_a_constant_batch_size_is_the_plain_loop_bit_for_bit(
 @pytest.mark.parametrize(("coupling", "rate"), [("sqrt", 6e-3), ("linear", 12e-3), ("none", 3e-3)])
 def test_the_coupled_rate_is_that_of_the_plain_loop(coupling: str, rate: float) -> None:
     run = make_run(
-        coupling=Coupling(coupling), measure_noise=False, learning_rate_scale=1.0, guard=False
+        coupling=Coupling(coupling), noise_rate=0.0, learning_rate_scale=1.0, guard=False
     )
     signals = [run.advance(64) for _ in range(3)][-1]
     assert torch.equal(weights(run), by_hand(make_task(), 64, run.steps, rate))
@@ -178,7 +178,7 @@ def test_all_batch_sizes_see_the_same_samples_in_the_same_order() -> None:
 
 
 def test_the_cost_is_the_profiles_and_division_is_charged() -> None:
-    run = make_run(measure_noise=False, max_batch_size=50)
+    run = make_run(noise_rate=0.0, max_batch_size=50)
     run.advance(50)
     run.advance(20)
     expected = 4 * float(PROFILE.step_seconds(50)) + 4 * float(PROFILE.step_seconds(20))
@@ -192,7 +192,7 @@ def test_the_cost_is_the_profiles_and_division_is_charged() -> None:
 
 def test_the_profiles_curve_is_exact() -> None:
     weights = CostWeights(seconds=0.5, samples=0.3, joules=0.2)
-    run = make_run(objective=Objective(budget=1e9, weights=weights), measure_noise=False)
+    run = make_run(objective=Objective(budget=1e9, weights=weights), noise_rate=0.0)
     signals = run.advance(16)
     assert signals.step_cost_known == 1.0
     np.testing.assert_allclose(
@@ -273,10 +273,10 @@ def test_noise_is_measured_only_where_it_can_be() -> None:
     known = [math.isfinite(float(run.advance(16).noise_trace)) for _ in range(8)]
     assert [4 * chunk for chunk, there in enumerate(known) if there] == [0, 8, 12, 24]
     assert run.steps == 32
-    for unmeasurable in (make_run(noise_rate=math.inf), make_run(measure_noise=False)):
+    for unmeasurable in (make_run(noise_rate=math.inf), make_run(noise_rate=0.0)):
         size = 16 if unmeasurable._noise_rate == 0.0 else 1
         assert all(math.isnan(float(unmeasurable.advance(size).noise_trace)) for _ in range(5))
-    adascale = make_run(measure_noise=False, coupling=Coupling.ADASCALE)
+    adascale = make_run(noise_rate=0.0, coupling=Coupling.ADASCALE)
     for _ in range(2):
         adascale.advance(16)
     signals = adascale.advance(64)
@@ -292,7 +292,7 @@ def exploding(model: nn.Module, batch: Any, bad: Iterator[float]) -> Tensor:
 @pytest.mark.parametrize("spike", [1e3, math.nan, math.inf])
 def test_a_damaged_chunk_is_rolled_back_exactly(spike: float) -> None:
     factors = iter([1.0] * 8 + [spike] * 4 + [1.0] * 100)
-    run = make_run(make_task(loss=partial(exploding, bad=factors)), measure_noise=False)
+    run = make_run(make_task(loss=partial(exploding, bad=factors)), noise_rate=0.0)
     run.advance(16)
     run.advance(16)
     kept = weights(run)
@@ -314,7 +314,7 @@ def test_a_damaged_chunk_is_rolled_back_exactly(spike: float) -> None:
 
 def test_a_first_chunk_that_is_not_finite_leaves_no_optimizer_state() -> None:
     factors = iter([math.nan] * 4 + [1.0] * 100)
-    run = make_run(make_task(loss=partial(exploding, bad=factors)), measure_noise=False)
+    run = make_run(make_task(loss=partial(exploding, bad=factors)), noise_rate=0.0)
     start = weights(run)
     assert run.advance(16).rolled_back == 1.0
     assert torch.equal(weights(run), start)
@@ -325,7 +325,7 @@ def test_a_first_chunk_that_is_not_finite_leaves_no_optimizer_state() -> None:
 
 def test_damage_that_returns_ends_the_run() -> None:
     factors = iter([1.0] * 4 + [math.nan] * 1000)
-    run = make_run(make_task(loss=partial(exploding, bad=factors)), measure_noise=False)
+    run = make_run(make_task(loss=partial(exploding, bad=factors)), noise_rate=0.0)
     for size in (16, 16, 16):
         run.advance(size)
     assert run.diverged
@@ -343,9 +343,7 @@ def test_damage_that_returns_ends_the_run() -> None:
 
 def test_without_a_guard_a_loss_that_is_not_finite_ends_the_run() -> None:
     factors = iter([1.0] * 4 + [math.nan] * 1000)
-    run = make_run(
-        make_task(loss=partial(exploding, bad=factors)), measure_noise=False, guard=False
-    )
+    run = make_run(make_task(loss=partial(exploding, bad=factors)), noise_rate=0.0, guard=False)
     run.advance(16)
     assert run.advance(16).rolled_back == 0.0
     assert run.diverged
@@ -366,7 +364,7 @@ def test_a_fixed_curve_is_the_same_run() -> None:
     curve = fixed_run_curve(
         make_task(), 16, seed=3, coupling=Coupling.SQRT, target_loss=0.3, max_steps=500
     )
-    run = make_run(objective=Objective(target_loss=0.3), measure_noise=False)
+    run = make_run(objective=Objective(target_loss=0.3), noise_rate=0.0)
     while not run.finished:
         run.advance(16)
     assert curve.reached

@@ -73,10 +73,10 @@ def test_rewards_of_an_episode_sum_to_what_its_ratio_counts(pool: TaskPool) -> N
 
 def test_staying_costs_what_the_pool_says_for_that_size(pool: TaskPool) -> None:
     quiet = np.flatnonzero(pool.cost_of(pool.tasks.start_batch_size) < 3 * pool.reference_cost)
-    ratios: dict[bool, np.ndarray] = {}
-    for measures in (False, True):
+    ratios: dict[float, np.ndarray] = {}
+    for rate in (0.0, 0.6):
         rng = np.random.default_rng(0)
-        episodes = QuadraticEpisodes(pool, len(quiet), rng, measures=measures)
+        episodes = QuadraticEpisodes(pool, len(quiet), rng, noise_rate=rate)
         episodes.begin(np.arange(len(quiet)), quiet)
         transition = episodes.step(None)
         ratio = np.where(transition.ended, transition.ratio, np.nan)
@@ -84,13 +84,13 @@ def test_staying_costs_what_the_pool_says_for_that_size(pool: TaskPool) -> None:
             transition = episodes.step(np.zeros(len(quiet)))
             new = transition.ended & np.isnan(ratio)
             ratio[new] = transition.ratio[new]
-        ratios[measures] = ratio
+        ratios[rate] = ratio
     expected = (pool.cost_of(pool.tasks.start_batch_size) / pool.reference_cost)[quiet]
-    np.testing.assert_allclose(ratios[False], expected, rtol=1e-6)
+    np.testing.assert_allclose(ratios[0.0], expected, rtol=1e-6)
     # Measuring is charged: up to a second pass for a few of the steps.
-    arrived = ratios[True] < UNREACHED_RATIO
-    assert (ratios[True] >= expected * (1 - 1e-6)).all()
-    assert 1.0 < np.mean((ratios[True] / expected)[arrived]) < 1.2
+    arrived = ratios[0.6] < UNREACHED_RATIO
+    assert (ratios[0.6] >= expected * (1 - 1e-6)).all()
+    assert 1.0 < np.mean((ratios[0.6] / expected)[arrived]) < 1.2
 
 
 def test_observations_are_bounded_and_equal_seeds_give_equal_episodes(pool: TaskPool) -> None:

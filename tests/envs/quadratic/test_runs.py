@@ -90,7 +90,7 @@ def test_measured_steps_are_charged_their_additional_pass(
     curve = slope * np.log2(COST_CURVE_SIZES)
     drawn = replace(tasks(1), step_cost_curve=curve[None])
     charged = runs(drawn, exact=False)
-    free = QuadraticRuns(drawn, np.random.default_rng(1), measures=False)
+    free = QuadraticRuns(drawn, np.random.default_rng(1), noise_rate=0.0)
     while charged.steps[0] < 40:
         for run in (charged, free):
             run.advance(np.array([size]))
