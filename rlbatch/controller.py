@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from rlbatch.actuation.delivery import Delivered
+from rlbatch.actuation.window import micro_batch_totals
 from rlbatch.control.build import make_conductor, run_info
 from rlbatch.control.conductor import Conductor
 from rlbatch.control.config import ControllerConfig
@@ -22,10 +25,12 @@ from rlbatch.control.loader import (
     loader_sizes,
     smallest_part,
 )
+from rlbatch.control.memory import make_gauge
+from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.stepper import WindowStepper
 from rlbatch.episode_log import EpisodeLog
-from rlbatch.errors import ConfigurationError
+from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
 
@@ -112,6 +117,8 @@ class BatchController:
         self._conductor: Conductor | None = None
         self._loader: ControlledLoader | None = None
         self._stepper = self._make_stepper(1)
+        self._memory: MemoryGuard | None = None
+        self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
         self._log_opened = False
         self._dataset_size, self._epochs_done = 1, 0.0
@@ -136,6 +143,7 @@ class BatchController:
                 else f"The controller was made for batch size {self.base_batch_size}, and the "
                 f"loader has {batch_size}. Give both the same one."
             )
+        self._memory = self._make_memory(ranks)
         self._stepper = self._make_stepper(ranks.world_size)
         self._conductor = make_conductor(
             self.model,
@@ -151,7 +159,7 @@ class BatchController:
             loader,
             self,
             batch_size=self.base_batch_size,
-            micro_batch_size=self.config.micro_batch_size,
+            micro_batch_size=self._memory.limit,
             measure=self._conductor.measure,
             smallest_part=smallest_part(self.model),
             ranks=ranks,
@@ -166,8 +174,48 @@ class BatchController:
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong.
         """
+        memory = self._memory
+        if memory is not None and self._finds_limit and not memory.active:
+            raise DeliveryError(
+                "micro_batch_size='auto' needs forward and backward pass in the block of `with "
+                "controller.within_memory():`."
+            )
         self._stepper.backward(loss)
+        if self._averages and self._stepper.window_complete and not self._settle():
+            return
         self._parts.after_backward(loss)
+
+    @contextmanager
+    def within_memory(self) -> Generator[None]:
+        """Run a micro-batch's forward and backward pass, which may run out of memory.
+
+            for x, y in loader:
+                with controller.within_memory():
+                    controller.backward(loss_fn(model(x), y))
+                controller.step()
+
+        If it does, the batch comes again from its start with the same random state, in parts of
+        half the size; weights and optimizer have not changed, but running statistics (batch
+        normalisation) have seen the samples. The rest of the block is skipped, and `step` does
+        nothing.
+
+        Raises:
+            DeliveryError: There is no micro-batch under way.
+            ConfigurationError: Several ranks share the training, and `micro_batch_size` is not
+                `auto`.
+        """
+        memory, delivered = self._memory, self._stepper.delivered
+        if memory is None or delivered is None:
+            raise DeliveryError("within_memory() belongs to one batch of the controller's loader.")
+        if self._parts.ranks.world_size > 1 and not self._finds_limit:
+            raise ConfigurationError(
+                "With several ranks within_memory() needs micro_batch_size='auto', by which they "
+                "know before the pass not to wait for each other in it."
+            )
+        with memory.watch(delivered.micro_size):
+            yield
+        if memory.has_failed:
+            self._settle()
 
     @property
     def window_complete(self) -> bool:
@@ -190,6 +238,9 @@ class BatchController:
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
+        if self._repeating:
+            self._repeating = False
+            return 0
         delivered = self._stepper.step(self._parts.rate.applied(), clip_norm)
         if delivered is None:
             return 0
@@ -254,6 +305,7 @@ class BatchController:
             "base_batch_size": self.base_batch_size,
             "conductor": self._parts.state_dict(),
             "loader": loader.state_dict(),
+            "memory": None if self._memory is None else self._memory.state_dict(),
             "rng": random_state.cpu,
             "cuda_rng": random_state.cuda,
         }
@@ -297,6 +349,7 @@ class BatchController:
             parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
         parts.abandon_window()
         self._stepper.abandon()
+        self._repeating = False
         parts.meter.resume()
 
     def arrive(self, delivered: Delivered) -> None:
@@ -310,14 +363,51 @@ class BatchController:
         self._parts.meter.pause()
 
     def _make_stepper(self, world_size: int) -> WindowStepper:
-        return WindowStepper(self.model, self.optimizer, self._scaler, world_size)
+        return WindowStepper(
+            self.model,
+            self.optimizer,
+            self._scaler,
+            world_size,
+            synchronises=not self._finds_limit,
+        )
+
+    @property
+    def _finds_limit(self) -> bool:
+        return self.config.micro_batch_size == "auto"
+
+    @property
+    def _averages(self) -> bool:
+        return self._finds_limit and self._parts.ranks.world_size > 1
+
+    def _make_memory(self, ranks: Ranks) -> MemoryGuard:
+        limit = self.config.micro_batch_size
+        if limit == "auto":  # the user's own size is known to fit
+            limit = -(-self.base_batch_size // ranks.world_size)
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        gauge = make_gauge(device, self.config.memory_limit)
+        return MemoryGuard(gauge, limit, adapts=self._finds_limit, ranks=ranks)
+
+    def _settle(self) -> bool:
+        """Return whether all ranks have their gradients, now averaged; or else begin again."""
+        memory, parts, loader = self._guard, self._parts, self._require_loader()
+        failed = memory.settle()
+        if not failed:
+            memory.average_gradients(self.model)
+            return True
+        reason = f"out of memory with micro-batches of {failed}; going on with {memory.limit}"
+        warnings.warn(f"rlbatch: {reason}", RuntimeWarning, stacklevel=4)
+        parts.note_memory(reason, self._place())
+        parts.abandon_window()
+        self._stepper.abandon()
+        loader.repeat_window(memory.limit)
+        self._repeating = True
+        return False
 
     def _begin_window(self, delivered: Delivered) -> None:
         samples, count = delivered.window_samples, delivered.micro_batches
         sizes = (samples,)
         if count > 1:
-            part, rest = divmod(samples, count)
-            sizes = tuple(part + (index < rest) for index in range(count))
+            sizes = micro_batch_totals(samples, count, self._parts.ranks.world_size)
         self._parts.begin_window(delivered.batch_size, sizes)
 
     def _end_window(self, delivered: Delivered) -> int:
@@ -326,6 +416,10 @@ class BatchController:
         done = delivered.window_start + delivered.window_samples
         self._epochs_done = delivered.epoch + done / self._dataset_size
         before = parts.batch_size
+        if self._finds_limit:
+            if not self._averages:
+                self._guard.settle()
+            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
         parts.end_window(delivered.window_samples, self._place)
         if parts.batch_size != before:
             self._apply_batch_size()
@@ -339,6 +433,9 @@ class BatchController:
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
         self._parts.load_state_dict(state["conductor"])
+        if self._finds_limit and state.get("memory") is not None:
+            self._guard.load_state_dict(state["memory"])
+            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
         random_state = RandomState(state["rng"], state["cuda_rng"])
         self._require_loader().load_state_dict(state["loader"], random_state)
 
@@ -347,6 +444,12 @@ class BatchController:
         if self._conductor is None:
             raise ConfigurationError(_NO_LOADER)
         return self._conductor
+
+    @property
+    def _guard(self) -> MemoryGuard:
+        if self._memory is None:
+            raise ConfigurationError(_NO_LOADER)
+        return self._memory
 
     def _require_loader(self) -> ControlledLoader:
         if self._loader is None:

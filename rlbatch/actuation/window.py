@@ -74,6 +74,22 @@ def share_start(batch_size: int, world_size: int, rank: int) -> int:
     return rank * smallest + min(rank, longer_shares)
 
 
+def micro_batch_totals(batch_size: int, count: int, world_size: int = 1) -> tuple[int, ...]:
+    """Return the samples of each micro-batch on all ranks together.
+
+    Args:
+        batch_size: Samples of the step on all ranks together.
+        count: Micro-batches of a rank, of a `WindowPlan`.
+        world_size: Number of ranks.
+    """
+    smallest, longer_shares = divmod(batch_size, world_size)
+    short, long = _split_evenly(smallest, count), _split_evenly(smallest + 1, count)
+    return tuple(
+        longer_shares * more + (world_size - longer_shares) * less
+        for more, less in zip(long, short, strict=True)
+    )
+
+
 def quantise_batch_size(batch_size: float, world_size: int, minimum: int, maximum: int) -> int:
     """Return the multiple of `world_size` within the limits that is nearest to `batch_size`.
 

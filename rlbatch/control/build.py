@@ -14,6 +14,7 @@ from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.control.journal import context_values
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
+from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.assemble import run_context
@@ -63,8 +64,14 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
         ranks: The processes that train together; None for this one alone.
 
     Raises:
-        ConfigurationError: The user's batch size lies outside of the limits.
+        ConfigurationError: The user's batch size lies outside of the limits, or a sharded model is
+            to find its own micro-batch size.
     """
+    if ranks is not None and ranks.sharded and config.micro_batch_size == "auto":
+        raise ConfigurationError(
+            "micro_batch_size='auto' does not work with fully_shard: a rank that is out of memory "
+            "leaves the others waiting for its shards. Give a number."
+        )
     world_size = 1 if ranks is None else ranks.world_size
     low, high = config.limits(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"

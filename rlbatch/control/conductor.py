@@ -17,7 +17,7 @@ from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.engine import AppliedDecision, DecisionEngine
 from rlbatch.control.journal import Journal, Place
 from rlbatch.control.meter import Meter
-from rlbatch.control.rank_monitor import RankMonitor
+from rlbatch.control.rank_monitor import RankMonitor, ShardMonitor
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.decision_record import Event
@@ -95,7 +95,7 @@ class Conductor:
         rate = engine.noise_rate or NOISE_RATE if config.noise_rate is None else config.noise_rate
         self._noise_rate = rate if self._measures else 0.0
         self._monitor = monitor or self._make_monitor(model, scaler)
-        self.guard = guard or Rollback(model, optimizer, config.guard)
+        self.guard = guard or Rollback(model, optimizer, config.guard, ranks=self.ranks)
         self.batch_size = self._before = self.base_batch_size
         self.enabled, self._touched = True, False
         self.steps = self.samples_seen = 0
@@ -108,7 +108,8 @@ class Conductor:
     def _make_monitor(self, model: nn.Module, scaler: Any) -> ChunkMonitor:
         parameters = model.parameters()
         if self.ranks.world_size > 1:
-            return RankMonitor(parameters, self._optimizer, self.ranks, scaler=scaler)
+            kind = ShardMonitor if self.ranks.sharded else RankMonitor
+            return kind(parameters, self._optimizer, self.ranks, scaler=scaler)
         return ChunkMonitor(parameters, self._optimizer, scaler=scaler)
 
     def measure(self, window: int) -> bool:
@@ -175,6 +176,10 @@ class Conductor:
         before, self.batch_size = self.batch_size, self.base_batch_size
         self._note("off", reason, place, before)
 
+    def note_memory(self, reason: str, place: Place) -> None:
+        """Note in the log that a pass ran out of memory."""
+        self._note("out_of_memory", reason, place, self.batch_size)
+
     def open_log(self, log: EpisodeLog) -> None:
         """Write to this log from now on, behind the lines that a loaded state knows of."""
         log.truncate_to(self._log_position)
@@ -218,9 +223,12 @@ class Conductor:
         if not self.ranks.leads:
             self._follow(in_force, place)
             return
-        size = _OFF
+        size, off_when = _OFF, self.config.off_when
         try:
-            size = self._lead(signals, in_force, rolled_back, place)
+            if off_when is not None and off_when():
+                self.disable("off_when said so", place)
+            else:
+                size = self._lead(signals, in_force, rolled_back, place)
         except Exception as error:
             if self.config.on_error == "raise":
                 raise

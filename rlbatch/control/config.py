@@ -22,7 +22,10 @@ class ControllerConfig:
             user's own in a run without a target or budget.
         max_batch_size: Largest; None: 64 times the user's. At most the data set's size in any case.
         micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
-            what fits into the device's memory: larger batches are then accumulated.
+            what fits into the device's memory: larger batches are then accumulated. `auto` finds
+            it out, with passes inside of `BatchController.within_memory`.
+        memory_limit: Bytes that `auto` may use; None: what is free on a GPU, and half of a
+            machine's memory on a CPU, where the bytes saved for the backward pass are counted.
         lr_coupling: How the learning rate follows the batch size.
         target_loss: Validation loss that the run wants to reach, if there is one. Give the losses
             to `BatchController.report_validation`.
@@ -42,6 +45,8 @@ class ControllerConfig:
         guard: When a chunk is rolled back; None never.
         noise_rate: Of the first n steps, about this times the square root of n are divided in two
             to measure the gradient noise; 0 for none, None as the policy wants it.
+        off_when: Asked before each decision, on rank 0; once it returns True, the run goes on at
+            the user's batch size. `rlbatch.control.off_switch.SignalSwitch` listens to a signal.
         on_error: What follows when deciding or logging fails: `off` warns and lets the training go
             on at the user's batch size, `raise` raises.
         log_dir: Folder of the episode log; None writes none.
@@ -49,7 +54,8 @@ class ControllerConfig:
 
     min_batch_size: int | None = None
     max_batch_size: int | None = None
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
+    memory_limit: int | None = None
     lr_coupling: Coupling | str = Coupling.SQRT
     target_loss: float | None = None
     budget: float | None = None
@@ -65,6 +71,7 @@ class ControllerConfig:
     shadow: bool = False
     guard: GuardConfig | None = field(default_factory=GuardConfig)
     noise_rate: float | None = None
+    off_when: Callable[[], bool] | None = None
     on_error: Literal["off", "raise"] = "off"
     log_dir: str | PathLike[str] | None = None
 
@@ -79,8 +86,14 @@ class ControllerConfig:
             ) from error
         for name in ("min_batch_size", "max_batch_size", "micro_batch_size"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ConfigurationError(f"{name} must be at least 1 sample, got {value}.")
+            if name == "micro_batch_size" and value == "auto":
+                continue
+            if value is not None and (isinstance(value, bool | str) or value < 1):
+                raise ConfigurationError(f"{name} must be at least 1 sample, got {value!r}.")
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise ConfigurationError(
+                f"memory_limit must be a number of bytes, got {self.memory_limit}."
+            )
         steps = self.first_chunk_steps, self.min_chunk_steps, self.max_chunk_steps
         if not 1 <= steps[0] <= steps[1] <= steps[2] or self.chunk_growth < 0:
             raise ConfigurationError(
@@ -100,6 +113,21 @@ class ControllerConfig:
     def has_aim(self) -> bool:
         """Whether a target or a budget was named; without, a run goes on for its epochs."""
         return self.target_loss is not None or self.budget is not None
+
+    @property
+    def known_micro_batch_size(self) -> int | None:
+        """`micro_batch_size` where nothing can find it out: a framework runs the passes.
+
+        Raises:
+            ConfigurationError: It is `auto`.
+        """
+        if self.micro_batch_size == "auto":
+            raise ConfigurationError(
+                "micro_batch_size='auto' needs a loop whose passes stand within "
+                "BatchController.within_memory(), and this framework runs them itself. Give a "
+                "number of samples that fits."
+            )
+        return self.micro_batch_size
 
     def limits(
         self, base_batch_size: int, dataset_size: int, world_size: int = 1

@@ -100,6 +100,7 @@ class ControlledLoader:
         self.sampler.smallest_part = smallest_part
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_window = RandomState.now()  # when the latest window was asked for
+        self._repeats = False  # the window under way is to come again
         self._window_open = False  # the loop has begun a window and not stepped with it
 
     def __iter__(self) -> Iterator[Any]:
@@ -125,6 +126,11 @@ class ControlledLoader:
             between = delivered.position + 1 == delivered.micro_batches
             self._consumer.arrive(delivered)
             yield batch
+            if self._repeats:
+                self._repeats, is_first, between = False, True, True
+                self.load_state_dict(self.state_dict(), self.random_state())
+                del batch, batches  # and with it the workers
+                batches = self._start()
         self._consumer.end_epoch()
 
     def _start(self) -> Iterator[Any]:
@@ -140,6 +146,11 @@ class ControlledLoader:
             # Each iterator draws a seed for its workers; the interrupted one has done so already.
             before.restore()
         return batches
+
+    def repeat_window(self, micro_batch_size: int | None) -> None:
+        """Hand out the window under way once more, from its first sample, in smaller parts."""
+        self.sampler.set_micro_batch_size(micro_batch_size)
+        self._repeats = True
 
     def end_window(self) -> None:
         """Take note that the loop has stepped with what it was handed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,20 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlbatch.control.ranks import Ranks
+from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
 from rlbatch.signals.metric import GradientMetric
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor, Window
 from rlbatch.signals.record import Array
 
 
-class RankMonitor(ChunkMonitor):
-    """Measures the gradient noise from what the ranks have before and after they average.
-
-    In a measured window each rank runs its first micro-batch without synchronising. Its gradient
-    then is that of N / (ranks x micro-batches) samples, and the one that the optimizer gets that of
-    all N: the two batch sizes that the estimate needs. Ranks differ in the first only, whose
-    squared norm is averaged over them together with the losses.
-    """
+class _AveragedMonitor(ChunkMonitor):
+    """Reads a chunk as the mean over ranks of what each has measured."""
 
     def __init__(
         self,
@@ -53,6 +48,16 @@ class RankMonitor(ChunkMonitor):
     def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
         return self._ranks.mean(super()._read(losses, norms))
 
+
+class RankMonitor(_AveragedMonitor):
+    """Measures the gradient noise from what the ranks have before and after they average.
+
+    In a measured window each rank runs its first micro-batch without synchronising. Its gradient
+    then is that of N / (ranks x micro-batches) samples, and the one that the optimizer gets that of
+    all N: the two batch sizes that the estimate needs. Ranks differ in the first only, whose
+    squared norm is averaged over them together with the losses.
+    """
+
     def _measure(self, window: Window, metric: GradientMetric, share: float) -> None:
         if window.done == 1:
             own = foreach.squared_norm(metric.vector(self._unscaling()))
@@ -63,5 +68,40 @@ class RankMonitor(ChunkMonitor):
         big = foreach.squared_norm(metric.vector(self._unscaling()))
         self._norms += [window.small_sqr, big, torch.zeros_like(big)]
         self._owners.append(len(self._losses))
-        parts = len(window.shares) * self._ranks.world_size
-        self._sizes.append((self._batch_size / parts, float(self._batch_size)))
+        small = self._batch_size * window.shares[0] / self._ranks.world_size
+        self._sizes.append((small, float(self._batch_size)))
+
+
+class ShardMonitor(_AveragedMonitor):
+    """Measures the gradient noise where each rank has its shard of gradients already averaged.
+
+    The micro-batches' own gradients are then those of all ranks' samples, and the estimate is that
+    of one process: squared norms are sums over the ranks' shards.
+    """
+
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the chunk so far on this rank; see `ChunkMonitor`."""
+        return {**super().state_dict(steps), "shard": self._shard()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the chunk that `state_dict` returned on this rank.
+
+        Raises:
+            ConfigurationError: Another rank has saved it, or there were more or fewer of them.
+        """
+        saved = state.get("shard")
+        if saved != self._shard():
+            raise ConfigurationError(
+                f"Expected the state that shard [rank, ranks] = {self._shard()} has saved, got that "
+                f"of {saved}. With a sharded model save controller.state_dict() on every rank, and "
+                "load on each its own, on as many ranks as before."
+            )
+        super().load_state_dict(state)
+
+    def _shard(self) -> list[int]:
+        return [self._ranks.rank, self._ranks.world_size]
+
+    def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
+        values = super()._read(losses, norms)
+        values[len(losses) :] *= self._ranks.world_size
+        return values

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
 
 from rlbatch.actuation.sampler import ShuffledSampler
+from rlbatch.control.sharding import require_steerable, reshard
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Array
 
@@ -24,11 +25,14 @@ class Ranks:
         rank: This process.
         world_size: Number of processes.
         device: Where the collectives' tensors live.
+        sharded: Each has only its shard of parameters and gradients (FSDP2). Every backward pass
+            averages the gradients then.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sharded: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> Ranks:
@@ -36,7 +40,7 @@ class Ranks:
 
         Raises:
             ConfigurationError: There are several, and nothing averages the model's gradients; or
-                its parameters are sharded.
+                its parameters are sharded in another way than by `fully_shard` over all of them.
         """
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()):
@@ -44,12 +48,15 @@ class Ranks:
         world_size = distributed.get_world_size()
         if world_size == 1:
             return cls()
+        if reshard(model):
+            device = require_steerable(model, world_size)
+            return cls(distributed.get_rank(), world_size, device, sharded=True)
         if not isinstance(model, nn.parallel.DistributedDataParallel):
             raise ConfigurationError(
                 f"torch.distributed has {world_size} processes, and the model is a "
                 f"{type(model).__name__}, whose gradients nobody averages in windows. Give the "
-                "controller DistributedDataParallel(model); sharded models (FSDP) cannot be "
-                "steered yet."
+                "controller DistributedDataParallel(model), or a model on which fully_shard was "
+                "called (the older FullyShardedDataParallel cannot be steered)."
             )
         device = next(model.parameters()).device
         return cls(distributed.get_rank(), world_size, device)
@@ -66,6 +73,29 @@ class Ranks:
         shared = torch.tensor([number], dtype=torch.int64, device=self.device)
         torch.distributed.broadcast(shared, src=0)
         return int(shared.item())
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """Return the largest of each number over the ranks: one all-reduce."""
+        if self.world_size == 1:
+            return numbers
+        shared = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        return tuple(int(number) for number in shared.tolist())
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Average the gradients over ranks, in place; a parameter without one counts as zero."""
+        if self.world_size == 1:
+            return
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.div_(self.world_size)
+        under_way: list[Any] = [
+            torch.distributed.all_reduce(p.grad, async_op=True) for p in trained
+        ]
+        for work in under_way:
+            work.wait()
 
     def mean(self, values: Array) -> Array:
         """Return the mean over ranks of equally long arrays: one all-reduce."""

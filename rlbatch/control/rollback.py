@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
+from rlbatch.control.ranks import Ranks
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.signals.monitor import ChunkMeasurement
 
@@ -33,6 +34,7 @@ class Rollback:
         optimizer: Optimizer,
         config: GuardConfig | None,
         snapshot: Snapshot | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Watch these; without a configuration nothing is ever done.
 
@@ -41,8 +43,9 @@ class Rollback:
             optimizer: Its optimizer.
             config: Limits; None for none.
             snapshot: Copies what a chunk changes; None: one of torch's model and optimizer.
+            ranks: The processes that train together; None for this one alone.
         """
-        self._config = config
+        self._config, self._ranks = config, ranks or Ranks()
         self._snapshot = snapshot or Snapshot(model, optimizer)
         self._state = GuardState()
         self._seconds = self._chunk_seconds = 0.0
@@ -67,9 +70,13 @@ class Rollback:
         self._began = time.perf_counter()
         if self._config is None or not touched:
             return
-        if rises or not self._snapshot.taken or self._seconds < _CHEAP * self._chunk_seconds:
+        if rises or not self._snapshot.taken or self._is_cheap():
             self._snapshot.take()
             self._seconds = time.perf_counter() - self._began
+
+    def _is_cheap(self) -> bool:
+        # By one clock: ranks whose copies are of different chunks would go on from different ones.
+        return bool(self._ranks.agree(int(self._seconds < _CHEAP * self._chunk_seconds)))
 
     def end_chunk(self, measured: ChunkMeasurement, batch_size: int, before: int) -> bool:
         """Return whether the chunk did damage and was undone.

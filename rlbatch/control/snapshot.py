@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlbatch.control.sharding import reshard
 from rlbatch.signals import foreach
 
 _StateSlot = tuple[dict[str, Any], str, Any]
@@ -34,17 +35,19 @@ class Snapshot:
     def take(self) -> None:
         """Copy the present values, over those of the last call."""
         live, self._plain = self._collect()
+        values = [foreach.local(tensor) for tensor in live]
         if [id(tensor) for tensor in live] != [id(tensor) for tensor in self._live]:
-            self._live, self._saved = live, [tensor.detach().clone() for tensor in live]
+            self._live, self._saved = live, [value.detach().clone() for value in values]
         else:
-            foreach.copy_(self._saved, live)
+            foreach.copy_(self._saved, values)
         self._keys = {p: frozenset(state) for p, state in self._optimizer.state.items()}
         self.taken = True
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the values of the last `take` back; state that did not exist then is dropped."""
-        foreach.copy_(self._live, self._saved)
+        reshard(self._model)  # whole copies of the parameters are made anew
+        foreach.copy_([foreach.local(tensor) for tensor in self._live], self._saved)
         for state, key, value in self._plain:
             state[key] = value
         for parameter, state in list(self._optimizer.state.items()):
@@ -56,6 +59,7 @@ class Snapshot:
                 del state[key]
 
     def _collect(self) -> tuple[list[Tensor], list[_StateSlot]]:
+        reshard(self._model)  # a validation may have been before
         live: list[Tensor] = [*self._model.parameters(), *self._model.buffers()]
         plain: list[_StateSlot] = []
         for state in self._optimizer.state.values():

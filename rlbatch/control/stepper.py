@@ -27,6 +27,8 @@ class WindowStepper:
         optimizer: Optimizer,
         scaler: Any = None,
         world_size: int = 1,
+        *,
+        synchronises: bool = True,
     ) -> None:
         """Start between two windows.
 
@@ -35,8 +37,10 @@ class WindowStepper:
             optimizer: Steps.
             scaler: A `torch.amp.GradScaler` in use.
             world_size: Ranks over which a `DistributedDataParallel` averages.
+            synchronises: It averages in a window's last backward pass; or else somebody does it
+                between that and the step.
         """
-        self._world_size = world_size
+        self._world_size, self._synchronises = world_size, synchronises
         self._unsynchronised = ExitStack()
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._accumulator = WindowAccumulator(world_size)
@@ -63,7 +67,8 @@ class WindowStepper:
         self.delivered, self._backward_done = delivered, False
         # From before the forward pass: there a DistributedDataParallel decides to synchronise.
         if self._world_size > 1:
-            self._unsynchronised.enter_context(without_sync(self._model, not delivered.is_last))
+            alone = not (delivered.is_last and self._synchronises)
+            self._unsynchronised.enter_context(without_sync(self._model, alone))
 
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a window."""

@@ -58,6 +58,7 @@ class ControlledFit(keras.callbacks.Callback):
                 f"Give either config or single settings, got config and {', '.join(settings)}."
             )
         self.config = ControllerConfig(**settings) if config is None else config
+        _ = self.config.known_micro_batch_size  # refuses what no fit could follow
         self.base_batch_size = batch_size
         self.policy = resolve_policy(policy) if isinstance(policy, str) else policy
         self._policy_name = policy if isinstance(policy, str) else type(policy).__name__

@@ -99,7 +99,8 @@ class AcceleratedController(BatchController):
             )
         config = config or ControllerConfig(**settings)
         self._loader_batch_size = batch_size // steps // accelerator.num_processes
-        if steps > 1 and config.micro_batch_size is None:
+        limit = config.known_micro_batch_size
+        if steps > 1 and limit is None:
             config = replace(config, micro_batch_size=self._loader_batch_size)
         super().__init__(
             model if accelerator.num_processes > 1 else accelerator.unwrap_model(model),

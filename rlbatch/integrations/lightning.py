@@ -65,6 +65,7 @@ class BatchSizeCallback(Callback):
             )
         self.policy, self.monitor = policy, monitor
         self.config = ControllerConfig(**settings) if config is None else config
+        _ = self.config.known_micro_batch_size  # refuses what no fit could follow
         self._source: TrainSource | None = None
         self._fit: ControlledFit | None = None
         self._loaded: Mapping[str, Any] | None = None

@@ -17,6 +17,12 @@ from torch import Tensor
 _ops: Any = torch
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is sharded, any other as it is."""
+    shard: Any = getattr(tensor, "to_local", None)  # of a DTensor
+    return tensor if shard is None else shard()
+
+
 def multiply(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     """Return products, one by one."""
     return list(_ops._foreach_mul(list(left), list(right)))

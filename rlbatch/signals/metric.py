@@ -57,7 +57,8 @@ class GradientMetric:
     def vector(self, factor: Tensor | None = None) -> list[Tensor]:
         """Return a copy of the present gradients in this metric, in float32 or wider.
 
-        A parameter without a gradient counts as zero: nothing has flowed to it yet.
+        A parameter without a gradient counts as zero: nothing has flowed to it yet. Of a sharded
+        one, it is this process's shard.
 
         Args:
             factor: Multiplies all gradients, before their squares could overflow.
@@ -96,9 +97,9 @@ def _dense(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     if gradient is None:
         return torch.zeros_like(
-            parameter, dtype=torch.promote_types(parameter.dtype, torch.float32)
+            foreach.local(parameter), dtype=torch.promote_types(parameter.dtype, torch.float32)
         )
-    gradient = gradient.detach()
+    gradient = foreach.local(gradient).detach()
     if gradient.is_sparse:
         gradient = gradient.to_dense()
     return gradient if gradient.dtype == torch.float64 else gradient.float()
@@ -126,7 +127,7 @@ def _scales(states: list[dict[str, Any]], group: dict[str, Any]) -> list[Tensor]
     """
     key = _moment_key(states[0])
     assert key is not None  # noqa: S101 - `_has_moment` kept only states that have one
-    moments = [state[key].detach().float() for state in states]
+    moments = [foreach.local(state[key]).detach().float() for state in states]
     root = foreach.square_root(moments) if _SECOND_MOMENTS[key] else moments
     seen = foreach.sign(root)
     if key.endswith("exp_avg_sq"):

@@ -338,6 +338,25 @@ def test_a_full_disk_does_not_end_the_training(
     assert not run.controller.components["enabled"]
 
 
+def test_a_function_turns_the_controller_off(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def off() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    policy = ScriptedPolicy((1.0, 1.0, 1.0))
+    run = Run(policy, cost="samples", guard=None, off_when=off, log_dir=tmp_path).train(8)
+    run.controller.close()
+    assert max(run.sizes) == 4 * BASE
+    assert set(run.sizes[-20:]) <= {BASE, SAMPLES % BASE}
+    assert len(asked) == 3
+    (note,) = (line for line in read_episode(tmp_path).records if line.event == "off")
+    assert note.reasons == ("off_when said so",)
+    assert note.effective_step is not None
+    assert run.sizes[: note.effective_step] != run.sizes[-note.effective_step :]
+
+
 def test_disable_returns_to_the_users_batch_size() -> None:
     run = Run(ScriptedPolicy((2.0,))).train(1)
     assert run.controller.batch_size == 32

@@ -1,0 +1,95 @@
+"""Halves the micro-batches of a run that is out of memory, and lets the batch come again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from rlbatch.control.memory import MemoryGauge, MicroBatchLimit, is_out_of_memory
+from rlbatch.control.ranks import Ranks
+
+
+class MemoryGuard:
+    """Watches the passes of a window, on each rank, and what the ranks agree on.
+
+    With several ranks, one that is out of memory must not leave the others waiting for its
+    gradient. So they first tell each other how the window went, and average gradients only where
+    all of them have one: a small collective more for each step.
+
+    Attributes:
+        limit: Most samples of a pass, in force on all ranks.
+        active: A pass is under way.
+    """
+
+    def __init__(self, gauge: MemoryGauge, limit: int | None, *, adapts: bool, ranks: Ranks):
+        """Start with a limit.
+
+        Args:
+            gauge: Measures.
+            limit: Most samples of a pass; None for no limit.
+            adapts: Raise the limit to what fits.
+            ranks: The processes that train together.
+        """
+        self._gauge, self._adapts, self._ranks = gauge, adapts, ranks
+        self._own = MicroBatchLimit(limit)
+        self.limit, self.active = limit, False
+        self._failed = 0  # samples of the pass that failed
+
+    @contextmanager
+    def watch(self, samples: int) -> Generator[None]:
+        """Return the block of a pass; an error for lack of memory is taken note of and swallowed.
+
+        Args:
+            samples: Of the pass. A single one that does not fit is an error.
+        """
+        self.active = True
+        try:
+            with self._gauge.watch():
+                yield
+        except (RuntimeError, MemoryError) as error:
+            if samples == 1 or not is_out_of_memory(error):
+                raise
+            self._failed = samples
+        finally:
+            self.active = False
+        # Behind the handler: the error's traceback has held what the pass had allocated.
+        if self._failed:
+            self._gauge.release()
+        elif self._adapts:
+            self._own = self._own.after_pass(samples, self._gauge.needed(), self._gauge.free())
+
+    def settle(self) -> int:
+        """Return the samples of the largest pass that failed on any rank in this window, or 0.
+
+        Every rank calls it once a window: behind its last backward pass, or where it failed.
+        """
+        unlimited = 2**62
+        own = self._own.limit or unlimited
+        failed, negative = self._ranks.largest(self._failed, -own)
+        self._failed = 0
+        if failed:
+            self._own = self._own.after_failure(failed)
+            self.limit = self._own.limit
+        elif self._adapts and -negative < unlimited:
+            self.limit = -negative
+        return failed
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a pass of this window failed on this rank, and nobody was told."""
+        return self._failed > 0
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Average over ranks what `DistributedDataParallel` was kept from averaging."""
+        self._ranks.average_gradients(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"own": self._own.state_dict(), "limit": self.limit}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._own, self.limit = MicroBatchLimit.from_state(state["own"]), state["limit"]
