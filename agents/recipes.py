@@ -93,23 +93,23 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-_SIMULATED = Stage(timesteps=6_000_000, simulated=512, real=0)
-_MIXED = Stage(
-    timesteps=750_000,
-    simulated=96,
+_SIMULATED = Stage(timesteps=9_000_000, simulated=512, real=0)
+# More updates for each of the dear steps of real runs.
+_REAL = Stage(
+    timesteps=5_000_000,
+    simulated=128,
     real=96,
     rollout_steps=48,
     minibatch=768,
-    learning_rate=4e-4,
+    epochs=10,
     clip=0.15,
 )
-# Mostly real runs, and more updates for each of their dear steps.
-_REAL = replace(_MIXED, timesteps=1_600_000, simulated=32, minibatch=512, epochs=10)
+_LAST = replace(_REAL, timesteps=3_000_000, learning_rate=2.5e-4, entropy=0.002)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("default", (_SIMULATED, _MIXED, _REAL)),
+        Recipe("default", (_SIMULATED, _REAL, _LAST)),
         Recipe("simulated", (_SIMULATED,)),
         Recipe(
             "smoke",
