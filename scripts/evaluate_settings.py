@@ -27,7 +27,9 @@ from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.settings import RANDOM, SettingSampler
+from rlbatch.policy.base import noise_rate_of
 from rlbatch.policy.registry import resolve_policy
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
 FIRST_SEED = 1_000_000
@@ -72,9 +74,10 @@ def run_one(folder: str, tasks: tuple[str, ...], policy: str, seed: int) -> Row:
     if key not in _samplers:
         _samplers[key] = SettingSampler(Path(folder), tasks)
     rng = np.random.default_rng(seed)
-    episode = LiveEpisode(_samplers[key](rng))
+    rate = NOISE_RATE if policy in GUIDES else noise_rate_of(resolve_policy(policy))
+    episode = LiveEpisode(_samplers[key](rng), noise_rate=rate)
     while episode.run.finished:
-        episode = LiveEpisode(_samplers[key](rng))
+        episode = LiveEpisode(_samplers[key](rng), noise_rate=rate)
     decide = _decider(policy, episode)
     signals, sizes, over = episode.first, [episode.run.batch_size], False
     while not over:
