@@ -92,8 +92,8 @@ class ShardMonitor(_AveragedMonitor):
         saved = state.get("shard")
         if saved != self._shard():
             raise ConfigurationError(
-                f"Expected the state that shard [rank, ranks] = {self._shard()} has saved, got that "
-                f"of {saved}. With a sharded model save controller.state_dict() on every rank, and "
+                f"Expected the state that [rank, ranks] = {self._shard()} has saved, got that of "
+                f"{saved}. With a sharded model save controller.state_dict() on every rank, and "
                 "load on each its own, on as many ranks as before."
             )
         super().load_state_dict(state)
