@@ -1,0 +1,191 @@
+"""Trainings of models that `fully_shard` has divided among real processes, against one process."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
+
+import rlbatch
+from rlbatch.control.ranks import Ranks
+from rlbatch.errors import ConfigurationError
+from rlbatch.signals.noise_scale import estimate
+from tests.rlbatch.control.rank_runs import (
+    Job,
+    Window,
+    decisions_of,
+    flat,
+    launch,
+    losses,
+    make_optimizer,
+    meet,
+    network,
+    results_of,
+    rows,
+    train,
+    whole_order,
+    windows_of,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+SHORT_CHUNKS: dict[str, Any] = {"lr_coupling": "none", "min_chunk_steps": 2, "max_chunk_steps": 3}
+
+
+def run(job: Job, world_size: int) -> list[dict[str, Any]]:
+    assert launch(train, world_size, job, spare=False) == [0] * world_size
+    return results_of(job, world_size)
+
+
+@dataclass
+class Twin:
+    """One process that trains the same batches and measures their gradient noise itself."""
+
+    job: Job
+    world_size: int
+
+    def __post_init__(self) -> None:
+        self.model = network()
+        self.optimizer = make_optimizer(self.job.optimizer, self.model)
+        self.x, self.y = rows()
+        self.parameters = list(self.model.parameters())
+
+    def gradient(self, indices: list[int]) -> Tensor:
+        loss = losses(self.model(self.x[indices]), self.y[indices])
+        parts = torch.autograd.grad(loss, self.parameters)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def scales(self) -> Tensor | None:
+        """Weights of the elements of a gradient by AdamW's second moment; None: none yet."""
+        if self.job.optimizer == "sgd":
+            return torch.ones_like(flat(self.model))
+        states = [self.optimizer.state[p] for p in self.parameters]
+        if not states[0] or states[0]["step"] < 2:
+            return None
+        beta, eps = 0.999, 1e-8
+        return torch.cat(
+            [
+                1.0 / ((s["exp_avg_sq"] / (1 - beta ** s["step"])).sqrt() + eps).reshape(-1)
+                for s in states
+            ]
+        )
+
+    def noise(self, window: Window) -> tuple[float, float] | None:
+        """Return the estimates of |G|^2 and tr(Sigma) of one window, if it was divided."""
+        weights, samples = self.scales(), len(window.rows)
+        count = len(window.parts[0])
+        if count == 1 or weights is None:
+            return None
+
+        def squared(indices: list[int]) -> float:
+            return float((self.gradient(indices).square() * weights).sum())
+
+        if self.job.kind == "fsdp":  # all halves, each of all ranks
+            parts = window.micro_batches
+            small = sum(len(part) / samples * squared(part) for part in parts)
+            size = samples / count
+        else:  # each rank's first half
+            firsts = [list(own[0]) for own in window.parts]
+            small = sum(map(squared, firsts)) / self.world_size
+            size = len(firsts[0])
+            assert {len(first) for first in firsts} == {size}
+        signal, trace = estimate(small, squared(window.rows), size, samples)
+        return float(signal), float(trace)
+
+    def step(self, window: Window) -> None:
+        self.optimizer.zero_grad()
+        losses(self.model(self.x[window.rows]), self.y[window.rows]).backward()
+        if self.job.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.job.clip_norm)
+        self.optimizer.step()
+
+    def train(self, windows: list[Window]) -> Iterator[tuple[float, float] | None]:
+        for window in windows:
+            yield self.noise(window)
+            self.step(window)
+
+
+def check_like_one_process(job: Job, world_size: int) -> None:
+    results = run(job, world_size)
+    windows = windows_of(job, world_size)
+    for other in results[1:]:
+        assert torch.equal(other["weights"], results[0]["weights"])
+        assert other["last"] == results[0]["last"]
+    for epoch, order in enumerate(whole_order(job.epochs)):
+        assert [row for w in windows if w.epoch == epoch for row in w.rows] == order
+    assert len({len(window.rows) for window in windows}) > 5
+    twin = Twin(job, world_size)
+    measured = list(twin.train(windows))
+    torch.testing.assert_close(results[0]["weights"], flat(twin.model), rtol=1e-8, atol=1e-11)
+    before, compared = 0, 0
+    for record in decisions_of(job):
+        chunk = [pair for pair in measured[before : record.step] if pair is not None]
+        before = record.step
+        found = record.signals["grad_sqr"], record.signals["noise_trace"]
+        if chunk:
+            expected = [sum(values) / len(chunk) for values in zip(*chunk, strict=True)]
+            assert found == pytest.approx(expected, rel=1e-6)
+            compared += 1
+        else:
+            assert all(math.isnan(value) for value in found)
+    assert compared > 5
+
+
+@pytest.mark.parametrize(
+    ("world_size", "kind", "optimizer", "micro_batch_size"),
+    [(2, "fsdp", "sgd", None), (2, "fsdp", "adamw", 3), (4, "fsdp", "adamw", None)]
+    + [(2, "ddp", "sgd", None), (2, "ddp", "adamw", 5)],
+)
+def test_steps_and_noise_are_those_of_one_process(
+    tmp_path: Path, world_size: int, kind: str, optimizer: str, micro_batch_size: int | None
+) -> None:
+    settings = SHORT_CHUNKS | {"micro_batch_size": micro_batch_size, "noise_rate": 3.0}
+    job = Job(tmp_path, kind, optimizer, settings=tuple(settings.items()), clip_norm=0.5)
+    check_like_one_process(job, world_size)
+
+
+def test_a_grad_scaler_changes_nothing(tmp_path: Path) -> None:
+    settings = SHORT_CHUNKS | {"noise_rate": 3.0}
+    job = Job(tmp_path, settings=tuple(settings.items()), clip_norm=0.5, scaler=True)
+    check_like_one_process(job, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "validates", "clocks"),
+    [("fsdp", True, False), ("fsdp", False, True)] + [("ddp", False, True)],
+)
+def test_a_rolled_back_chunk_leaves_no_trace(
+    tmp_path: Path, kind: str, validates: bool, clocks: bool
+) -> None:
+    settings = SHORT_CHUNKS | {"min_chunk_steps": 3, "first_chunk_steps": 3}
+    job = Job(
+        tmp_path,
+        kind,
+        "adamw",
+        settings=tuple(settings.items()),
+        validates=validates,
+        clocks=clocks,
+        spoilt=(13, 19),
+        epochs=8,
+    )
+    results = run(job, 2)
+    steps = [0, *(record.step for record in decisions_of(job))]
+    undone = [i for i, record in enumerate(decisions_of(job)) if record.event == "rollback"]
+    assert len(undone) == 2
+    for result in results:
+        for index in undone:
+            for what in ("after", "state"):
+                values = result[what]
+                assert torch.equal(values[steps[index]], values[steps[index + 1]])
+                assert not torch.equal(values[steps[index]], values[steps[index + 1] - 1])
+        assert torch.equal(result["weights"], results[0]["weights"])
+        assert result["weights"].isfinite().all()
