@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
+from rlbatch.agents.hidden import HiddenGroups, blind
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
@@ -101,7 +102,7 @@ def export_policy(
         results=results or {},
     )
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
-    network = Network.from_sb3(deployable(parameters))
+    network = Network.from_sb3(blind(deployable(parameters), recipe.hidden))
     policy = LearnedPolicy((network,), action_grid=recipe.actions, card=card)
     save_policy(path, policy, card)
 
@@ -185,7 +186,8 @@ def _environment(
         ]
     if stage.simulated:
         parts.append(_simulated_env(recipe, stage, seed, out))
-    return MixedVecEnv(parts)
+    env = MixedVecEnv(parts)
+    return HiddenGroups(env, recipe.hidden) if recipe.hidden else env
 
 
 def _pool(recipe: Recipe, out: Path) -> TaskPool:

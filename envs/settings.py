@@ -54,7 +54,7 @@ class EpisodeSetting:
 RANDOM = "random"
 """Stands for all random tasks whose curves are there."""
 
-RANDOM_SHARE = 0.5
+RANDOM_SHARE = 0.4
 
 
 class SettingSampler:
@@ -74,7 +74,7 @@ class SettingSampler:
         Args:
             folder: One `<task>.npz` a task.
             tasks: Names of built-in tasks; `random` stands for every `random-*.npz`, which then
-                make up half of the draws (all of them where nothing else is named).
+                make up two fifths of the draws (all of them where nothing else is named).
             log2_start: Range of log2(start batch size / the task's), both ends included.
 
         Raises:

@@ -67,14 +67,17 @@ def _named(folder: Path) -> list[str]:
 _samplers: dict[tuple[str, tuple[str, ...]], SettingSampler] = {}  # of this process
 
 
-def run_one(folder: str, tasks: tuple[str, ...], policy: str, seed: int) -> Row:
-    """Run one setting to its end."""
+def run_one(
+    folder: str, tasks: tuple[str, ...], policy: str, seed: int, noise_rate: float | None = None
+) -> Row:
+    """Run one setting to its end; noise is measured as the policy wants it, or as told."""
     torch.set_num_threads(1)
     key = folder, tasks
     if key not in _samplers:
         _samplers[key] = SettingSampler(Path(folder), tasks)
     rng = np.random.default_rng(seed)
-    rate = NOISE_RATE if policy in GUIDES else noise_rate_of(resolve_policy(policy))
+    wanted = NOISE_RATE if policy in GUIDES else noise_rate_of(resolve_policy(policy))
+    rate = wanted if noise_rate is None else noise_rate
     episode = LiveEpisode(_samplers[key](rng), noise_rate=rate)
     while episode.run.finished:
         episode = LiveEpisode(_samplers[key](rng), noise_rate=rate)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
-from rlbatch.envs.settings import EpisodeSetting, SettingSampler, draw_profile
+from rlbatch.envs.settings import RANDOM_SHARE, EpisodeSetting, SettingSampler, draw_profile
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 
@@ -139,7 +139,7 @@ def test_missing_or_wrong_tables_are_refused(folder: Path, tmp_path: Path) -> No
         SettingSampler(tmp_path, ("digits-mlp",))
 
 
-def test_random_tasks_are_half_of_the_draws(tmp_path: Path) -> None:
+def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
     names = ["random:3:0.004:0.5", "random:8:0.01:0.7"]
     table = write_tables(tmp_path, NAMES[:1])[NAMES[0]]
     for number, name in enumerate(names):
@@ -151,7 +151,7 @@ def test_random_tasks_are_half_of_the_draws(tmp_path: Path) -> None:
     sampler, rng = SettingSampler(tmp_path, ("random", NAMES[0])), np.random.default_rng(0)
     drawn = Counter((s.task, s.planned_steps) for s in (sampler(rng) for _ in range(300)))
     assert drawn.keys() == {(NAMES[0], None), (names[0], 70), (names[1], 71)}
-    assert drawn[NAMES[0], None] / 300 == pytest.approx(0.5, abs=0.1)
+    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - RANDOM_SHARE, abs=0.1)
 
     alone = SettingSampler(tmp_path, ("random",))
     assert {alone(rng).task for _ in range(20)} == set(names)
