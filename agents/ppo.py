@@ -49,6 +49,7 @@ def train(
     curves: Path | None = None,
     start_from: Path | None = None,
     report: Report | None = None,
+    device: str = "auto",
 ) -> Path:
     """Train by a recipe and return the path of the policy file.
 
@@ -62,10 +63,14 @@ def train(
         curves: Folder of learning curves (scripts/make_curves.py); needed by stages with real runs.
         start_from: Checkpoint or policy file whose weights to begin with.
         report: Called after every rollout with its figures.
+        device: Where the networks are: `cpu`, `cuda`, or `auto`, a GPU if there is one. The runs
+            themselves are NumPy's, on the CPU.
 
     Raises:
-        ConfigurationError: The folder holds another training, or there is nothing to resume.
+        ConfigurationError: The folder holds another training, there is nothing to resume, or the
+            device is not there.
     """
+    _require_device(device)
     if start_from is not None and not start_from.is_file():
         raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
     torch.set_num_threads(1)
@@ -77,7 +82,7 @@ def train(
         env = _environment(recipe, stage, index, out, curves)
         try:
             source = out / _CHECKPOINT if (index > 0 or done > 0) else start_from
-            model = _model(recipe, stage, env, source)
+            model = _model(recipe, stage, env, source, device)
             _learn(model, stage, index, done, recipe, out, report)
         finally:
             env.close()
@@ -223,7 +228,17 @@ def _simulated_env(recipe: Recipe, stage: Stage, seed: int, out: Path) -> VecEnv
     )
 
 
-def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PPO:
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ConfigurationError(
+            f"Expected a device that is here, got {device!r} ({str(error).splitlines()[0]}). "
+            "Use cpu, or auto for a GPU if there is one."
+        ) from error
+
+
+def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, device: str) -> PPO:
     model = PPO(
         InformedCriticPolicy if recipe.informed_critic else "MlpPolicy",
         env,
@@ -236,7 +251,7 @@ def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None) -> PP
         ent_coef=stage.entropy,
         clip_range=stage.clip,
         seed=recipe.seed,
-        device="cpu",
+        device=device,
         policy_kwargs={
             "net_arch": {"pi": list(recipe.policy_layers), "vf": list(recipe.value_layers)},
             "activation_fn": torch.nn.Tanh,

@@ -39,6 +39,9 @@ class Command:
     them."""
     start_from: Path | None = None
     """Policy file (or checkpoint) whose weights to begin with."""
+    device: str = "auto"
+    """Where the controller's networks are trained: `cpu`, `cuda`, or `auto`, a GPU if there is
+    one."""
 
     def run(self) -> int:
         """Train."""
@@ -62,6 +65,7 @@ class Command:
             curves=self.curves,
             start_from=self.start_from,
             report=_report,
+            device=self.device,
         )
         print(path)
         return 0

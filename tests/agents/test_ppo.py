@@ -121,6 +121,23 @@ def test_real_runs_need_their_curves(tmp_path: Path) -> None:
         train(recipe, tmp_path)
 
 
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    absent = "cuda:17"
+    with pytest.raises(ConfigurationError, match=f"{absent}.*Use cpu"):
+        train(TINY, tmp_path / "out", device=absent)
+    with pytest.raises(ConfigurationError, match=r"gpu.*Use cpu"):
+        train(TINY, tmp_path / "out", device="gpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_used_where_there_is_one(tmp_path: Path) -> None:
+    torch.cuda.reset_peak_memory_stats()
+    policy = load_policy(train(TINY, tmp_path / "out"))
+    assert torch.cuda.max_memory_allocated() > 0
+    assert policy.card.recipe_hash == TINY.digest()
+
+
 def test_a_wrong_recipe_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'default'"):
         resolve_recipe("defautl")
