@@ -22,7 +22,7 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.decision_record import Event
 from rlbatch.episode_log import EpisodeLog
-from rlbatch.errors import EpisodeLogError
+from rlbatch.errors import ConfigurationError, EpisodeLogError
 from rlbatch.signals.assemble import chunk_signals
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
@@ -330,7 +330,18 @@ class Conductor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned; later lines of the log are dropped."""
+        """Continue from what `state_dict` returned; later lines of the log are dropped.
+
+        Raises:
+            ConfigurationError: The ranks' states are of different steps.
+        """
+        steps = state["plain"]["steps"]
+        latest, earliest = self.ranks.largest(steps, -steps)
+        if latest != -earliest:
+            raise ConfigurationError(
+                f"Expected the ranks' states of the same optimizer step, got {-earliest} to "
+                f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
+            )
         for name in _PLAIN:
             setattr(self, name, state["plain"][name])
         self.guard.load_state_dict(state["guard"])

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -104,16 +104,10 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([whole(p) for p in model.parameters()])
 
 
-def launch(
-    target: Callable[..., None], world_size: int, *arguments: Any, spare: bool = True
-) -> list[int | None]:
+def launch(target: Callable[..., None], world_size: int, *arguments: Any) -> list[int | None]:
     """Run `target(rank, world_size, *arguments)` on each rank and return the exit codes.
 
-    Args:
-        target: Can be imported.
-        world_size: Ranks.
-        arguments: Likewise.
-        spare: When one fails, let the others come to their own end.
+    When one fails, the others are killed, as a launcher does.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -124,15 +118,15 @@ def launch(
     for process in ranks:
         process.start()
     while any(process.is_alive() for process in ranks):
-        if not spare and any(process.exitcode for process in ranks):
+        if any(process.exitcode for process in ranks):
             for process in ranks:
-                process.kill()  # as a launcher does
+                process.kill()
         time.sleep(0.01)
     return [process.exitcode for process in ranks]
 
 
 def meet(rank: int, world_size: int, folder: Path) -> None:
-    """Join the other ranks; they meet in a file that no earlier run has left."""
+    """Join the other ranks; they meet in a file that no earlier run may have left."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
@@ -244,7 +238,8 @@ class _Run:
         )
 
     def die_at(self, line: str) -> None:
-        if self.left == 0 and self.line == line:
+        due = self.left <= 0 if line in {"save", "rename"} else self.left == 0
+        if due and self.line == line:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def save(self) -> None:
@@ -259,17 +254,13 @@ class _Run:
             shards = get_state_dict(model, optimizer)
             save_shards({"model": shards[0], "optimizer": shards[1]}, checkpoint_id=place)
         torch.save(state, place / f"rank{self.rank}.pt")
-        if self.left <= 0:
-            self.die_at_save()
+        self.die_at("save")
         torch.distributed.barrier()
+        self.die_at("rename")
         if self.rank == 0:
             new = self.job.folder / "latest.new"
             new.write_text(place.name)
             new.replace(self.job.folder / "latest")
-
-    def die_at_save(self) -> None:
-        if self.line == "save":
-            os.kill(os.getpid(), signal.SIGKILL)
 
     def resume(self) -> None:
         latest = self.job.folder / "latest"
@@ -320,18 +311,26 @@ class Window:
         return [row for own in self.parts for part in own for row in part]
 
 
-def windows_of(job: Job, world_size: int) -> list[Window]:
-    """Return the optimizer steps in the order in which they were made, lost ones too."""
-    lines = [
-        (job.folder / f"seen{rank}.jsonl").read_text().splitlines() for rank in range(world_size)
-    ]
-    made: list[Window] = []
-    for together in zip(*lines, strict=True):
-        seen: Sequence[Any] = [json.loads(line) for line in together]
-        assert all(other[:3] == seen[0][:3] for other in seen)
-        parts = tuple(tuple(map(tuple, other[3])) for other in seen)
-        made.append(Window(*seen[0][:3], parts))
+def attempts_of(job: Job, rank: int) -> dict[int, list[Any]]:
+    """Return what a rank did in each optimizer step, once for each time that it was made."""
+    made: dict[int, list[Any]] = {}
+    for line in (job.folder / f"seen{rank}.jsonl").read_text().splitlines():
+        step, *what = json.loads(line)
+        made.setdefault(step, []).append(what)
     return made
+
+
+def windows_of(job: Job, world_size: int) -> list[Window]:
+    """Return the optimizer steps of a run that was never interrupted."""
+    ranks = [attempts_of(job, rank) for rank in range(world_size)]
+    assert all(list(made) == list(range(len(ranks[0]))) for made in ranks)
+    windows: list[Window] = []
+    for step in ranks[0]:
+        (seen,) = zip(*(made[step] for made in ranks), strict=True)
+        assert all(other[:2] == seen[0][:2] for other in seen)
+        parts = tuple(tuple(map(tuple, other[2])) for other in seen)
+        windows.append(Window(step, *seen[0][:2], parts))
+    return windows
 
 
 def results_of(job: Job, world_size: int) -> list[dict[str, Any]]:

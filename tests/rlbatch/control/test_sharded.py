@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 
-import rlbatch
-from rlbatch.control.ranks import Ranks
-from rlbatch.errors import ConfigurationError
 from rlbatch.signals.noise_scale import estimate
 from tests.rlbatch.control.rank_runs import (
     Job,
@@ -27,7 +21,6 @@ from tests.rlbatch.control.rank_runs import (
     launch,
     losses,
     make_optimizer,
-    meet,
     network,
     results_of,
     rows,
@@ -42,7 +35,7 @@ SHORT_CHUNKS: dict[str, Any] = {"lr_coupling": "none", "min_chunk_steps": 2, "ma
 
 
 def run(job: Job, world_size: int) -> list[dict[str, Any]]:
-    assert launch(train, world_size, job, spare=False) == [0] * world_size
+    assert launch(train, world_size, job) == [0] * world_size
     return results_of(job, world_size)
 
 
@@ -142,8 +135,13 @@ def check_like_one_process(job: Job, world_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("world_size", "kind", "optimizer", "micro_batch_size"),
-    [(2, "fsdp", "sgd", None), (2, "fsdp", "adamw", 3), (4, "fsdp", "adamw", None)]
-    + [(2, "ddp", "sgd", None), (2, "ddp", "adamw", 5)],
+    [
+        (2, "fsdp", "sgd", None),
+        (2, "fsdp", "adamw", 3),
+        (4, "fsdp", "adamw", None),
+        (2, "ddp", "sgd", None),
+        (2, "ddp", "adamw", 5),
+    ],
 )
 def test_steps_and_noise_are_those_of_one_process(
     tmp_path: Path, world_size: int, kind: str, optimizer: str, micro_batch_size: int | None
@@ -161,7 +159,7 @@ def test_a_grad_scaler_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "validates", "clocks"),
-    [("fsdp", True, False), ("fsdp", False, True)] + [("ddp", False, True)],
+    [("fsdp", True, False), ("fsdp", False, True), ("ddp", False, True)],
 )
 def test_a_rolled_back_chunk_leaves_no_trace(
     tmp_path: Path, kind: str, validates: bool, clocks: bool

@@ -1,0 +1,79 @@
+"""Ranks of which one is killed again and again end where undisturbed ones do."""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlbatch.episode_reader import read_episode
+from tests.rlbatch.control.rank_runs import (
+    ROWS,
+    Job,
+    attempts_of,
+    launch,
+    results_of,
+    train,
+    windows_of,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+WORLD_SIZE = 2
+PLACES = ("arrive", "backward", "step", "save", "rename")
+
+
+def start(job: Job, die: tuple[int, int, str] | None = None) -> list[int | None]:
+    (job.folder / "meet").unlink(missing_ok=True)
+    return launch(train, WORLD_SIZE, job, die)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, kind: str) -> None:
+    settings = {"lr_coupling": "adascale", "micro_batch_size": 9, "noise_rate": 2.0}
+    whole = Job(
+        tmp_path / "whole",
+        kind,
+        "adamw",
+        settings=tuple(settings.items()),
+        dropout=0.2,
+        saves=4,
+        epochs=10,  # more steps than the kills let pass
+    )
+    killed = replace(whole, folder=tmp_path / "killed")
+    for job in (whole, killed):
+        job.folder.mkdir()
+    assert start(whole) == [0] * WORLD_SIZE
+    draw = random.Random(3)
+    for place in PLACES:
+        victim = 0 if place == "rename" else draw.randrange(WORLD_SIZE)
+        codes = start(killed, (victim, draw.randint(1, 7), place))
+        assert codes[victim] == -signal.SIGKILL
+    assert not (killed.folder / "0.pt").exists()
+    assert start(killed) == [0] * WORLD_SIZE
+
+    windows = windows_of(whole, WORLD_SIZE)
+    for epoch in range(whole.epochs):
+        seen = sorted(row for window in windows if window.epoch == epoch for row in window.rows)
+        assert seen == list(range(ROWS))
+    for rank in range(WORLD_SIZE):
+        expected, found = attempts_of(whole, rank), attempts_of(killed, rank)
+        assert found.keys() == expected.keys()
+        for step, attempts in found.items():
+            # Also the steps that were lost had the samples and the sizes of the undisturbed run.
+            assert attempts == expected[step] * len(attempts)
+        assert sum(map(len, found.values())) > len(found)
+    for one, other in zip(
+        results_of(whole, WORLD_SIZE), results_of(killed, WORLD_SIZE), strict=True
+    ):
+        assert torch.equal(one["weights"], other["weights"])
+        assert one["last"] == other["last"]
+    logs = [(job.folder / "log" / "decisions.jsonl").read_text() for job in (whole, killed)]
+    assert logs[0] == logs[1]
+    records = read_episode(killed.folder / "log").records
+    assert [record.index for record in records] == list(range(len(records)))
+    assert len({record.batch_size for record in records}) > 3
