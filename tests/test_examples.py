@@ -28,9 +28,10 @@ def run(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_ddp() -> None:
+@pytest.mark.parametrize("example", ["ddp.py", "fsdp.py"])
+def test_several_ranks(example: str) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    printed = run(*launch, str(EXAMPLES / "ddp.py"))
+    printed = run(*launch, str(EXAMPLES / example))
     # One line, of rank 0: each of three epochs visits each of 2,000 samples once.
     (line,) = printed.splitlines()
     assert "6000 samples" in line

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import load as load_shards
-from torch.distributed.checkpoint import save as save_shards
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -163,7 +163,7 @@ class _Run:
         self.optimizer = make_optimizer(job.optimizer, self.model)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if job.scaler else None
         if job.clocks:
-            rollback._CHEAP = -1.0 if rank else 1e9  # pyright: ignore[reportPrivateUsage]
+            rollback._CHEAP = -1.0 if rank else 1e9
         torch.manual_seed(100 + rank)  # a rank's own random numbers
         self.controller = rlbatch.BatchController(
             self.model,
@@ -328,8 +328,9 @@ def windows_of(job: Job, world_size: int) -> list[Window]:
     for step in ranks[0]:
         (seen,) = zip(*(made[step] for made in ranks), strict=True)
         assert all(other[:2] == seen[0][:2] for other in seen)
+        after, epoch, _ = seen[0]
         parts = tuple(tuple(map(tuple, other[2])) for other in seen)
-        windows.append(Window(step, *seen[0][:2], parts))
+        windows.append(Window(step, after, epoch, parts))
     return windows
 
 

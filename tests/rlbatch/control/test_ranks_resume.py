@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from rlbatch.episode_reader import read_episode
+from rlbatch.errors import ConfigurationError
 from tests.rlbatch.control.rank_runs import (
     ROWS,
     Job,
@@ -77,3 +79,23 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
     records = read_episode(killed.folder / "log").records
     assert [record.index for record in records] == list(range(len(records)))
     assert len({record.batch_size for record in records}) > 3
+
+
+def test_states_of_different_steps_are_refused_on_every_rank(tmp_path: Path) -> None:
+    job = Job(tmp_path, "ddp", saves=4, epochs=2)
+    assert start(job) == [0] * WORLD_SIZE
+    latest = job.folder / (job.folder / "latest").read_text()
+    shutil.copy(job.folder / "step4" / "rank1.pt", latest / "rank1.pt")
+    (job.folder / "meet").unlink()
+    assert launch(refused, WORLD_SIZE, job) == [0] * WORLD_SIZE
+    for rank in range(WORLD_SIZE):
+        said = (job.folder / f"refused{rank}").read_text()
+        assert f"got 4 to {latest.name.removeprefix('step')}. Let a checkpoint" in said
+
+
+def refused(rank: int, world_size: int, job: Job) -> None:
+    """Train, and write down what is said against it."""
+    try:
+        train(rank, world_size, job)
+    except ConfigurationError as error:
+        (job.folder / f"refused{rank}").write_text(str(error))

@@ -1,0 +1,84 @@
+"""Which sharded models can be steered, and what is said of the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from rlbatch.control.build import make_conductor
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.ranks import Ranks
+from rlbatch.control.sharding import require_steerable, reshard
+from rlbatch.errors import ConfigurationError
+from rlbatch.testing import ScriptedPolicy
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone."""
+    monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+
+
+def test_parameters_are_shards_again_after_a_pass_without_a_backward_pass() -> None:
+    model = network()
+    fully_shard(model)
+    with torch.no_grad():
+        model(torch.zeros(3, 4))
+    assert not hasattr(next(model.parameters()), "device_mesh")
+    assert reshard(model)
+    assert hasattr(next(model.parameters()), "device_mesh")
+    assert require_steerable(model, 1) == torch.device("cpu")
+    assert not reshard(network())
+
+
+def test_a_parameter_outside_of_fully_shard_is_refused() -> None:
+    model = network()
+    fully_shard(model[0])
+    with pytest.raises(
+        ConfigurationError, match=r"got 1.weight outside .*fully_shard on the whole"
+    ):
+        require_steerable(model, 1)
+    for parameter in model[1].parameters():
+        parameter.requires_grad_(False)  # nobody needs the gradient of a frozen one
+    require_steerable(model, 1)
+
+
+def test_a_mesh_that_is_not_of_all_ranks_in_a_row_is_refused() -> None:
+    grid = network()
+    fully_shard(grid, mesh=init_device_mesh("cpu", (1, 1), mesh_dim_names=("copy", "shard")))
+    with pytest.raises(ConfigurationError, match=r"shape \(1, 1\).*without a mesh"):
+        require_steerable(grid, 1)
+    few = network()
+    fully_shard(few)
+    with pytest.raises(ConfigurationError, match=r"all 4 ranks.*shape \(1,\)"):
+        require_steerable(few, 4)
+
+
+def test_a_sharded_model_does_not_look_for_its_micro_batch_size() -> None:
+    model = network()
+    with pytest.raises(ConfigurationError, match=r"auto.*fully_shard.*Give a number"):
+        make_conductor(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            ScriptedPolicy((0.0,)),
+            ControllerConfig(micro_batch_size="auto"),
+            base_batch_size=8,
+            dataset_size=100,
+            ranks=Ranks(0, 2, sharded=True),
+        )
