@@ -108,7 +108,7 @@ _REAL = Stage(
 )
 _LAST = replace(
     _REAL,
-    timesteps=6_000_000,
+    timesteps=8_000_000,
     simulated=96,
     real=128,
     minibatch=896,
