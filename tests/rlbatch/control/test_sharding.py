@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import distribute_module
 
 from rlbatch.control.build import make_conductor
 from rlbatch.control.config import ControllerConfig
@@ -68,6 +69,31 @@ def test_a_mesh_that_is_not_of_all_ranks_in_a_row_is_refused() -> None:
     fully_shard(few)
     with pytest.raises(ConfigurationError, match=r"all 4 ranks.*shape \(1,\)"):
         require_steerable(few, 4)
+
+
+def test_a_parameter_that_every_rank_has_whole_is_refused() -> None:
+    model = distribute_module(network(), init_device_mesh("cpu", (1,)))
+    with pytest.raises(ConfigurationError, match=r"0.weight to be divided.*Replicate"):
+        require_steerable(model, 1)
+
+
+def test_shards_that_are_kept_off_their_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    fully_shard(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    # Offloaded shards lie on the CPU while the mesh is of GPUs, which a test need not have.
+    monkeypatch.setattr(DeviceMesh, "device_type", "cuda")
+    with pytest.raises(ConfigurationError, match=r"cuda devices, got one on cpu.*offload_policy"):
+        require_steerable(model, 1)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_older_wrapper_is_refused(inner: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="world size is 1"):
+        wrapped = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    model = nn.Sequential(wrapped) if inner else wrapped
+    with pytest.raises(ConfigurationError, match=r"fully_shard.*FullyShardedDataParallel cannot"):
+        Ranks.of(model)
 
 
 def test_a_sharded_model_does_not_look_for_its_micro_batch_size() -> None:
