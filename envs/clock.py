@@ -40,8 +40,20 @@ class Clock(Protocol):
         ...
 
 
-def make_clock(profile: DeviceProfile | None, weights: CostWeights, base_batch_size: int) -> Clock:
+def make_clock(
+    profile: DeviceProfile | None,
+    weights: CostWeights,
+    base_batch_size: int,
+    *,
+    curve_known: bool = True,
+) -> Clock:
     """Return the clock for a profile, or the wall clock for None.
+
+    Args:
+        profile: Of the device.
+        weights: What counts as cost.
+        base_batch_size: The task's.
+        curve_known: Tell the profile's costs at every size, instead of what the sizes so far show.
 
     Raises:
         ConfigurationError: The wall clock is to count joules, or a mix.
@@ -49,7 +61,8 @@ def make_clock(profile: DeviceProfile | None, weights: CostWeights, base_batch_s
     if weights.samples == 1.0:
         return SampleClock()
     if profile is not None:
-        return ProfileClock(profile, weights, base_batch_size)
+        made = ProfileClock if curve_known else WatchedProfileClock
+        return made(profile, weights, base_batch_size)
     if weights.seconds != 1.0:
         raise ConfigurationError(
             f"The wall clock counts seconds only, got {weights}. "
@@ -127,14 +140,67 @@ class ProfileClock:
         )
 
 
+class Watch:
+    """Learns from the steps so far what a step costs at every size."""
+
+    def __init__(self) -> None:
+        """Know nothing about any size."""
+        self.state: step_time.StepTimeState = {}
+        self._laps: dict[int, list[tuple[int, float]]] = {}
+
+    def note(self, batch_size: int, passes: int, cost: float) -> None:
+        """Take one step of the chunk."""
+        self._laps.setdefault(batch_size, []).append((passes, cost))
+
+    def end_chunk(self) -> None:
+        """Observe the median of each size, of undivided steps where there are any."""
+        for batch_size, laps in self._laps.items():
+            fewest = min(passes for passes, _ in laps)
+            costs = [cost for passes, cost in laps if passes == fewest]
+            self.state = step_time.observe(self.state, batch_size, float(np.median(costs)))
+        self._laps = {}
+
+    def curve(self) -> tuple[Array, float]:
+        """Return the fitted line."""
+        line = step_time.fit(self.state)
+        return line.step_cost_curve(), line.known
+
+
+class WatchedProfileClock(ProfileClock):
+    """A profile's costs, of which a policy learns as much as from the clock on the wall."""
+
+    def __init__(self, profile: DeviceProfile, weights: CostWeights, base_batch_size: int) -> None:
+        """Begin to watch."""
+        super().__init__(profile, weights, base_batch_size)
+        self._watch = Watch()
+
+    def lap(self, batch_size: int, passes: int) -> float:
+        """Return the profile's cost of the step, and note it."""
+        cost = super().lap(batch_size, passes)
+        self._watch.note(batch_size, passes, cost)
+        return cost
+
+    def end_chunk(self) -> None:
+        """Learn from the chunk."""
+        self._watch.end_chunk()
+
+    def curve(self) -> tuple[Array, float]:
+        """Return what the steps so far show."""
+        return self._watch.curve()
+
+
 class WallClock:
     """Cost in seconds as they pass; validation and decisions between `lap` and `start` are free."""
 
     def __init__(self) -> None:
         """Know nothing about any size."""
-        self.state: step_time.StepTimeState = {}
+        self._watch = Watch()
         self._since = time.perf_counter()
-        self._laps: dict[int, list[tuple[int, float]]] = {}
+
+    @property
+    def state(self) -> step_time.StepTimeState:
+        """What was observed."""
+        return self._watch.state
 
     def start(self) -> None:
         """Set the hand to zero."""
@@ -144,18 +210,13 @@ class WallClock:
         """Return the seconds since `start` or the last lap."""
         now = time.perf_counter()
         seconds, self._since = max(now - self._since, _FLOOR_SECONDS), now
-        self._laps.setdefault(batch_size, []).append((passes, seconds))
+        self._watch.note(batch_size, passes, seconds)
         return seconds
 
     def end_chunk(self) -> None:
-        """Observe the median lap of each size, of undivided steps where there are any."""
-        for batch_size, laps in self._laps.items():
-            fewest = min(passes for passes, _ in laps)
-            seconds = [lap for passes, lap in laps if passes == fewest]
-            self.state = step_time.observe(self.state, batch_size, float(np.median(seconds)))
-        self._laps = {}
+        """Learn from the chunk."""
+        self._watch.end_chunk()
 
     def curve(self) -> tuple[Array, float]:
-        """Return the fitted line."""
-        line = step_time.fit(self.state)
-        return line.step_cost_curve(), line.known
+        """Return what the steps so far show."""
+        return self._watch.curve()

@@ -13,6 +13,7 @@ from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
+from rlbatch.envs.truth import TruthRow
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
@@ -29,36 +30,55 @@ class EpisodeStep(NamedTuple):
 class LiveEpisode:
     """A run under a setting, from its first chunk to its target or its cost limit."""
 
-    def __init__(self, setting: EpisodeSetting, *, noise_rate: float = NOISE_RATE) -> None:
+    def __init__(
+        self, setting: EpisodeSetting, *, noise_rate: float = NOISE_RATE, guard: bool = True
+    ) -> None:
         """Build the run and train its first chunk at the start batch size.
 
         Args:
             setting: What the run is.
             noise_rate: See `rlbatch.signals.cadence.is_measured`; 0 for a policy that wants none.
+            guard: Roll damaged chunks back.
         """
         self.setting = setting
-        limit = UNREACHED_RATIO * setting.reference_cost
         task = resolve_task(setting.task)
         self.run = LiveRun(
             task,
             seed=setting.seed,
             coupling=setting.coupling,
             profile=setting.profile,
-            objective=Objective(setting.target_loss, limit, setting.weights),
+            objective=self._objective(),
             start_batch_size=setting.start_batch_size,
             min_batch_size=smallest_batch_size(task, setting.start_batch_size),
             learning_rate_scale=setting.learning_rate_scale,
             cadence=setting.cadence,
             planned_steps=setting.planned_steps,
             noise_rate=noise_rate,
+            curve_known=setting.curve_known,
+            guard=guard,
             trainee=fastest_trainee,
         )
         self.first = self.run.advance(setting.start_batch_size)
 
+    def _objective(self) -> Objective:
+        setting = self.setting
+        limit = UNREACHED_RATIO * setting.reference_cost
+        return Objective(setting.target_loss, limit, setting.weights)
+
     @property
-    def ratio(self) -> float:
+    def usable(self) -> bool:
+        """A run that is over within its first chunk leaves nothing to decide."""
+        return not self.run.finished
+
+    @property
+    def spent(self) -> float:
         """Cost so far over the reference cost."""
         return self.run.cost / self.setting.reference_cost
+
+    @property
+    def ratio(self) -> float:
+        """What the run has come to, relative to the best fixed batch size: here what is spent."""
+        return self.spent
 
     @property
     def lost(self) -> bool:
@@ -83,9 +103,18 @@ class LiveEpisode:
         limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
         signals = run.advance(int(np.clip(np.round(wanted), *limits)))
         after = UNREACHED_RATIO if self.lost else self.ratio
-        truncated = run.exhausted and not run.reached
         reward = float(disutility(before) - disutility(after))
-        return EpisodeStep(signals, reward, run.reached or run.diverged, truncated)
+        return EpisodeStep(signals, reward, run.finished and not self.cut_off, self.cut_off)
+
+    @property
+    def reached(self) -> bool:
+        """The run has come to its end as it should."""
+        return self.run.reached
+
+    @property
+    def cut_off(self) -> bool:
+        """A limit that is no part of the objective has ended the run."""
+        return self.run.exhausted and not self.run.reached
 
     def info(self) -> dict[str, Any]:
         """Return what loggers want to know."""
@@ -96,5 +125,15 @@ class LiveEpisode:
             "steps": run.steps,
             "samples_seen": run.samples_seen,
             "ratio": self.ratio if not run.diverged else UNREACHED_RATIO,
-            "reached": run.reached,
+            "reached": self.reached,
         }
+
+    def truth(self) -> TruthRow:
+        """Return what the critic is told."""
+        setting, run = self.setting, self.run
+        reference, costs, base = setting.reference_cost, setting.fixed_costs, run.task.batch_size
+        best = min(costs, key=lambda size: costs[size]) if costs else base
+        known = min(costs, key=lambda size: abs(np.log(size / run.batch_size))) if costs else base
+        fixed = costs.get(known, np.inf) / reference
+        steps = reference / self.step_cost(base)
+        return TruthRow(self.spent, steps, best, run.batch_size, base, fixed)

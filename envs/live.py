@@ -48,8 +48,10 @@ class LiveRun:
         val_loss: Of the latest validation; NaN before the first.
         validations: All of them.
         reached: A validation was at or below the objective's target.
-        exhausted: The budget is spent, or `max_steps` are done.
+        exhausted: The budget is spent, or the planned samples or `max_steps` are done.
         diverged: The weights are lost.
+        released: Undoing chunks did not help: as a controller that switches itself off, the run
+            goes on at the task's batch size, whatever is asked for, and nothing is undone any more.
     """
 
     def __init__(  # noqa: PLR0913 - every argument is a condition of the run
@@ -69,6 +71,7 @@ class LiveRun:
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
         noise_rate: float = NOISE_RATE,
+        curve_known: bool = True,
         trainee: TraineeMaker = TorchTrainee,
     ) -> None:
         """Build the model and everything else that the seed determines.
@@ -91,6 +94,8 @@ class LiveRun:
             noise_rate: Of the first n steps, about this times the square root of n are measured.
                 Each is divided in two, and the clock charges the additional pass. 0 for none; but
                 AdaScale needs it and measures anyway.
+            curve_known: Tell the profile's costs at every size, instead of what a run without a
+                profile learns from its steps.
             trainee: Makes the weights, from the task, the seed and the scale of the learning rate.
 
         Raises:
@@ -106,7 +111,9 @@ class LiveRun:
         self.optimizer = self.trainee.optimizer
         self._schedule = SampleSchedule(task, self.optimizer, planned_steps)
         self._order = SampleOrder(size, seed)
-        self._clock: Clock = make_clock(profile, objective.weights, task.batch_size)
+        self._clock: Clock = make_clock(
+            profile, objective.weights, task.batch_size, curve_known=curve_known
+        )
         self._coupling = CoupledRate(self.optimizer, coupling, task.batch_size)
         self._noise_rate = noise_rate or NOISE_RATE * (coupling is Coupling.ADASCALE)
         self._guard = (GuardConfig() if guard is True else guard) or None
@@ -124,12 +131,13 @@ class LiveRun:
             target_loss=objective.target_loss,
             budget=objective.budget,
             weights=(weights.seconds, weights.samples, weights.joules),
+            planned_samples=objective.planned_samples,
         )
         self.steps = self.samples_seen = 0
         self.cost = 0.0
         self.val_loss = math.nan
         self.validations: list[Validation] = []
-        self.reached = self.exhausted = self.diverged = False
+        self.reached = self.exhausted = self.diverged = self.released = False
 
     @property
     def finished(self) -> bool:
@@ -143,7 +151,8 @@ class LiveRun:
         back stays paid for, and the batch size before it is in force again.
 
         Args:
-            batch_size: Samples per optimizer step, within the run's bounds.
+            batch_size: Samples per optimizer step, within the run's bounds; of no account once the
+                run is `released`.
 
         Raises:
             ConfigurationError: The batch size is out of bounds, or the run has finished.
@@ -155,6 +164,8 @@ class LiveRun:
             raise ConfigurationError(
                 f"A batch size from {low} to {high} was expected, got {batch_size}. Clip it first."
             )
+        if self.released:
+            batch_size = min(max(self.task.batch_size, low), high)
         before, cost_before = self.batch_size, self.cost
         validated_before = len(self.validations)
         self.batch_size = batch_size
@@ -192,10 +203,13 @@ class LiveRun:
         factor = self._coupling.set_batch_size(self.batch_size)
         budget = math.inf if self.objective.budget is None else self.objective.budget
         last = math.inf if self._max_steps is None else self._max_steps
+        planned = self.objective.planned_samples or math.inf
         self._clock.start()
         for _ in range(steps):
             self._train_step(is_measured(self.steps, self._noise_rate))
-            self.exhausted = self.cost >= budget or self.steps >= last
+            self.exhausted = (
+                self.cost >= budget or self.steps >= last or self.samples_seen >= planned
+            )
             if self.steps >= self._next_validation or self.exhausted:
                 self.validate()
                 self._clock.start()
@@ -208,7 +222,7 @@ class LiveRun:
         """Roll the chunk back if it did damage; a run that met its target is past harm."""
         if self.reached:
             return False
-        if self._guard is None:
+        if self._guard is None or self.released:
             self.diverged = measured.nonfinite_losses > 0
             return False
         losses = ChunkLoss(
@@ -222,7 +236,7 @@ class LiveRun:
         damaged, self._guard_state = judge(self._guard_state, self._guard, losses)
         if damaged:
             self.trainee.restore()
-            self.diverged = self._guard_state.diverged
+            self.released = self._guard_state.diverged
             if self.exhausted:
                 self.validate()  # the last word is on the weights that remain
         return damaged

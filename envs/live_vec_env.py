@@ -4,21 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from rlbatch import observation
-from rlbatch.envs.episode import LiveEpisode
+from rlbatch.envs.episode import EpisodeStep, LiveEpisode
 from rlbatch.envs.local_vec_env import LocalVecEnv
-from rlbatch.envs.settings import EpisodeSetting
-from rlbatch.envs.truth import TRUTH_SIZE, truth
+from rlbatch.envs.truth import TRUTH_SIZE, TruthRow, truth
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import RunContext, Signals
 
-SettingSource = Callable[[np.random.Generator], EpisodeSetting]
+SettingSource = Callable[[np.random.Generator], Any]
+
+
+class Episode(Protocol):
+    """A run in progress, with its reward."""
+
+    first: Signals
+
+    @property
+    def usable(self) -> bool:
+        """There is something to decide."""
+        ...
+
+    def step(self, log2_change: float) -> EpisodeStep:
+        """Change the batch size and train one chunk."""
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """Return what loggers want to know."""
+        ...
+
+    def truth(self) -> TruthRow:
+        """Return what the critic is told."""
+        ...
 
 
 class LiveVecEnv(LocalVecEnv):
@@ -35,6 +57,7 @@ class LiveVecEnv(LocalVecEnv):
         seed: int,
         actions: Sequence[float],
         *,
+        make: Callable[..., Episode] = LiveEpisode,
         informed: bool = False,
         noise_rate: float = NOISE_RATE,
     ) -> None:
@@ -45,6 +68,7 @@ class LiveVecEnv(LocalVecEnv):
             count: Number of environments.
             seed: Of the draws.
             actions: Changes of log2(batch size), one for each discrete action.
+            make: Begins an episode under a setting; also given `noise_rate`.
             informed: Append `rlbatch.envs.truth` to the observations.
             noise_rate: How densely the gradient noise is measured, see
                 `rlbatch.signals.cadence.measured_among`.
@@ -54,8 +78,8 @@ class LiveVecEnv(LocalVecEnv):
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._actions_log2 = [float(action) for action in actions]
         self._informed, self._noise_rate = informed, noise_rate
-        self._source, self._rng = source, np.random.default_rng(seed)
-        self._episodes: list[LiveEpisode] = []
+        self._source, self._make, self._rng = source, make, np.random.default_rng(seed)
+        self._episodes: list[Episode] = []
         self._state = observation.initial_state((count,))
         self._returns, self._lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
         self._decided: Sequence[int] = ()
@@ -68,11 +92,10 @@ class LiveVecEnv(LocalVecEnv):
         seen, self._state = observation.encode(first, observation.initial_state((self.num_envs,)))
         return self._with_truth(seen)
 
-    def _begin(self) -> LiveEpisode:
+    def _begin(self) -> Episode:
         while True:
-            episode = LiveEpisode(self._source(self._rng), noise_rate=self._noise_rate)
-            # A run that is over within its first chunk leaves nothing to decide.
-            if not episode.run.finished:
+            episode = self._make(self._source(self._rng), noise_rate=self._noise_rate)
+            if episode.usable:
                 return episode
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -106,7 +129,8 @@ class LiveVecEnv(LocalVecEnv):
     def _with_truth(self, seen: np.ndarray) -> np.ndarray:
         if not self._informed:
             return seen
-        return np.concatenate([seen, _truth(self._episodes)], axis=1)
+        rows = np.array([episode.truth() for episode in self._episodes])
+        return np.concatenate([seen, truth(*rows.T)], axis=1)
 
     def _replace(self, index: np.ndarray, seen: np.ndarray) -> None:
         for i in index:
@@ -116,19 +140,6 @@ class LiveVecEnv(LocalVecEnv):
         seen[index], state = observation.encode(first, observation.initial_state((len(index),)))
         for values, fresh in zip(self._state, state, strict=True):
             values[index] = fresh
-
-
-def _truth(episodes: Sequence[LiveEpisode]) -> np.ndarray:
-    rows: list[tuple[float, ...]] = []
-    for episode in episodes:
-        setting, run = episode.setting, episode.run
-        reference, costs, base = setting.reference_cost, setting.fixed_costs, run.task.batch_size
-        best = min(costs, key=lambda size: costs[size]) if costs else base
-        known = min(costs, key=lambda size: abs(np.log(size / run.batch_size))) if costs else base
-        step = episode.step_cost(base)
-        fixed = costs.get(known, np.inf) / reference
-        rows.append((episode.ratio, reference / step, best, run.batch_size, base, fixed))
-    return truth(*np.array(rows).T)
 
 
 def stack(signals: Sequence[Signals]) -> Signals:

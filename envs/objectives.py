@@ -16,6 +16,9 @@ UNREACHED_RATIO = 4.0
 """Ratio that counts for a run that never reaches its target; such a run is stopped at this multiple
 of the reference."""
 
+BUDGET_REACH = 2.0
+"""Under the `budget` objective fixed sizes are looked at up to this multiple of the budget."""
+
 
 def disutility(ratio: float | Array) -> Array:
     """Return how bad it is to have spent this multiple of the reference cost, any shape.
@@ -32,28 +35,39 @@ def disutility(ratio: float | Array) -> Array:
 class Objective:
     """`target`: least cost to a validation loss. `budget`: least loss for a given cost.
 
+    `epochs`: so many samples, at less cost and no worse a loss than at the task's batch size.
+
     Attributes:
-        target_loss: Validation loss that ends the run; None for the `budget` objective.
-        budget: Cost that ends the run; under `target` a limit, None for none.
+        target_loss: Validation loss that ends the run; None for the other objectives.
+        budget: Cost that ends the run; under the others a limit, None for none.
         weights: What counts as cost.
+        planned_samples: Samples that end the run, for the `epochs` objective.
     """
 
     target_loss: float | None = None
     budget: float | None = None
     weights: CostWeights = field(default_factory=CostWeights)
+    planned_samples: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse an objective without an end."""
-        if self.target_loss is None and self.budget is None:
-            raise ConfigurationError("An objective needs a target_loss or a budget, got neither.")
-        for name, value in (("target_loss", self.target_loss), ("budget", self.budget)):
+        ends = {name: getattr(self, name) for name in ("target_loss", "budget", "planned_samples")}
+        if all(value is None for value in ends.values()):
+            raise ConfigurationError(
+                "An objective needs a target_loss, a budget or planned_samples, got none of them."
+            )
+        if self.target_loss is not None and self.planned_samples is not None:
+            raise ConfigurationError("Give a target_loss or planned_samples, got both.")
+        for name, value in ends.items():
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name} must be positive and finite, got {value}.")
 
     @property
     def kind(self) -> str:
-        """`target` or `budget`."""
-        return "budget" if self.target_loss is None else "target"
+        """`target`, `budget` or `epochs`."""
+        if self.target_loss is not None:
+            return "target"
+        return "budget" if self.planned_samples is None else "epochs"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rlbatch.envs.curves import CurveTable, compute_table
 from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.envs.tasks.random_perceptron import RandomPerceptron, planned_steps, with_fit
+from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.signals.record import Coupling
 
 RATE_GRID = tuple(range(-4, 5))
@@ -19,7 +19,7 @@ _MOST_GAIN = 1e-3  # below, nothing is left to learn, and losses are rounding er
 _TIGHT = 1.01  # by how much a target lies above the loss that was seen
 
 
-def fit(number: int) -> RandomPerceptron | None:
+def fit(job: RandomJob) -> RandomJob | None:
     """Return a random task with its learning rate and target, or None where none makes sense.
 
     The learning rate is the best of a grid at the task's batch size, or up to twice less or 1.4
@@ -27,10 +27,10 @@ def fit(number: int) -> RandomPerceptron | None:
     plan.
 
     Args:
-        number: Of the task.
+        job: One that nothing was fitted to.
     """
-    task, steps = resolve_task(RandomPerceptron(number).name), planned_steps(number)
-    rng = np.random.default_rng([number, 2])
+    task, steps = resolve_task(job.name), job.planned_steps()
+    rng = np.random.default_rng([job.number, 2])
     curves = {shift: _curve(task, steps, 2.0**shift) for shift in RATE_GRID}
     best = min(curves, key=lambda shift: _final(curves[shift]))
     scale = 2.0 ** (best + rng.uniform(-1.0, 0.5))
@@ -40,15 +40,15 @@ def fit(number: int) -> RandomPerceptron | None:
     target = float(_TIGHT * lowest[index])
     if not _MOST_GAIN * curve.val_loss[0] < target < _LEAST_GAIN * curve.val_loss[0]:
         return None
-    return with_fit(number, _learning_rate(task) * scale, target)
+    return job.fitted(_learning_rate(task) * scale, target)
 
 
-def fitted_table(number: int, seeds: int = 1) -> CurveTable | None:
+def fitted_table(job: RandomJob, seeds: int = 1) -> CurveTable | None:
     """Return the learning curves of a random task at its own learning rate, or None as `fit`."""
-    fitted = fit(number)
+    fitted = fit(job)
     if fitted is None:
         return None
-    steps = planned_steps(number)
+    steps = job.planned_steps()
     return compute_table(
         fitted.name,
         seeds,

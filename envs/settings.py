@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +37,7 @@ class EpisodeSetting:
         cadence: Spacing of decisions and validations.
         planned_steps: Length of the task's schedule at its batch size, if it has one.
         fixed_costs: Cost of reaching the target at each fixed batch size, where that is known.
+        curve_known: What a step costs at every size is known from the start.
     """
 
     task: str
@@ -49,12 +52,24 @@ class EpisodeSetting:
     cadence: Cadence = field(default_factory=Cadence)
     planned_steps: int | None = None
     fixed_costs: Mapping[int, float] = field(default_factory=dict[int, float])
+    curve_known: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSetting(EpisodeSetting):
+    """As its base, but the run ends when `reference_cost` is spent, and its target is not told.
+
+    Attributes:
+        cost_of_loss: Returns what the best fixed batch size costs to a validation loss.
+    """
+
+    cost_of_loss: Callable[[float], float]
 
 
 RANDOM = "random"
-"""Stands for all random tasks whose curves are there."""
-
-RANDOM_SHARE = 0.4
+RANDOM_TRANSFORMER = "random-transformer"
+RANDOM_SHARES: dict[str, float] = {RANDOM: 0.4, RANDOM_TRANSFORMER: 0.05}
+"""Stand for all random tasks of a kind whose curves are there; how often they are drawn."""
 
 
 class SettingSampler:
@@ -67,33 +82,45 @@ class SettingSampler:
     """
 
     def __init__(
-        self, folder: Path, tasks: Sequence[str], *, log2_start: tuple[int, int] = (-4, 4)
+        self,
+        folder: Path,
+        tasks: Sequence[str],
+        *,
+        log2_start: tuple[int, int] = (-4, 4),
+        known_share: float = 1.0,
+        budget_share: float = 0.0,
+        mixed_share: float = 0.0,
     ) -> None:
         """Load the curve tables of these tasks from a folder that scripts/make_curves.py made.
 
         Args:
             folder: One `<task>.npz` a task.
-            tasks: Names of built-in tasks; `random` stands for every `random-*.npz`, which then
-                make up two fifths of the draws (all of them where nothing else is named).
+            tasks: Names of built-in tasks; a kind in `RANDOM_SHARES` stands for all its tables, as
+                `random-0012.npz`. They have that share of the draws, and the rest is the named
+                tasks' alike; where none is named, the kinds share all draws in that proportion.
             log2_start: Range of log2(start batch size / the task's), both ends included.
+            known_share: Share of the settings whose `curve_known` is True.
+            budget_share: Share of the settings that are `BudgetSetting`s.
+            mixed_share: Share of the settings whose cost is in joules or a mix; of the others a
+                tenth is in samples and the rest in seconds.
 
         Raises:
             ConfigurationError: There is no task or no table, or a table is of another task.
         """
         if not tasks:
             raise ConfigurationError("At least one task is needed to draw settings from, got none.")
-        names = [name for name in tasks if name != RANDOM]
-        self._tables = [_load(folder / f"{name}.npz", name) for name in names]
-        self._random: list[CurveTable] = []
-        if RANDOM in tasks:
-            self._random = [CurveTable.load(path) for path in sorted(folder.glob("random-*.npz"))]
-            if not self._random:
-                raise ConfigurationError(
-                    f"No learning curves of random tasks in {folder}. "
-                    "Make them with scripts/make_curves.py --random."
-                )
+        names = [name for name in tasks if name not in RANDOM_SHARES]
+        named = [_load(folder / f"{name}.npz", name) for name in names]
+        self._groups = [
+            (RANDOM_SHARES[kind], _load_kind(folder, kind))
+            for kind in tasks
+            if kind in RANDOM_SHARES
+        ]
+        if named:
+            self._groups.append((1.0 - sum(share for share, _ in self._groups), named))
         self._names = tuple(tasks)
-        self._log2_start = log2_start
+        self._log2_start, self._known_share = log2_start, known_share
+        self._budget_share, self._mixed_share = budget_share, mixed_share
 
     def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
         """Draw one setting whose target a default run reaches.
@@ -112,8 +139,9 @@ class SettingSampler:
         )
 
     def _draw_table(self, rng: np.random.Generator) -> CurveTable:
-        random = self._random and (not self._tables or rng.random() < RANDOM_SHARE)
-        tables = self._random if random else self._tables
+        shares = np.cumsum([share for share, _ in self._groups])
+        group = int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
+        tables = self._groups[group][1]
         return tables[int(rng.integers(len(tables)))]
 
     def _draw(self, table: CurveTable, rng: np.random.Generator) -> EpisodeSetting | None:
@@ -125,6 +153,8 @@ class SettingSampler:
         coupling = COUPLINGS[int(rng.integers(len(COUPLINGS)))]
         profile = draw_profile(rng)
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
+        if self._mixed_share and rng.random() < self._mixed_share:
+            profile, weights = _with_watts(profile, rng), _draw_mix(rng)
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(1.5))))
         costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
         if not np.isfinite(costs.get(task.batch_size, np.inf)):
@@ -137,7 +167,7 @@ class SettingSampler:
             if rng.random() < 0.35
             else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
         )
-        return EpisodeSetting(
+        setting = EpisodeSetting(
             task=table.task,
             seed=int(rng.integers(2**31)),
             coupling=coupling,
@@ -154,7 +184,35 @@ class SettingSampler:
             ),
             planned_steps=table.planned_steps,
             fixed_costs=costs,
+            curve_known=self._known_share >= 1.0 or bool(rng.random() < self._known_share),
         )
+        if self._budget_share and rng.random() < self._budget_share:
+            conditions = rate_shift, coupling, profile, weights, task.batch_size
+            return _with_budget(setting, partial(_least_cost, table, *conditions))
+        return setting
+
+
+def _with_budget(setting: EpisodeSetting, cost_of_loss: Callable[[float], float]) -> BudgetSetting:
+    values = {field.name: getattr(setting, field.name) for field in fields(setting)}
+    return BudgetSetting(**values, cost_of_loss=cost_of_loss)
+
+
+def _least_cost(table: CurveTable, *conditions_and_loss: Any) -> float:
+    *conditions, loss = conditions_and_loss
+    return min(table.costs(loss, *conditions).values())
+
+
+def _with_watts(profile: DeviceProfile, rng: np.random.Generator) -> DeviceProfile:
+    """The device with drawn powers: mostly idle ones have seconds cost joules, others samples."""
+    idle, busy = rng.uniform(10.0, 100.0), rng.uniform(20.0, 300.0)
+    return replace(profile, idle_watts=idle, busy_watts=busy)
+
+
+def _draw_mix(rng: np.random.Generator) -> CostWeights:
+    if rng.random() < 0.5:
+        return CostWeights(seconds=0.0, joules=1.0)
+    seconds, samples, joules = rng.dirichlet((1.0, 1.0, 1.0))
+    return CostWeights(seconds, samples, joules)
 
 
 def _load(path: Path, name: str) -> CurveTable:
@@ -165,6 +223,16 @@ def _load(path: Path, name: str) -> CurveTable:
             "again with scripts/make_curves.py."
         )
     return table
+
+
+def _load_kind(folder: Path, kind: str) -> list[CurveTable]:
+    tables = [CurveTable.load(path) for path in sorted(folder.glob(f"{kind}-[0-9]*.npz"))]
+    if not tables:
+        raise ConfigurationError(
+            f"No learning curves of {kind} tasks in {folder}. "
+            "Make them with scripts/make_curves.py."
+        )
+    return tables
 
 
 def draw_profile(rng: np.random.Generator) -> DeviceProfile:

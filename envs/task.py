@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from rlbatch.envs.tasks import TASK_FUNCTIONS
+from rlbatch.envs.tasks import RANDOM_KINDS, TASK_FUNCTIONS
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
 SMALLEST_SHARE = 16
@@ -193,7 +193,8 @@ def resolve_task(spec: str) -> Task:
     Args:
         spec: A built-in name (`digits-mlp`); `path/to/file.py:function`, where the function takes
             no argument and returns a `Task` (the file may import its neighbours, as a script may);
-            or `random:NUMBER`, see `rlbatch.envs.tasks.random_perceptron`.
+            or `random:NUMBER` or `random-transformer:NUMBER`, see
+            `rlbatch.envs.tasks.random_perceptron` and `random_transformer`.
 
     Raises:
         UnknownNameError: No built-in task has that name.
@@ -201,9 +202,9 @@ def resolve_task(spec: str) -> Task:
         RlbatchError: The file or its function raised; the original error is the cause.
         MissingExtraError: The task needs a package that is not installed.
     """
-    if spec.startswith("random:"):
-        random_tasks = importlib.import_module("rlbatch.envs.tasks.random_perceptron")
-        return random_tasks.random_perceptron(spec)
+    if spec.partition(":")[0] in RANDOM_KINDS:
+        maker = RANDOM_KINDS[spec.partition(":")[0]]
+        return getattr(importlib.import_module(f"rlbatch.envs.tasks.{maker}"), maker)(spec)
     if ":" in spec or spec.endswith(".py"):
         return _task_from_file(spec)
     if spec not in TASK_FUNCTIONS:

@@ -7,6 +7,8 @@ Learning").
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,17 @@ from rlbatch.signals.record import Array
 
 TRUTH_NAMES = ("spent", "reference_steps", "best_vs_size", "best_vs_base", "regret")
 TRUTH_SIZE = len(TRUTH_NAMES)
+
+
+class TruthRow(NamedTuple):
+    """What `truth` is given of one run."""
+
+    ratio: float
+    reference_steps: float
+    best_size: float
+    size: float
+    base_size: float
+    fixed_ratio: float
 
 
 def truth(

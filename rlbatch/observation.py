@@ -508,8 +508,12 @@ def _progress(signals: Signals, before: EncoderState, after: EncoderState) -> li
 
 def _objective(signals: Signals, context: RunContext) -> list[Array]:
     budget = _as_array(context.budget)
-    has_budget = np.isfinite(budget)
-    spent = np.where(has_budget, _as_array(signals.total_cost) / budget, 0.0)
+    planned = _as_array(context.planned_samples)
+    spent = np.where(
+        np.isfinite(budget),
+        _as_array(signals.total_cost) / budget,
+        np.where(np.isfinite(planned), _as_array(signals.total_samples) / planned, 0.0),
+    )
     return [
         np.isnan(_as_array(context.target_loss)).astype(np.float64),
         spent,

@@ -360,6 +360,7 @@ class QuadraticRuns:
             weight_seconds=t.weight_seconds,
             weight_samples=t.weight_samples,
             weight_joules=np.zeros(n),
+            planned_samples=np.full(n, np.nan),
         )
 
     target_loss: Array | float = float("nan")

@@ -24,3 +24,9 @@ TASK_FUNCTIONS: dict[str, str] = {
     for suffix, function in (("", "adamw"), ("-sgd", "sgd"))
 }
 """Task name to `module:function`, relative to this package."""
+
+RANDOM_KINDS: dict[str, str] = {
+    "random": "random_perceptron",
+    "random-transformer": "random_transformer",
+}
+"""Prefix of a random task's name to the module in this package, and to the function in that."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from rlbatch.envs.tasks.family import TaskFamily
 from rlbatch.envs.tasks.table import TensorTable, shuffled_split
 from rlbatch.envs.tasks.text import read_text
-from rlbatch.envs.tasks.transformer import Block, Embedding
+from rlbatch.envs.tasks.transformer import CausalTransformer, next_token_loss
 
 CONTEXT = 32  # characters
 VOCABULARY = 96  # printable ASCII and the line end
@@ -19,32 +18,9 @@ WIDTH, HEADS = 32, 4
 VAL_WINDOWS = 192  # of CONTEXT + 1 characters
 
 
-class CharacterTransformer(nn.Module):
-    """Embedding, one causal block, normalisation and an output layer."""
-
-    def __init__(self) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.embedding = Embedding(VOCABULARY, CONTEXT, WIDTH)
-        self.block = Block(WIDTH, HEADS)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.output = nn.Linear(WIDTH, VOCABULARY)
-
-    def forward(self, characters: Tensor) -> Tensor:
-        """Return logits [B, T, 96] for what follows each of the characters [B, T]."""
-        return self.output(self.norm(self.block(self.embedding(characters), causal=True)))
-
-
 def model() -> nn.Module:
     """Return a fresh network (20,000 parameters)."""
-    return CharacterTransformer()
-
-
-def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-    """Return the mean cross entropy in nats a character of windows [B, 33]."""
-    (windows,) = batch
-    logits = model(windows[:, :-1])
-    return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return CausalTransformer(VOCABULARY, CONTEXT, WIDTH, HEADS)
 
 
 @functools.cache
@@ -61,7 +37,7 @@ FAMILY = TaskFamily(
     name="char-lm",
     model=model,
     tables=windows,
-    loss=loss,
+    loss=next_token_loss,
     batch_size=32,  # windows
     target=2.3,  # nats a character
     adamw_learning_rate=8e-3,

@@ -11,18 +11,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.digits import digits
+from rlbatch.envs.tasks.random_job import RandomJob, draw_scheduler, optimizer, parse
 from rlbatch.envs.tasks.table import (
     TensorTable,
     classification_loss,
@@ -32,68 +30,22 @@ from rlbatch.envs.tasks.table import (
     regression_loss,
 )
 from rlbatch.envs.tasks.text import read_text
-from rlbatch.errors import ConfigurationError
 
 PREFIX = "random"
 VAL_SAMPLES = 256
 MAX_BATCH_SIZE = 2048
 
-_SEED = 20_240
 _SYMBOLS = 32  # of the text: the most frequent characters
-_SCHEDULES = ("constant", "constant", "constant", "cosine", "linear", "warm-up")
 
 Values = NDArray[np.float64]
 Columns = tuple[Values, NDArray[np.generic]]  # inputs [N, D]; classes or values [N]
 
 
-@dataclass(frozen=True)
-class RandomPerceptron:
-    """What a number determines, and what was fitted to it.
-
-    Attributes:
-        number: Seed of everything.
-        learning_rate: At the task's batch size; None for a first guess.
-        target: Validation loss; None for one out of reach.
-    """
-
-    number: int
-    learning_rate: float | None = None
-    target: float | None = None
-
-    @property
-    def name(self) -> str:
-        """How `rlbatch.envs.resolve_task` finds it again."""
-        if self.learning_rate is None or self.target is None:
-            return f"{PREFIX}:{self.number}"
-        return f"{PREFIX}:{self.number}:{self.learning_rate:.4g}:{self.target:.4g}"
-
-
-def parse(name: str) -> RandomPerceptron:
-    """Return what `RandomPerceptron.name` says.
-
-    Raises:
-        ConfigurationError: It is of another form.
-    """
-    parts = name.split(":")
-    try:
-        if parts[0] == PREFIX and len(parts) == 2:
-            return RandomPerceptron(int(parts[1]))
-        if parts[0] == PREFIX and len(parts) == 4:
-            return RandomPerceptron(int(parts[1]), float(parts[2]), float(parts[3]))
-    except ValueError:
-        pass
-    raise ConfigurationError(
-        f"A random task is named {PREFIX}:NUMBER or {PREFIX}:NUMBER:LEARNING_RATE:TARGET, "
-        f"got {name!r}."
-    )
-
-
 @functools.lru_cache(maxsize=128)
 def random_perceptron(name: str) -> Task:
     """Return the task of that name."""
-    wanted = parse(name)
-    rng = np.random.default_rng([_SEED, wanted.number])
-    train_size = int(2 ** rng.uniform(9.0, 13.0))
+    wanted = parse(name, PREFIX)
+    rng, train_size = _drawn(wanted.number)
     make = _DATA[int(rng.integers(len(_DATA)))]
     inputs, targets = make(rng, train_size + VAL_SAMPLES)
     classes = int(targets.max()) + 1 if targets.dtype.kind == "i" else 0
@@ -103,57 +55,38 @@ def random_perceptron(name: str) -> Task:
     widths = (inputs.shape[1], *units, max(classes, 1))
     batch_size = min(2 ** int(rng.integers(3, 9)), len(train_set) // 8)
     kind = str(rng.choice(["adamw", "adamw", "adamw", "momentum", "momentum", "sgd"]))
-    schedule = str(rng.choice(_SCHEDULES))
     return Task(
         name=wanted.name,
         model=partial(_model, widths),
         train_set=train_set,
         val_set=val_set,
         loss=classification_loss if classes else regression_loss,
-        optimizer=_optimizer(kind, wanted.learning_rate or _GUESSES[kind]),
+        optimizer=optimizer(kind, wanted.learning_rate or _GUESSES[kind]),
         batch_size=batch_size,
         target=wanted.target or 1e-9,
         max_batch_size=min(largest_batch_size(len(train_set)), MAX_BATCH_SIZE),
-        scheduler=None if schedule == "constant" else partial(_scheduler, schedule),
+        scheduler=draw_scheduler(rng),
         collate=collate_table,
     )
 
 
-def planned_steps(number: int) -> int:
-    """Return about how many steps at its batch size a random task is meant to take."""
-    rng = np.random.default_rng([_SEED, number, 1])
-    return int(2 ** rng.uniform(5.5, 9.2))
+def kind_of_data(number: int) -> str:
+    """Return what a random task's data are, as `text` or `images`."""
+    rng, _ = _drawn(number)
+    return _DATA[int(rng.integers(len(_DATA)))].__name__.lstrip("_")
 
 
-def with_fit(number: int, learning_rate: float, target: float) -> RandomPerceptron:
-    """Return the job with the learning rate and target that were found for it."""
-    fitted = replace(RandomPerceptron(number), learning_rate=learning_rate, target=target)
-    return parse(fitted.name)  # as it will be read: to four digits
+def _drawn(number: int) -> tuple[np.random.Generator, int]:
+    """What every further draw comes from, after the first: how many samples there are."""
+    rng = RandomJob(PREFIX, number).drawn()
+    return rng, int(2 ** rng.uniform(9.0, 13.0))
 
 
 _GUESSES = {"adamw": 4e-3, "momentum": 0.03, "sgd": 0.2}
 
 
-def _optimizer(kind: str, learning_rate: float) -> Callable[..., Optimizer]:
-    if kind == "adamw":
-        return partial(AdamW, lr=learning_rate)
-    return partial(SGD, lr=learning_rate, momentum=0.9 if kind == "momentum" else 0.0)
-
-
 def _model(widths: tuple[int, ...]) -> nn.Module:
     return multilayer_perceptron(*widths)
-
-
-def _scheduler(kind: str, optimizer: Optimizer, steps: int) -> LRScheduler:
-    def factor(step: int) -> float:
-        progress = min(step / max(steps, 1), 1.0)
-        if kind == "cosine":
-            return 0.02 + 0.49 * (1.0 + math.cos(math.pi * progress))
-        if kind == "linear":
-            return max(1.0 - progress, 0.02)
-        return min(0.05 + progress / 0.1, 1.0)
-
-    return LambdaLR(optimizer, factor)
 
 
 def _split(inputs: Values, targets: NDArray[np.generic]) -> tuple[TensorTable, TensorTable]:

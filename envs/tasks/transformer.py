@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 
 class Attention(nn.Module):
@@ -89,3 +89,37 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [B, T, width] of token indices [B, T]."""
         return self.tokens(tokens) + self.positions[: tokens.shape[1]]
+
+
+class CausalTransformer(nn.Module):
+    """Embedding, causal blocks, normalisation and an output layer."""
+
+    def __init__(
+        self, vocabulary: int, positions: int, width: int, heads: int, blocks: int = 1
+    ) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.embedding = Embedding(vocabulary, positions, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits [B, T, vocabulary] for what follows each of the tokens [B, T]."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, causal=True)
+        return self.output(self.norm(x))
+
+
+def next_token_loss(model: nn.Module, batch: tuple[Tensor], first: int = 1) -> Tensor:
+    """Return the mean cross entropy in nats a token of windows [B, T + 1].
+
+    Args:
+        model: As `CausalTransformer`.
+        batch: The windows.
+        first: Position in the window of the first token that counts.
+    """
+    (windows,) = batch
+    logits = model(windows[:, :-1])[:, first - 1 :]
+    return cross_entropy(logits.flatten(0, 1), windows[:, first:].flatten())

@@ -23,6 +23,7 @@ def run_context(  # noqa: PLR0913 - one argument a field
     target_loss: float | None = None,
     budget: float | None = None,
     weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    planned_samples: float | None = None,
 ) -> RunContext:
     """Return the constants of a run.
 
@@ -36,6 +37,7 @@ def run_context(  # noqa: PLR0913 - one argument a field
         target_loss: None for none.
         budget: None for none; ignored beside a target.
         weights: Of seconds, samples and joules in the cost.
+        planned_samples: None where nobody said.
     """
     group = optimizer.param_groups[0]
     return RunContext(
@@ -54,6 +56,7 @@ def run_context(  # noqa: PLR0913 - one argument a field
         weight_seconds=weights[0],
         weight_samples=weights[1],
         weight_joules=weights[2],
+        planned_samples=math.nan if planned_samples is None else planned_samples,
     )
 
 

@@ -52,6 +52,8 @@ class RunContext:
         weight_seconds: Weight of seconds in the cost. The three weights sum to one.
         weight_samples: Weight of samples in the cost.
         weight_joules: Weight of joules in the cost.
+        planned_samples: Samples after which a run without a target ends, under the `epochs`
+            objective; NaN where nobody said.
     """
 
     base_batch_size: Numeric
@@ -68,6 +70,7 @@ class RunContext:
     weight_seconds: Numeric
     weight_samples: Numeric
     weight_joules: Numeric
+    planned_samples: Numeric = float("nan")
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from rlbatch.envs.clock import ProfileClock, WallClock, make_clock
-from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
+from rlbatch.envs.clock import ProfileClock, WallClock, WatchedProfileClock, make_clock
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost, step_cost_curve
 
 PROFILE = DeviceProfile("p", 1e-3, 1e-4, update_seconds=1e-3, max_micro_batch_size=16)
 
@@ -40,6 +41,32 @@ def test_the_wall_clock_prefers_undivided_laps(monkeypatch: pytest.MonkeyPatch) 
     assert clock.state == {8: (1.0,), 4: (3.0,)}
 
 
+def test_a_profile_that_has_to_be_learned_costs_the_same() -> None:
+    linear = DeviceProfile("l", 1e-3, 1e-4, update_seconds=1e-3, sharpness=1.0)
+    told = ProfileClock(linear, CostWeights(), 8)
+    clock = WatchedProfileClock(linear, CostWeights(), 8)
+    assert clock.curve()[1] == 0.0
+    for size in (8, 64):
+        for passes in (1, 2, 1):
+            assert clock.lap(size, passes) == told.lap(size, passes)
+        clock.end_chunk()
+    learned, known = clock.curve()
+    assert known == 1.0
+    np.testing.assert_allclose(learned, step_cost_curve(linear, CostWeights(), 8), rtol=1e-9)
+
+
+def test_of_one_size_a_profile_shows_no_more_than_its_cost() -> None:
+    clock = WatchedProfileClock(PROFILE, CostWeights(), 8)
+    clock.lap(16, 1)
+    clock.end_chunk()
+    curve, known = clock.curve()
+    assert known == 0.0
+    assert 2.0 ** curve[4] == pytest.approx(clock.lap(16, 1))  # log2(16) is 4
+    assert 2.0 ** curve[5] == pytest.approx(1.5 * clock.lap(16, 1))  # a knee at 16 is the guess
+
+
 def test_which_clock() -> None:
-    assert isinstance(make_clock(PROFILE, CostWeights(), 8), ProfileClock)
+    assert type(make_clock(PROFILE, CostWeights(), 8)) is ProfileClock
+    unknown = make_clock(PROFILE, CostWeights(), 8, curve_known=False)
+    assert isinstance(unknown, WatchedProfileClock)
     assert isinstance(make_clock(None, CostWeights(), 8), WallClock)

@@ -323,11 +323,15 @@ def test_a_first_chunk_that_is_not_finite_leaves_no_optimizer_state() -> None:
     assert torch.isfinite(weights(run)).all()
 
 
-def test_damage_that_returns_ends_the_run() -> None:
+def test_damage_that_returns_releases_the_run() -> None:
     factors = iter([1.0] * 4 + [math.nan] * 1000)
     run = make_run(make_task(loss=partial(exploding, bad=factors)), noise_rate=0.0)
     for size in (16, 16, 16):
+        assert not run.released
         run.advance(size)
+    assert run.released
+    assert torch.isfinite(weights(run)).all()
+    run.advance(32)  # the losses are no numbers, and nobody undoes it
     assert run.diverged
     assert run.finished
     assert not run.reached
@@ -336,9 +340,33 @@ def test_damage_that_returns_ends_the_run() -> None:
         guard=GuardConfig(max_consecutive=3),
     )
     for size in (16, 32, 64):
-        assert not changing.finished
+        assert not changing.released
         changing.advance(size)
-    assert changing.diverged
+    assert changing.released
+
+
+def test_a_released_run_goes_on_at_the_tasks_size_as_if_nothing_had_been() -> None:
+    bad = 2 * 4  # steps: two chunks, rolled back, at an unchanged size
+    factors = iter([1.0] * 4 + [math.nan] * bad + [1.0] * 1000)
+    cadence = Cadence(minimum=4, growth=0.0, first=4)
+    run = make_run(
+        make_task(loss=partial(exploding, bad=factors)),
+        noise_rate=0.0,
+        cadence=cadence,
+        coupling=Coupling.LINEAR,
+        start_batch_size=32,
+    )
+    for _ in range(3):
+        run.advance(32)
+    assert run.released
+    kept, seen = weights(run), run.samples_seen
+    signals = run.advance(64)
+    base = run.task.batch_size
+    assert signals.batch_size == run.batch_size == base != 32
+    assert run.samples_seen == seen + 4 * base
+    assert signals.learning_rate_factor == 1.0
+    assert not torch.equal(weights(run), kept)
+    assert not run.finished
 
 
 def test_without_a_guard_a_loss_that_is_not_finite_ends_the_run() -> None:

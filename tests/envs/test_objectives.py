@@ -91,18 +91,25 @@ def test_an_objective_is_of_the_kind_that_it_names() -> None:
     assert Objective(target_loss=0.1, budget=3.0).kind == "target"
     assert Objective(budget=3.0).kind == "budget"
     assert Objective(budget=3.0).weights.seconds == 1.0
+    assert Objective(planned_samples=300.0).kind == "epochs"
+    assert Objective(planned_samples=300.0, budget=3.0).kind == "epochs"
 
 
 def test_an_objective_needs_an_end() -> None:
-    with pytest.raises(ConfigurationError, match="needs a target_loss or a budget"):
+    with pytest.raises(ConfigurationError, match="needs a target_loss, a budget or planned"):
         Objective()
 
 
-@pytest.mark.parametrize("name", ["target_loss", "budget"])
+def test_a_target_ends_a_run_and_a_plan_does_another() -> None:
+    with pytest.raises(ConfigurationError, match="target_loss or planned_samples, got both"):
+        Objective(target_loss=0.1, planned_samples=300.0)
+
+
+@pytest.mark.parametrize("name", ["target_loss", "budget", "planned_samples"])
 @pytest.mark.parametrize("value", [0.0, -1.0, nan, inf, -inf])
 def test_ends_that_cannot_be_met_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be positive and finite, got"):
-        Objective(**{"target_loss": 0.1, "budget": 1.0, name: value})  # type: ignore[arg-type]
+        Objective(**{"budget": 1.0, name: value})  # type: ignore[arg-type]
 
 
 @given(st.floats(0.0, 100.0), st.floats(0.0, 100.0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
-from rlbatch.envs.settings import RANDOM_SHARE, EpisodeSetting, SettingSampler, draw_profile
+from rlbatch.envs.settings import RANDOM_SHARES, EpisodeSetting, SettingSampler, draw_profile
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 
@@ -151,7 +151,17 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
     sampler, rng = SettingSampler(tmp_path, ("random", NAMES[0])), np.random.default_rng(0)
     drawn = Counter((s.task, s.planned_steps) for s in (sampler(rng) for _ in range(300)))
     assert drawn.keys() == {(NAMES[0], None), (names[0], 70), (names[1], 71)}
-    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - RANDOM_SHARE, abs=0.1)
+    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - RANDOM_SHARES["random"], abs=0.1)
+
+    transformer = "random-transformer:4:0.01:2"
+    losses = table.val_loss * (resolve_task(transformer).target / resolve_task(NAMES[0]).target)
+    replace(table, task=transformer, val_loss=losses, planned_steps=90).save(
+        tmp_path / "random-transformer-0004.npz"
+    )
+    both = SettingSampler(tmp_path, ("random", "random-transformer"))
+    kinds = Counter(both(rng).task.split(":")[0] for _ in range(600))
+    shares = RANDOM_SHARES["random-transformer"] / sum(RANDOM_SHARES.values())
+    assert kinds["random-transformer"] / 600 == pytest.approx(shares, abs=0.06)
 
     alone = SettingSampler(tmp_path, ("random",))
     assert {alone(rng).task for _ in range(20)} == set(names)
@@ -174,3 +184,14 @@ def test_tables_without_any_usable_setting_are_no_endless_search(
     sampler = SettingSampler(tmp_path, ("teacher-student",))
     with pytest.raises(ConfigurationError, match=r"curves of teacher-student .*default batch size"):
         sampler(np.random.default_rng(0))
+
+
+def test_step_costs_are_known_as_often_as_asked_and_nothing_else_changes(
+    folder: Path, drawn: list[EpisodeSetting]
+) -> None:
+    assert all(setting.curve_known for setting in drawn)
+    for share, least, most in ((0.0, 0.0, 0.0), (0.5, 0.4, 0.6)):
+        sampler, rng = SettingSampler(folder, NAMES, known_share=share), np.random.default_rng(0)
+        others = [sampler(rng) for _ in range(200)]
+        assert least <= np.mean([setting.curve_known for setting in others]) <= most
+        assert asdict(replace(others[0], curve_known=True)) == asdict(drawn[0])

@@ -70,6 +70,19 @@ def feature(vector: np.ndarray, name: str) -> float:
     return float(vector[..., OBSERVATION_NAMES.index(name)])
 
 
+def test_of_a_plan_the_samples_are_spent_and_of_a_budget_the_cost() -> None:
+    def spent(**changes: Any) -> tuple[float, float]:
+        plain = signals()
+        context = replace(plain.context, target_loss=np.nan, **changes)
+        seen, _ = encode(replace(plain, context=context), initial_state())
+        return feature(seen, "budget_run"), feature(seen, "spent")
+
+    assert spent() == (1.0, 0.0)
+    assert spent(planned_samples=2560.0) == (1.0, 0.25)
+    assert spent(budget=8.0) == (1.0, 0.125)
+    assert spent(budget=8.0, planned_samples=2560.0) == (1.0, 0.125)
+
+
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_every_observation_is_finite_and_within_bounds(seed: int) -> None:

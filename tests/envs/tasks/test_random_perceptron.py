@@ -9,8 +9,8 @@ import torch
 from rlbatch.envs.perceptron import is_perceptron_task
 from rlbatch.envs.random_fit import fit, fitted_table
 from rlbatch.envs.task import resolve_task
-from rlbatch.envs.tasks.random_perceptron import RandomPerceptron, parse, planned_steps, with_fit
-from rlbatch.errors import ConfigurationError
+from rlbatch.envs.tasks.random_job import RandomJob, parse
+from rlbatch.envs.tasks.random_perceptron import kind_of_data
 
 NUMBERS = range(24)
 
@@ -29,6 +29,24 @@ def test_a_number_determines_its_task() -> None:
         assert second.batch_size <= (second.max_batch_size or 0) <= len(second.train_set)  # type: ignore[arg-type]
 
 
+def test_the_kind_of_data_shows_in_the_data() -> None:
+    kinds = {number: kind_of_data(number) for number in range(60)}
+    assert set(kinds.values()) == {
+        *("regression", "surface", "taught_classes", "clusters", "documents", "text", "images"),
+    }
+    for number in NUMBERS:
+        task, kind = resolve_task(f"random:{number}"), kinds[number]
+        inputs = task.train_set.columns[0]  # type: ignore[attr-defined]
+        values = len(torch.unique(inputs, dim=0))
+        assert (task.loss.__name__ == "regression_loss") == (kind in {"regression", "surface"})
+        if kind == "images":
+            assert inputs.shape[1] == 64
+        if kind == "text":
+            assert inputs.shape[1] in {64, 96}
+            assert len(torch.unique(inputs)) <= 2 * inputs.shape[1]
+        assert values > 1
+
+
 def test_numbers_give_different_tasks() -> None:
     tasks = [resolve_task(f"random:{number}") for number in NUMBERS]
     shapes = {tuple(tuple(p.shape) for p in task.model().parameters()) for task in tasks}
@@ -37,27 +55,18 @@ def test_numbers_give_different_tasks() -> None:
     assert optimizers == {"AdamW", "SGD"}
     assert {task.scheduler is None for task in tasks} == {True, False}
     assert {task.loss.__name__ for task in tasks} == {"classification_loss", "regression_loss"}
-    assert len({planned_steps(number) for number in NUMBERS}) > 15
-
-
-def test_names_are_read_back() -> None:
-    job = with_fit(7, 0.012345678, 1.23456)
-    assert parse(job.name) == job == RandomPerceptron(7, 0.01235, 1.235)
-    for wrong in ("random:", "random:x", "random:1:2", "random:1:a:b", "digits:1"):
-        with pytest.raises(ConfigurationError, match="random:NUMBER"):
-            parse(wrong)
 
 
 @pytest.mark.slow
 def test_a_fitted_task_reaches_its_target_at_its_own_size() -> None:
-    table = fitted_table(12)
+    table = fitted_table(RandomJob("random", 12))
     assert table is not None
-    job = parse(table.task)
-    assert job == fit(12)
+    job = parse(table.task, "random")
+    assert job == fit(RandomJob("random", 12))
     assert job.target is not None
     row = table.row(0, 0)
     assert row is not None
     steps = table.steps_to(row, job.target)
-    assert steps <= 3 * planned_steps(12)
+    assert steps <= 3 * job.planned_steps()
     assert np.isfinite(table.val_loss[row, 0, 0])
     assert table.rates() == [0]

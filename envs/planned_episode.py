@@ -1,0 +1,182 @@
+"""One episode of a real run of so many epochs: less time, and no worse a loss in the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlbatch.envs.episode import EpisodeStep
+from rlbatch.envs.live import LiveRun
+from rlbatch.envs.objectives import Cadence, Objective
+from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
+from rlbatch.envs.settings import SettingSampler, draw_profile
+from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.truth import TruthRow
+from rlbatch.signals.cadence import NOISE_RATE
+from rlbatch.signals.record import Coupling
+
+WORSE_WEIGHT, BETTER_WEIGHT = 8.0, 4.0
+"""A final loss that is one percent worse costs as much as eight percent more time; one that is one
+percent better is worth half of that."""
+
+_BEST, _WORST = -0.15, math.log(2.0)  # of log loss; what is lost counts as the worst
+_SHORTEST, _LONGEST = 8, 600  # steps at the task's batch size: longer runs hold few decisions more
+_NEVER = 1e9  # validations grow so far apart that only the first and the last are made
+
+
+@dataclass(frozen=True)
+class PlannedSetting:
+    """Everything that defines one such episode.
+
+    Attributes:
+        task: Name of a task.
+        seed: Of the run.
+        coupling: How the learning rate follows the batch size.
+        profile: Whose clock counts.
+        planned_samples: Samples of the run.
+        learning_rate_scale: Multiplies the task's learning rate.
+        cadence: Spacing of decisions and validations.
+        curve_known: What a step costs at every size is known from the start.
+    """
+
+    task: str
+    seed: int
+    coupling: Coupling
+    profile: DeviceProfile
+    planned_samples: float
+    learning_rate_scale: float = 1.0
+    cadence: Cadence = field(default_factory=Cadence)
+    curve_known: bool = True
+
+
+class PlannedSampler:
+    """Draws tasks, lengths, learning rates, couplings and devices, from stored learning curves.
+
+    A run is 2^-0.5 to 2^2.5 times as long as the task's batch size takes to a drawn target.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[str],
+        *,
+        log2_length: tuple[float, float] = (-0.5, 2.5),
+        known_share: float = 1.0,
+    ) -> None:
+        """Load the curve tables, as `SettingSampler`."""
+        self._settings = SettingSampler(folder, tasks, known_share=known_share)
+        self._log2_length = log2_length
+
+    def __call__(self, rng: np.random.Generator) -> PlannedSetting:
+        """Draw one setting."""
+        drawn = self._settings(rng)
+        base, profile = resolve_task(drawn.task).batch_size, drawn.profile or draw_profile(rng)
+        # Steps at the task's batch size to the drawn target, from what they cost there.
+        steps = drawn.fixed_costs[base] / float(step_cost(profile, drawn.weights, base, base))
+        length = 2.0 ** rng.uniform(*self._log2_length)
+        watched = rng.random() < 0.5
+        return PlannedSetting(
+            task=drawn.task,
+            seed=drawn.seed,
+            coupling=drawn.coupling,
+            profile=profile,
+            planned_samples=float(base * np.clip(round(length * steps), _SHORTEST, _LONGEST)),
+            learning_rate_scale=drawn.learning_rate_scale,
+            cadence=Cadence(
+                minimum=drawn.cadence.minimum,
+                growth=drawn.cadence.growth,
+                validation_growth=0.1 if watched else _NEVER,
+            ),
+            curve_known=drawn.curve_known,
+        )
+
+
+class PlannedEpisode:
+    """A run of so many samples, beside the same one at the task's batch size from start to end."""
+
+    def __init__(self, setting: PlannedSetting, *, noise_rate: float = NOISE_RATE) -> None:
+        """Train the reference, and the first chunk of the run.
+
+        Args:
+            setting: What the run is.
+            noise_rate: See `rlbatch.signals.cadence.is_measured`.
+        """
+        self.setting = setting
+        task = resolve_task(setting.task)
+        reference = planned_run(task, setting, noise_rate=0.0, guard=False)
+        while not reference.finished:
+            reference.advance(task.batch_size)
+        self.reference_cost, self.reference_loss = reference.cost, reference.val_loss
+        self.run = planned_run(task, setting, noise_rate=noise_rate)
+        self.first = self.run.advance(task.batch_size)
+
+    @property
+    def usable(self) -> bool:
+        """There is something left to decide, and the reference got somewhere."""
+        return not self.run.finished and 0.0 < self.reference_loss < math.inf
+
+    @property
+    def loss_ratio(self) -> float:
+        """Of the latest validation to the reference's last; infinite where the run is lost."""
+        lost = self.run.diverged or not math.isfinite(self.run.val_loss)
+        return math.inf if lost else self.run.val_loss / self.reference_loss
+
+    def step(self, log2_change: float) -> EpisodeStep:
+        """Change the batch size and train one chunk.
+
+        The rewards of an episode sum to minus the ratio of its cost to the reference's, less the
+        `loss_penalty`.
+        """
+        run, before = self.run, self.run.cost
+        wanted = np.round(np.exp2(np.log2(run.batch_size) + log2_change))
+        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
+        signals = run.advance(int(np.clip(wanted, *limits)))
+        reward = -(run.cost - before) / self.reference_cost
+        if run.finished:
+            reward -= loss_penalty(self.loss_ratio)
+        return EpisodeStep(signals, reward, run.finished, False)
+
+    def info(self) -> dict[str, Any]:
+        """Return what loggers want to know; the ratio is of costs and worse losses in one."""
+        ratio = self.run.cost / self.reference_cost * math.exp(loss_penalty(self.loss_ratio))
+        return {"task": self.setting.task, "ratio": ratio, "reached": not self.run.diverged}
+
+    def truth(self) -> TruthRow:
+        """Return what the critic is told."""
+        run, base = self.run, self.run.task.batch_size
+        spent, steps = run.cost / self.reference_cost, self.setting.planned_samples / base
+        return TruthRow(spent, steps, base, run.batch_size, base, self.loss_ratio)
+
+
+def loss_penalty(ratio: float) -> float:
+    """Return what a final loss counts, given its ratio to the reference's: negative if better."""
+    worse = float(np.clip(np.log(ratio), _BEST, _WORST))
+    return worse * (WORSE_WEIGHT if worse > 0.0 else BETTER_WEIGHT)
+
+
+def planned_run(
+    task: Task, setting: PlannedSetting, *, noise_rate: float, guard: bool = True
+) -> LiveRun:
+    """Return a run of a setting, never below the task's batch size."""
+    planned = round(setting.planned_samples / task.batch_size)
+    return LiveRun(
+        task,
+        seed=setting.seed,
+        coupling=setting.coupling,
+        profile=setting.profile,
+        objective=Objective(planned_samples=setting.planned_samples, weights=CostWeights()),
+        min_batch_size=task.batch_size,
+        learning_rate_scale=setting.learning_rate_scale,
+        cadence=setting.cadence,
+        planned_steps=planned,
+        noise_rate=noise_rate,
+        curve_known=setting.curve_known,
+        guard=guard,
+        trainee=fastest_trainee,
+    )
