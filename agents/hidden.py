@@ -54,11 +54,11 @@ def blind(
         parameters: Of a stable-baselines3 `MlpPolicy`.
         groups: What was hidden.
     """
-    changed = dict(parameters)
-    for name in (f"mlp_extractor.{net}.0.weight" for net in ("policy_net", "value_net")):
-        if groups:
-            changed[name] = changed[name].copy()
-            changed[name][:, _columns(groups)] = 0.0
+    changed, hidden = dict(parameters), _columns(groups)
+    for net in ("policy_net", "value_net"):
+        name = f"mlp_extractor.{net}.0.weight"
+        changed[name] = changed[name].copy()
+        changed[name][:, hidden] = 0.0
     return changed
 
 

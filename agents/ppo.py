@@ -25,8 +25,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
 from rlbatch.agents.hidden import HiddenGroups, blind
 from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
+from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSampler
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
@@ -99,7 +101,7 @@ def export_policy(
 ) -> None:
     """Write the deployable policy file of a trained model."""
     card = PolicyCard(
-        objectives=("target",),
+        objectives=recipe.objectives,
         couplings=("none", "sqrt", "linear", "adascale"),
         noise_rate=recipe.noise_rate,
         recipe=recipe.name,
@@ -108,7 +110,9 @@ def export_policy(
     )
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
     network = Network.from_sb3(blind(deployable(parameters), recipe.hidden))
-    policy = LearnedPolicy((network,), action_grid=recipe.actions, card=card)
+    policy = LearnedPolicy(
+        (network,), action_grid=recipe.actions, goodput_slack=recipe.goodput_slack, card=card
+    )
     save_policy(path, policy, card)
 
 
@@ -205,13 +209,23 @@ def _pool(recipe: Recipe, out: Path) -> TaskPool:
 
 
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
-    sampler = SettingSampler(curves, recipe.tasks)
-    seed += 500 * crashes
+    planned = recipe.objective == "epochs"
+    if planned:
+        source = PlannedSampler(curves, recipe.tasks, known_share=recipe.known_share)
+    else:
+        source = SettingSampler(
+            curves,
+            recipe.tasks,
+            known_share=recipe.known_share,
+            budget_share=recipe.budget_share,
+            mixed_share=recipe.mixed_share,
+        )
     return LiveVecEnv(
-        sampler,
+        source,
         count,
-        seed,
+        seed + 500 * crashes,
         recipe.actions,
+        make=PlannedEpisode if planned else begin_episode,
         informed=recipe.informed_critic,
         noise_rate=recipe.noise_rate,
     )

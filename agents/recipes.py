@@ -7,9 +7,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
+from rlbatch.envs.tasks import RANDOM_KINDS
 from rlbatch.errors import ConfigurationError, UnknownNameError
 
-CHEAP_TASKS = (
+SMALL_TASKS = (
     "digits-mlp",
     "digits-mlp-sgd",
     "tabular-regression",
@@ -18,10 +19,12 @@ CHEAP_TASKS = (
     "tabular-classification-sgd",
     "teacher-student",
     "teacher-student-sgd",
-    "random",
 )
-"""Tasks whose runs take a fraction of a second: the ones that real episodes are drawn from. Two
-fifths of these are of random tasks."""
+"""Built-in tasks whose runs take a second or two."""
+
+TRAINING_TASKS = (*SMALL_TASKS, *RANDOM_KINDS)
+"""What real episodes are drawn from, the random ones with the shares of
+`rlbatch.envs.settings.RANDOM_SHARES`."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,19 @@ class Recipe:
         value_layers: Hidden units of the value network.
         informed_critic: Show the value network what is hidden from the policy.
         hidden: Groups of observations (`rlbatch.observation.GROUPS`) that neither network is shown.
+        known_share: Share of the real runs in which the policy is told what a step costs at every
+            size, as by a device profile; in the others it learns that as from the clock on the
+            wall.
+        budget_share: Share of the real runs that have a budget instead of a target.
+        mixed_share: Share of them whose cost is in joules or a mix. Neither is for `epochs`.
+        goodput_slack: Of the deployed policy, see `rlbatch.policy.learned.LearnedPolicy`; training
+            goes without.
+        objective: `target` (and budgets), or `epochs` for runs of so many samples, all real.
     """
 
     name: str
     stages: tuple[Stage, ...]
-    tasks: tuple[str, ...] = CHEAP_TASKS
+    tasks: tuple[str, ...] = TRAINING_TASKS
     pool_size: int = 25_000
     seed: int = 0
     actions: tuple[float, ...] = DEFAULT_ACTIONS
@@ -89,6 +100,26 @@ class Recipe:
     value_layers: tuple[int, ...] = (192, 192)
     informed_critic: bool = True
     hidden: tuple[str, ...] = ()
+    known_share: float = 0.5
+    budget_share: float = 0.15
+    mixed_share: float = 0.15
+    goodput_slack: float | None = 1.0
+    objective: str = "target"
+
+    def __post_init__(self) -> None:
+        """Refuse simulated runs of so many epochs, which there are not."""
+        if self.objective not in ("target", "epochs"):
+            raise ConfigurationError(f"A recipe is for target or epochs, got {self.objective!r}.")
+        if self.objective == "epochs" and any(stage.simulated for stage in self.stages):
+            raise ConfigurationError("The simulator has no objective `epochs`: use real runs.")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the policy is for: `target`, `budget` or `epochs`."""
+        if self.objective == "epochs":
+            return ("epochs",)
+        budgets = self.budget_share > 0.0 and any(stage.real for stage in self.stages)
+        return ("target", "budget") if budgets else ("target",)
 
     def digest(self) -> str:
         """Hash of everything that the recipe says."""
@@ -115,12 +146,22 @@ _LAST = replace(
     learning_rate=2.5e-4,
     entropy=0.001,
 )
+# Begins with the default policy (`--start-from`), which knows what noise and progress look like.
+_EPOCHS = replace(_LAST, timesteps=1_300_000, simulated=0, entropy=0.003)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("default", (_SIMULATED, _REAL, _LAST)),
         Recipe("simulated", (_SIMULATED,)),
+        Recipe(
+            "epochs",
+            (_EPOCHS,),
+            tasks=(*SMALL_TASKS, "random"),
+            known_share=0.25,
+            goodput_slack=None,
+            objective="epochs",
+        ),
         Recipe(
             "smoke",
             (Stage(timesteps=4096, simulated=64, real=0, rollout_steps=32, minibatch=512),),

@@ -25,10 +25,7 @@ from rlbatch.agents.evaluation.fixed_curves import (
     planned_steps,
     size_grid,
 )
-from rlbatch.envs.objectives import UNREACHED_RATIO
-
-BUDGET_REACH = 2.0
-"""Under the `budget` objective fixed sizes run to this multiple of the budget."""
+from rlbatch.envs.objectives import BUDGET_REACH, UNREACHED_RATIO
 
 
 @dataclass(frozen=True)

@@ -145,16 +145,21 @@ def _drive(
     """Train to the end; `charged` counts the seconds of deciding as cost."""
     trajectory: list[tuple[float, int]] = []
     decision_seconds, began, first = 0.0, time.perf_counter(), run.batch_size
-    size = first
+    size, decisions, released = first, 0, False
     while True:
         trajectory.append((run.cost, size))
         signals = run.advance(size)
         if run.finished or run.cost > limit:
             break
+        if run.released:
+            if log is not None and not released:
+                log.off(run, signals)
+            size, released = run.task.batch_size, True
+            continue
         asked = time.perf_counter()
         decision = decider.decide(signals, run.batch_size)
         seconds = time.perf_counter() - asked
-        decision_seconds += seconds
+        decisions, decision_seconds = decisions + 1, decision_seconds + seconds
         if charged:
             run.cost += seconds
         if log is not None:
@@ -174,7 +179,7 @@ def _drive(
         final_val_loss=run.val_loss,
         batch_size_min=min(sizes),
         batch_size_max=max(sizes),
-        decisions=len(trajectory) - 1,
+        decisions=decisions,
         wall_seconds=time.perf_counter() - began,
         decision_seconds=decision_seconds,
         validations=tuple(run.validations),

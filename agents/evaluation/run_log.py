@@ -60,17 +60,8 @@ class RunLog:
 
     def decision(self, run: LiveRun, signals: Signals, decision: AppliedDecision) -> None:
         """Write what was decided after a chunk, and before it the roll-back if there was one."""
-        trained_at = round(float(signals.batch_size))
         if float(signals.rolled_back) > 0:
-            self._write(
-                run,
-                "rollback",
-                batch_size_before=trained_at,
-                batch_size=run.batch_size,
-                effective_step=run.steps,
-                applied_log2_change=math.log2(run.batch_size / trained_at),
-                reasons=("guard: the chunk did damage and was undone",),
-            )
+            self._rollback(run, signals)
         self._write(
             run,
             "decision",
@@ -85,6 +76,30 @@ class RunLog:
             probabilities=decision.probabilities,
             value=decision.value,
             reasons=decision.reasons,
+        )
+
+    def _rollback(self, run: LiveRun, signals: Signals) -> None:
+        trained_at = round(float(signals.batch_size))
+        self._write(
+            run,
+            "rollback",
+            batch_size_before=trained_at,
+            batch_size=run.batch_size,
+            effective_step=run.steps,
+            applied_log2_change=math.log2(run.batch_size / trained_at),
+            reasons=("guard: the chunk did damage and was undone",),
+        )
+
+    def off(self, run: LiveRun, signals: Signals) -> None:
+        """Write the last roll-back, and that the run goes on at the task's batch size."""
+        self._rollback(run, signals)
+        self._write(
+            run,
+            "off",
+            effective_step=run.steps,
+            batch_size_before=run.batch_size,
+            batch_size=run.task.batch_size,
+            reasons=("guard: the loss does not recover",),
         )
 
     def end(self, run: LiveRun, signals: Signals) -> None:

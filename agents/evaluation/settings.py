@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rlbatch.agents.evaluation.run import start_size
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError, UnknownNameError
-from rlbatch.policy.registry import resolve_policy
+from rlbatch.policy.registry import PRETRAINED, pretrained_file, resolve_policy
 from rlbatch.signals.record import Coupling
 
 SIMULATED = "simulated:"
@@ -181,6 +180,6 @@ def task_identity(name: str, task: Task) -> str:
 def _file_digest(name: str) -> str | None:
     """Return the hash of the file that a task's or policy's name stands for, if it is one."""
     path = Path(name.rpartition(":")[0] if ".py:" in name else name)
-    if name == "default":
-        path = Path(str(files("rlbatch") / "agents/pretrained/default.safetensors"))
+    if name in PRETRAINED:
+        path = pretrained_file(name)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None

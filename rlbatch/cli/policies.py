@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 from rlbatch.cli import _shared
 
+_TRAINED = {
+    "default": "The trained policy of this rlbatch, for runs with a target.",
+    "epochs": "The trained policy of this rlbatch, for runs of so many epochs.",
+}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -44,10 +49,10 @@ def _names() -> tuple[str, ...]:
 def _note_ignored() -> None:
     """Say which policies of other packages can never be named."""
     from rlbatch.policy.plugins import find_plugins, provider
-    from rlbatch.policy.registry import BUILT_IN, DEFAULT
+    from rlbatch.policy.registry import BUILT_IN, PRETRAINED
 
     for name, points in find_plugins().items():
-        if name in (DEFAULT, *BUILT_IN):
+        if name in (*PRETRAINED, *BUILT_IN):
             _shared.note(
                 f"rlbatch: {name!r} of {provider(points)} is not used: rlbatch's own policy of "
                 "that name comes first."
@@ -56,10 +61,10 @@ def _note_ignored() -> None:
 
 def _row(name: str) -> dict[str, str]:
     from rlbatch.errors import ConfigurationError
-    from rlbatch.policy.registry import DEFAULT, policy_factory
+    from rlbatch.policy.registry import PRETRAINED, policy_factory
 
-    if name == DEFAULT:
-        return {"policy": name, "parameters": "", "what": "The trained policy of this rlbatch."}
+    if name in PRETRAINED:
+        return {"policy": name, "parameters": "", "what": _TRAINED[name]}
     try:
         parameters, what = _described(policy_factory(name))
     except ConfigurationError as error:  # another package's: the others can still be named

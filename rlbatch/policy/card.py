@@ -12,7 +12,7 @@ from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
-OBJECTIVES = ("target", "budget")
+OBJECTIVES = ("target", "budget", "epochs")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PolicyCard:
     """How a policy was made and what it achieved; travels in the policy file.
 
     Attributes:
-        objectives: Objectives that training has seen: "target", "budget".
+        objectives: Objectives that training has seen: "target", "budget", "epochs".
         couplings: LR couplings that training has seen (values of `Coupling`).
         noise_rate: How densely the gradient noise was measured in training, see
             `rlbatch.signals.cadence.measured_among`.

@@ -46,6 +46,7 @@ _KEYS = (
     *("format_version", "schema_version", "observation_names", "layer_sizes", "activation"),
     *("action_grid", "masked", "sample", *_CARD_KEYS, "checksum"),
 )
+_LATER_KEYS = ("goodput_slack",)  # files without them are older, and mean None
 _DAMAGED = "The file is damaged; fetch it again, or train one anew."
 
 Tensors = dict[str, NDArray[Any]]
@@ -110,6 +111,7 @@ def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
         "layer_sizes": [{net: member.sizes(net) for net in _NETS} for member in policy.members],
         "activation": policy.activation,
         "action_grid": policy.action_grid,
+        "goodput_slack": policy.goodput_slack,
         "masked": policy.masked,
         "sample": policy.sample,
         **{key: getattr(card, key) for key in _CARD_KEYS},
@@ -145,6 +147,7 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
         members=tuple(members),
         action_grid=tuple(content["action_grid"]),
         activation=content["activation"],
+        goodput_slack=content.get("goodput_slack"),
         masked=bool(content["masked"]),
         sample=bool(content["sample"]),
         card=PolicyCard(**card),
@@ -189,7 +192,7 @@ def _parse(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
             "Make one with: rlbatch train"
         )
     content: dict[str, Any] = {}
-    for key in _KEYS:
+    for key in (*_KEYS, *(key for key in _LATER_KEYS if key in texts)):
         try:
             content[key] = json.loads(texts[key])
         except (ValueError, RecursionError) as error:

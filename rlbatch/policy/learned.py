@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlbatch.errors import ConfigurationError
-from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.network import ACTIVATIONS, Float32, Network, forward, softmax
 from rlbatch.signals.record import Array, Signals
+
+_GOODPUT, _NOISE_KNOWN = map(OBSERVATION_NAMES.index, ("goodput_step", "noise_known"))
+_GOODPUT_SCALE = 6.0  # of that feature
+_LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,9 @@ class LearnedPolicy:
         members: The networks; their probabilities and their values are averaged.
         action_grid: Change of log2(batch size) of each action, ascending, 0 among them.
         activation: Between the layers: "tanh" or "relu".
+        goodput_slack: How far below the most productive size, in log2, it may choose a batch size
+            where the gradient noise is known; None: as far as it likes. Small tasks teach that
+            small batches do no harm; where samples are dear and noisy, they do.
         masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
             as in training: a policy that learnt while its actions were clipped is run with clipped
             actions (`Bounded`), not with a mask.
@@ -39,6 +46,7 @@ class LearnedPolicy:
     members: tuple[Network, ...]
     action_grid: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     activation: str = "tanh"
+    goodput_slack: float | None = None
     masked: bool = False
     sample: bool = False
     seed: int = 0
@@ -58,6 +66,10 @@ class LearnedPolicy:
             raise ConfigurationError(
                 f"LearnedPolicy.activation must be one of {', '.join(ACTIVATIONS)}; "
                 f"got {self.activation!r}."
+            )
+        if self.goodput_slack is not None and not np.isfinite(self.goodput_slack):
+            raise ConfigurationError(
+                f"LearnedPolicy.goodput_slack must be finite or None; got {self.goodput_slack}."
             )
         if self.seed < 0:
             raise ConfigurationError(f"LearnedPolicy.seed must not be negative; got {self.seed}.")
@@ -102,12 +114,27 @@ class LearnedPolicy:
             index = _draw(probabilities, tools.uniform(seed, counter))
         else:
             index = probabilities.argmax(axis=-1)
-        change = tools.numeric(np.asarray(self.action_grid)[index])
+        chosen = tools.numeric(np.asarray(self.action_grid)[index])
+        change = tools.numeric(self._lifted(np.asarray(chosen), given))
         reasons: tuple[str, ...] = ()
-        if isinstance(change, float):
-            reasons = (f"learned: {tools.describe(change)} (p={probabilities[index]:.2f})",)
+        if isinstance(chosen, float):
+            reasons = (f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})",)
+            if change != chosen:
+                reasons += (f"goodput floor: {tools.describe(float(change))}",)
         made = Decision(change, probabilities, tools.numeric(value), reasons)
         return made, (seed, np.asarray(counter) + 1)
+
+    def _lifted(self, change: Array, observation: Float32) -> Array:
+        """Return the change, raised where it would end too far below the most productive size.
+
+        That size is the argmax of Pollux's goodput (Qiao et al. 2021, section 3), as observed. A
+        policy that did not ask to rise is lifted by one doubling at a time.
+        """
+        if self.goodput_slack is None:
+            return change
+        lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - self.goodput_slack
+        lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
+        return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
 
     def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
         """Return which actions may be taken, shape (..., actions); "stay" always may."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from rlbatch.errors import ConfigurationError, PolicyFileError, UnknownNameError
@@ -31,8 +31,10 @@ BUILT_IN: Mapping[str, str] = {
     "simigrad": "rlbatch.agents.rules.simigrad:SimiGrad",
 }
 
-DEFAULT = "default"
-_DEFAULT_FILE = "agents/pretrained/default.safetensors"
+DEFAULT, EPOCHS = "default", "epochs"
+PRETRAINED = (DEFAULT, EPOCHS)
+"""Policies that ship with rlbatch: one for targets, one for runs of so many epochs."""
+
 _FILE_SUFFIXES = (".safetensors", ".zip", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -40,7 +42,7 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
     """Return the policy that a name stands for.
 
     Args:
-        spec: `default` (the policy that ships with rlbatch), the path of a policy file, or a
+        spec: `default` or `epochs` (which ship with rlbatch), the path of a policy file, or a
             rule's name with parameters: `goodput`, `fixed:64`, `noise-scale:theta=0.6,follow=true`.
             Other packages add names with entry points in the group `rlbatch.policies`; they
             cannot replace one of rlbatch's own.
@@ -54,10 +56,10 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
     if not isinstance(spec, str):
         return load_policy_file(spec)
     name, _, arguments = spec.strip().partition(":")
-    if name == DEFAULT:
+    if name in PRETRAINED:
         if arguments:
-            raise ConfigurationError(f"The default policy takes no parameters; got {arguments!r}.")
-        return _load_default()
+            raise ConfigurationError(f"The {name} policy takes no parameters; got {arguments!r}.")
+        return load_policy_file(pretrained_file(name))
     if name in BUILT_IN:
         factory = _load(BUILT_IN[name])
         return factory(**parse_parameters(name, factory, arguments))
@@ -71,14 +73,14 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
 
 def policy_names() -> tuple[str, ...]:
     """Return every name that `resolve_policy` knows, sorted."""
-    return tuple(sorted({DEFAULT, *BUILT_IN, *find_plugins()}))
+    return tuple(sorted({*PRETRAINED, *BUILT_IN, *find_plugins()}))
 
 
 def policy_factory(name: str) -> Callable[..., Policy]:
     """Return the class or function behind a rule's name, for its parameters and its docstring.
 
     Raises:
-        UnknownNameError: No rule of that name (`default` is none).
+        UnknownNameError: No rule of that name (`default` and `epochs` are none).
         ConfigurationError: Another package announces the name, and it cannot be loaded.
     """
     if name in BUILT_IN:
@@ -89,14 +91,19 @@ def policy_factory(name: str) -> Callable[..., Policy]:
     return load_plugin(name, plugins[name])
 
 
-def _load_default() -> Policy:
-    with as_file(files("rlbatch") / _DEFAULT_FILE) as path:
-        if not path.exists():
-            raise PolicyFileError(
-                f"The default policy is missing from this installation ({path}). Install rlbatch "
-                "again, or name a policy file or a rule."
-            )
-        return load_policy_file(path)
+def pretrained_file(name: str) -> Path:
+    """Return the file of a policy that ships with rlbatch.
+
+    Raises:
+        PolicyFileError: It is not there.
+    """
+    path = Path(str(files("rlbatch"))) / "agents" / "pretrained" / f"{name}.safetensors"
+    if not path.exists():
+        raise PolicyFileError(
+            f"The {name} policy is missing from this installation ({path}). Install rlbatch again, "
+            "or name a policy file or a rule."
+        )
+    return path
 
 
 def _load(target: str) -> Callable[..., Policy]:

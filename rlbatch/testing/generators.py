@@ -36,6 +36,7 @@ def simple_signals(**changes: Any) -> Signals:
         **{"dataset_size": 6400.0, "learning_rate": 0.1, "momentum": 0.0, "adaptive": 0.0},
         **{"coupling_exponent": 0.0, "adascale": 0.0, "target_loss": 0.1, "budget": np.nan},
         **{"weight_seconds": 1.0, "weight_samples": 0.0, "weight_joules": 0.0},
+        "planned_samples": np.nan,
     }
     values: dict[str, Any] = {
         **{"batch_size": 64.0, "steps": 10.0, "total_steps": 10.0, "total_samples": 640.0},
@@ -105,11 +106,12 @@ def random_run(
 
 
 def random_context(shape: tuple[int, ...], rng: np.random.Generator) -> RunContext:
-    """Return legal constants of a run; about half of the runs have a target, others a budget."""
+    """Return legal constants of a run: half have a target, others a budget or planned samples."""
     smallest = np.exp2(rng.integers(0, 6, shape))
     base = smallest * np.exp2(rng.integers(0, 6, shape))
     coupling = rng.integers(0, 4, shape)
-    has_target = rng.uniform(size=shape) < 0.5
+    aim = rng.uniform(size=shape)
+    has_target, has_budget = aim < 0.5, (aim >= 0.5) & (aim < 0.75)
     weights = rng.dirichlet(np.ones(3), shape)
     values: dict[str, Array] = {
         "base_batch_size": base,
@@ -122,10 +124,11 @@ def random_context(shape: tuple[int, ...], rng: np.random.Generator) -> RunConte
         "coupling_exponent": np.asarray([0.0, 0.5, 1.0, 1.0])[coupling],
         "adascale": (coupling == 3).astype(np.float64),
         "target_loss": np.where(has_target, 10.0 ** rng.uniform(-6, 6, shape), np.nan),
-        "budget": np.where(has_target, np.nan, 10.0 ** rng.uniform(4, 8, shape)),
+        "budget": np.where(has_budget, 10.0 ** rng.uniform(4, 8, shape), np.nan),
         "weight_seconds": weights[..., 0],
         "weight_samples": weights[..., 1],
         "weight_joules": weights[..., 2],
+        "planned_samples": np.where(aim >= 0.75, 10.0 ** rng.uniform(2, 8, shape), np.nan),
     }
     return RunContext(**_plain(values))
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from stable_baselines3 import PPO
 
 from rlbatch.agents.critic import InformedCriticPolicy
-from rlbatch.agents.ppo import load_weights, train
+from rlbatch.agents.ppo import export_policy, load_weights, train
 from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
@@ -24,6 +25,7 @@ from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
 from rlbatch.testing import simple_signals
+from tests.envs.test_settings import NAMES, write_tables
 
 ROLLOUT = 64 * 32
 TINY = Recipe(
@@ -34,6 +36,7 @@ TINY = Recipe(
         ),
     ),
     pool_size=64,
+    goodput_slack=None,  # the network alone decides
 )
 
 
@@ -54,6 +57,34 @@ def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None
     actions, _ = model.predict(np.concatenate([seen, hidden], axis=1), deterministic=True)
     np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
     assert policy.card.recipe_hash == TINY.digest()
+
+
+def test_a_policy_has_the_floor_and_the_objective_of_its_recipe(
+    trained: Path, tmp_path: Path
+) -> None:
+    model = PPO.load(trained / "checkpoint.zip", device="cpu")
+    for changes in ({"goodput_slack": 0.5}, {"goodput_slack": None}):
+        export_policy(model, replace(TINY, **changes), tmp_path / "policy.safetensors")
+        policy = load_policy(tmp_path / "policy.safetensors")
+        assert policy.goodput_slack == changes["goodput_slack"]
+        assert policy.card.objectives == ("target",)
+    export_policy(model, RECIPES["epochs"], tmp_path / "policy.safetensors")
+    policy = load_policy(tmp_path / "policy.safetensors")
+    assert (policy.goodput_slack, policy.card.objectives) == (None, ("epochs",))
+
+
+def test_the_policy_for_epochs_is_trained_on_real_runs(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    stage = Stage(timesteps=8, simulated=0, real=2, rollout_steps=4, minibatch=8, epochs=1)
+    recipe = Recipe("e", (stage,), tasks=NAMES, policy_layers=(8,), objective="epochs")
+    policy = load_policy(train(recipe, tmp_path / "out", curves=tmp_path))
+    assert policy.card.objectives == ("epochs",)
+    assert replace(recipe, objective="target").objectives == ("target", "budget")
+    assert TINY.objectives == ("target",)  # its simulated runs have no budgets
+    with pytest.raises(ConfigurationError, match="no objective `epochs`"):
+        replace(TINY, objective="epochs")
+    with pytest.raises(ConfigurationError, match="target or epochs, got 'budget'"):
+        replace(TINY, objective="budget")
 
 
 def test_the_exported_value_is_the_critics_at_the_mean_truth(trained: Path) -> None:

@@ -228,6 +228,33 @@ def test_a_rollback_has_a_line_of_its_own(cheap_task: Task, tmp_path: Path) -> N
     assert [size for _, size in result.trajectory][:3] == [8, 40, 8]
 
 
+def test_a_released_run_goes_on_at_the_tasks_size_without_decisions(
+    cheap_task: Task, tmp_path: Path
+) -> None:
+    # Up again after each roll-back: the fourth in a row releases it.
+    hot = replace(cheap_task, optimizer=lambda p: torch.optim.SGD(p, lr=0.25))
+    result = run(
+        replace(hot, target=1e-3),
+        ScriptedPolicy((9.0,) * 50),
+        coupling=Coupling.LINEAR,
+        log_dir=tmp_path / "log",
+        max_steps=60,
+    )
+
+    records = read_episode(tmp_path / "log").records
+    events = [record.event for record in records]
+    off = events.index("off")
+    assert events[off - 1] == "rollback"
+    assert events[off:] == ["off", "end"]
+    assert records[off].batch_size == cheap_task.batch_size
+    assert result.decisions == events.count("decision") == 4
+    sizes = [size for _, size in result.trajectory]
+    assert sizes[:5] == [8, 40, 40, 40, 40]
+    assert set(sizes[5:]) == {8}
+    assert len(sizes) > 7
+    assert not result.diverged
+
+
 @pytest.mark.parametrize("shadowed", [False, True])
 def test_the_log_says_which_actions_the_probabilities_are_of(
     shadowed: bool, cheap_task: Task, tmp_path: Path

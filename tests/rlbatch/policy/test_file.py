@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 import rlbatch
 from rlbatch.errors import ConfigurationError, PolicyFileError
 from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+from rlbatch.policy import file
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import load_policy, save_policy
 from rlbatch.policy.learned import LearnedPolicy
@@ -56,22 +57,27 @@ def path(tmp_path: Path) -> Path:
 
 def rewrite(path: Path, change: Any) -> None:
     """Apply `change(metadata, tensors)` to a file, leaving it a sound safetensors file."""
-    with safe_open(path, framework="np") as file:
-        metadata = dict(file.metadata())
-        tensors = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118
+    with safe_open(path, framework="np") as opened:
+        metadata = dict(opened.metadata())
+        tensors = {name: opened.get_tensor(name).copy() for name in opened.keys()}  # noqa: SIM118
     change(metadata, tensors)
     save_file(tensors, path, metadata)
 
 
 def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     policy = make_policy(
-        members=2, activation="relu", action_grid=(-3, -1, 0, 0.5), masked=True, sample=True
+        members=2,
+        activation="relu",
+        action_grid=(-3, -1, 0, 0.5),
+        masked=True,
+        sample=True,
+        goodput_slack=0.5,
     )
     path = tmp_path / "new" / "folder" / "p.safetensors"
     save_policy(path, policy, CARD)
     loaded = load_policy(path)
     assert same_weights(policy, loaded)
-    for name in ("action_grid", "activation", "masked", "sample"):
+    for name in ("action_grid", "activation", "goodput_slack", "masked", "sample"):
         assert getattr(loaded, name) == getattr(policy, name)
     assert loaded.card == replace(CARD, rlbatch_version=rlbatch.__version__)
     rng = np.random.default_rng(0)
@@ -81,6 +87,15 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     after, _ = loaded.decide(observation, signals, loaded.initial_state((20,)))
     np.testing.assert_array_equal(before.log2_change, after.log2_change)
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
+
+
+def test_a_file_from_before_the_goodput_floor_has_none(path: Path) -> None:
+    def older(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
+        del metadata["goodput_slack"], metadata["checksum"]
+        metadata["checksum"] = json.dumps(file._checksum(metadata, tensors))
+
+    rewrite(path, older)
+    assert load_policy(path).goodput_slack is None
 
 
 def test_metadata_is_readable_without_rlbatch(path: Path) -> None:

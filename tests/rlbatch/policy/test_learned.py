@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rlbatch.errors import ConfigurationError
-from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy.base import Decision, Policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Layer, Network
@@ -62,6 +62,44 @@ def test_mask_leaves_what_stays_in_bounds(batch_size: float, allowed: tuple[floa
     decision, _ = policy.decide(ZERO, signals, policy.initial_state())
     expected = [1 / len(allowed) if action in allowed else 0.0 for action in GRID]
     np.testing.assert_allclose(probabilities(decision), expected, rtol=1e-6)
+
+
+def observed(goodput_step: float, noise_known: float) -> NDArray[np.float32]:
+    seen = ZERO.copy()
+    seen[OBSERVATION_NAMES.index("goodput_step")] = goodput_step / 6  # doublings
+    seen[OBSERVATION_NAMES.index("noise_known")] = noise_known
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "goodput_step", "known", "change"),
+    [
+        (-2.0, 0.0, 0.5, -1.0),  # half the most productive size at least
+        (-1.0, 0.0, 0.5, -1.0),
+        (-2.0, -3.0, 0.5, -2.0),  # which lies far below
+        (-2.0, 3.0, 0.5, 1.0),  # far above: one doubling at a time
+        (2.0, 5.0, 0.5, 2.0),  # never less than was chosen
+        (-2.0, 3.0, 0.0, -2.0),  # nobody knows the noise
+    ],
+)
+def test_the_floor_lies_so_far_below_the_most_productive_size(
+    chosen: float, goodput_step: float, known: float, change: float
+) -> None:
+    logits = [9.0 * (action == chosen) for action in GRID]
+    policy = constant_policy(*logits, goodput_slack=1.0)
+    seen = observed(goodput_step, known)
+    decision, _ = policy.decide(seen, signals_at(64), policy.initial_state())
+    assert decision.log2_change == pytest.approx(change)
+    assert [reason.startswith("goodput floor") for reason in decision.reasons[1:]] == [True] * (
+        change != chosen
+    )
+    both = np.stack([seen, seen])
+    many, _ = policy.decide(
+        both, random_signals((2,), np.random.default_rng(0)), (*policy.initial_state((2,)),)
+    )
+    np.testing.assert_allclose(many.log2_change, [change, change])
+    free = constant_policy(*logits)
+    assert free.decide(seen, signals_at(64), free.initial_state())[0].log2_change == chosen
 
 
 def test_mask_never_takes_everything() -> None:

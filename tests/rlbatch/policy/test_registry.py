@@ -13,11 +13,11 @@ from rlbatch.policy import registry
 from rlbatch.policy.base import Policy
 from rlbatch.policy.file import save_policy
 from rlbatch.policy.learned import LearnedPolicy
-from rlbatch.policy.registry import policy_factory, policy_names, resolve_policy
+from rlbatch.policy.registry import PRETRAINED, policy_factory, policy_names, resolve_policy
 from rlbatch.testing import random_policy
 
 
-@pytest.mark.parametrize("name", [name for name in policy_names() if name != "default"])
+@pytest.mark.parametrize("name", [name for name in policy_names() if name not in PRETRAINED])
 def test_every_name_makes_a_policy_without_parameters(name: str) -> None:
     policy = resolve_policy(name)
     assert isinstance(policy, Policy)
@@ -62,7 +62,9 @@ def test_unknown_names_get_suggestions() -> None:
         UnknownNameError, match=r"Unknown policy 'goodputt'\. Did you mean 'goodput'"
     ):
         resolve_policy("goodputt:theta=1")
-    with pytest.raises(UnknownNameError, match=r"Known: adadamp, .*default, fixed, geometric"):
+    with pytest.raises(
+        UnknownNameError, match=r"Known: adadamp, .*default, epochs, fixed, geometric"
+    ):
         resolve_policy("zzz")
 
 
@@ -79,15 +81,16 @@ def test_policy_files_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         resolve_policy("some/where")
 
 
-def test_the_default_policy_is_the_packaged_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_policy_that_ships_is_the_packaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(registry, "files", lambda package: tmp_path / package)
-    with pytest.raises(PolicyFileError, match=r"default policy is missing.*Install rlbatch again"):
-        resolve_policy("default")
+    with pytest.raises(PolicyFileError, match=rf"{name} policy is missing.*Install rlbatch again"):
+        resolve_policy(name)
     policy = random_policy(np.random.default_rng(0), action_grid=(-1, 0, 1))
-    save_policy(tmp_path / "rlbatch/agents/pretrained/default.safetensors", policy)
-    loaded = resolve_policy("default")
+    save_policy(tmp_path / f"rlbatch/agents/pretrained/{name}.safetensors", policy)
+    loaded = resolve_policy(name)
     assert isinstance(loaded, LearnedPolicy)
     assert loaded.action_grid == (-1.0, 0.0, 1.0)
 

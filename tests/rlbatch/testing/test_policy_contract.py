@@ -136,7 +136,9 @@ def test_signals_are_legal() -> None:
     assert np.all(signals.batch_size >= np.asarray(context.min_batch_size))
     assert np.all(signals.batch_size <= np.asarray(context.max_batch_size))
     assert np.all(np.diff(signals.step_cost_curve, axis=-1) >= 0)
-    assert np.all(np.isnan(context.target_loss) != np.isnan(context.budget))
+    aims = np.stack([context.target_loss, context.budget, context.planned_samples])
+    assert np.all(np.isfinite(aims).sum(axis=0) == 1)
+    assert np.all(np.isfinite(aims).any(axis=1))
     for name in MAY_BE_MISSING:
         assert 0.4 < np.isnan(getattr(signals, name)).mean() < 0.6
 
