@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from rlbatch.actuation.delivery import Delivered
 from rlbatch.actuation.window import micro_batch_totals
-from rlbatch.control.build import make_conductor, run_info
+from rlbatch.control.build import make_conductor, named_policy, run_info
 from rlbatch.control.conductor import Conductor
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.journal import Place
@@ -32,16 +32,8 @@ from rlbatch.control.stepper import WindowStepper
 from rlbatch.episode_log import EpisodeLog
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.policy.base import Policy
-from rlbatch.policy.registry import resolve_policy
 
 STATE_VERSION = 1
-WITHOUT_AIM = "noise-scale:theta=12"
-"""What `default` stands for in a run that has neither a target nor a budget, but so many epochs.
-
-The learned policy is trained to reach a target soon. Who trains for N epochs wants no worse a loss
-in less time. So the batch never falls below the user's, and grows only where it stays far below the
-gradient noise scale. `scripts/measure_epochs.py` measures what that gives.
-"""
 _NO_LOADER = (
     "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
 )
@@ -93,7 +85,8 @@ class BatchController:
             optimizer: Its optimizer.
             batch_size: The user's, for which the learning rate was chosen; the loader's.
             policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy. Without
-                `target_loss` or `budget`, `default` is the rule `WITHOUT_AIM`.
+                `target_loss` or `budget`, `default` is the policy `epochs` where their number is
+                given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
             **settings: Fields of `ControllerConfig`.
@@ -109,14 +102,11 @@ class BatchController:
         self.config = ControllerConfig(**settings) if config is None else config
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
-        if policy == "default" and not self.config.has_aim:
-            policy = WITHOUT_AIM
-        self.policy = resolve_policy(policy) if isinstance(policy, str) else policy
-        self._policy_name = policy if isinstance(policy, str) else type(policy).__name__
+        self.policy, self._policy_name = named_policy(policy, self.config)
         self._scaler = scaler
         self._conductor: Conductor | None = None
         self._loader: ControlledLoader | None = None
-        self._stepper = self._make_stepper(1)
+        self._stepper = self._make_stepper(Ranks())
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
@@ -144,7 +134,7 @@ class BatchController:
                 f"loader has {batch_size}. Give both the same one."
             )
         self._memory = self._make_memory(ranks)
-        self._stepper = self._make_stepper(ranks.world_size)
+        self._stepper = self._make_stepper(ranks)
         self._conductor = make_conductor(
             self.model,
             self.optimizer,
@@ -181,7 +171,11 @@ class BatchController:
                 "controller.within_memory():`."
             )
         self._stepper.backward(loss)
-        if self._averages and self._stepper.window_complete and not self._settle():
+        if (
+            self._averages(self._parts.ranks)
+            and self._stepper.window_complete
+            and not self._settle()
+        ):
             return
         self._parts.after_backward(loss)
 
@@ -362,22 +356,22 @@ class BatchController:
         """The loader has nothing more."""
         self._parts.meter.pause()
 
-    def _make_stepper(self, world_size: int) -> WindowStepper:
+    def _make_stepper(self, ranks: Ranks) -> WindowStepper:
         return WindowStepper(
             self.model,
             self.optimizer,
             self._scaler,
-            world_size,
-            synchronises=not self._finds_limit,
+            ranks.world_size,
+            synchronises=not self._averages(ranks),
         )
 
     @property
     def _finds_limit(self) -> bool:
         return self.config.micro_batch_size == "auto"
 
-    @property
-    def _averages(self) -> bool:
-        return self._finds_limit and self._parts.ranks.world_size > 1
+    def _averages(self, ranks: Ranks) -> bool:
+        """Whether gradients are averaged here, once all ranks have theirs."""
+        return self._finds_limit and ranks.world_size > 1 and not ranks.sharded
 
     def _make_memory(self, ranks: Ranks) -> MemoryGuard:
         limit = self.config.micro_batch_size
@@ -417,7 +411,7 @@ class BatchController:
         self._epochs_done = delivered.epoch + done / self._dataset_size
         before = parts.batch_size
         if self._finds_limit:
-            if not self._averages:
+            if not self._averages(parts.ranks):
                 self._guard.settle()
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
         parts.end_window(delivered.window_samples, self._place)

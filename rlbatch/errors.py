@@ -53,5 +53,9 @@ class DeliveryError(RlbatchError):
     """The data pipeline did not deliver the batch that was decided."""
 
 
+class MemoryUsedUpError(RlbatchError, MemoryError):
+    """A pass ran out of memory where the run cannot go on."""
+
+
 class DivergenceError(RlbatchError):
     """A run diverged and the guard could not bring it back."""

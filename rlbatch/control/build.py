@@ -14,12 +14,43 @@ from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.control.journal import context_values
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
-from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
-from rlbatch.policy.registry import resolve_policy
+from rlbatch.policy.registry import DEFAULT, EPOCHS, resolve_policy
 from rlbatch.signals.assemble import run_context
 from rlbatch.signals.monitor import ChunkMonitor
 from rlbatch.signals.record import Coupling
+
+WITHOUT_PLAN = "noise-scale:theta=12"
+"""What `default` stands for in a run that has no target, no budget and no known number of epochs.
+
+The policy `default` is trained to reach a target soon, and `epochs` wants to know how much of the
+run is over. Who trains on without either wants no worse a loss in less time. So the batch never
+falls below the user's, and grows only where it stays far below the gradient noise scale.
+`scripts/measure_epochs.py` measures what that gives.
+"""
+
+
+def choose_policy(policy: str, config: ControllerConfig) -> str:
+    """Return the policy that a name stands for under these settings.
+
+    `default` is the policy of that name for a run with a target or a budget, `epochs` for one that
+    is to save seconds in so many epochs, and else `WITHOUT_PLAN`.
+    """
+    if policy != DEFAULT or config.has_aim:
+        return policy
+    return EPOCHS if config.epochs is not None and config.cost == "seconds" else WITHOUT_PLAN
+
+
+def named_policy(policy: Policy | str, config: ControllerConfig) -> tuple[Policy, str]:
+    """Return the policy that decides under these settings, and what to call it.
+
+    Raises:
+        UnknownNameError: There is no policy of that name.
+    """
+    if not isinstance(policy, str):
+        return policy, type(policy).__name__
+    name = choose_policy(policy, config)
+    return resolve_policy(name), name
 
 
 def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
@@ -64,17 +95,12 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
         ranks: The processes that train together; None for this one alone.
 
     Raises:
-        ConfigurationError: The user's batch size lies outside of the limits, or a sharded model is
-            to find its own micro-batch size.
+        ConfigurationError: The user's batch size lies outside of the limits.
     """
-    if ranks is not None and ranks.sharded and config.micro_batch_size == "auto":
-        raise ConfigurationError(
-            "micro_batch_size='auto' does not work with fully_shard: a rank that is out of memory "
-            "leaves the others waiting for its shards. Give a number."
-        )
     world_size = 1 if ranks is None else ranks.world_size
     low, high = config.limits(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"
+    planned = None if config.has_aim or config.epochs is None else config.epochs * dataset_size
     context = run_context(
         optimizer,
         Coupling(config.lr_coupling),
@@ -85,6 +111,7 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
         target_loss=config.target_loss,
         budget=config.budget,
         weights=(float(not by_samples), float(by_samples), 0.0),
+        planned_samples=planned,
     )
     engine = engine or make_engine(policy, config)
     return Conductor(

@@ -131,8 +131,8 @@ class Conductor:
             return
         if self._chunk_steps == 0:
             self._begin_chunk()
-        elif self._resumed:  # the copy of the weights from before the chunk is gone
-            self.guard.begin_chunk(touched=self._touched, rises=True)
+        elif self._resumed:
+            self.guard.resume_chunk(touched=self._touched)
         self._resumed = False
         self._monitor.begin_window(sizes, measured=self._measures and len(sizes) > 1)
 
@@ -315,13 +315,13 @@ class Conductor:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the coming decisions depend on, as plain values.
+        """Return everything that the coming decisions depend on.
 
-        The snapshot is left out: a chunk that goes on after a resume is rolled back to there.
+        Within a chunk that the guard may undo, that is the weights before it, too.
         """
         return {
             "plain": {name: getattr(self, name) for name in _PLAIN},
-            "guard": self.guard.state_dict(),
+            "guard": self.guard.state_dict(within_chunk=self._chunk_steps > 0),
             "engine": self._engine.state_dict(),
             "rate": self.rate.state_dict(),
             "meter": self.meter.state_dict(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Literal
 
@@ -30,6 +31,8 @@ class ControllerConfig:
         target_loss: Validation loss that the run wants to reach, if there is one. Give the losses
             to `BatchController.report_validation`.
         budget: Cost that the run may spend, if it is limited; in the unit of `cost`.
+        epochs: How many epochs a run without a target or a budget lasts, if that is known.
+            Lightning, the Hugging Face Trainer and Keras tell it themselves.
         cost: What is saved: `seconds` or `samples`.
         step_seconds: Seconds of one step at batch sizes of any shape, for example a device
             profile's `step_seconds`; None measures by the clock on the wall.
@@ -59,6 +62,7 @@ class ControllerConfig:
     lr_coupling: Coupling | str = Coupling.SQRT
     target_loss: float | None = None
     budget: float | None = None
+    epochs: float | None = None
     cost: Literal["seconds", "samples"] = "seconds"
     step_seconds: Callable[[float | Array], Array] | None = None
     first_chunk_steps: int = 1
@@ -100,6 +104,7 @@ class ControllerConfig:
                 "Expected 1 <= first_chunk_steps <= min_chunk_steps <= max_chunk_steps and "
                 f"chunk_growth >= 0, got {steps} and {self.chunk_growth}."
             )
+        self._require_epochs()
         if self.noise_rate is not None and not self.noise_rate >= 0.0:
             raise ConfigurationError(f"noise_rate must not be negative, got {self.noise_rate}.")
         choices = {"cost": ("seconds", "samples"), "on_error": ("off", "raise")}
@@ -109,10 +114,22 @@ class ControllerConfig:
                     f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
 
+    def _require_epochs(self) -> None:
+        if self.epochs is not None and not 0.0 < self.epochs < math.inf:
+            raise ConfigurationError(
+                f"epochs must be positive and finite, or None if unknown, got {self.epochs}."
+            )
+
     @property
     def has_aim(self) -> bool:
         """Whether a target or a budget was named; without, a run goes on for its epochs."""
         return self.target_loss is not None or self.budget is not None
+
+    def lasting(self, epochs: float) -> ControllerConfig:
+        """Return the settings of a run of so many epochs, unless they say otherwise."""
+        if self.has_aim or self.epochs is not None or not 0.0 < epochs < math.inf:
+            return self
+        return replace(self, epochs=epochs)
 
     @property
     def known_micro_batch_size(self) -> int | None:

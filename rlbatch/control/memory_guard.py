@@ -10,6 +10,7 @@ from torch import nn
 
 from rlbatch.control.memory import MemoryGauge, MicroBatchLimit, is_out_of_memory
 from rlbatch.control.ranks import Ranks
+from rlbatch.errors import MemoryUsedUpError
 
 
 class MemoryGuard:
@@ -17,7 +18,9 @@ class MemoryGuard:
 
     With several ranks, one that is out of memory must not leave the others waiting for its
     gradient. So they first tell each other how the window went, and average gradients only where
-    all of them have one: a small collective more for each step.
+    all of them have one: a small collective more for each step. Where the model is sharded the
+    others wait for this rank's shards in the middle of the pass, and nothing can be told them: then
+    the limit follows what passes need, and one that fails nevertheless is the end of the run.
 
     Attributes:
         limit: Most samples of a pass, in force on all ranks.
@@ -44,6 +47,9 @@ class MemoryGuard:
 
         Args:
             samples: Of the pass. A single one that does not fit is an error.
+
+        Raises:
+            MemoryUsedUpError: The model is sharded.
         """
         self.active = True
         try:
@@ -52,6 +58,13 @@ class MemoryGuard:
         except (RuntimeError, MemoryError) as error:
             if samples == 1 or not is_out_of_memory(error):
                 raise
+            if self._ranks.sharded:
+                raise MemoryUsedUpError(
+                    f"A pass of {samples} samples ran out of memory on rank {self._ranks.rank}, "
+                    "and the other ranks wait for its shards of the model: the run cannot go on. "
+                    "Resume from the last checkpoint with a lower memory_limit, or with "
+                    f"micro_batch_size={samples // 2}."
+                ) from error
             self._failed = samples
         finally:
             self.active = False

@@ -74,6 +74,12 @@ class Rollback:
             self._snapshot.take()
             self._seconds = time.perf_counter() - self._began
 
+    def resume_chunk(self, *, touched: bool) -> None:
+        """Go on within a chunk whose state was loaded; without a copy in it, make one now."""
+        self._began = time.perf_counter()
+        if self._config is not None and touched and not self._snapshot.taken:
+            self._snapshot.take()
+
     def _is_cheap(self) -> bool:
         # By one clock: ranks whose copies are of different chunks would go on from different ones.
         return bool(self._ranks.agree(int(self._seconds < _CHEAP * self._chunk_seconds)))
@@ -106,12 +112,24 @@ class Rollback:
             self.count += 1
         return damaged
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the losses to compare with; the copy of the weights is left out."""
-        return {"guard": asdict(self._state), "count": self.count}
+    def state_dict(self, *, within_chunk: bool) -> dict[str, Any]:
+        """Return the losses to compare with and, if it may be needed, the copy of the weights.
+
+        Args:
+            within_chunk: A chunk is under way; the next one would begin with a copy of its own.
+        """
+        copied = within_chunk and self._snapshot.taken
+        return {
+            "guard": asdict(self._state),
+            "count": self.count,
+            "copy": self._snapshot.state_dict() if copied else None,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue; the coming chunk is undone, if need be, to where the run goes on."""
+        """Continue; without a copy in the state, the chunk is undone to where the run goes on."""
         self._state = GuardState(**state["guard"])
         self.count = state["count"]
         self._snapshot.taken = False
+        copy = state["copy"]
+        if copy is not None and self._config is not None:
+            self._snapshot.load_state_dict(copy)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_backup import Backup
@@ -17,7 +18,6 @@ from rlbatch.integrations._keras_data import Source, Stream
 from rlbatch.integrations._keras_flow import Flow
 from rlbatch.integrations._keras_run import ControlledRun
 from rlbatch.policy.base import Policy
-from rlbatch.policy.registry import resolve_policy
 
 STATE_VERSION = 1
 
@@ -60,8 +60,8 @@ class ControlledFit(keras.callbacks.Callback):
         self.config = ControllerConfig(**settings) if config is None else config
         _ = self.config.known_micro_batch_size  # refuses what no fit could follow
         self.base_batch_size = batch_size
-        self.policy = resolve_policy(policy) if isinstance(policy, str) else policy
-        self._policy_name = policy if isinstance(policy, str) else type(policy).__name__
+        self._asked = policy
+        self.policy, self._policy_name = named_policy(policy, self.config)
         self._source: Source | None = None
         self._flow: Flow | None = None
         self._run: ControlledRun | None = None
@@ -156,6 +156,7 @@ class ControlledFit(keras.callbacks.Callback):
             "flow": flow.state_dict(),
             "tail": tail,
             "run": run.state_dict(),
+            "epochs": self.config.epochs,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,6 +183,8 @@ class ControlledFit(keras.callbacks.Callback):
         if isinstance(self._source, Stream):
             self._source.expect(flow.epoch, flow.position, state["tail"])
         self._state = state["run"]
+        if state.get("epochs"):  # a `fit` of those that are left would tell too few
+            self.config = self.config.lasting(state["epochs"])
         self.detach()
         self._run = None
 
@@ -199,6 +202,7 @@ class ControlledFit(keras.callbacks.Callback):
             )
         if run is None:
             state, self._state = self._state, None
+            self.policy, self._policy_name = named_policy(self._asked, self.config)
             run = ControlledRun(model, self._require_flow(), self.policy, self.config, state)
             self._run = run
         run.install()

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import torch
 from torch import nn
 
 from rlbatch.control.snapshot import Snapshot
@@ -183,12 +184,33 @@ class KerasSnapshot(Snapshot):
 
     def take(self) -> None:
         """Copy the present values."""
-        rate = self._facts.rate_variable()
-        state = [v for v in self._trained.optimizer.variables if v is not rate]
-        self._copies = [(v, ops.copy(v)) for v in [*self._trained.weights, *state]]
+        self._copies = [(v, ops.copy(v)) for v in self._variables()]
         self.taken = True
 
     def restore(self) -> None:
         """Put the values of the last `take` back."""
         for variable, value in self._copies:
             variable.assign(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copy as torch's tensors, whatever the backend is."""
+        arrays = (ops.convert_to_numpy(value) for _, value in self._copies)
+        return {"tensors": [_as_torch(array) for array in arrays]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a copy out of a backup; one of other shapes is left alone."""
+        variables, saved = self._variables(), state["tensors"]
+        self.taken = [tuple(v.shape) for v in variables] == [tuple(t.shape) for t in saved]
+        if self.taken:
+            arrays = (tensor.numpy() for tensor in saved)
+            self._copies = list(zip(variables, arrays, strict=True))
+
+    def _variables(self) -> list[Any]:
+        rate = self._facts.rate_variable()
+        state = [v for v in self._trained.optimizer.variables if v is not rate]
+        return [*self._trained.weights, *state]
+
+
+def _as_torch(array: Any) -> torch.Tensor:
+    known = array.dtype.kind in "biu" or array.dtype in (np.float16, np.float32, np.float64)
+    return torch.tensor(array if known else array.astype(np.float32))  # such as bfloat16

@@ -69,6 +69,8 @@ class ControlledFit:
         self._loader, trainer, count = loader, self.trainer, loader.count
         if count.accumulation > 1 and config.known_micro_batch_size is None:
             config = replace(config, micro_batch_size=loader.users.batch_size)
+        first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
+        config = config.lasting(self._planned_epochs() - first_epoch)
         controller = LightningController(
             trainer.strategy.model,
             trainer.optimizers[0],
@@ -105,6 +107,14 @@ class ControlledFit:
         trainer.accumulate_grad_batches = _NEVER if state["within_step"] else 1
         trainer.fit_loop.max_batches = progress.current.ready if progress.is_last_batch else _NEVER
         self._set_due(self.due)
+
+    def _planned_epochs(self) -> float:
+        """Return how many epochs the Trainer is to train, 0 where it does not say."""
+        epochs = self.trainer.max_epochs or 0
+        if self.max_steps == -1:
+            return epochs
+        by_steps = self.loader.count.steps.epochs(self.max_steps)
+        return min(epochs, by_steps) if epochs > 0 else by_steps
 
     def _require_whole_epochs(self) -> None:
         loop = self.trainer.fit_loop

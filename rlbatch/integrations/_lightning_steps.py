@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rlbatch.actuation.delivery import Delivered
+from rlbatch.control.ranks import Ranks
 from rlbatch.control.stepper import WindowStepper
 from rlbatch.controller import BatchController
 from rlbatch.errors import DeliveryError
@@ -57,8 +58,8 @@ class LightningController(BatchController):
 
     _detach: Callable[[], None] | None = None
 
-    def _make_stepper(self, world_size: int) -> WindowStepper:
-        return LightningStepper(self.model, self.optimizer, None, world_size)
+    def _make_stepper(self, ranks: Ranks) -> WindowStepper:
+        return LightningStepper(self.model, self.optimizer, None, ranks.world_size)
 
     @property
     def stepper(self) -> Any:

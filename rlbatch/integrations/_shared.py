@@ -81,6 +81,10 @@ class SampleCount:
         """Steps of the plain run in an epoch."""
         return -(-self.dataset_size // self.base_batch_size)
 
+    def epochs(self, total_steps: int) -> float:
+        """Return the epochs of a plain run of so many steps."""
+        return total_steps / self.steps_per_epoch
+
     def steps(self, epoch: int, position: int) -> int:
         """Return the steps of the plain run that are complete.
 

@@ -141,6 +141,7 @@ class ControlledRun:
     ) -> WindowController:
         """Make the controller, now that the Trainer has its optimizer."""
         optimizer = trainer.optimizer
+        config = config.lasting(self.count.epochs(self.total_steps))
         controller = WindowController(
             trainer.model,
             getattr(optimizer, "optimizer", optimizer),

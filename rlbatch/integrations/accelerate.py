@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from rlbatch.actuation.delivery import Delivered
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.loader import ControlledLoader, RandomState
+from rlbatch.control.ranks import Ranks
 from rlbatch.control.stepper import WindowStepper
 from rlbatch.controller import BatchController
 from rlbatch.errors import ConfigurationError, MissingExtraError
@@ -189,8 +190,8 @@ class AcceleratedController(BatchController):
             self._schedule.skip()
         return super()._end_window(delivered)
 
-    def _make_stepper(self, world_size: int) -> WindowStepper:
-        return _AcceleratedStepper(self._accelerator, self.model, self._prepared, world_size)
+    def _make_stepper(self, ranks: Ranks) -> WindowStepper:
+        return _AcceleratedStepper(self._accelerator, self.model, self._prepared, ranks.world_size)
 
     def _leave_window(self) -> None:
         self._accelerator.gradient_accumulation_steps = self._accumulation_steps

@@ -103,6 +103,7 @@ class BatchSizeControl(ControlledFit):
         """Take over the model's steps."""
         check_fit(self.params or {})
         self._require_flow()
+        self.config = self.config.lasting((self.params or {}).get("epochs") or 0)
         self._begin(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 import rlbatch
 from rlbatch.actuation.schedule import SampleSchedule
 from rlbatch.agents.rules.fixed import Fixed
+from rlbatch.control.build import WITHOUT_PLAN
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.guard import GuardConfig
-from rlbatch.controller import WITHOUT_AIM, BatchController
+from rlbatch.controller import BatchController
 from rlbatch.envs.objectives import Cadence
 from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -31,6 +32,7 @@ from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Signals
 from rlbatch.testing import ScriptedPolicy, random_policy
+from tests.rlbatch.integrations.steered import told_plan
 
 SAMPLES = 75
 BASE = 8
@@ -494,10 +496,37 @@ def test_the_learned_policy_decides_where_there_is_something_to_reach() -> None:
     assert isinstance(make(target_loss=0.1).policy, LearnedPolicy)
     assert isinstance(make(budget=1e6).policy, LearnedPolicy)
     plain = make()
-    assert plain.policy == resolve_policy(WITHOUT_AIM)
-    assert plain.components["policy"] == WITHOUT_AIM
+    assert plain.policy == resolve_policy(WITHOUT_PLAN)
+    assert plain.components["policy"] == WITHOUT_PLAN
     assert plain.config.limits(BASE, SAMPLES)[0] == BASE
     assert make(policy="goodput").policy == resolve_policy("goodput")
+
+
+def test_who_tells_the_epochs_gets_the_policy_for_them() -> None:
+    model = network()
+
+    def policy(**settings: Any) -> str:
+        controller = BatchController(model, adamw(model), batch_size=BASE, **settings)
+        controller.loader(DataLoader(Rows(), batch_size=BASE))
+        return str(controller.components["policy"])
+
+    assert policy(epochs=3) == "epochs"
+    assert policy(epochs=3, target_loss=0.1) == "default"
+    assert policy(epochs=3, cost="samples") == WITHOUT_PLAN  # of which a plan leaves none to save
+    assert policy(epochs=3, policy="fixed") == "fixed"
+    with pytest.raises(ConfigurationError, match=r"epochs must be positive and finite.*got 0"):
+        ControllerConfig(epochs=0)
+
+
+def test_a_plan_is_so_many_epochs_of_the_data(tmp_path: Path) -> None:
+    cases: dict[str, tuple[dict[str, Any], float | str]] = {
+        "plan": ({"epochs": 2.5}, 2.5 * SAMPLES),
+        "target": ({"epochs": 2.5, "target_loss": 0.1}, "NaN"),
+        "none": ({}, "NaN"),
+    }
+    for name, (settings, planned) in cases.items():
+        Run("default", log_dir=tmp_path / name, **settings).train(1).controller.close()
+        assert told_plan(tmp_path / name)[1] == planned
 
 
 def test_the_cadence_is_that_of_training() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -161,6 +162,7 @@ class _Run:
             fully_shard(self.model[0])
             fully_shard(self.model)
         self.optimizer = make_optimizer(job.optimizer, self.model)
+        self.finds_limit = dict(job.settings).get("micro_batch_size") == "auto"
         self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if job.scaler else None
         if job.clocks:
             rollback._CHEAP = -1.0 if rank else 1e9
@@ -210,10 +212,11 @@ class _Run:
                     self.model(x)
                 self.model.train()
             self.die_at("arrive")
-            loss = losses(self.model(x), y)
-            if step in self.job.spoilt:
-                loss = loss * torch.nan
-            self.controller.backward(loss)
+            with self.controller.within_memory() if self.finds_limit else nullcontext():
+                loss = losses(self.model(x), y)
+                if step in self.job.spoilt:
+                    loss = loss * torch.nan
+                self.controller.backward(loss)
             self.die_at("backward")
             if not self.controller.step(self.job.clip_norm):
                 continue

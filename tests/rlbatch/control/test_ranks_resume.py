@@ -81,6 +81,53 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
     assert len({record.batch_size for record in records}) > 3
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_damage_around_a_resume_is_undone_as_in_the_undisturbed_ranks(
+    tmp_path: Path, kind: str
+) -> None:
+    """Two chunks are rolled back, from step 13 on and from step 17 on.
+
+    The ranks stop before both and within both, there with weights that are damaged already.
+    """
+    settings = {"lr_coupling": "sqrt", "first_chunk_steps": 2, "noise_rate": 2.0}
+    whole = Job(
+        tmp_path / "whole",
+        kind,
+        "adamw",
+        settings=tuple(settings.items()),
+        dropout=0.2,
+        saves=1,
+        spoilt=(13, 19),
+        epochs=6,
+    )
+    killed = replace(whole, folder=tmp_path / "killed")
+    for job in (whole, killed):
+        job.folder.mkdir()
+    assert start(whole) == [0] * WORLD_SIZE
+    for victim, steps, saved in (
+        *((0, 13, "step13"), (1, 2, "step15"), (0, 2, "step17")),
+        *((1, 1, "step18"), (0, 2, "step20")),
+    ):
+        codes = start(killed, (victim, steps, "arrive"))
+        assert codes[victim] == -signal.SIGKILL
+        assert (killed.folder / "latest").read_text() == saved
+    assert start(killed) == [0] * WORLD_SIZE
+    logs = [(job.folder / "log" / "decisions.jsonl").read_text() for job in (whole, killed)]
+    assert logs[0] == logs[1]
+    records = read_episode(killed.folder / "log").records
+    assert [record.step for record in records if record.event == "rollback"] == [17, 21]
+    for rank in range(WORLD_SIZE):
+        expected, found = attempts_of(whole, rank), attempts_of(killed, rank)
+        assert found.keys() == expected.keys()
+        assert all(seen == expected[step] * len(seen) for step, seen in found.items())
+    for one, other in zip(
+        results_of(whole, WORLD_SIZE), results_of(killed, WORLD_SIZE), strict=True
+    ):
+        assert torch.equal(one["weights"], other["weights"])
+        assert torch.isfinite(one["weights"]).all()
+        assert one["last"] == other["last"]
+
+
 def test_states_of_different_steps_are_refused_on_every_rank(tmp_path: Path) -> None:
     job = Job(tmp_path, "ddp", saves=4, epochs=2)
     assert start(job) == [0] * WORLD_SIZE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlbatch.signals.noise_scale import estimate
 from tests.rlbatch.control.rank_runs import (
+    BASE,
     Job,
     Window,
     decisions_of,
@@ -149,6 +150,21 @@ def test_steps_and_noise_are_those_of_one_process(
     settings = SHORT_CHUNKS | {"micro_batch_size": micro_batch_size, "noise_rate": 3.0}
     job = Job(tmp_path, kind, optimizer, settings=tuple(settings.items()), clip_norm=0.5)
     check_like_one_process(job, world_size)
+
+
+def test_ranks_with_shards_find_out_together_what_fits(tmp_path: Path) -> None:
+    largest: list[int] = []
+    for name, limit in (("free", 10**9), ("limited", 2_500)):
+        settings = SHORT_CHUNKS | {"micro_batch_size": "auto", "memory_limit": limit}
+        changes = (0.0, 1.0, 1.0, 0.5, -1.5, 0.2, -0.5, 1.0)
+        job = Job(tmp_path / name, changes=changes * 4, settings=tuple(settings.items()), epochs=9)
+        job.folder.mkdir()
+        check_like_one_process(replace(job, settings=(*job.settings, ("noise_rate", 3.0))), 2)
+        parts = [len(part) for w in windows_of(job, 2) for own in w.parts for part in own]
+        largest.append(max(parts))
+    free, limited = largest
+    assert free > 2 * limited
+    assert limited > BASE // 2  # the user's own share, with which the ranks begin
 
 
 def test_a_grad_scaler_changes_nothing(tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import distribute_module
 
-from rlbatch.control.build import make_conductor
-from rlbatch.control.config import ControllerConfig
+from rlbatch.control.memory import HostGauge
+from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.sharding import require_steerable, reshard
-from rlbatch.errors import ConfigurationError
-from rlbatch.testing import ScriptedPolicy
+from rlbatch.errors import ConfigurationError, MemoryUsedUpError
 
 
 @pytest.fixture(autouse=True)
@@ -96,15 +95,11 @@ def test_the_older_wrapper_is_refused(inner: bool, monkeypatch: pytest.MonkeyPat
         Ranks.of(model)
 
 
-def test_a_sharded_model_does_not_look_for_its_micro_batch_size() -> None:
-    model = network()
-    with pytest.raises(ConfigurationError, match=r"auto.*fully_shard.*Give a number"):
-        make_conductor(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.1),
-            ScriptedPolicy((0.0,)),
-            ControllerConfig(micro_batch_size="auto"),
-            base_batch_size=8,
-            dataset_size=100,
-            ranks=Ranks(0, 2, sharded=True),
-        )
+def test_a_pass_of_a_sharded_model_that_fails_is_the_end() -> None:
+    ranks = Ranks(1, 2, sharded=True)
+    guard = MemoryGuard(HostGauge(10**6), 8, adapts=True, ranks=ranks)
+    match = r"8 samples.*rank 1.*memory_limit.*micro_batch_size=4"
+    with pytest.raises(MemoryUsedUpError, match=match), guard.watch(8):
+        raise torch.OutOfMemoryError("CUDA out of memory, says the test")
+    with pytest.raises(RuntimeError, match="something else"), guard.watch(8):
+        raise RuntimeError("something else")

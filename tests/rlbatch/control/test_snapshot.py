@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,62 @@ def test_training_goes_on_as_if_the_chunk_had_not_been(
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         torch.testing.assert_close(value, results[1][key], rtol=0, atol=0)
+
+
+def _trained(steps: int) -> tuple[nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    # The last layer's state comes first, as after its own first steps.
+    optimizer = NAdam([{"params": m.parameters(), "lr": 0.01} for m in model])
+    model[2](torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    work(model, optimizer, steps, seed=1)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("weights_first", [True, False])
+def test_a_copy_goes_through_a_checkpoint(weights_first: bool, tmp_path: Path) -> None:
+    model, optimizer = _trained(2)
+    snapshot = Snapshot(model, optimizer)
+    snapshot.take()
+    expected = {**model.state_dict(), **_flat(optimizer)}
+    expected = {key: torch.as_tensor(value).clone() for key, value in expected.items()}
+    work(model, optimizer, 2, seed=2)
+    saved = [model.state_dict(), optimizer.state_dict(), snapshot.state_dict()]
+    torch.save(saved, tmp_path / "saved.pt")
+    work(model, optimizer, 2, seed=3)
+    snapshot.take()  # the saved one is its own
+
+    torch.manual_seed(9)
+    other = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    another = NAdam([{"params": m.parameters(), "lr": 0.01} for m in other])
+    resumed = Snapshot(other, another)
+    weights, state, copy = torch.load(tmp_path / "saved.pt", weights_only=True)
+    if not weights_first:
+        resumed.load_state_dict(copy)
+    other.load_state_dict(weights)
+    another.load_state_dict(state)
+    if weights_first:
+        resumed.load_state_dict(copy)
+    assert resumed.taken
+    for _ in range(2):
+        resumed.restore()
+        found = {**other.state_dict(), **_flat(another)}
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(torch.as_tensor(found[key]), value, rtol=0, atol=0)
+        work(other, another, 3, seed=4)
+
+
+def test_a_copy_of_another_model_is_left_alone() -> None:
+    model, optimizer = _trained(1)
+    snapshot = Snapshot(model, optimizer)
+    snapshot.take()
+    larger = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    resumed = Snapshot(larger, SGD(larger.parameters(), lr=0.1))
+    resumed.load_state_dict(snapshot.state_dict())
+    assert not resumed.taken
 
 
 def _flat(optimizer: Optimizer) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +19,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rlbatch.integrations.lightning import BatchSizeCallback
-from rlbatch.policy import tools
 from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
 
 MARKS = [
     # Lightning's advice on the number of workers, which is for larger data.
@@ -34,16 +33,7 @@ MARKS = [
 
 SAMPLES, BASE = 75, 8
 GROW = ScriptedPolicy((1.0, 0.5, -2.0, 2.5))
-CONFIG: dict[str, Any] = {
-    "min_batch_size": 1,
-    "first_chunk_steps": 2,
-    "min_chunk_steps": 2,
-    "max_chunk_steps": 2,
-    "on_error": "raise",
-    "cost": "samples",
-    "guard": None,
-    "lr_coupling": "none",
-}
+CONFIG = TWO_STEP_CHUNKS
 
 
 class Rows(Dataset[tuple[int, Tensor, Tensor]]):
@@ -274,22 +264,6 @@ class Run:
     @property
     def rate(self) -> float:
         return self.trainer.optimizers[0].param_groups[0]["lr"]
-
-
-class Follow:
-    """Asks for the batch size that a function of the steps made returns."""
-
-    needs_gradient_noise = False
-
-    def __init__(self, decide_size: Callable[[int], int]) -> None:
-        self._decide_size = decide_size
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
-        return ()
-
-    def decide(self, observation: Any, signals: Any, state: Any) -> tuple[Any, Any]:
-        size = self._decide_size(int(signals.total_steps))
-        return tools.decision(math.log2(size / float(signals.batch_size)), "follow"), state
 
 
 EVERY_STEP = {"first_chunk_steps": 1, "min_chunk_steps": 1, "max_chunk_steps": 1}

@@ -28,6 +28,7 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
+from tests.rlbatch.integrations.steered import Follow
 
 SAMPLES = 75
 BASE = 8
@@ -207,24 +208,6 @@ class TestContract(ActuatorContract):
 
 class TestContractAccumulating(TestContract):
     accumulation = 4
-
-
-class Follow:
-    """Asks for the batch size that a function of the steps made returns."""
-
-    needs_gradient_noise = False
-
-    def __init__(self, decide_size: Callable[[int], int]) -> None:
-        self._decide_size = decide_size
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
-        return ()
-
-    def decide(self, observation: Any, signals: Any, state: Any) -> tuple[Any, Any]:
-        from rlbatch.policy import tools
-
-        size = self._decide_size(int(signals.total_steps))
-        return tools.decision(math.log2(size / float(signals.batch_size)), "follow"), state
 
 
 @pytest.mark.parametrize("workers", [0, 2])

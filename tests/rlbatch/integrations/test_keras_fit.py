@@ -5,6 +5,7 @@ A process has one backend: `test_keras.py` runs this file in a process for each.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -26,6 +27,7 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.keras import BatchSizeControl
 from rlbatch.policy import tools
 from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.integrations.steered import told_plan
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 ops: Any = keras.ops
@@ -437,6 +439,23 @@ def test_validation_losses_reach_the_decisions(tmp_path: Path) -> None:
     assert [value for value in told if np.isfinite(value)] == history["val_loss"][:3]
 
 
+def test_fit_tells_how_long_the_run_is(tmp_path: Path) -> None:
+    model = network()
+    controller = BatchSizeControl(BASE, log_dir=tmp_path / "whole")
+    fit(model, controller, controller.dataset(X, Y), 5)
+    assert told_plan(tmp_path / "whole") == ("epochs", 5 * SAMPLES)
+    # Who goes on with the epochs that are left goes on with the same plan.
+    controller.detach()
+    other = BatchSizeControl(BASE, log_dir=tmp_path / "whole")
+    data = other.dataset(X, Y)
+    other.load_state_dict(controller.state_dict())
+    fit(model, other, data, 2)
+    assert (other.components["policy"], other.config.epochs) == ("epochs", 5)
+    aiming = BatchSizeControl(BASE, log_dir=tmp_path / "target", target_loss=0.01)
+    fit(network(), aiming, aiming.dataset(X, Y), 1)
+    assert told_plan(tmp_path / "target") == ("default", "NaN")
+
+
 # -- compiled functions --
 
 
@@ -743,6 +762,53 @@ def test_a_chunk_that_does_damage_is_undone(tmp_path: Path) -> None:
     largest = max(float(np.abs(weight).max()) for weight in spoil.after)
     assert largest < 5.0
     assert spoil.state[0] <= spoil.velocities[0]
+
+
+def test_damage_saved_by_a_backup_is_undone_behind_it(tmp_path: Path) -> None:
+    class Spoil(Callback):
+        """Damages the weights in the chunk of 64; the run ends one backup later."""
+
+        def __init__(self, controller: Any, goes: bool) -> None:
+            super().__init__()
+            self.controller, self.goes = controller, goes
+            self.before = self.after = None
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if self.controller.batch_size != 64:
+                return
+            done = self.controller.components["chunk"][0]
+            if done == 1 and self.before is None and self.goes:
+                self.before = self.model.get_weights()
+                for weight in self.model.trainable_weights:
+                    weight.assign(weight + 30.0)
+            elif done == 2 and self.goes:
+                raise InterruptedRunError
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if self.controller.components["rollbacks"] and self.after is None:
+                self.after = self.model.get_weights()
+
+    settings: dict[str, Any] = {"lr_coupling": "linear", "guard": GuardConfig(significance=1.0)}
+    spoils: list[Spoil] = []
+    for goes in (True, False):
+        optimizer = optimizers.SGD(0.05, momentum=0.5)
+        model = network(optimizer, dropout=0.0)
+        policy = ScriptedPolicy((0.0, 0.0, 0.0, 1.0, 2.0))
+        controller = control(policy, log_dir=tmp_path / "log", **settings)
+        spoils.append(Spoil(controller, goes))
+        backup = controller.backup(tmp_path / "backup", 1)
+        more = [spoils[-1], backup]
+        with pytest.raises(InterruptedRunError) if goes else contextlib.nullcontext():
+            fit(model, controller, controller.dataset(X, Y), 12, callbacks=more)
+        controller.detach()
+    before, after = spoils[0].before, spoils[1].after
+    assert before is not None
+    assert after is not None
+    assert max(float(np.abs(weight).max()) for weight in after) < 5.0
+    # One step of the chunk was before the damage.
+    assert max(float(np.abs(x - y).max()) for x, y in zip(before, after, strict=True)) < 1.0
+    events = [r.event for r in read_log(tmp_path / "log")]
+    assert events.count("rollback") == 1
 
 
 def test_the_changed_lines_of_the_page_run(

@@ -33,7 +33,6 @@ from tests.rlbatch.integrations.lightning_runs import (
     GROW,
     MARKS,
     SAMPLES,
-    Follow,
     Linear,
     Net,
     Numbers,
@@ -44,6 +43,7 @@ from tests.rlbatch.integrations.lightning_runs import (
     mean_of,
     powers,
 )
+from tests.rlbatch.integrations.steered import Follow, told_plan
 
 pytestmark = MARKS
 
@@ -357,6 +357,24 @@ def test_the_default_policy_trains(tmp_path: Path) -> None:
     log = read_episode(tmp_path)
     assert log.run["policy"] == "default"
     assert len(log.records) > 5
+
+
+@pytest.mark.parametrize(
+    ("trainer", "planned"),
+    [
+        ({"max_epochs": 3}, 3 * SAMPLES),
+        ({"max_epochs": 9, "max_steps": 15}, 1.5 * SAMPLES),  # 10 steps of 8 in an epoch
+        ({"max_epochs": -1, "max_steps": 20}, 2 * SAMPLES),
+    ],
+)
+def test_the_trainer_tells_how_long_the_run_is(
+    tmp_path: Path, trainer: dict[str, Any], planned: float
+) -> None:
+    Run(None, callbacks=(BatchSizeCallback(log_dir=tmp_path / "a"),), **trainer)
+    assert told_plan(tmp_path / "a") == ("epochs", planned)
+    aiming = BatchSizeCallback(log_dir=tmp_path / "b", target_loss=0.05)
+    Run(None, callbacks=(aiming,), **trainer)
+    assert told_plan(tmp_path / "b") == ("default", "NaN")
 
 
 def test_settings_are_given_once() -> None:

@@ -42,9 +42,13 @@ from rlbatch.integrations.transformers import (  # noqa: E402
     ControlledTrainer,
     ControlledTrainerMixin,
 )
-from rlbatch.policy import tools  # noqa: E402
 from rlbatch.testing import ScriptedPolicy  # noqa: E402
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step  # noqa: E402
+from tests.rlbatch.integrations.steered import (  # noqa: E402
+    TWO_STEP_CHUNKS,
+    Follow,
+    told_plan,
+)
 
 SAMPLES = 75
 BASE = 8
@@ -133,17 +137,7 @@ def arguments(out: Path, **changes: Any) -> TrainingArguments:
 
 
 def config(**changes: Any) -> ControllerConfig:
-    settings: dict[str, Any] = {
-        "min_batch_size": 1,
-        "first_chunk_steps": 2,
-        "min_chunk_steps": 2,
-        "max_chunk_steps": 2,
-        "on_error": "raise",
-        "cost": "samples",
-        "guard": None,
-        "lr_coupling": "none",
-    }
-    return ControllerConfig(**{**settings, **changes})
+    return ControllerConfig(**{**TWO_STEP_CHUNKS, **changes})
 
 
 @dataclass
@@ -196,22 +190,6 @@ def history(made: Made) -> list[dict[str, Any]]:
 
 
 # -- delivered is decided --
-
-
-@dataclass(frozen=True)
-class Follow:
-    """Asks for the batch size that a function of the steps made returns."""
-
-    decide_size: Callable[[int], int]
-    needs_gradient_noise = False
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
-        return ()
-
-    def decide(self, observation: Any, signals: Any, state: Any) -> tuple[Any, Any]:
-        size = self.decide_size(int(signals.total_steps))
-        change = math.log2(size / float(signals.batch_size))
-        return tools.decision(change, "follow"), state
 
 
 class JobModel(nn.Module):
@@ -609,6 +587,18 @@ def test_the_steps_left_are_told(tmp_path: Path) -> None:
     assert made.notes.max_steps[0] == 30  # 3 epochs of 75 samples, in steps of 8
     assert made.notes.max_steps[2] < 15
     assert made.notes.max_steps[-1] == len(made.sizes)
+
+
+@pytest.mark.parametrize(
+    ("args", "planned"),
+    [({}, 3 * SAMPLES), ({"max_steps": 15}, 1.5 * SAMPLES)],  # 10 steps of 8 in an epoch
+)
+def test_the_trainer_tells_how_long_the_run_is(
+    tmp_path: Path, args: dict[str, Any], planned: float
+) -> None:
+    own = ControllerConfig(log_dir=tmp_path / "log", on_error="raise")
+    train(ControlledTrainer, tmp_path, args=args, controller=own)
+    assert told_plan(tmp_path / "log") == ("epochs", planned)
 
 
 def test_the_log_tells_the_batch_size_beside_the_loss(tmp_path: Path) -> None:
