@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ import torch
 
 from rlbatch.control.engine import DecisionEngine
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
+from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.settings import RANDOM, SettingSampler
 from rlbatch.policy.base import noise_rate_of
+from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
@@ -44,12 +47,31 @@ def main() -> None:
     parser.add_argument("--policy", nargs="+", required=True)
     parser.add_argument("--task", nargs="+", help="default: every named table in the folder")
     parser.add_argument("--runs", type=int, default=160)
+    parser.add_argument(
+        "--learned-costs", action="store_true", help="steps' costs are learned from the run"
+    )
+    parser.add_argument("--budget", action="store_true", help="a budget instead of a target")
+    parser.add_argument("--mixed", action="store_true", help="cost is joules or a mix")
+    parser.add_argument("--sampled", action="store_true", help="draw the learned policy's actions")
+    parser.add_argument("--no-guard", action="store_true", help="roll nothing back")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="append one JSON object a run to this file")
     arguments = parser.parse_args()
     tasks = arguments.task or _named(arguments.curves)
     for policy in arguments.policy:
-        one = partial(run_one, str(arguments.curves), tuple(tasks), policy)
+        one = partial(
+            run_one,
+            str(arguments.curves),
+            tuple(tasks),
+            policy,
+            changed=Changed(
+                learned_costs=arguments.learned_costs,
+                budget=arguments.budget,
+                mixed=arguments.mixed,
+                sampled=arguments.sampled,
+                guard=not arguments.no_guard,
+            ),
+        )
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.runs)
         with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
             rows = pool.map(one, seeds, chunksize=4)
@@ -64,24 +86,60 @@ def _named(folder: Path) -> list[str]:
     return [name for name in names if not name.startswith("random-")] or [RANDOM]
 
 
-_samplers: dict[tuple[str, tuple[str, ...]], SettingSampler] = {}  # of this process
+@dataclass(frozen=True)
+class Changed:
+    """What may be other than usual, as the command's options say."""
+
+    learned_costs: bool = False
+    budget: bool = False
+    mixed: bool = False
+    sampled: bool = False
+    guard: bool = True
+
+    def sampler(self, folder: str, tasks: tuple[str, ...]) -> SettingSampler:
+        """Return what draws the settings."""
+        return SettingSampler(
+            Path(folder),
+            tasks,
+            known_share=float(not self.learned_costs),
+            budget_share=float(self.budget),
+            mixed_share=float(self.mixed),
+        )
+
+
+_samplers: dict[tuple[str, tuple[str, ...], Changed], SettingSampler] = {}  # of this process
 
 
 def run_one(
-    folder: str, tasks: tuple[str, ...], policy: str, seed: int, noise_rate: float | None = None
+    folder: str,
+    tasks: tuple[str, ...],
+    policy: str,
+    seed: int,
+    noise_rate: float | None = None,
+    changed: Changed = Changed(),
 ) -> Row:
-    """Run one setting to its end; noise is measured as the policy wants it, or as told."""
+    """Run one setting to its end; noise is measured as the policy wants it, or as told.
+
+    Args:
+        folder: Of the learning curves.
+        tasks: To draw from.
+        policy: A name as in the command's options.
+        seed: Of the setting.
+        noise_rate: How densely noise is measured; None: as the policy wants it.
+        changed: What is other than usual.
+    """
     torch.set_num_threads(1)
-    key = folder, tasks
+    key = folder, tasks, changed
     if key not in _samplers:
-        _samplers[key] = SettingSampler(Path(folder), tasks)
+        _samplers[key] = changed.sampler(folder, tasks)
     rng = np.random.default_rng(seed)
     wanted = NOISE_RATE if policy in GUIDES else noise_rate_of(resolve_policy(policy))
     rate = wanted if noise_rate is None else noise_rate
-    episode = LiveEpisode(_samplers[key](rng), noise_rate=rate)
+    begin = partial(begin_episode, noise_rate=rate, guard=changed.guard)
+    episode = begin(_samplers[key](rng))
     while episode.run.finished:
-        episode = LiveEpisode(_samplers[key](rng), noise_rate=rate)
-    decide = _decider(policy, episode)
+        episode = begin(_samplers[key](rng))
+    decide = _decider(policy, episode, seed if changed.sampled else None)
     signals, sizes, over = episode.first, [episode.run.batch_size], False
     while not over:
         step = episode.step(decide(signals, episode.run.batch_size))
@@ -95,7 +153,7 @@ def run_one(
         "task": setting.task if tasks != (RANDOM,) else RANDOM,
         "lr_coupling": setting.coupling.value,
         "start_vs_best": round(np.log2(setting.start_batch_size / best)),
-        "ratio": min(episode.ratio, UNREACHED_RATIO) if run.reached else UNREACHED_RATIO,
+        "ratio": min(episode.ratio, UNREACHED_RATIO) if episode.reached else UNREACHED_RATIO,
         "default_ratio": setting.fixed_costs.get(base, np.nan) / setting.reference_cost,
         "decisions": len(sizes) - 1,
         "diverged": run.diverged,
@@ -103,7 +161,9 @@ def run_one(
     }
 
 
-def _decider(policy: str, episode: LiveEpisode) -> Callable[[Signals, int], float]:
+def _decider(
+    policy: str, episode: LiveEpisode, seed: int | None
+) -> Callable[[Signals, int], float]:
     base, grid = episode.run.task.batch_size, np.asarray(DEFAULT_ACTIONS)
     if policy in GUIDES:
         best = _best(episode.setting.fixed_costs, base)
@@ -113,7 +173,10 @@ def _decider(policy: str, episode: LiveEpisode) -> Callable[[Signals, int], floa
             return float(grid[np.abs(grid - np.log2(aim / size)).argmin()])
 
         return guide
-    engine = DecisionEngine(resolve_policy(policy))
+    made = resolve_policy(policy)
+    if seed is not None and isinstance(made, LearnedPolicy):
+        made = replace(made, sample=True, seed=seed)
+    engine = DecisionEngine(made)
     return lambda signals, size: float(np.log2(engine.decide(signals, size).batch_size / size))
 
 
@@ -125,19 +188,23 @@ def report(policy: str, rows: list[Row]) -> None:
     """Print the geometric mean of the ratios, and by task, coupling and distance."""
     ratios = np.array([row["ratio"] for row in rows])
     print(
-        f"{policy}: ratio {_mean(ratios):.3f}  unreached {np.mean(ratios >= UNREACHED_RATIO):.1%}  "
+        f"{policy}: ratio {geometric_mean(ratios):.3f}  "
+        f"unreached {np.mean(ratios >= UNREACHED_RATIO):.1%}  "
         f"median {np.median(ratios):.2f}  p90 {np.quantile(ratios, 0.9):.2f}",
         flush=True,
     )
     for name in ("task", "lr_coupling", "start_vs_best"):
         groups = sorted({row[name] for row in rows})
-        means = (_mean(np.array([r["ratio"] for r in rows if r[name] == g])) for g in groups)
+        means = (
+            geometric_mean(np.array([r["ratio"] for r in rows if r[name] == g])) for g in groups
+        )
         print(
             f"  by {name}: " + "  ".join(f"{g} {m:.2f}" for g, m in zip(groups, means, strict=True))
         )
 
 
-def _mean(ratios: Any) -> float:
+def geometric_mean(ratios: Any) -> float:
+    """Return the geometric mean of ratios."""
     return float(np.exp(np.log(ratios).mean()))
 
 

@@ -18,9 +18,12 @@ import torch
 from rlbatch.envs.curves import compute_table
 from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.task import task_names
+from rlbatch.envs.tasks.random_job import RandomJob
 
-RANDOM_TASKS = 460  # the last of them are left for evaluation
-HELD_OUT = 40
+RANDOM_TASKS = {"random": 420, "random-transformer": 60}
+"""How many of each kind a policy is trained on; those behind are for evaluation."""
+
+Work = tuple[Path, str | RandomJob, int]  # table, task, seeds
 
 
 def main() -> None:
@@ -28,37 +31,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--task", nargs="*", default=task_names())
-    parser.add_argument("--random", type=int, default=RANDOM_TASKS - HELD_OUT, metavar="N")
+    for kind, count in RANDOM_TASKS.items():
+        parser.add_argument(f"--{kind}", type=int, default=count, metavar="N")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     make_curves(
-        arguments.out, arguments.task, arguments.random, arguments.seeds, jobs=arguments.jobs
+        arguments.out,
+        arguments.task,
+        {kind: getattr(arguments, kind.replace("-", "_")) for kind in RANDOM_TASKS},
+        arguments.seeds,
+        jobs=arguments.jobs,
     )
 
 
 def make_curves(
-    out: Path, tasks: list[str], random_tasks: int, seeds: int = 2, *, jobs: int = 1
+    out: Path, tasks: list[str], random_tasks: dict[str, int], seeds: int = 2, *, jobs: int = 1
 ) -> None:
     """Make the tables that are missing.
 
     Args:
         out: Folder; made if it does not exist.
         tasks: Built-in tasks.
-        random_tasks: Random tasks 0 to this number are made, too.
+        random_tasks: How many random tasks of each kind are made, too.
         seeds: Runs of each point, of built-in tasks.
         jobs: Processes.
     """
     out.mkdir(parents=True, exist_ok=True)
-    work: list[tuple[Path, str | int, int]] = [(out / f"{name}.npz", name, seeds) for name in tasks]
-    work += [(out / f"random-{n:04d}.npz", n, 1) for n in range(random_tasks)]
+    work: list[Work] = [(out / f"{name}.npz", name, seeds) for name in tasks]
+    for kind, count in random_tasks.items():
+        jobs_of_kind = (RandomJob(kind, number) for number in range(count))
+        work += [(out / f"{kind}-{job.number:04d}.npz", job, 1) for job in jobs_of_kind]
     work = [item for item in work if not item[0].exists() and not _refused(item[0]).exists()]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for line in pool.imap_unordered(_make, work):
             print(line, flush=True)
 
 
-def _make(item: tuple[Path, str | int, int]) -> str:
+def _make(item: Work) -> str:
     torch.set_num_threads(1)
     path, task, seeds = item
     begun = time.perf_counter()

@@ -15,11 +15,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from make_curves import HELD_OUT, RANDOM_TASKS, make_curves  # beside this file
+from make_curves import RANDOM_TASKS, make_curves  # beside this file
 
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import resolve_recipe
-from rlbatch.envs.settings import RANDOM
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "agents" / "pretrained" / "default.safetensors"
 
@@ -36,8 +35,8 @@ def main() -> None:
     recipe = resolve_recipe(arguments.recipe)
     curves = arguments.out / "curves"
     if any(stage.real for stage in recipe.stages):
-        named = [name for name in recipe.tasks if name != RANDOM]
-        numbered = RANDOM_TASKS - HELD_OUT if RANDOM in recipe.tasks else 0
+        named = [name for name in recipe.tasks if name not in RANDOM_TASKS]
+        numbered = {kind: RANDOM_TASKS[kind] for kind in recipe.tasks if kind in RANDOM_TASKS}
         make_curves(curves, named, numbered, jobs=os.cpu_count() or 1)
     training = arguments.out / "training"
     resume = arguments.resume and (training / "progress.json").exists()

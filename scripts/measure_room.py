@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from rlbatch.agents.evaluation.simulated import POOL_SEED, simulate
-from rlbatch.agents.recipes import CHEAP_TASKS
+from rlbatch.agents.recipes import SMALL_TASKS
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
-from rlbatch.envs.settings import RANDOM, EpisodeSetting, SettingSampler
+from rlbatch.envs.settings import EpisodeSetting, SettingSampler
 from rlbatch.envs.task import resolve_task
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.signals.record import Array, Signals
@@ -123,8 +123,7 @@ def _start(pool: TaskPool, best: Array, first: float) -> Array:
 def real(folder: str, seed: int) -> Array:
     """Run every schedule on one setting, `REPEATS` times."""
     torch.set_num_threads(1)
-    tasks = [name for name in CHEAP_TASKS if name != RANDOM]
-    setting = SettingSampler(Path(folder), tasks)(np.random.default_rng(seed))
+    setting = SettingSampler(Path(folder), SMALL_TASKS)(np.random.default_rng(seed))
     log = np.empty((len(SCHEDULES), REPEATS))
     for i, (first, last) in enumerate(SCHEDULES):
         for k in range(REPEATS):

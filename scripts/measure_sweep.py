@@ -24,14 +24,12 @@ import numpy as np
 from rlbatch.agents.evaluation.clocks import resolve_clock
 from rlbatch.agents.evaluation.fixed_curves import FixedSetting, size_grid
 from rlbatch.agents.evaluation.reference import find_references
-from rlbatch.agents.recipes import CHEAP_TASKS
+from rlbatch.agents.recipes import SMALL_TASKS
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_trainee
-from rlbatch.envs.settings import RANDOM
 from rlbatch.envs.task import resolve_task
 from rlbatch.signals.record import Array, Coupling
 
-TASKS = [name for name in CHEAP_TASKS if name != RANDOM]
 COUPLINGS = ["none", "sqrt", "linear"]
 PROFILES = ["cpu", "accelerator-512", "accelerator-4096"]
 
@@ -39,7 +37,7 @@ PROFILES = ["cpu", "accelerator-512", "accelerator-4096"]
 def main() -> None:
     """Print the ratios, in all and for each coupling and clock."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", nargs="+", default=TASKS)
+    parser.add_argument("--task", nargs="+", default=list(SMALL_TASKS))
     parser.add_argument("--lr-coupling", nargs="+", default=COUPLINGS)
     parser.add_argument("--profile", nargs="+", default=PROFILES)
     parser.add_argument("--seeds", type=int, default=5)

@@ -15,11 +15,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from evaluate_settings import run_one  # beside this file
+from evaluate_settings import geometric_mean, run_one  # beside this file
 
-from rlbatch.agents.recipes import CHEAP_TASKS
-from rlbatch.envs.settings import RANDOM
+from rlbatch.agents.recipes import SMALL_TASKS
 
 FIRST_SEED = 3_000_000
 GRID: dict[str, tuple[str, ...]] = {
@@ -45,16 +43,15 @@ def main() -> None:
     parser.add_argument("--noise-rate", type=float, help="default: 0.6")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    tasks = tuple(name for name in CHEAP_TASKS if name != RANDOM)
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.runs)
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         for rule in arguments.rule:
             found: dict[str, float] = {}
             for constants in GRID[rule]:
                 name = f"{rule}:{constants}" if constants else rule
-                one = partial(run_one, str(arguments.curves), tasks, name)
+                one = partial(run_one, str(arguments.curves), SMALL_TASKS, name)
                 rows = pool.starmap(one, [(s, arguments.noise_rate) for s in seeds], chunksize=4)
-                found[name] = float(np.exp(np.mean([np.log(row["ratio"]) for row in rows])))
+                found[name] = geometric_mean([row["ratio"] for row in rows])
                 print(f"{name:42} {found[name]:.3f}", flush=True)
             print(f"best of {rule}: {min(found, key=lambda name: found[name])}", flush=True)
 
