@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +136,19 @@ def meet(rank: int, world_size: int, folder: Path) -> None:
     )
 
 
+def leave() -> NoReturn:
+    """End this rank's process, at once.
+
+    `DistributedDataParallel` keeps the group and its threads beyond `destroy_process_group`, and
+    gloo's, letting go of a tensor while the interpreter ends, can abort the process, though rarely
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def train(rank: int, world_size: int, job: Job, die: tuple[int, int, str] | None = None) -> None:
     """One rank's training, on from the last checkpoint.
 
@@ -146,7 +160,7 @@ def train(rank: int, world_size: int, job: Job, die: tuple[int, int, str] | None
     """
     meet(rank, world_size, job.folder)
     _Run(rank, world_size, job, die if die and die[0] == rank else None).train()
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 class _Run:

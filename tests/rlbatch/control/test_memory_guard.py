@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import rlbatch
 from rlbatch.episode_reader import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.control.rank_runs import Measuring, leave, meet
 
 ROWS, BASE, WIDTH = 75, 8, 32
 GROW = ScriptedPolicy((1.0, 0.0, 1.0, 0.5, -2.0, 2.0))
@@ -241,11 +241,7 @@ def test_wrong_use_is_said() -> None:
 
 
 def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, ...]]) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
-    )
+    meet(rank, world_size, Path(folder))
     inner = Failing(fails.get(rank, ()), dropout=0.0)
     model = DistributedDataParallel(inner)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -277,17 +273,11 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
     controller.close()
     weights = torch.cat([p.detach().reshape(-1) for p in inner.parameters()])
     torch.save({"weights": weights, "steps": steps}, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def _open(controller: Any) -> bool:
     return controller._stepper._accumulator.is_open
-
-
-class Measuring(ScriptedPolicy):
-    """Plays its script and has the gradient noise measured."""
-
-    needs_gradient_noise = True
 
 
 @pytest.mark.slow

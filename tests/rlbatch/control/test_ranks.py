@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ import rlbatch
 from rlbatch.control.ranks import Ranks, WholeOrder
 from rlbatch.episode_reader import read_episode
 from rlbatch.errors import ConfigurationError
-from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.control.rank_runs import Measuring, leave, meet
 
 ROWS, BASE, EPOCHS = 98, 16, 4  # neither is a multiple of the other: each epoch ends with a rest
-
-
-class Measuring(ScriptedPolicy):
-    """Plays its script and has the gradient noise measured."""
-
-    needs_gradient_noise = True
 
 
 class Rows(Dataset[tuple[Tensor, Tensor, int]]):
@@ -54,11 +47,7 @@ def flat(model: nn.Module) -> Tensor:
 
 def train(rank: int, world_size: int, folder: str, options: dict[str, Any]) -> None:
     """One rank's training: the loop of the README, with DDP around the model."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
-    )
+    meet(rank, world_size, Path(folder))
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     data = Rows()
@@ -94,7 +83,7 @@ def train(rank: int, world_size: int, folder: str, options: dict[str, Any]) -> N
     controller.close()
     result = {"weights": flat(model), "seen": seen, "sizes": sizes, "last": controller.batch_size}
     torch.save(result, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def run(folder: Path, world_size: int, **options: Any) -> list[dict[str, Any]]:
@@ -188,12 +177,10 @@ def test_the_whole_order_follows_the_epochs_of_its_part() -> None:
 
 
 def _without_ddp(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+    meet(rank, 2, Path(folder))
     with pytest.raises(ConfigurationError, match="DistributedDataParallel"):
         Ranks.of(network())
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
+from tests.rlbatch.control.rank_runs import leave
 from tests.rlbatch.integrations.steered import Follow
 
 SAMPLES = 75
@@ -443,7 +444,7 @@ def train_a_rank(rank: int, folder: str, port: int, script: tuple[float, ...] | 
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     state = {"weights": weights, "windows": windows[:-1], "rate": schedule.get_last_lr()[0]}
     torch.save(state, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow
