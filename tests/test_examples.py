@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# A thread of torch's gloo backend that frees a tensor while its process ends aborts it, whether the
+# group was destroyed or not (pytorch/pytorch pull request 179291): rare, and none of ours.
+GLOO_ABORTED = "terminate called without an active exception"
 
 
 def run(*arguments: str, **environment: str) -> str:
     """Return what a program prints; it has to end well and to complain about nothing."""
-    result = subprocess.run(
+    result = attempt(*arguments, **environment)
+    if result.returncode and GLOO_ABORTED in result.stderr:
+        result = attempt(*arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def attempt(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -22,8 +34,6 @@ def run(*arguments: str, **environment: str) -> str:
         timeout=280,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.mark.slow

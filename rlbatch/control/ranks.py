@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
 
 from rlbatch.actuation.sampler import ShuffledSampler
 from rlbatch.control.sharding import require_steerable, reshard
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Array
+
+
+def _last_few() -> deque[Tensor]:
+    return deque(maxlen=8)  # more than gloo has threads
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class Ranks:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sharded: bool = False
+    # What was last sent. Gloo's threads hold a tensor longer than its collective takes, and freeing
+    # one that only they hold takes the interpreter: a process that is just ending aborts then.
+    _sent: deque[Tensor] = field(default_factory=_last_few, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Ranks:
@@ -71,6 +79,7 @@ class Ranks:
         if self.world_size == 1:
             return number
         shared = torch.tensor([number], dtype=torch.int64, device=self.device)
+        self._sent.append(shared)
         torch.distributed.broadcast(shared, src=0)
         return int(shared.item())
 
@@ -79,6 +88,7 @@ class Ranks:
         if self.world_size == 1:
             return numbers
         shared = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        self._sent.append(shared)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return tuple(int(number) for number in shared.tolist())
 
@@ -104,6 +114,7 @@ class Ranks:
         # Accelerators that have no float64 get float32.
         kind = torch.float64 if self.device.type in ("cpu", "cuda") else torch.float32
         shared = torch.as_tensor(values, dtype=kind).to(self.device)
+        self._sent.append(shared)
         torch.distributed.all_reduce(shared)
         return cast("Array", (shared / self.world_size).cpu().double().numpy())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +42,25 @@ class Rows(Dataset[tuple[Tensor, Tensor, int]]):
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+def test_what_was_sent_outlives_its_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A thread of gloo that is the last to hold a tensor aborts a process that ends meanwhile.
+    sent: list[weakref.ref[Tensor]] = []
+    for collective in ("broadcast", "all_reduce"):
+        monkeypatch.setattr(
+            torch.distributed, collective, lambda shared, *_, **__: sent.append(weakref.ref(shared))
+        )
+    ranks = Ranks(0, 2)
+    assert ranks.agree(3) == 3
+    assert ranks.largest(1, 2) == (1, 2)
+    assert ranks.mean(np.array([4.0])) == 2.0  # of two ranks, of which one sends nothing here
+    gc.collect()
+    assert len(sent) == 3
+    assert all(reference() is not None for reference in sent)
+    del ranks
+    gc.collect()
+    assert not any(reference() is not None for reference in sent)
 
 
 def flat(model: nn.Module) -> Tensor:
