@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch import trend
+from rlbatch import experience, trend
 from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "place": (
@@ -80,6 +80,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "progress": ("progress_ratio", "gradient_growth", "trouble", "rate_change"),
     "history": ("last_change", "since_change", "explored_up", "explored_down"),
+    "validation": ("val_decrease", "val_trend", "val_remaining", "val_rise"),
+    "experience": (
+        *("rate_/8", "rate_/4", "rate_/2", "rate_here", "rate_x2", "rate_x4", "rate_x8"),
+        *("known_/8", "known_/4", "known_/2", "known_here", "known_x2", "known_x4", "known_x8"),
+    ),
     "objective": ("budget_run", "spent", "weight_seconds", "weight_samples", "weight_joules"),
 }
 """Names of the features by group, in the order of the vector."""
@@ -134,6 +139,16 @@ class EncoderState(NamedTuple):
     rate_sum: Array
     rate_size_sqr: Array
     rate_product: Array
+    last_val: Array
+    lowest_val: Array
+    val_cost: Array  # cost of the run at that validation
+    val_size: Array  # cost-weighted sum of log2 size since then
+    val_rate: Array  # decayed log-loss decrease between validations, and log-cost growth
+    val_growth: Array
+    kept_loss: Array  # training loss of the last chunk that was not rolled back, and its variance
+    kept_loss_var: Array
+    size_rates: Array  # see `rlbatch.experience`; these two have an axis of sizes behind the runs'
+    size_weights: Array
 
 
 def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
@@ -179,6 +194,16 @@ def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
         rate_sum=zero,
         rate_size_sqr=zero,
         rate_product=zero,
+        last_val=unset,
+        lowest_val=unset,
+        val_cost=zero,
+        val_size=zero,
+        val_rate=zero,
+        val_growth=zero,
+        kept_loss=unset,
+        kept_loss_var=zero,
+        size_rates=np.zeros((*shape, experience.TABLE_SIZES)),
+        size_weights=np.zeros((*shape, experience.TABLE_SIZES)),
     )
 
 
@@ -284,6 +309,7 @@ def _advance(signals: Signals, state: EncoderState) -> EncoderState:
         smallest=np.fmin(state.smallest, size),
         last_cost=_as_array(signals.total_cost),
         **_trend_state(signals, state, loss, one_sample, loss_var, decrease, cost_growth),
+        **_experience_state(signals, state, loss, loss_var, cost_growth),
     )
 
 
@@ -324,6 +350,45 @@ def _trend_state(
     }
 
 
+def _experience_state(
+    signals: Signals, state: EncoderState, loss: Array, loss_var: Array, cost_growth: Array
+) -> dict[str, Array]:
+    size = np.log2(signals.batch_size) + np.zeros_like(loss)
+    kept = (_as_array(signals.rolled_back) < 0.5) & np.isfinite(loss)
+    # Progress since the last chunk that was kept: what follows a rolled-back one gained nothing.
+    decrease = np.log(state.kept_loss / loss)
+    variance = (loss_var + state.kept_loss_var) / np.square(loss)
+    rate, precision = trend.rate_and_precision(_finite(decrease), cost_growth, _finite(variance))
+    precision = np.where(np.isfinite(decrease), precision, 0.0)
+    decayed = experience.DECAY * state.size_rates, experience.DECAY * state.size_weights
+    table = experience.note(decayed, size, rate, precision)
+
+    val, total = _as_array(signals.val_loss), _as_array(signals.total_cost)
+    validated = np.isfinite(val) & (val > 0)
+    mean_size = state.val_size + size * _as_array(signals.chunk_cost)
+    again = validated & np.isfinite(state.last_val)
+    val_decrease = np.where(again, np.log(state.last_val / val), 0.0)
+    val_growth = np.where(again, np.log(total / state.val_cost), 0.0)
+    rate, precision = trend.rate_and_precision(
+        val_decrease, val_growth, np.full_like(loss, experience.VALIDATION_VARIANCE)
+    )
+    where = mean_size / np.maximum(total - state.val_cost, _TINY)
+    table = experience.note(table, where, rate, np.where(again, precision, 0.0))
+    decay = np.where(again, _RATE_DECAY, 1.0)
+    return {
+        "last_val": np.where(validated, val, state.last_val),
+        "lowest_val": np.where(validated, np.fmin(state.lowest_val, val), state.lowest_val),
+        "val_cost": np.where(validated, total, state.val_cost),
+        "val_size": np.where(validated, 0.0, mean_size),
+        "val_rate": decay * state.val_rate + val_decrease,
+        "val_growth": decay * state.val_growth + val_growth,
+        "kept_loss": np.where(kept, loss, state.kept_loss),
+        "kept_loss_var": np.where(kept, loss_var, state.kept_loss_var),
+        "size_rates": table[0],
+        "size_weights": table[1],
+    }
+
+
 def _features(signals: Signals, before: EncoderState, after: EncoderState) -> list[Array]:
     context = signals.context
     size = after.last_size
@@ -339,6 +404,8 @@ def _features(signals: Signals, before: EncoderState, after: EncoderState) -> li
         np.minimum(after.since_change, 8) / 8,
         (after.largest - size) / 6,
         (size - after.smallest) / 6,
+        *_validation(context, before, after),
+        *_experience(after, size),
         *_objective(signals, context),
     ]
 
@@ -504,6 +571,27 @@ def _progress(signals: Signals, before: EncoderState, after: EncoderState) -> li
         trouble,
         _finite(gain),
     ]
+
+
+def _validation(context: RunContext, before: EncoderState, after: EncoderState) -> list[Array]:
+    seen, target = ~np.isnan(after.last_val), _as_array(context.target_loss)
+    rate = after.val_rate / np.maximum(after.val_growth, 1e-3)
+    remaining = np.log2(
+        np.maximum(np.log(after.last_val / target), 1e-3) / np.maximum(rate, 1e-3)
+    )
+    decrease = np.log(before.last_val / after.last_val)
+    return [
+        np.tanh(5 * _finite(decrease)),
+        np.tanh(rate),
+        np.where(np.isfinite(remaining) & (after.val_growth > 0), remaining / 8, 0.0),
+        np.where(seen, np.tanh(3 * np.log(after.last_val / after.lowest_val)), 0.0),
+    ]
+
+
+def _experience(after: EncoderState, size: Array) -> list[Array]:
+    rates, known = experience.around((after.size_rates, after.size_weights), size)
+    columns = range(len(experience.OFFSETS))
+    return [np.tanh(rates[..., i]) for i in columns] + [known[..., i] for i in columns]
 
 
 def _objective(signals: Signals, context: RunContext) -> list[Array]:

@@ -11,6 +11,9 @@ Loading never unpickles, and refuses what it cannot vouch for. Metadata entries,
 | the fields of `PolicyCard` | how the policy was made, what it achieved |
 | `checksum` | SHA-256 of all of the above and of the weights |
 
+A file of an earlier schema, which had a part of today's observations, loads: what it never saw gets
+the weight 0.
+
 There is no normaliser: observations are bounded by construction. A running normaliser used in
 training is folded into the first layer before saving.
 """
@@ -39,6 +42,7 @@ from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Layer, Network
 
 FORMAT_VERSION = 1
+OLDEST_SCHEMA = 1
 
 _NETS = ("policy", "value")
 _CARD_KEYS = tuple(field.name for field in fields(PolicyCard))
@@ -128,21 +132,27 @@ def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
 
 
 def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
+    names = content["observation_names"]
+
     def chain(number: int, net: str) -> tuple[Layer, ...]:
         prefix = f"member.{number}.{net}"
         count = len(content["layer_sizes"][number][net]) - 1
-        return tuple(
+        first, *rest = (
             Layer(tensors[f"{prefix}.{i}.weight"], tensors[f"{prefix}.{i}.bias"])
             for i in range(count)
         )
+        return Layer(_widened(first.weight, names, 0.0), first.bias), *rest
 
     members = [
         Network(chain(number, "policy"), chain(number, "value"))
         for number in range(len(content["layer_sizes"]))
     ]
     card: dict[str, Any] = {key: content[key] for key in _CARD_KEYS}
-    for key in ("objectives", "couplings", "observation_low", "observation_high"):
+    for key in ("objectives", "couplings"):
         card[key] = tuple(card[key])
+    for key, extreme in (("observation_low", -1.0), ("observation_high", 1.0)):
+        seen = np.asarray(card[key], dtype=np.float64)
+        card[key] = tuple(_widened(seen, names, extreme).tolist()) if seen.size else ()
     return LearnedPolicy(
         members=tuple(members),
         action_grid=tuple(content["action_grid"]),
@@ -152,6 +162,17 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
         sample=bool(content["sample"]),
         card=PolicyCard(**card),
     )
+
+
+def _widened(values: NDArray[Any], names: list[str], unseen: float) -> NDArray[Any]:
+    """Return values whose last axis are a file's observations with one that has today's."""
+    if values.shape[-1] != len(names):
+        raise ConfigurationError(
+            f"Expected {len(names)} observations in the last axis, got {values.shape[-1]}."
+        )
+    wide = np.full((*values.shape[:-1], len(OBSERVATION_NAMES)), unseen, dtype=values.dtype)
+    wide[..., [OBSERVATION_NAMES.index(name) for name in names]] = values
+    return wide
 
 
 def _read(path: Path) -> tuple[dict[str, str], Tensors]:
@@ -201,16 +222,22 @@ def _parse(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
-    for key, ours in (("format_version", FORMAT_VERSION), ("schema_version", SCHEMA_VERSION)):
-        if content[key] != ours:
+    for key, ours in (
+        ("format_version", range(FORMAT_VERSION, FORMAT_VERSION + 1)),
+        ("schema_version", range(OLDEST_SCHEMA, SCHEMA_VERSION + 1)),
+    ):
+        if content[key] not in ours:
             raise PolicyFileError(
                 f"{path}: {key} is {content[key]!r}, this rlbatch ({rlbatch.__version__}) reads "
-                f"{ours}; the file was written by rlbatch {content['rlbatch_version']}. Use that "
-                "version, or train the policy again."
+                f"{' to '.join(map(str, sorted({ours[0], ours[-1]})))}; the file was written by "
+                f"rlbatch {content['rlbatch_version']}. Use that version, or train the policy "
+                "again."
             )
     names = content["observation_names"]
-    if names != list(OBSERVATION_NAMES):
-        theirs = set(map(str, cast(list[Any], names))) if isinstance(names, list) else set[str]()
+    listed = list(map(str, cast(list[Any], names))) if isinstance(names, list) else list[str]()
+    theirs = set(listed)
+    earlier = content["schema_version"] < SCHEMA_VERSION and len(theirs) == len(listed) > 0
+    if names != list(OBSERVATION_NAMES) and not (earlier and theirs < set(OBSERVATION_NAMES)):
         strange = ", ".join(sorted(theirs ^ set(OBSERVATION_NAMES))) or "their order"
         raise PolicyFileError(
             f"{path}: the observation names are not those of schema {SCHEMA_VERSION} (differing: "

@@ -156,7 +156,7 @@ def test_cards_are_checked() -> None:
 def test_other_schema_says_which_versions_and_what_to_do(path: Path) -> None:
     rewrite(path, lambda metadata, _: metadata.update(schema_version="99", rlbatch_version='"7.1"'))
     with pytest.raises(
-        PolicyFileError, match=r"schema_version is 99.*reads 1.*rlbatch 7\.1.*again"
+        PolicyFileError, match=r"schema_version is 99.*reads 1 to 2.*rlbatch 7\.1.*again"
     ):
         load_policy(path)
 
@@ -178,6 +178,58 @@ def test_other_format_is_refused_before_anything_else_is_read(path: Path) -> Non
 def test_other_observations_are_named(path: Path, names: Any, words: str) -> None:
     rewrite(path, lambda metadata, _: metadata.update(observation_names=json.dumps(names)))
     with pytest.raises(PolicyFileError, match=words):
+        load_policy(path)
+
+
+EARLIER = OBSERVATION_NAMES[::-1][:-20]  # any order: they are found by their names
+
+
+def narrow(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
+    """Turn a file into one of the first schema, whose network saw less."""
+    columns = [OBSERVATION_NAMES.index(name) for name in EARLIER]
+    for net in ("policy", "value"):
+        name = f"member.0.{net}.0.weight"
+        tensors[name] = np.ascontiguousarray(tensors[name][:, columns])
+    sizes = json.loads(metadata["layer_sizes"])
+    for net in sizes[0]:
+        sizes[0][net][0] = len(EARLIER)
+    changes = {
+        "schema_version": 1,
+        "observation_names": EARLIER,
+        "layer_sizes": sizes,
+        "observation_low": [-0.25] * len(EARLIER),
+        "observation_high": [0.75] * len(EARLIER),
+    }
+    metadata.update({key: json.dumps(value) for key, value in changes.items()})
+    del metadata["checksum"]
+    metadata["checksum"] = json.dumps(file._checksum(metadata, tensors))
+
+
+def test_a_file_of_an_earlier_schema_decides_by_what_it_knew(path: Path) -> None:
+    today = load_policy(path)
+    rewrite(path, narrow)
+    earlier = load_policy(path)
+    rng = np.random.default_rng(1)
+    observation = rng.uniform(-1, 1, (30, OBSERVATION_SIZE)).astype(np.float32)
+    unseen = [i for i, name in enumerate(OBSERVATION_NAMES) if name not in EARLIER]
+    blanked = observation.copy()
+    blanked[:, unseen] = 0.0
+    signals = random_signals((30,), rng)
+    got, _ = earlier.decide(observation, signals, earlier.initial_state((30,)))
+    wanted, _ = today.decide(blanked, signals, today.initial_state((30,)))
+    np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-6)
+    low, high = np.array(earlier.card.observation_low), np.array(earlier.card.observation_high)
+    assert (low[unseen] == -1.0).all() and (high[unseen] == 1.0).all()
+    assert set(np.delete(low, unseen)) == {-0.25} and set(np.delete(high, unseen)) == {0.75}
+
+
+def test_a_file_of_an_earlier_schema_with_strange_observations_is_refused(path: Path) -> None:
+    def strange(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
+        narrow(metadata, tensors)
+        metadata["observation_names"] = json.dumps(["mood", *EARLIER[1:]])
+
+    rewrite(path, strange)
+    with pytest.raises(PolicyFileError, match="mood"):
         load_policy(path)
 
 
