@@ -576,9 +576,7 @@ def _progress(signals: Signals, before: EncoderState, after: EncoderState) -> li
 def _validation(context: RunContext, before: EncoderState, after: EncoderState) -> list[Array]:
     seen, target = ~np.isnan(after.last_val), _as_array(context.target_loss)
     rate = after.val_rate / np.maximum(after.val_growth, 1e-3)
-    remaining = np.log2(
-        np.maximum(np.log(after.last_val / target), 1e-3) / np.maximum(rate, 1e-3)
-    )
+    remaining = np.log2(np.maximum(np.log(after.last_val / target), 1e-3) / np.maximum(rate, 1e-3))
     decrease = np.log(before.last_val / after.last_val)
     return [
         np.tanh(5 * _finite(decrease)),

@@ -56,9 +56,51 @@ def advance(loss: Array, y: Array, momentum: Array, noise: Array, steps: Array) 
         noise: Loss that one step's gradient noise adds to each bin, shape (..., bins).
         steps: Number of steps, broadcastable to `loss`.
     """
+    kept, added = _parts(loss, y, momentum, noise, steps)
+    return kept + added
+
+
+def advance_sampled(  # noqa: PLR0913, PLR0917 - as `advance`
+    loss: Array,
+    y: Array,
+    momentum: Array,
+    noise: Array,
+    steps: Array,
+    directions: Array,
+    rng: np.random.Generator,
+) -> Array:
+    """One run's loss per bin after `steps` steps, whose mean over runs `advance` returns.
+
+    A bin is n directions of the same curvature. What is left of their errors is fixed, what the
+    gradient noise has added to each is Gaussian; so with D and N for the two terms of `advance` the
+    loss is N / n times a noncentral chi-square of n degrees of freedom and noncentrality n D / N.
+
+    Args:
+        loss: As for `advance`.
+        y: As for `advance`.
+        momentum: As for `advance`.
+        noise: As for `advance`.
+        steps: As for `advance`.
+        directions: n, at least 1, broadcastable to `loss`; infinite for the mean.
+        rng: Source of the noise.
+    """
+    kept, added = _parts(loss, y, momentum, noise, steps)
+    share = np.maximum(added, 0.0) / directions
+    along = np.sqrt(np.maximum(kept, 0.0)) + np.sqrt(share) * rng.standard_normal(loss.shape)
+    finite = np.where(np.isfinite(directions), directions, 1.0)
+    across = 2.0 * rng.standard_gamma(np.broadcast_to(0.5 * (finite - 1.0), loss.shape))
+    sampled = np.square(along) + share * across
+    return np.where(np.isfinite(directions), sampled, kept + added)
+
+
+def _parts(
+    loss: Array, y: Array, momentum: Array, noise: Array, steps: Array
+) -> tuple[Array, Array]:
+    """Return what is left of the loss, and what noise adds to it."""
     settled = stationary_loss(y, momentum, noise)
     exponent = np.minimum(steps * np.log(contraction(y, momentum)), _LARGEST_EXPONENT)
-    return settled + np.exp(exponent) * (loss - settled)
+    left = np.exp(exponent)
+    return left * loss, (1.0 - left) * settled
 
 
 def stability_limit(momentum: Array) -> Array:

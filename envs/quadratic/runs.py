@@ -59,8 +59,8 @@ class QuadraticRuns:
         Args:
             tasks: One task a run.
             rng: Source of the measurement noise.
-            exact: True leaves measurements out (reference runs): `advance` then returns no usable
-                signals.
+            exact: True follows the mean of all runs and leaves measurements out (reference runs):
+                `advance` then returns no usable signals.
             noise_rate: See `cadence.measured_among`; what measuring costs is charged.
         """
         n = len(tasks)
@@ -92,7 +92,8 @@ class QuadraticRuns:
         self.lowest_loss[index] = t.irreducible[index] + 1.0
         self.smallest_size[index] = np.inf
         self.largest_size[index] = 0.0
-        squared = self._squared_gradient(t.base_batch_size)[index]
+        # The step size is drawn for the network that has come to life, as users tune it.
+        squared = self._squared_gradient(t.base_batch_size, np.ones(len(t)))[index]
         precondition = np.where(t.adaptive[index, None] > 0, 1.0 / np.sqrt(squared + _TINY), 1.0)
         sharpest = (precondition * t.curvature[index]).max(axis=1)
         limit = dynamics.stability_limit(t.momentum[index])
@@ -106,11 +107,23 @@ class QuadraticRuns:
         t = self.tasks
         return 1.0 - t.interpolation + t.interpolation * np.minimum(self.loss.sum(axis=1), 1.0)
 
-    def _squared_gradient(self, batch_size: Array) -> Array:
+    def _liveliness(self) -> Array:
+        """Factor of every curvature: a network that has learned nothing yet hardly responds.
+
+        The strength of a mode of a deep linear network grows by its own strength, so that its loss
+        falls along a sigmoid (Saxe et al. 2014, "Exact solutions to the nonlinear dynamics of
+        learning in deep linear neural networks", equation 12). Here all directions grow together,
+        linearly in the share of the initial loss that is gone.
+        """
+        t = self.tasks
+        learned = np.clip((1.0 - self.loss.sum(axis=1)) / np.maximum(t.slow_until, _TINY), 0.0, 1.0)
+        return t.slow_start + (1.0 - t.slow_start) * learned
+
+    def _squared_gradient(self, batch_size: Array, liveliness: Array) -> Array:
         """Mean squared gradient per coordinate and bin, up to a constant: signal plus noise."""
         t = self.tasks
         noise = (self._noise_level() / batch_size)[:, None]
-        return t.curvature * (self.loss / t.noise + noise)
+        return liveliness[:, None] * t.curvature * (self.loss / t.noise + noise)
 
     def validation_loss(self) -> Array:
         """Noise-free validation loss."""
@@ -144,10 +157,12 @@ class QuadraticRuns:
 
     def _noise_trace(self, precondition: Array | float) -> Array:
         t = self.tasks
-        return 2.0 * self._noise_level() * (t.noise * t.curvature * precondition).sum(axis=1)
+        total = (t.noise * t.curvature * precondition).sum(axis=1)
+        return 2.0 * self._noise_level() * self._liveliness() * total
 
     def _gradient_norm(self, precondition: Array | float) -> Array:
-        return 2.0 * (self.tasks.curvature * self.loss * precondition).sum(axis=1)
+        total = (self.tasks.curvature * self.loss * precondition).sum(axis=1)
+        return 2.0 * self._liveliness() * total
 
     def chunk_steps(self) -> Array:
         """Optimizer steps of the next chunk."""
@@ -196,10 +211,23 @@ class QuadraticRuns:
         decay = ADAM_BETA2**steps
         weight = decay * self.second_moment_weight + (1.0 - decay)
         self.second_moment *= decay[:, None]
-        self.second_moment += (1.0 - decay)[:, None] * self._squared_gradient(batch_size)
+        self.second_moment += (1.0 - decay)[:, None] * self._squared_gradient(
+            batch_size, self._liveliness()
+        )
         self.second_moment_weight = weight
         adam = 1.0 / np.sqrt(self.second_moment / weight[:, None] + _TINY)
         return np.where(t.adaptive[:, None] > 0, adam, 1.0)
+
+    def _velocity(self, steps: Array) -> Array:
+        """Mean over the coming steps of what heavy-ball's velocity has gathered, 1 - m^t.
+
+        Without it the first steps of a run would move as far as those of a run under way. Adam's
+        first moment is corrected for its start.
+        """
+        t = self.tasks
+        momentum = np.where(t.adaptive > 0, 0.0, t.momentum)
+        missing = momentum ** (self.steps + 1.0) * (1.0 - momentum**steps) / (1.0 - momentum)
+        return 1.0 - missing / steps
 
     def _descend(
         self, batch_size: Array, steps: Array, rate: Array, precondition: Array | float
@@ -212,7 +240,8 @@ class QuadraticRuns:
         curvature = t.curvature * np.exp(np.log(sharpening)[:, None] * t.curvature)
         momentum = t.momentum[:, None]
         limit = dynamics.stability_limit(t.momentum)
-        step = (self.step_size * rate * self._inertia())[:, None] * precondition
+        scale = self.step_size * rate * self._inertia() * self._liveliness() * self._velocity(steps)
+        step = scale[:, None] * precondition
         y = step * curvature
         # Progressive sharpening stops by itself at the edge of stability; only a step size above
         # what the *unsharpened* curvature bears by the factor `catapult` is fatal (Cohen et al.
@@ -234,7 +263,11 @@ class QuadraticRuns:
         y = np.minimum(y, _EDGE * limit[:, None])
         flat = np.minimum(step * t.curvature, y)
         noise = np.square(flat) * t.noise * (self._noise_level() / batch_size)[:, None]
-        self.loss = dynamics.advance(damaged, y, momentum, noise, steps[:, None])
+        moved = damaged, y, momentum, noise, steps[:, None]
+        if self.exact:
+            self.loss = dynamics.advance(*moved)
+        else:
+            self.loss = dynamics.advance_sampled(*moved, t.directions[:, None], self.rng)
         # The guard of a live run looks at the chunk's mean training loss.
         level = t.irreducible + 0.5 * (damaged.sum(axis=1) + self.loss.sum(axis=1))
         fatal |= (level > _GUARD_RATIO * self.lowest_loss) | ~np.isfinite(level)

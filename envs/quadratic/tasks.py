@@ -43,6 +43,9 @@ class Distribution:
         couplings: Probabilities of the couplings none, sqrt, linear, adascale.
         sharpening: Factor by which the largest curvature grows in the run; log-uniform.
         catapult: How far beyond the stability limit a run recovers by itself; log-uniform.
+        slow_start: Share of the gradient that a fresh network shows, since its features have yet to
+            form; log-uniform.
+        slow_until: Share of the initial loss that is gone when it shows all of it.
         damage: Loss that a step size at twice the stability limit adds, relative to the loss;
             log-uniform.
         irreducible: Irreducible loss as a fraction of the initial loss; a negative draw is none.
@@ -50,6 +53,9 @@ class Distribution:
             negative draw is none.
         loss_noise: Per-sample standard deviation of the loss, as a fraction of the loss.
         validation_noise: Relative standard deviation of a validation.
+        log2_directions: Directions of one curvature, of SGD: the fewer, the more a run's loss varies
+            around its mean.
+        adam_directions: How many times as many Adam has, which moves all of them alike.
         log2_effective_dimension: Effective dimension of the gradient noise; sets the estimator's
             error.
         probability_schedule: Share of runs with a learning-rate schedule (cosine, step or warm-up).
@@ -79,26 +85,30 @@ class Distribution:
     log2_base: Range = (3.0, 9.0)
     log2_dataset: Range = (9.5, 18.0)
     log2_horizon: Range = (5.5, 12.0)
-    stability: Range = (0.005, 0.5)
+    stability: Range = (0.003, 0.35)
     probability_adam: float = 0.78
     probability_momentum: float = 0.6
     couplings: tuple[float, float, float, float] = (0.34, 0.28, 0.26, 0.12)
     sharpening: Range = (1.0, 6.0)
     catapult: Range = (1.0, 4.0)
+    slow_start: Range = (0.005, 0.6)
+    slow_until: Range = (0.02, 0.4)
     damage: Range = (0.05, 3.0)
     irreducible: Range = (-0.1, 0.25)
-    gap: Range = (-0.04, 0.04)
+    gap: Range = (-0.05, 0.15)
     loss_noise: Range = (0.3, 2.0)
     validation_noise: Range = (0.0, 0.01)
+    log2_directions: Range = (0.0, 6.0)
+    adam_directions: float = 16.0
     log2_effective_dimension: Range = (2.0, 8.5)
     probability_schedule: float = 0.2
     log2_knee: Range = (1.0, 13.0)
     profile_sharpness: Range = (1.0, 4.0)
     probability_memory_limit: float = 0.2
     probability_known_cost: float = 0.7
-    target_fraction: Range = (0.03, 0.5)
-    probability_slack_adam: float = 0.8
-    probability_slack_sgd: float = 0.3
+    target_fraction: Range = (0.03, 0.4)
+    probability_slack_adam: float = 0.9
+    probability_slack_sgd: float = 0.4
     log2_start: Range = (-4.0, 4.0)
     probability_start_at_base: float = 0.35
     chunk_minimum: Range = (2.0, 6.0)
@@ -144,11 +154,14 @@ class SimulatedTasks:
     horizon: Array
     sharpening: Array
     catapult: Array
+    slow_start: Array
+    slow_until: Array
     damage: Array
     irreducible: Array
     gap: Array
     loss_noise: Array
     validation_noise: Array
+    directions: Array
     effective_dimension: Array
     schedule: Array  # 0 constant, 1 cosine, 2 step, 3 warm-up
     step_cost_curve: Array  # (n, 17): log2 cost of a step, 0 at the base batch size
@@ -237,11 +250,15 @@ def draw_tasks(
         horizon=np.round(2.0 ** uniform(d.log2_horizon)),
         sharpening=log_uniform(d.sharpening),
         catapult=log_uniform(d.catapult),
+        slow_start=log_uniform(d.slow_start),
+        slow_until=uniform(d.slow_until),
         damage=log_uniform(d.damage),
         irreducible=np.maximum(uniform(d.irreducible), 0.0),
         gap=np.maximum(uniform(d.gap), 0.0),
         loss_noise=log_uniform(d.loss_noise),
         validation_noise=uniform(d.validation_noise),
+        directions=2.0 ** uniform(d.log2_directions)
+        * np.where(adaptive > 0, d.adam_directions, 1.0),
         effective_dimension=2.0 ** uniform(d.log2_effective_dimension),
         schedule=chance(d.probability_schedule) * rng.integers(1, 4, size=count),
         step_cost_curve=_draw_cost_curves(count, rng, d, base, weight_seconds),

@@ -52,9 +52,7 @@ def test_a_rate_without_precision_may_be_anything() -> None:
 
 def test_many_runs_have_a_table_each() -> None:
     rng = np.random.default_rng(0)
-    rows = [
-        (rng.uniform(0, 16, 5), rng.standard_normal(5), rng.uniform(0, 9, 5)) for _ in range(8)
-    ]
+    rows = [(rng.uniform(0, 16, 5), rng.standard_normal(5), rng.uniform(0, 9, 5)) for _ in range(8)]
     together = empty((5,))
     for row in rows:
         together = experience.note(together, *row)

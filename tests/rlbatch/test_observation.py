@@ -211,3 +211,66 @@ def test_the_state_that_goes_in_is_left_alone() -> None:
 def test_group_names_are_unique() -> None:
     assert len(set(OBSERVATION_NAMES)) == OBSERVATION_SIZE
     assert observation.SCHEMA_VERSION >= 1
+
+
+def run_of(*chunks: dict[str, Any]) -> np.ndarray:
+    """The observation after chunks of ten steps and cost 1 each."""
+    state, vector = initial_state(), np.empty(0)
+    for number, chunk in enumerate(chunks, start=1):
+        counted = {"total_cost": float(number), "total_steps": 10.0 * number}
+        vector, state = encode(signals(**{"val_loss": np.nan, **counted, **chunk}), state)
+    return vector
+
+
+def test_validations_are_compared_with_the_last_one_however_long_ago() -> None:
+    vector = run_of({"val_loss": 2.0}, {}, {}, {"val_loss": 1.0}, {})
+    assert feature(vector, "val_decrease") == 0.0  # nothing new in the last chunk
+    assert feature(vector, "val_known") == 0.0
+    rate = np.log(2.0) / np.log(4.0)
+    assert feature(vector, "val_trend") == pytest.approx(np.tanh(rate), abs=1e-6)
+    remaining = np.log2(np.log(1.0 / 0.2) / rate)
+    assert feature(vector, "val_remaining") == pytest.approx(remaining / 8, abs=1e-6)
+    risen = run_of({"val_loss": 2.0}, {"val_loss": 1.0}, {"val_loss": 1.5})
+    assert feature(risen, "val_decrease") == pytest.approx(np.tanh(5 * np.log(1 / 1.5)), abs=1e-6)
+    assert feature(risen, "val_rise") == pytest.approx(np.tanh(3 * np.log(1.5)), abs=1e-6)
+
+
+def test_without_validations_their_features_are_masked() -> None:
+    vector = run_of({}, {"train_loss": 0.9}, {"train_loss": 0.8})
+    for name in observation.GROUPS["validation"]:
+        assert feature(vector, name) == 0.0
+
+
+def test_what_a_size_gave_is_remembered_when_it_is_left() -> None:
+    falling = [{"train_loss": loss, "batch_size": 512.0} for loss in (1.0, 0.8, 0.65)]
+    rising = [{"train_loss": loss, "batch_size": 2048.0} for loss in (0.7, 0.8)]
+    vector = run_of(*falling, *rising)
+    assert feature(vector, "rate_/4") > 0.2 > -0.2 > feature(vector, "rate_here")
+    assert min(feature(vector, name) for name in ("known_/4", "known_here")) > 0.5
+    for name in ("rate_/2", "known_/2", "rate_x2", "known_x2"):
+        assert feature(vector, name) == 0.0
+
+
+def test_validations_tell_more_of_a_size_than_a_few_noisy_losses() -> None:
+    noisy = {"train_loss_std": 2.0, "batch_size": 4.0}
+    seen = [
+        {"train_loss": 1.0, **noisy},
+        {"train_loss": 1.4, **noisy},
+        {"train_loss": 1.5, **noisy},
+    ]
+    unaware = run_of(*seen)
+    aware = run_of(
+        *({"val_loss": loss, **chunk} for loss, chunk in zip((1.0, 0.8, 0.7), seen, strict=True))
+    )
+    assert feature(unaware, "known_here") < 0.4 < 0.9 < feature(aware, "known_here")
+    assert feature(unaware, "rate_here") < 0.0 < feature(aware, "rate_here")
+
+
+def test_a_roll_back_counts_against_its_size_and_not_for_the_next_one() -> None:
+    vector = run_of(
+        {"train_loss": 1.0, "batch_size": 512.0},
+        {"train_loss": 8.0, "batch_size": 4096.0, "rolled_back": 1.0},
+        {"train_loss": 1.0, "batch_size": 512.0},
+    )
+    assert feature(vector, "rate_x8") < -0.9
+    assert feature(vector, "rate_here") == pytest.approx(0.0, abs=1e-6)

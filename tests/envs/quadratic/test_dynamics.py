@@ -56,3 +56,31 @@ def test_heavy_ball_settles_where_a_monte_carlo_run_settles(y: float) -> None:
     injected = 0.5 * curvature * (y / curvature) ** 2 * deviation**2
     settled = dynamics.stationary_loss(np.array(y), np.array(momentum), np.array(injected))
     assert settled == pytest.approx(np.mean(losses), rel=0.03)
+
+
+@pytest.mark.parametrize("directions", [1, 3, 40])
+def test_a_sampled_loss_is_distributed_as_that_of_runs_in_so_many_directions(
+    directions: int,
+) -> None:
+    rng = np.random.default_rng(1)
+    step_size, curvature, deviation, steps, count = 0.3, 0.7, 0.8, 9, 40_000
+    position = np.full((count, directions), 1.0 / np.sqrt(directions))
+    for _ in range(steps):
+        gradient = curvature * position + deviation * rng.standard_normal((count, directions))
+        position = position - step_size * gradient
+    simulated = 0.5 * curvature * np.square(position).sum(axis=1)
+    injected = 0.5 * curvature * step_size**2 * deviation**2 * directions
+    arguments = (
+        np.full(count, 0.5 * curvature),
+        np.full(count, step_size * curvature),
+        np.zeros(count),
+        np.full(count, injected),
+        np.full(count, steps),
+    )
+    sampled = dynamics.advance_sampled(*arguments, np.full(count, float(directions)), rng)
+    assert sampled.mean() == pytest.approx(simulated.mean(), rel=0.03)
+    for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+        found, expected = np.quantile(sampled, quantile), np.quantile(simulated, quantile)
+        assert found == pytest.approx(expected, rel=0.03, abs=0.01 * simulated.mean())
+    mean = dynamics.advance_sampled(*arguments, np.full(count, np.inf), rng)
+    np.testing.assert_allclose(mean, dynamics.advance(*arguments))

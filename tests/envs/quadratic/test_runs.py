@@ -20,6 +20,7 @@ PLAIN = Distribution(
     irreducible=(0.0, 0.0),
     gap=(0.0, 0.0),
     probability_schedule=0.0,
+    slow_start=(1.0, 1.0),
     stability=(0.05, 0.3),
 )
 
@@ -125,6 +126,50 @@ def test_a_step_size_beyond_what_the_curvature_bears_is_rolled_back_and_paid() -
     np.testing.assert_array_equal(wild.loss, before)
     assert (outcome.cost > 0).all()
     assert np.asarray(outcome.signals.rolled_back).all()
+
+
+def test_a_fresh_network_comes_to_life_along_a_sigmoid() -> None:
+    count, steps = 6, 300
+    quiet = PLAIN.replace(log2_noise_scale=(-60.0, -60.0), slow_start=(0.01, 0.05))
+    drawn = replace(tasks(count, quiet), chunk_minimum=np.ones(count), chunk_growth=np.zeros(count))
+    run = runs(drawn)
+    loss, level = drawn.initial_loss.copy(), []
+    for _ in range(steps):
+        run.advance(drawn.base_batch_size)
+        learned = np.minimum((1.0 - loss.sum(axis=1)) / drawn.slow_until, 1.0)
+        lively = drawn.slow_start + (1.0 - drawn.slow_start) * learned
+        loss = loss * (1.0 - (run.step_size * lively)[:, None] * drawn.curvature) ** 2
+        level.append(np.log(loss.sum(axis=1)))
+        np.testing.assert_allclose(run.loss, loss, rtol=1e-6, atol=1e-12)
+    rate = -np.diff(level, axis=0)
+    assert (rate.max(axis=0) > 1.5 * rate[0]).all()
+    assert (rate[-1] < rate.max(axis=0)).all()
+
+
+def test_velocity_gathers_in_the_first_steps_of_heavy_ball_only() -> None:
+    drawn = replace(
+        tasks(3), momentum=np.array([0.9, 0.9, 0.0]), adaptive=np.array([0.0, 1.0, 0.0])
+    )
+    run = runs(drawn)
+    run.steps[:] = 3
+    gathered = np.mean([1.0 - 0.9**step for step in range(4, 11)])
+    np.testing.assert_allclose(run._velocity(np.full(3, 7.0)), [gathered, 1.0, 1.0])
+
+
+def test_runs_vary_around_their_mean_the_less_the_more_directions_they_have() -> None:
+    one = replace(tasks(1), chunk_minimum=np.full(1, 200.0))
+
+    def spread(directions: float) -> tuple[float, float]:
+        many = one.take(np.zeros(2000, dtype=np.int64))
+        crowd = runs(replace(many, directions=np.full(2000, directions)), exact=False)
+        losses = crowd.advance(np.full(2000, 4.0)).validation_after
+        return float(np.mean(losses)), float(np.std(losses))
+
+    mean = float(runs(one).advance(np.full(1, 4.0)).validation_after[0])
+    few, many = spread(2.0), spread(64.0)
+    for found, deviation in (few, many):
+        assert found == pytest.approx(mean, abs=4 * deviation / np.sqrt(2000))
+    assert few[1] == pytest.approx(many[1] * np.sqrt(32), rel=0.15)
 
 
 def test_the_schedule_ends_near_zero_whatever_the_batch_size() -> None:
