@@ -60,7 +60,7 @@ def advance(loss: Array, y: Array, momentum: Array, noise: Array, steps: Array) 
     return kept + added
 
 
-def advance_sampled(  # noqa: PLR0913, PLR0917 - as `advance`
+def advance_sampled(
     loss: Array,
     y: Array,
     momentum: Array,

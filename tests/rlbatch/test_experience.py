@@ -47,7 +47,8 @@ def test_rates_are_weighted_means_of_what_was_seen_at_a_size(seen: Seen, size: f
 def test_a_rate_without_precision_may_be_anything() -> None:
     table = experience.note(empty(), np.asarray(4.0), np.asarray(np.nan), np.asarray(0.0))
     rates, known = experience.around(table, np.asarray(4.0))
-    assert not rates.any() and not known.any()
+    assert not rates.any()
+    assert not known.any()
 
 
 def test_many_runs_have_a_table_each() -> None:

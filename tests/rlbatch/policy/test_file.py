@@ -219,8 +219,10 @@ def test_a_file_of_an_earlier_schema_decides_by_what_it_knew(path: Path) -> None
     wanted, _ = today.decide(blanked, signals, today.initial_state((30,)))
     np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-6)
     low, high = np.array(earlier.card.observation_low), np.array(earlier.card.observation_high)
-    assert (low[unseen] == -1.0).all() and (high[unseen] == 1.0).all()
-    assert set(np.delete(low, unseen)) == {-0.25} and set(np.delete(high, unseen)) == {0.75}
+    assert (low[unseen] == -1.0).all()
+    assert (high[unseen] == 1.0).all()
+    assert set(np.delete(low, unseen)) == {-0.25}
+    assert set(np.delete(high, unseen)) == {0.75}
 
 
 def test_a_file_of_an_earlier_schema_with_strange_observations_is_refused(path: Path) -> None:
