@@ -28,8 +28,9 @@ class TaskPool:
     Attributes:
         tasks: The tasks.
         target_loss: Validation loss that ends a run, one entry a task.
-        fixed_cost: Cost, on the mean path of its runs, of each fixed batch size (1, 2, 4 ... 65,536); inf where it does not reach
-            the target, or not at less than the cap times the best; shape (tasks, 17).
+        fixed_cost: Cost of each fixed batch size (1, 2, 4 ... 65,536), on the mean path of its
+            runs; inf where it does not reach the target, or not at less than the cap times the
+            best; shape (tasks, 17).
     """
 
     tasks: SimulatedTasks

@@ -53,8 +53,8 @@ class Distribution:
             negative draw is none.
         loss_noise: Per-sample standard deviation of the loss, as a fraction of the loss.
         validation_noise: Relative standard deviation of a validation.
-        log2_directions: Directions of one curvature, of SGD: the fewer, the more a run's loss varies
-            around its mean.
+        log2_directions: Directions of one curvature, of SGD: the fewer, the more a run's loss
+            varies around its mean.
         adam_directions: How many times as many Adam has, which moves all of them alike.
         log2_effective_dimension: Effective dimension of the gradient noise; sets the estimator's
             error.
