@@ -126,33 +126,29 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-_SIMULATED = Stage(timesteps=9_000_000, simulated=512, real=0)
+_SIMULATED = Stage(
+    timesteps=9_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
+)
 # More updates for each of the dear steps of real runs.
 _REAL = Stage(
-    timesteps=5_000_000,
-    simulated=128,
-    real=96,
-    rollout_steps=48,
-    minibatch=768,
-    epochs=10,
-    clip=0.15,
-)
-_LAST = replace(
-    _REAL,
     timesteps=8_000_000,
     simulated=96,
     real=128,
-    minibatch=896,
-    learning_rate=2.5e-4,
-    entropy=0.001,
+    rollout_steps=48,
+    minibatch=1024,
+    epochs=8,
+    learning_rate=5e-4,
+    entropy=0.002,
 )
 # Begins with the default policy (`--start-from`), which knows what noise and progress look like.
-_EPOCHS = replace(_LAST, timesteps=1_300_000, simulated=0, entropy=0.003)
+_EPOCHS = replace(
+    _REAL, timesteps=1_300_000, simulated=0, learning_rate=2.5e-4, entropy=0.003, clip=0.15
+)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("default", (_SIMULATED, _REAL, _LAST)),
+        Recipe("default", (_SIMULATED, _REAL)),
         Recipe("simulated", (_SIMULATED,)),
         Recipe(
             "epochs",

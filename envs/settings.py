@@ -68,7 +68,7 @@ class BudgetSetting(EpisodeSetting):
 
 RANDOM = "random"
 RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.4, RANDOM_TRANSFORMER: 0.05}
+RANDOM_SHARES: dict[str, float] = {RANDOM: 0.45, RANDOM_TRANSFORMER: 0.03}
 """Stand for all random tasks of a kind whose curves are there; how often they are drawn."""
 
 

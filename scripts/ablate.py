@@ -32,7 +32,7 @@ FULL = RECIPES["simulated"]
 CHANGES: dict[str, Recipe] = {
     "full": FULL,
     **{f"no-{group}": replace(FULL, hidden=(group,)) for group in GROUPS},
-    "no-memory": replace(FULL, hidden=("trend", "progress", "history")),
+    "no-memory": replace(FULL, hidden=("trend", "progress", "history", "validation", "experience")),
     "blind-critic": replace(FULL, informed_critic=False),
     "layers-32": replace(FULL, policy_layers=(32, 32)),
     "layers-96": replace(FULL, policy_layers=(96, 96)),
