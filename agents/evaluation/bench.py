@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,7 +68,8 @@ def run_bench(
 
     Args:
         settings: What to run.
-        out: Folder for the results; a benchmark of equal settings in it is continued.
+        out: Folder for the results; a benchmark of equal settings in it, or of fewer policies, is
+            continued.
         jobs: Processes. On the wall clock they disturb each other.
         references: Folder of fixed curves, to share them among benchmarks; None takes one in `out`.
         logs: Also write an episode log of each real run, under `runs/`.
@@ -82,6 +84,8 @@ def run_bench(
         raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
     prepare_folder(settings, out)
     lock = lock_folder(out)
+    # Not before: a benchmark that is still running is not to find others in its folder.
+    write_atomically(out / SETTINGS_FILE, json.dumps(settings.identity(), indent=2) + "\n")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small models are slower with more, and processes share the cores
     try:
@@ -157,6 +161,8 @@ def _end_with(parent: int) -> None:
 def prepare_folder(settings: BenchSettings, out: Path) -> None:
     """Make the folder, or check that it holds a benchmark of the same settings.
 
+    It may hold one of fewer policies: their runs and the fixed ones are kept.
+
     Raises:
         ConfigurationError: It holds something else.
     """
@@ -171,11 +177,12 @@ def prepare_folder(settings: BenchSettings, out: Path) -> None:
             raise ConfigurationError(
                 f"{path} is damaged ({error}). Name another folder."
             ) from error
-        if known != identity:
+        if not _continues(known, identity):
             different = [key for key in identity if known.get(key) != identity[key]]
             raise ConfigurationError(
                 f"{out} holds a benchmark with other settings (different: {', '.join(different)}). "
-                "Repeat its settings to continue it, or name another folder."
+                "Repeat its settings to continue it, with more policies if you like, or name another "
+                "folder."
             )
         return
     if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
@@ -183,7 +190,15 @@ def prepare_folder(settings: BenchSettings, out: Path) -> None:
             f"{out} is not empty and holds no benchmark. Name a new folder; nothing is overwritten."
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(identity, indent=2) + "\n")
+
+
+def _continues(known: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Return whether a benchmark's settings are another's, with policies added or as they are."""
+    same = [key for key in identity if key not in ("policies", "files")]
+    if known.keys() != identity.keys() or any(known[key] != identity[key] for key in same):
+        return False
+    files, policies = known["files"].items(), known["policies"]
+    return files <= identity["files"].items() and set(policies) <= set(identity["policies"])
 
 
 def _count(settings: BenchSettings) -> int:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from rlbatch.agents.evaluation.rows import cell_key
 from rlbatch.agents.evaluation.settings import BenchSettings
 from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, EpisodeLogError
+from rlbatch.policy.file import save_policy
+from rlbatch.testing import random_policy
 
 FIELDS = (
     "task policy lr_coupling profile objective start_batch_size seed reached cost reference_cost "
@@ -103,6 +106,31 @@ def test_other_settings_are_refused_and_nothing_is_touched(cheap: str, tmp_path:
     with pytest.raises(ConfigurationError, match=r"other settings \(different: seeds\)"):
         run_bench(settings(cheap, seeds=2), tmp_path)
     assert (tmp_path / "results.jsonl").read_bytes() == content
+
+
+def test_policies_may_be_added_and_nothing_is_run_again(cheap: str, tmp_path: Path) -> None:
+    whole = run_bench(settings(cheap), tmp_path / "whole")
+    grown, timings = tmp_path / "grown", tmp_path / "grown" / "timings.jsonl"
+    run_bench(settings(cheap, policies=("fixed",)), grown)
+    before = timings.read_text()
+
+    assert run_bench(settings(cheap), grown) == whole
+    assert (grown / "results.jsonl").read_bytes() == (tmp_path / "whole/results.jsonl").read_bytes()
+    assert timings.read_text().startswith(before)
+    added = timings.read_text().removeprefix(before).splitlines()
+    assert len(added) == 8
+    with pytest.raises(ConfigurationError, match=r"different: policies"):
+        run_bench(settings(cheap, policies=("fixed",)), grown)
+
+
+def test_a_policy_file_that_has_changed_is_not_a_policy_more(cheap: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_policy(file, random_policy(np.random.default_rng(0), hidden=(4,)))
+    run_bench(settings(cheap, policies=(str(file),), seeds=1), tmp_path / "out")
+    save_policy(file, random_policy(np.random.default_rng(1), hidden=(4,)))
+
+    with pytest.raises(ConfigurationError, match=r"different: policies, files"):
+        run_bench(settings(cheap, policies=(str(file), "fixed"), seeds=1), tmp_path / "out")
 
 
 def test_a_folder_with_something_else_is_refused(cheap: str, tmp_path: Path) -> None:
