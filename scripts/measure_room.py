@@ -2,6 +2,7 @@
 
     python scripts/measure_room.py --simulated 2000
     python scripts/measure_room.py --curves DIR [--runs 60]
+    python scripts/measure_room.py --curves DIR --stretches
 
 A schedule goes from one multiple of the best fixed size to another as the validation loss
 falls to the target. All pairs of a grid are run on every task, from the right size on, without
@@ -9,6 +10,10 @@ measuring anything; the best pair of a task is chosen in one half of the runs an
 other. So this leaves out what looking, measuring and arriving cost, and is a bound that no policy
 can be expected to meet - though not a strict one, since other schedules than these exist. Beside
 it stands the same for the best fixed size itself.
+
+With --stretches nothing is run: the way to the target is divided into six stretches of the loss,
+and each is given the fixed run that passed it at the least cost. No schedule can be that good: it
+has the luck of every stretch, and a switch costs nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +31,10 @@ import torch
 
 from rlbatch.agents.evaluation.simulated import POOL_SEED, simulate
 from rlbatch.agents.recipes import SMALL_TASKS
+from rlbatch.envs.curves import COUPLINGS, CurveTable
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.profiles import CostWeights, resolve_profile
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.settings import EpisodeSetting, SettingSampler
 from rlbatch.envs.task import resolve_task
@@ -37,6 +44,7 @@ from rlbatch.signals.record import Array, Signals
 SCHEDULES = list(product((-2.0, -1.0, 0.0, 1.0), (-1.0, 0.0, 1.0, 2.0)))
 FIXED = SCHEDULES.index((0.0, 0.0))
 REPEATS = 6
+PROFILES = ("cpu", "accelerator-512", "accelerator-4096")
 FIRST_SEED = 1_000_000
 
 
@@ -45,12 +53,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulated", type=int, help="number of simulated tasks")
     parser.add_argument("--curves", type=Path, help="folder made by scripts/make_curves.py")
+    parser.add_argument("--stretches", action="store_true", help="bound by the curves alone")
     parser.add_argument("--runs", type=int, default=60, help="settings of real tasks")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if arguments.simulated:
         report("simulated", simulated(arguments.simulated))
-    if arguments.curves:
+    if arguments.curves and arguments.stretches:
+        bounds = np.array(stretches(arguments.curves))
+        print(f"best size of every stretch: {np.exp(np.log(bounds).mean()):.3f} of the best size's")
+    elif arguments.curves:
         one = partial(real, str(arguments.curves))
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.runs)
         with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
@@ -129,6 +141,25 @@ def real(folder: str, seed: int) -> Array:
         for k in range(REPEATS):
             log[i, k] = _run(replace(setting, seed=REPEATS * seed + k), first, last)
     return log
+
+
+def stretches(folder: Path) -> list[float]:
+    """Return the bound over the best fixed cost, of each task, coupling and profile."""
+    bounds: list[float] = []
+    for name in SMALL_TASKS:
+        table, task = CurveTable.load(folder / f"{name}.npz"), resolve_task(name)
+        start = float(np.nanmax(table.val_loss[table.row(0, 0), :, 0]))
+        levels = np.geomspace(start, task.target, 7)[1:]
+        for coupling, profile in product(COUPLINGS, PROFILES):
+            conditions = 0, coupling, resolve_profile(profile), CostWeights(), task.batch_size
+            costs = [table.costs(float(level), *conditions) for level in levels]
+            parts = np.array([[at[size] for at in costs] for size in costs[0]])
+            with np.errstate(invalid="ignore"):
+                spent = np.diff(parts, axis=1, prepend=0.0)
+            spent[~np.isfinite(spent)] = np.inf  # behind a level that was not reached
+            if np.isfinite(best := parts[:, -1].min()):
+                bounds.append(float(spent.min(axis=0).sum() / best))
+    return bounds
 
 
 def _run(setting: EpisodeSetting, first: float, last: float) -> float:
