@@ -181,8 +181,8 @@ def prepare_folder(settings: BenchSettings, out: Path) -> None:
             different = [key for key in identity if known.get(key) != identity[key]]
             raise ConfigurationError(
                 f"{out} holds a benchmark with other settings (different: {', '.join(different)}). "
-                "Repeat its settings to continue it, with more policies if you like, or name another "
-                "folder."
+                "Repeat its settings to continue it, with more policies if you like, or name "
+                "another folder."
             )
         return
     if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):

@@ -152,7 +152,7 @@ def test_velocity_gathers_in_the_first_steps_of_heavy_ball_only() -> None:
     )
     run = runs(drawn)
     run.steps[:] = 3
-    gathered = np.mean([1.0 - 0.9**step for step in range(4, 11)])
+    gathered = float(np.mean([1.0 - 0.9**step for step in range(4, 11)]))
     np.testing.assert_allclose(run._velocity(np.full(3, 7.0)), [gathered, 1.0, 1.0])
 
 

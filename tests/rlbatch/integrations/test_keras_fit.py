@@ -399,7 +399,8 @@ def test_signal_and_noise_are_those_of_the_data(tmp_path: Path) -> None:
     mean = gradients.mean(0)
     trace = float(((gradients - mean) ** 2).sum(1).mean())
     chunks = [record.signals for record in read_log(tmp_path / "log")[:-1]]
-    found = [(c["grad_sqr"], c["noise_trace"]) for c in chunks if np.isfinite(c["grad_sqr"])]
+    pairs: list[Any] = [(c["grad_sqr"], c["noise_trace"]) for c in chunks]
+    found = np.array([pair for pair in pairs if np.isfinite(pair[0])])
     assert len(found) > 100
     signal, noise = np.mean(found, 0)
     errors = np.std(found, 0) / np.sqrt(len(found))

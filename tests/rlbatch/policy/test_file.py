@@ -217,6 +217,8 @@ def test_a_file_of_an_earlier_schema_decides_by_what_it_knew(path: Path) -> None
     signals = random_signals((30,), rng)
     got, _ = earlier.decide(observation, signals, earlier.initial_state((30,)))
     wanted, _ = today.decide(blanked, signals, today.initial_state((30,)))
+    assert got.probabilities is not None
+    assert wanted.probabilities is not None
     np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-6)
     low, high = np.array(earlier.card.observation_low), np.array(earlier.card.observation_high)
     assert (low[unseen] == -1.0).all()
