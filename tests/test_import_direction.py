@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[tuple[str, ...]] = [
     ("rlbatch.errors", "rlbatch.__version__"),
     ("rlbatch.signals",),
-    ("rlbatch.observation", "rlbatch.trend"),
+    ("rlbatch.observation", "rlbatch.trend", "rlbatch.experience"),
     ("rlbatch.policy",),
     ("rlbatch.actuation",),
     ("rlbatch",),  # the controller, the log, and every module that is named nowhere else
