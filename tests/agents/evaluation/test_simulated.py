@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,18 @@ def pool() -> TaskPool:
     return make_pool(COUNT, POOL_SEED)
 
 
+def calm(pool: TaskPool) -> TaskPool:
+    """The same tasks, whose runs follow their mean, as references do."""
+    tasks = replace(
+        pool.tasks,
+        directions=np.full(len(pool), np.inf),
+        start_batch_size=pool.tasks.start_batch_size.copy(),
+    )
+    return replace(pool, tasks=tasks)
+
+
 def test_staying_costs_what_the_pool_says(pool: TaskPool) -> None:
-    rows = simulated_rows(pool, "fixed", "simulated:60")
+    rows = simulated_rows(calm(pool), "fixed", "simulated:60")
 
     reached = [row for row in rows if row["reached"]]
     assert len(reached) > COUNT / 3
@@ -35,15 +46,22 @@ def test_staying_costs_what_the_pool_says(pool: TaskPool) -> None:
 
 
 def test_the_best_fixed_size_has_the_ratio_one(pool: TaskPool) -> None:
-    best = 2 ** np.argmin(pool.fixed_cost, axis=1)
-    pool.tasks.start_batch_size[:] = best
-    try:
-        found = simulate(pool, Bounded(resolve_policy("fixed")))
-    finally:
-        pool.tasks.start_batch_size[:] = make_pool(COUNT, POOL_SEED).tasks.start_batch_size
+    quiet = calm(pool)
+    quiet.tasks.start_batch_size[:] = 2 ** np.argmin(pool.fixed_cost, axis=1)
+    found = simulate(quiet, Bounded(resolve_policy("fixed")))
 
     assert np.median(found["ratio"]) == pytest.approx(1.0)
     assert np.mean(np.isclose(found["ratio"], 1.0)) > 0.95  # the guard may undo a chunk of a few
+
+
+def test_runs_that_vary_cost_about_as_much_as_their_mean() -> None:
+    pool = make_pool(400, POOL_SEED)
+    best = 2.0 ** np.argmin(pool.fixed_cost, axis=1)
+    at_best = replace(pool, tasks=replace(pool.tasks, start_batch_size=best))
+    ratio = simulate(at_best, Bounded(resolve_policy("fixed")))["ratio"]
+
+    assert np.exp(np.log(ratio).mean()) == pytest.approx(1.0, abs=0.06)
+    assert np.std(np.log(ratio)) > 0.02
 
 
 def test_decisions_are_applied_and_seen(pool: TaskPool) -> None:
