@@ -112,8 +112,8 @@ class QuadraticRuns:
 
         The strength of a mode of a deep linear network grows by its own strength, so that its loss
         falls along a sigmoid (Saxe et al. 2014, "Exact solutions to the nonlinear dynamics of
-        learning in deep linear neural networks", equation 12). Here all directions grow together,
-        linearly in the share of the initial loss that is gone.
+        learning in deep linear neural networks", arXiv:1312.6120). This is no formula of theirs:
+        here all directions grow together, linearly in the share of the initial loss that is gone.
         """
         t = self.tasks
         learned = np.clip((1.0 - self.loss.sum(axis=1)) / np.maximum(t.slow_until, _TINY), 0.0, 1.0)

@@ -24,7 +24,7 @@ from rlbatch.policy.shadow import Shadow
 from rlbatch.policy.state import pack_state, unpack_state
 from rlbatch.signals.record import Signals
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
