@@ -358,7 +358,7 @@ def _experience_state(
     # Progress since the last chunk that was kept: what follows a rolled-back one gained nothing.
     decrease = np.log(state.kept_loss / loss)
     variance = (loss_var + state.kept_loss_var) / np.square(loss)
-    rate, precision = trend.rate_and_precision(_finite(decrease), cost_growth, _finite(variance))
+    rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
     precision = np.where(np.isfinite(decrease), precision, 0.0)
     decayed = experience.DECAY * state.size_rates, experience.DECAY * state.size_weights
     table = experience.note(decayed, size, rate, precision)
@@ -574,22 +574,23 @@ def _progress(signals: Signals, before: EncoderState, after: EncoderState) -> li
 
 
 def _validation(context: RunContext, before: EncoderState, after: EncoderState) -> list[Array]:
-    seen, target = ~np.isnan(after.last_val), _as_array(context.target_loss)
+    """NaN, which `encode` turns into 0, before the first validation and without a target."""
+    target = _as_array(context.target_loss)
     rate = after.val_rate / np.maximum(after.val_growth, 1e-3)
     remaining = np.log2(np.maximum(np.log(after.last_val / target), 1e-3) / np.maximum(rate, 1e-3))
-    decrease = np.log(before.last_val / after.last_val)
     return [
-        np.tanh(5 * _finite(decrease)),
+        np.tanh(5 * np.log(before.last_val / after.last_val)),
         np.tanh(rate),
-        np.where(np.isfinite(remaining) & (after.val_growth > 0), remaining / 8, 0.0),
-        np.where(seen, np.tanh(3 * np.log(after.last_val / after.lowest_val)), 0.0),
+        np.where(after.val_growth > 0, remaining / 8, 0.0),
+        np.tanh(3 * np.log(after.last_val / after.lowest_val)),
     ]
 
 
 def _experience(after: EncoderState, size: Array) -> list[Array]:
     rates, known = experience.around((after.size_rates, after.size_weights), size)
+    rates = np.tanh(rates)
     columns = range(len(experience.OFFSETS))
-    return [np.tanh(rates[..., i]) for i in columns] + [known[..., i] for i in columns]
+    return [rates[..., i] for i in columns] + [known[..., i] for i in columns]
 
 
 def _objective(signals: Signals, context: RunContext) -> list[Array]:

@@ -84,11 +84,11 @@ def run_bench(
         raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
     prepare_folder(settings, out)
     lock = lock_folder(out)
-    # Not before: a benchmark that is still running is not to find others in its folder.
-    write_atomically(out / SETTINGS_FILE, json.dumps(settings.identity(), indent=2) + "\n")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small models are slower with more, and processes share the cores
     try:
+        # Not before: a benchmark that is still running is not to find others in its folder.
+        write_atomically(out / SETTINGS_FILE, json.dumps(settings.identity(), indent=2) + "\n")
         for name in (RESULTS_FILE, TRAJECTORIES_FILE, TIMINGS_FILE):
             cut_torn_line(out / name)
         folder = out / REFERENCES if references is None else references
