@@ -33,6 +33,7 @@ from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
 from rlbatch.envs.settings import SettingSampler
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import load_policy, save_policy
@@ -75,7 +76,7 @@ def train(
     _require_device(device)
     if start_from is not None and not start_from.is_file():
         raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
-    torch.set_num_threads(1)
+    use_one_thread()
     out.mkdir(parents=True, exist_ok=True)
     stage_index, done = _position(recipe, out, resume)
     model: PPO | None = None

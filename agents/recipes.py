@@ -127,11 +127,11 @@ class Recipe:
 
 
 _SIMULATED = Stage(
-    timesteps=9_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
+    timesteps=6_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
 )
 # More updates for each of the dear steps of real runs.
 _REAL = Stage(
-    timesteps=8_000_000,
+    timesteps=5_000_000,
     simulated=96,
     real=128,
     rollout_steps=48,

@@ -30,13 +30,15 @@ COUPLINGS = (Coupling.NONE, Coupling.SQRT, Coupling.LINEAR)
 Point = tuple[int, int]  # log2(batch size / default), 2 x log2(learning rate / default)
 
 
-def grid_points(rates: Sequence[int] = RATE_SHIFTS) -> list[Point]:
-    """Points that some coupling needs with some of these rates, from the default outwards."""
+def grid_points(
+    rates: Sequence[int] = RATE_SHIFTS, couplings: Sequence[Coupling] = COUPLINGS
+) -> list[Point]:
+    """Points that these couplings need with these rates, from the default outwards."""
     points = {
-        (size, rate + round(2 * coupling.exponent * size))
+        (size, _rate(rate, coupling, size))
         for size in SIZE_SHIFTS
         for rate in rates
-        for coupling in COUPLINGS
+        for coupling in couplings
     }
     return sorted(points, key=lambda point: (abs(point[0]), abs(point[1]), point))
 
@@ -108,6 +110,15 @@ class CurveTable:
         """Learning rates, of `RATE_SHIFTS`, at which the default batch size was run."""
         return [rate for rate in RATE_SHIFTS if self.row(0, rate) is not None]
 
+    def couplings(self, rate_shift: int) -> list[Coupling]:
+        """Couplings under which every size of the table was run, at that learning rate."""
+        sizes = {int(size) for size in self.points[:, 0]}
+        return [
+            coupling
+            for coupling in COUPLINGS
+            if all(self.row(size, _rate(rate_shift, coupling, size)) is not None for size in sizes)
+        ]
+
     def steps_to(self, row: int, target: float) -> float:
         """Mean over seeds of the steps to a validation loss; inf where a seed never reached it."""
         hit = self.val_loss[row] <= target
@@ -127,7 +138,7 @@ class CurveTable:
         """Cost of reaching the target at each fixed batch size that was run."""
         costs: dict[int, float] = {}
         for shift in SIZE_SHIFTS:
-            row = self.row(shift, rate_shift + round(2 * coupling.exponent * shift))
+            row = self.row(shift, _rate(rate_shift, coupling, shift))
             if row is not None:
                 size = base * 2.0**shift  # whole: no other was run
                 costs[int(size)] = self.steps_to(row, target) * float(
@@ -143,6 +154,7 @@ def compute_table(
     target_factor: float = 0.95,
     *,
     rates: Sequence[int] = RATE_SHIFTS,
+    couplings: Sequence[Coupling] = COUPLINGS,
     planned_steps: int | None = None,
     longest: int = 4000,
 ) -> CurveTable:
@@ -158,6 +170,7 @@ def compute_table(
         step_factor: See above.
         target_factor: See above.
         rates: Learning rates of the grid, as `RATE_SHIFTS`.
+        couplings: Couplings that the grid serves.
         planned_steps: Length of the task's schedule, if it has one.
         longest: Steps after which the default run ends in any case.
     """
@@ -184,7 +197,7 @@ def compute_table(
     sizes = {shift: task.batch_size * 2.0**shift for shift in SIZE_SHIFTS}
     points = [
         point
-        for point in grid_points(rates)
+        for point in grid_points(rates, couplings)
         if sizes[point[0]].is_integer() and sizes[point[0]] <= largest
     ]
     losses = np.full((len(points), seeds, len(grid)), np.nan, dtype=np.float32)
@@ -196,6 +209,11 @@ def compute_table(
             }
             losses[i, seed] = [known.get(int(step), np.nan) for step in grid]
     return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses, planned_steps)
+
+
+def _rate(rate_shift: int, coupling: Coupling, size_shift: int) -> int:
+    """2 x log2 of a size's learning rate, from the default size's."""
+    return rate_shift + round(2 * coupling.exponent * size_shift)
 
 
 def _validation_grid(cadence: Cadence, limit: int) -> list[int]:

@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import RlbatchError
 
 _MOST_CRASHES = 10
@@ -132,7 +132,7 @@ class RemoteVecEnv(VecEnv):
 
 
 def _serve(pipe: Connection, make: CloudpickleWrapper, crashes: int) -> None:
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         env: VecEnv = make.var(crashes)
         while True:

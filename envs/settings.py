@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlbatch.envs.curves import COUPLINGS, CurveTable
+from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.profiles import CostWeights, DeviceProfile
 from rlbatch.envs.task import resolve_task
@@ -68,7 +68,7 @@ class BudgetSetting(EpisodeSetting):
 
 RANDOM = "random"
 RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.45, RANDOM_TRANSFORMER: 0.03}
+RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03}
 """Stand for all random tasks of a kind whose curves are there; how often they are drawn."""
 
 
@@ -150,7 +150,10 @@ class SettingSampler:
             return None
         task = resolve_task(table.task)
         rate_shift = int(rng.choice(rates))
-        coupling = COUPLINGS[int(rng.integers(len(COUPLINGS)))]
+        couplings = table.couplings(rate_shift)
+        if not couplings:
+            return None
+        coupling = couplings[int(rng.integers(len(couplings)))]
         profile = draw_profile(rng)
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
         if self._mixed_share and rng.random() < self._mixed_share:

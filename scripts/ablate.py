@@ -25,6 +25,7 @@ from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import RECIPES, SMALL_TASKS, Recipe
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.observation import GROUPS
 
 TASKS, SETTINGS = 2_000, 160
@@ -56,7 +57,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     make_pools(arguments.out)
     one = partial(line_of, arguments.out, arguments.timesteps, arguments.curves)
-    with get_context("spawn").Pool(arguments.jobs) as pool:
+    with get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
         for line in pool.imap(one, arguments.only):
             print(line, flush=True)
 

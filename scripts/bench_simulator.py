@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.threads import use_one_thread
 
 _STEPS = 64
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use_one_thread()
     count: int = arguments.runs
     pool = make_pool(2048, seed=0)
     rng = np.random.default_rng(0)

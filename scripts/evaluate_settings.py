@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rlbatch.control.engine import DecisionEngine
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
@@ -29,6 +28,7 @@ from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.settings import RANDOM, SettingSampler
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import noise_rate_of
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.registry import resolve_policy
@@ -128,7 +128,7 @@ def run_one(
         noise_rate: How densely noise is measured; None: as the policy wants it.
         changed: What is other than usual.
     """
-    torch.set_num_threads(1)
+    use_one_thread()
     key = folder, tasks, changed
     if key not in _samplers:
         _samplers[key] = changed.sampler(folder, tasks)

@@ -13,14 +13,13 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
 from rlbatch.envs.curves import compute_table
 from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.task import task_names
 from rlbatch.envs.tasks.random_job import RandomJob
+from rlbatch.envs.threads import use_one_thread
 
-RANDOM_TASKS = {"random": 420, "random-transformer": 60}
+RANDOM_TASKS = {"random": 2000, "random-transformer": 40}
 """How many of each kind a policy is trained on; those behind are for evaluation."""
 
 Work = tuple[Path, str | RandomJob, int]  # table, task, seeds
@@ -69,7 +68,7 @@ def make_curves(
 
 
 def _make(item: Work) -> str:
-    torch.set_num_threads(1)
+    use_one_thread()
     path, task, seeds = item
     begun = time.perf_counter()
     table = compute_table(task, seeds) if isinstance(task, str) else fitted_table(task, seeds)

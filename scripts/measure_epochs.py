@@ -19,7 +19,6 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-import torch
 from evaluate_settings import geometric_mean  # beside this file
 
 from rlbatch.control.build import WITHOUT_PLAN
@@ -29,6 +28,7 @@ from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSetting
 from rlbatch.envs.profiles import resolve_profile
 from rlbatch.envs.task import resolve_task
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.policy.tools import decision
@@ -78,7 +78,7 @@ def compare(
     policy: str, length: float, setting: tuple[str, int, Coupling, str]
 ) -> tuple[float, float]:
     """Return the ratios of time and of final loss to those of the constant batch size."""
-    torch.set_num_threads(1)
+    use_one_thread()
     name, seed, coupling, profile = setting
     engine = DecisionEngine(_policy(policy))
     planned = PlannedSetting(

@@ -27,7 +27,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rlbatch.agents.evaluation.simulated import POOL_SEED, simulate
 from rlbatch.agents.recipes import SMALL_TASKS
@@ -38,6 +37,7 @@ from rlbatch.envs.profiles import CostWeights, resolve_profile
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.settings import EpisodeSetting, SettingSampler
 from rlbatch.envs.task import resolve_task
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.signals.record import Array, Signals
 
@@ -134,7 +134,7 @@ def _start(pool: TaskPool, best: Array, first: float) -> Array:
 
 def real(folder: str, seed: int) -> Array:
     """Run every schedule on one setting, `REPEATS` times."""
-    torch.set_num_threads(1)
+    use_one_thread()
     setting = SettingSampler(Path(folder), SMALL_TASKS)(np.random.default_rng(seed))
     log = np.empty((len(SCHEDULES), REPEATS))
     for i, (first, last) in enumerate(SCHEDULES):

@@ -28,6 +28,7 @@ from rlbatch.agents.recipes import SMALL_TASKS
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.task import resolve_task
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.signals.record import Array, Coupling
 
 COUPLINGS = ["none", "sqrt", "linear"]
@@ -46,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cells = list(product(arguments.task, arguments.lr_coupling))
     one = partial(ratios, tuple(arguments.profile), arguments.seeds)
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
         rows = [row for part in pool.imap(one, cells) for row in part]
     if arguments.out is not None:
         arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names, validation_loss
+from rlbatch.envs.threads import use_one_thread
 
 FACTORS = (0.125, 0.5, 1.0, 2.0, 8.0)  # of the task's batch size
 COUPLING_EXPONENTS = {"none": 0.0, "sqrt": 0.5}  # learning rate ~ batch size to this power
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="runs a cell")
     parser.add_argument("--max-seconds", type=float, default=15.0, help="cap on one run")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use_one_thread()
     for spec in arguments.task:
         measure(resolve_task(spec), arguments.seeds, arguments.max_seconds)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from evaluate_settings import geometric_mean, run_one  # beside this file
 
 from rlbatch.agents.recipes import SMALL_TASKS
+from rlbatch.envs.threads import use_one_thread
 
 FIRST_SEED = 3_000_000
 GRID: dict[str, tuple[str, ...]] = {
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.runs)
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
         for rule in arguments.rule:
             found: dict[str, float] = {}
             for constants in GRID[rule]:

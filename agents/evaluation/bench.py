@@ -26,8 +26,6 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlbatch.agents.evaluation import simulated
 from rlbatch.agents.evaluation.curve_store import cut_torn_line
 from rlbatch.agents.evaluation.group import (
@@ -47,6 +45,7 @@ from rlbatch.agents.evaluation.settings import (
 )
 from rlbatch.durable_files import lock_folder, unlock, write_atomically
 from rlbatch.envs.task import resolve_task
+from rlbatch.envs.threads import one_thread, use_one_thread
 from rlbatch.errors import ConfigurationError
 
 SETTINGS_FILE, REFERENCES = "bench.json", "references"
@@ -54,6 +53,7 @@ SETTINGS_FILE, REFERENCES = "bench.json", "references"
 Progress = Callable[[int, int], None]
 
 
+@one_thread()
 def run_bench(
     settings: BenchSettings,
     out: Path,
@@ -84,8 +84,6 @@ def run_bench(
         raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
     prepare_folder(settings, out)
     lock = lock_folder(out)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small models are slower with more, and processes share the cores
     try:
         # Not before: a benchmark that is still running is not to find others in its folder.
         write_atomically(out / SETTINGS_FILE, json.dumps(settings.identity(), indent=2) + "\n")
@@ -107,7 +105,6 @@ def run_bench(
         sort_file(out / RESULTS_FILE)
         return read_results(out)
     finally:
-        torch.set_num_threads(threads)
         unlock(lock)
 
 
@@ -146,7 +143,7 @@ def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[]
 
 
 def _start_worker(parent: int) -> None:
-    torch.set_num_threads(1)
+    use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

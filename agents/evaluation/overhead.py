@@ -44,6 +44,7 @@ from rlbatch.agents.evaluation.overhead_workloads import (
     plain,
 )
 from rlbatch.control.config import ControllerConfig
+from rlbatch.envs.threads import one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy, noise_rate_of
 from rlbatch.policy.registry import resolve_policy
@@ -152,15 +153,11 @@ def measure_overhead(
         for batch_size in settings.batch_sizes
     ]
     policies = {name: resolve_policy(name) for name in settings.policies}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for done, cell in enumerate(cells):
             if on_progress is not None:
                 on_progress(done, len(cells))
             yield from _measure_cell(cell, policies, settings).rows(policies, settings.run_steps)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def part_configs(policy: Policy) -> dict[str, ControllerConfig]:

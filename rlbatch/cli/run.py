@@ -45,9 +45,8 @@ class Command:
 
     def run(self) -> int:
         """Train, and print what it came to."""
-        import torch
-
         from rlbatch.agents.evaluation.settings import SIMULATED, BenchSettings
+        from rlbatch.envs.threads import use_one_thread
         from rlbatch.errors import ConfigurationError
 
         if self.task.startswith(SIMULATED):
@@ -69,7 +68,7 @@ class Command:
                 f"max_steps={self.max_steps}, seed={self.seed}."
             )
         _shared.require_new_folder(self.out)
-        torch.set_num_threads(1)
+        use_one_thread()
         result = self._train()
         if self.json:
             _shared.print_json(self._content(result))
