@@ -121,6 +121,26 @@ def test_the_rates_of_a_table_are_those_of_its_default_runs(table: CurveTable) -
     assert table.rates() == sorted(expected)
 
 
+@given(table=tables(), rate=st.sampled_from(RATE_SHIFTS))
+def test_a_table_serves_a_coupling_where_each_of_its_sizes_was_run_at_its_rate(
+    table: CurveTable, rate: int
+) -> None:
+    points = {(size, shift) for size, shift in table.points.tolist()}
+    sizes = {size for size, _ in points}
+    for coupling, factor in ((Coupling.NONE, 0), (Coupling.SQRT, 1), (Coupling.LINEAR, 2)):
+        complete = all((size, rate + factor * size) in points for size in sizes)
+        assert (coupling in table.couplings(rate)) == complete
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_a_grid_for_one_coupling_serves_this_one(coupling: Coupling) -> None:
+    points = grid_points(couplings=[coupling])
+    assert set(points) < set(grid_points())
+    table = CurveTable("one", np.array(points), np.array([1]), np.zeros((len(points), 1, 1)))
+    # Runs at other learning rates let some sizes serve the others, but never all.
+    assert table.couplings(0) == [coupling]
+
+
 @given(table=tables(), size=st.sampled_from(SIZE_SHIFTS), rate=st.integers(-12, 12))
 def test_a_row_is_found_by_its_point(table: CurveTable, size: int, rate: int) -> None:
     row = table.row(size, rate)

@@ -11,6 +11,7 @@ from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
 from rlbatch.envs.settings import RANDOM_SHARES, EpisodeSetting, SettingSampler, draw_profile
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.record import Coupling
 
 NAMES = ("teacher-student", "tabular-regression")
 STEPS = np.arange(10, 1010, 10)
@@ -81,6 +82,23 @@ def test_the_reference_is_the_cheapest_fixed_size_and_the_default_reaches_the_ta
         }
         assert np.isfinite(costs[0])
         assert setting.reference_cost == pytest.approx(min(costs.values()))
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_only_couplings_that_the_curves_serve_are_drawn(tmp_path: Path, coupling: Coupling) -> None:
+    task, name = resolve_task(NAMES[0]), NAMES[0]
+    points = [p for p in grid_points([0], [coupling]) if 1 <= task.batch_size * 2.0 ** p[0] <= 700]
+    losses = [[made_up_losses(task, *point, seed) for seed in range(2)] for point in points]
+    CurveTable(name, np.array(points), STEPS, np.array(losses, np.float32)).save(
+        tmp_path / f"{name}.npz"
+    )
+
+    sampler, rng = SettingSampler(tmp_path, [name]), np.random.default_rng(0)
+    for _ in range(40):
+        setting = sampler(rng)
+        assert setting.coupling is coupling
+        costs = [fixed_run_cost(setting, task, shift) for shift in {size for size, _ in points}]
+        assert setting.reference_cost == pytest.approx(min(costs))
 
 
 def test_every_choice_is_drawn_about_as_often_as_meant(drawn: list[EpisodeSetting]) -> None:
