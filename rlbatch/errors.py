@@ -28,7 +28,11 @@ class UnknownNameError(ConfigurationError):
         super().__init__(
             f"Unknown {kind} {name!r}. {hint} Known: {', '.join(names)}.".replace("  ", " ")
         )
-        self.kind, self.name, self.close = kind, name, close
+        self.kind, self.name, self.close, self._known = kind, name, close, names
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        """Let it pass between processes: a pool whose worker's error cannot be read hangs."""
+        return UnknownNameError, (self.kind, self.name, self._known)
 
 
 class MissingExtraError(RlbatchError, ImportError):
@@ -39,6 +43,11 @@ class MissingExtraError(RlbatchError, ImportError):
         super().__init__(
             f"{package} is needed here and is not installed. Run: pip install 'rlbatch[{extra}]'"
         )
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Let it pass between processes."""
+        return MissingExtraError, (self.package, self.extra)
 
 
 class PolicyFileError(RlbatchError):
