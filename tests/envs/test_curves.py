@@ -136,7 +136,9 @@ def test_a_table_serves_a_coupling_where_each_of_its_sizes_was_run_at_its_rate(
 def test_a_grid_for_one_coupling_serves_this_one(coupling: Coupling) -> None:
     points = grid_points(couplings=[coupling])
     assert set(points) < set(grid_points())
-    table = CurveTable("one", np.array(points), np.array([1]), np.zeros((len(points), 1, 1)))
+    table = CurveTable(
+        "one", np.array(points), np.array([1]), np.zeros((len(points), 1, 1), np.float32)
+    )
     # Runs at other learning rates let some sizes serve the others, but never all.
     assert table.couplings(0) == [coupling]
 

@@ -61,7 +61,6 @@ def test_close_names_are_suggested() -> None:
     assert "Did you mean" not in str(UnknownNameError("task", "zzz", ["char-lm"]))
 
 
-@pytest.mark.slow
 def test_a_worker_that_meets_an_unknown_name_says_so() -> None:
     with (
         multiprocessing.get_context("spawn").Pool(1) as pool,
