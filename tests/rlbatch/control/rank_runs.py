@@ -128,12 +128,17 @@ def launch(target: Callable[..., None], world_size: int, *arguments: Any) -> lis
 
 
 def meet(rank: int, world_size: int, folder: Path) -> None:
-    """Join the other ranks; they meet in a file that no earlier run may have left."""
+    """Join the other ranks; they meet in a file that no earlier run may have left.
+
+    None goes on before all have come: a rank that ends at once would close connections that another
+    is still making, which is an error there.
+    """
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
     )
+    torch.distributed.barrier()
 
 
 def leave() -> NoReturn:
