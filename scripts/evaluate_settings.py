@@ -73,7 +73,7 @@ def main() -> None:
             ),
         )
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.runs)
-        with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+        with multiprocessing.get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
             rows = pool.map(one, seeds, chunksize=4)
         if arguments.out is not None:
             with arguments.out.open("a") as file:
@@ -128,7 +128,6 @@ def run_one(
         noise_rate: How densely noise is measured; None: as the policy wants it.
         changed: What is other than usual.
     """
-    use_one_thread()
     key = folder, tasks, changed
     if key not in _samplers:
         _samplers[key] = changed.sampler(folder, tasks)

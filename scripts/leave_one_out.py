@@ -21,7 +21,6 @@ from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import RECIPES, Recipe
 from rlbatch.envs.settings import RANDOM, RANDOM_TRANSFORMER
 from rlbatch.envs.tasks.random_perceptron import kind_of_data
-from rlbatch.envs.threads import use_one_thread
 
 FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "digits": (("digits-mlp", "digits-mlp-sgd"), ("images",)),
@@ -56,7 +55,6 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=1_500_000)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    use_one_thread()
     arguments.out.mkdir(parents=True, exist_ok=True)
     left_out = {task for family in arguments.family for task in FAMILIES[family][0]}
     kinds = {kind for family in arguments.family for kind in FAMILIES[family][1]}

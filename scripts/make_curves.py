@@ -62,13 +62,12 @@ def make_curves(
         jobs_of_kind = (RandomJob(kind, number) for number in range(count))
         work += [(out / f"{kind}-{job.number:04d}.npz", job, 1) for job in jobs_of_kind]
     work = [item for item in work if not item[0].exists() and not _refused(item[0]).exists()]
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, use_one_thread) as pool:
         for line in pool.imap_unordered(_make, work):
             print(line, flush=True)
 
 
 def _make(item: Work) -> str:
-    use_one_thread()
     path, task, seeds = item
     begun = time.perf_counter()
     table = compute_table(task, seeds) if isinstance(task, str) else fitted_table(task, seeds)

@@ -18,7 +18,6 @@ from make_curves import RANDOM_TASKS, make_curves  # beside this file
 
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import resolve_recipe
-from rlbatch.envs.threads import use_one_thread
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "agents" / "pretrained" / "default.safetensors"
 
@@ -31,7 +30,6 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--install", action="store_true", help="replace the shipped policy")
     arguments = parser.parse_args()
-    use_one_thread()
     recipe = resolve_recipe(arguments.recipe)
     curves = arguments.out / "curves"
     if any(stage.real for stage in recipe.stages):

@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tasks: list[str] = list(arguments.task)
     settings = list(product(tasks, range(arguments.seeds), COUPLINGS, PROFILES))
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
         for policy in arguments.policy:
             one = partial(compare, policy, arguments.length)
             found = np.array(pool.map(one, settings, chunksize=4))
@@ -78,7 +78,6 @@ def compare(
     policy: str, length: float, setting: tuple[str, int, Coupling, str]
 ) -> tuple[float, float]:
     """Return the ratios of time and of final loss to those of the constant batch size."""
-    use_one_thread()
     name, seed, coupling, profile = setting
     engine = DecisionEngine(_policy(policy))
     planned = PlannedSetting(

@@ -65,7 +65,7 @@ def main() -> None:
     elif arguments.curves:
         one = partial(real, str(arguments.curves))
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.runs)
-        with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+        with multiprocessing.get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
             report("real", np.array(pool.map(one, seeds, chunksize=1)))
 
 
@@ -134,7 +134,6 @@ def _start(pool: TaskPool, best: Array, first: float) -> Array:
 
 def real(folder: str, seed: int) -> Array:
     """Run every schedule on one setting, `REPEATS` times."""
-    use_one_thread()
     setting = SettingSampler(Path(folder), SMALL_TASKS)(np.random.default_rng(seed))
     log = np.empty((len(SCHEDULES), REPEATS))
     for i, (first, last) in enumerate(SCHEDULES):
