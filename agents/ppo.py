@@ -220,6 +220,7 @@ def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int)
             known_share=recipe.known_share,
             budget_share=recipe.budget_share,
             mixed_share=recipe.mixed_share,
+            plan_shares=recipe.plan_shares,
         )
     return LiveVecEnv(
         source,

@@ -84,6 +84,8 @@ class Recipe:
             wall.
         budget_share: Share of the real runs that have a budget instead of a target.
         mixed_share: Share of them whose cost is in joules or a mix. Neither is for `epochs`.
+        plan_shares: Shares of the real runs, with a schedule and without one, whose policy is told
+            how long they were planned to be, see `rlbatch.envs.settings.SettingSampler`.
         goodput_slack: Of the deployed policy, see `rlbatch.policy.learned.LearnedPolicy`; training
             goes without.
         objective: `target` (and budgets), or `epochs` for runs of so many samples, all real.
@@ -103,6 +105,7 @@ class Recipe:
     known_share: float = 0.5
     budget_share: float = 0.15
     mixed_share: float = 0.15
+    plan_shares: tuple[float, float] = (0.8, 0.3)
     goodput_slack: float | None = 1.0
     objective: str = "target"
 

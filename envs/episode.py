@@ -53,6 +53,7 @@ class LiveEpisode:
             learning_rate_scale=setting.learning_rate_scale,
             cadence=setting.cadence,
             planned_steps=setting.planned_steps,
+            plan_known=setting.plan_known,
             noise_rate=noise_rate,
             curve_known=setting.curve_known,
             guard=guard,

@@ -68,6 +68,7 @@ class LiveRun:
         learning_rate_scale: float = 1.0,
         cadence: Cadence | None = None,
         planned_steps: int | None = None,
+        plan_known: bool = True,
         max_steps: int | None = None,
         guard: GuardConfig | bool = True,
         noise_rate: float = NOISE_RATE,
@@ -89,6 +90,8 @@ class LiveRun:
             cadence: Steps of a chunk and between validations.
             planned_steps: Steps at the task's batch size for which its schedule is made. Needed if
                 the task has a schedule; it advances with samples.
+            plan_known: Tell `planned_steps` in the signals, as a user does who says how many epochs
+                a run is made for.
             max_steps: Steps after which the run counts as exhausted.
             guard: Roll damaged chunks back; True for the default limits.
             noise_rate: Of the first n steps, about this times the square root of n are measured.
@@ -121,6 +124,7 @@ class LiveRun:
         self._max_steps = max_steps
         self._next_validation = self.cadence.validation_steps(0)
         weights = objective.weights
+        plan = planned_steps * task.batch_size if planned_steps and plan_known else None
         self.context = run_context(
             self.optimizer,
             coupling,
@@ -131,7 +135,7 @@ class LiveRun:
             target_loss=objective.target_loss,
             budget=objective.budget,
             weights=(weights.seconds, weights.samples, weights.joules),
-            planned_samples=objective.planned_samples,
+            planned_samples=objective.planned_samples or plan,
         )
         self.steps = self.samples_seen = 0
         self.cost = 0.0

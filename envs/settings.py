@@ -35,9 +35,11 @@ class EpisodeSetting:
         learning_rate_scale: Multiplies the task's learning rate.
         weights: What counts as cost.
         cadence: Spacing of decisions and validations.
-        planned_steps: Length of the task's schedule at its batch size, if it has one.
+        planned_steps: Steps at the task's batch size for which the run, and its schedule if it has
+            one, were planned; None for no plan.
         fixed_costs: Cost of reaching the target at each fixed batch size, where that is known.
         curve_known: What a step costs at every size is known from the start.
+        plan_known: The policy is told `planned_steps`.
     """
 
     task: str
@@ -53,6 +55,7 @@ class EpisodeSetting:
     planned_steps: int | None = None
     fixed_costs: Mapping[int, float] = field(default_factory=dict[int, float])
     curve_known: bool = True
+    plan_known: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class SettingSampler:
         known_share: float = 1.0,
         budget_share: float = 0.0,
         mixed_share: float = 0.0,
+        plan_shares: tuple[float, float] = (1.0, 0.0),
     ) -> None:
         """Load the curve tables of these tasks from a folder that scripts/make_curves.py made.
 
@@ -103,6 +107,9 @@ class SettingSampler:
             budget_share: Share of the settings that are `BudgetSetting`s.
             mixed_share: Share of the settings whose cost is in joules or a mix; of the others a
                 tenth is in samples and the rest in seconds.
+            plan_shares: Shares of the settings with a schedule, and of those without one, whose
+                policy is told for how many steps the run was planned. A run without a schedule gets
+                a plan drawn for it, to which its learning rate pays no heed.
 
         Raises:
             ConfigurationError: There is no task or no table, or a table is of another task.
@@ -121,6 +128,7 @@ class SettingSampler:
         self._names = tuple(tasks)
         self._log2_start, self._known_share = log2_start, known_share
         self._budget_share, self._mixed_share = budget_share, mixed_share
+        self._plan_shares = plan_shares
 
     def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
         """Draw one setting whose target a default run reaches.
@@ -170,6 +178,7 @@ class SettingSampler:
             if rng.random() < 0.35
             else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
         )
+        planned, plan_known = self._plan(table, rate_shift, target, rng)
         setting = EpisodeSetting(
             task=table.task,
             seed=int(rng.integers(2**31)),
@@ -185,7 +194,8 @@ class SettingSampler:
                 growth=float(rng.uniform(0.06, 0.14)),
                 validation_growth=0.05,
             ),
-            planned_steps=table.planned_steps,
+            planned_steps=planned,
+            plan_known=plan_known,
             fixed_costs=costs,
             curve_known=self._known_share >= 1.0 or bool(rng.random() < self._known_share),
         )
@@ -193,6 +203,20 @@ class SettingSampler:
             conditions = rate_shift, coupling, profile, weights, task.batch_size
             return _with_budget(setting, partial(_least_cost, table, *conditions))
         return setting
+
+    def _plan(
+        self, table: CurveTable, rate_shift: int, target: float, rng: np.random.Generator
+    ) -> tuple[int | None, bool]:
+        """The steps for which the run is planned, and whether that is told."""
+        scheduled, constant = self._plan_shares
+        if table.planned_steps is not None:
+            return table.planned_steps, scheduled >= 1.0 or bool(rng.random() < scheduled)
+        if not constant or rng.random() >= constant:
+            return None, True
+        row = table.row(0, rate_shift)
+        steps = np.inf if row is None else table.steps_to(row, target)
+        drawn = steps * 2.0 ** rng.uniform(-1.0, 2.0)
+        return (max(round(drawn), 1) if np.isfinite(drawn) else None), True
 
 
 def _with_budget(setting: EpisodeSetting, cost_of_loss: Callable[[float], float]) -> BudgetSetting:

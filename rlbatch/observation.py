@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rlbatch import experience, trend
 from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "place": (
@@ -86,6 +86,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("known_/8", "known_/4", "known_/2", "known_here", "known_x2", "known_x4", "known_x8"),
     ),
     "objective": ("budget_run", "spent", "weight_seconds", "weight_samples", "weight_joules"),
+    "plan": ("plan_known", "plan_done", "plan_left"),
 }
 """Names of the features by group, in the order of the vector."""
 
@@ -407,6 +408,7 @@ def _features(signals: Signals, before: EncoderState, after: EncoderState) -> li
         *_validation(context, before, after),
         *_experience(after, size),
         *_objective(signals, context),
+        *_plan(signals, context),
     ]
 
 
@@ -596,17 +598,32 @@ def _experience(after: EncoderState, size: Array) -> list[Array]:
 def _objective(signals: Signals, context: RunContext) -> list[Array]:
     budget = _as_array(context.budget)
     planned = _as_array(context.planned_samples)
+    aimless = np.isnan(_as_array(context.target_loss))
     spent = np.where(
         np.isfinite(budget),
         _as_array(signals.total_cost) / budget,
-        np.where(np.isfinite(planned), _as_array(signals.total_samples) / planned, 0.0),
+        # Not beside a target, whose run goes on behind its plan; `_plan` tells of both.
+        np.where(aimless & np.isfinite(planned), _as_array(signals.total_samples) / planned, 0.0),
     )
     return [
-        np.isnan(_as_array(context.target_loss)).astype(np.float64),
+        aimless.astype(np.float64),
         spent,
         _as_array(context.weight_seconds),
         _as_array(context.weight_samples),
         _as_array(context.weight_joules),
+    ]
+
+
+def _plan(signals: Signals, context: RunContext) -> list[Array]:
+    """How far the plan is done, and how many steps of this size it still has."""
+    planned, done = _as_array(context.planned_samples), _as_array(signals.total_samples)
+    known = np.isfinite(planned)
+    steps_left = (planned - done) / signals.batch_size
+    left = np.log2(np.maximum(steps_left, 1.0) / np.maximum(signals.total_steps, 1)) / 8
+    return [
+        known.astype(np.float64),
+        np.where(known, np.minimum(done / planned, 1.0), 0.0),
+        np.where(known, np.where(steps_left > 0, left, -1.0), 0.0),
     ]
 
 

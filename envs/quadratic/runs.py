@@ -393,7 +393,7 @@ class QuadraticRuns:
             weight_seconds=t.weight_seconds,
             weight_samples=t.weight_samples,
             weight_joules=np.zeros(n),
-            planned_samples=np.full(n, np.nan),
+            planned_samples=np.where(t.plan_known > 0, t.base_batch_size * t.horizon, np.nan),
         )
 
     target_loss: Array | float = float("nan")

@@ -64,6 +64,8 @@ class Distribution:
         probability_memory_limit: Share of runs with a micro-batch limit below the largest batch
             size.
         probability_known_cost: Share of runs whose step cost is known from the start.
+        probability_known_plan: Share of runs with a schedule whose policy is told the horizon.
+        probability_idle_plan: The same for runs without a schedule, to which it means nothing.
         target_fraction: Point of the planned run whose validation loss is the target.
         probability_slack_adam: Share of Adam runs that are drawn anew unless a quarter of the base
             batch size reaches the target, too.
@@ -106,6 +108,8 @@ class Distribution:
     profile_sharpness: Range = (1.0, 4.0)
     probability_memory_limit: float = 0.2
     probability_known_cost: float = 0.7
+    probability_known_plan: float = 0.8
+    probability_idle_plan: float = 0.3
     target_fraction: Range = (0.03, 0.4)
     probability_slack_adam: float = 0.9
     probability_slack_sgd: float = 0.4
@@ -172,6 +176,7 @@ class SimulatedTasks:
     chunk_growth: Array
     sees_validation: Array
     target_fraction: Array
+    plan_known: Array
 
     def __len__(self) -> int:
         """Number of tasks."""
@@ -232,7 +237,7 @@ def draw_tasks(
     weight_seconds[kind < d.probability_samples] = 0.0
     mixed = (kind >= d.probability_samples) & (kind < d.probability_samples + d.probability_mixed)
     weight_seconds[mixed] = rng.uniform(0.2, 0.8, size=count)[mixed]
-    return SimulatedTasks(
+    tasks = SimulatedTasks(
         curvature=curvature,
         initial_loss=initial_loss,
         noise=noise,
@@ -269,7 +274,12 @@ def draw_tasks(
         chunk_growth=uniform(d.chunk_growth),
         sees_validation=1.0 - chance(d.probability_no_validation),
         target_fraction=uniform(d.target_fraction),
+        plan_known=np.zeros(count),
     )
+    # From a generator of its own: whether a plan is told leaves every other draw as it is.
+    told = rng.spawn(1)[0].random(count)
+    share = np.where(tasks.schedule > 0, d.probability_known_plan, d.probability_idle_plan)
+    return replace(tasks, plan_known=(told < share).astype(np.float64))
 
 
 def _draw_cost_curves(

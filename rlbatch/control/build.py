@@ -100,7 +100,7 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
     world_size = 1 if ranks is None else ranks.world_size
     low, high = config.limits(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"
-    planned = None if config.has_aim or config.epochs is None else config.epochs * dataset_size
+    planned = None if config.epochs is None else config.epochs * dataset_size
     context = run_context(
         optimizer,
         Coupling(config.lr_coupling),

@@ -31,8 +31,9 @@ class ControllerConfig:
         target_loss: Validation loss that the run wants to reach, if there is one. Give the losses
             to `BatchController.report_validation`.
         budget: Cost that the run may spend, if it is limited; in the unit of `cost`.
-        epochs: How many epochs a run without a target or a budget lasts, if that is known.
-            Lightning, the Hugging Face Trainer and Keras tell it themselves.
+        epochs: How many epochs the run and its learning-rate schedule are made for, if that is
+            known. Lightning, the Hugging Face Trainer and Keras tell it themselves. Without a
+            target or a budget it is what the run is for; beside one, what a policy reckons with.
         cost: What is saved: `seconds` or `samples`.
         step_seconds: Seconds of one step at batch sizes of any shape, for example a device
             profile's `step_seconds`; None measures by the clock on the wall.
@@ -126,8 +127,8 @@ class ControllerConfig:
         return self.target_loss is not None or self.budget is not None
 
     def lasting(self, epochs: float) -> ControllerConfig:
-        """Return the settings of a run of so many epochs, unless they say otherwise."""
-        if self.has_aim or self.epochs is not None or not 0.0 < epochs < math.inf:
+        """Return the settings of a run planned for so many epochs, unless they say otherwise."""
+        if self.epochs is not None or not 0.0 < epochs < math.inf:
             return self
         return replace(self, epochs=epochs)
 

@@ -52,8 +52,8 @@ class RunContext:
         weight_seconds: Weight of seconds in the cost. The three weights sum to one.
         weight_samples: Weight of samples in the cost.
         weight_joules: Weight of joules in the cost.
-        planned_samples: Samples after which a run without a target ends, under the `epochs`
-            objective; NaN where nobody said.
+        planned_samples: Samples that the run and its learning-rate schedule were planned for. A
+            run without a target or a budget ends there. NaN where nobody said.
     """
 
     base_batch_size: Numeric

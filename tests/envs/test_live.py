@@ -125,6 +125,15 @@ def test_a_constant_batch_size_is_the_plain_loop_bit_for_bit(
     assert torch.equal(weights(run), expected)
 
 
+def test_the_plan_is_in_the_signals_unless_it_is_kept_secret() -> None:
+    def told(**changes: Any) -> float:
+        return float(make_run(**changes).advance(16).context.planned_samples)
+
+    assert told(planned_steps=100) == 100 * make_task().batch_size
+    assert math.isnan(told(planned_steps=100, plan_known=False))
+    assert math.isnan(told())
+
+
 @pytest.mark.parametrize(("coupling", "rate"), [("sqrt", 6e-3), ("linear", 12e-3), ("none", 3e-3)])
 def test_the_coupled_rate_is_that_of_the_plain_loop(coupling: str, rate: float) -> None:
     run = make_run(

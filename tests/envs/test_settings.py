@@ -187,6 +187,37 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
         SettingSampler(tmp_path / "empty", ("random",))
 
 
+def test_plans_are_told_and_drawn_as_often_as_asked(tmp_path: Path) -> None:
+    plain, scheduled = NAMES[0], "random:3:0.004:0.5"
+    table = write_tables(tmp_path, [plain])[plain]
+    losses = table.val_loss * (resolve_task(scheduled).target / resolve_task(plain).target)
+    replace(table, task=scheduled, val_loss=losses, planned_steps=70).save(
+        tmp_path / "random-0.npz"
+    )
+
+    def plans(**shares: tuple[float, float]) -> dict[str, list[tuple[int | None, bool]]]:
+        sampler, rng = SettingSampler(tmp_path, ("random", plain), **shares), _rng()
+        drawn = [sampler(rng) for _ in range(400)]
+        return {
+            name: [(s.planned_steps, s.plan_known) for s in drawn if s.task == name]
+            for name in (plain, scheduled)
+        }
+
+    usual = plans()
+    assert set(usual[plain]) == {(None, True)}
+    assert set(usual[scheduled]) == {(70, True)}
+    some = plans(plan_shares=(0.25, 0.5))
+    assert np.mean([known for _, known in some[scheduled]]) == pytest.approx(0.25, abs=0.1)
+    assert {steps for steps, _ in some[scheduled]} == {70}
+    drawn = [steps for steps, _ in some[plain] if steps is not None]
+    assert len(drawn) / len(some[plain]) == pytest.approx(0.5, abs=0.12)
+    assert len(set(drawn)) > 20
+
+
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 @pytest.mark.parametrize("hopeless", ["no default run", "never reached", "not finite"])
 def test_tables_without_any_usable_setting_are_no_endless_search(
     hopeless: str, tmp_path: Path

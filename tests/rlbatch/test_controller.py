@@ -521,7 +521,7 @@ def test_who_tells_the_epochs_gets_the_policy_for_them() -> None:
 def test_a_plan_is_so_many_epochs_of_the_data(tmp_path: Path) -> None:
     cases: dict[str, tuple[dict[str, Any], float | str]] = {
         "plan": ({"epochs": 2.5}, 2.5 * SAMPLES),
-        "target": ({"epochs": 2.5, "target_loss": 0.1}, "NaN"),
+        "target": ({"epochs": 2.5, "target_loss": 0.1}, 2.5 * SAMPLES),
         "none": ({}, "NaN"),
     }
     for name, (settings, planned) in cases.items():

@@ -83,6 +83,21 @@ def test_of_a_plan_the_samples_are_spent_and_of_a_budget_the_cost() -> None:
     assert spent(budget=8.0, planned_samples=2560.0) == (1.0, 0.125)
 
 
+def test_a_plan_is_told_beside_a_target_as_what_is_done_and_what_steps_are_left() -> None:
+    def plan(planned: float) -> list[float]:
+        plain = signals(total_samples=640.0, total_steps=10.0, batch_size=64.0)
+        context = replace(plain.context, planned_samples=planned, target_loss=0.5)
+        seen, _ = encode(replace(plain, context=context), initial_state())
+        assert feature(seen, "spent") == 0.0
+        return [feature(seen, name) for name in ("plan_known", "plan_done", "plan_left")]
+
+    assert plan(np.nan) == [0.0, 0.0, 0.0]
+    # 40 steps of 64 are left after 10: 2^2 as many.
+    assert plan(640.0 + 40 * 64) == pytest.approx([1.0, 0.2, 2 / 8])
+    assert plan(640.0) == [1.0, 1.0, -1.0]
+    assert plan(320.0) == [1.0, 1.0, -1.0]
+
+
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_every_observation_is_finite_and_within_bounds(seed: int) -> None:

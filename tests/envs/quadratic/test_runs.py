@@ -179,6 +179,24 @@ def test_the_schedule_ends_near_zero_whatever_the_batch_size() -> None:
     np.testing.assert_allclose(run.schedule_factor(), 0.02, atol=1e-9)
 
 
+def test_a_plan_is_told_as_often_as_asked_and_changes_nothing_else() -> None:
+    asked = PLAIN.replace(
+        probability_schedule=0.5, probability_known_plan=0.9, probability_idle_plan=0.2
+    )
+    drawn = tasks(4000, asked)
+    told = np.isfinite(runs(drawn).context().planned_samples)
+    scheduled = drawn.schedule > 0
+    assert told[scheduled].mean() == pytest.approx(0.9, abs=0.03)
+    assert told[~scheduled].mean() == pytest.approx(0.2, abs=0.03)
+    planned = np.asarray(runs(drawn).context().planned_samples)[told]
+    np.testing.assert_array_equal(planned, (drawn.base_batch_size * drawn.horizon)[told])
+    silent = tasks(4000, asked.replace(probability_known_plan=0.0, probability_idle_plan=0.0))
+    for field in fields(SimulatedTasks):
+        if field.name != "plan_known":
+            one, other = getattr(drawn, field.name), getattr(silent, field.name)
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_distribution_with_an_empty_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"stability must be \(low, high\)"):
         Distribution(stability=(1.0, 0.1))

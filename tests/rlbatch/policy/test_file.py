@@ -156,7 +156,7 @@ def test_cards_are_checked() -> None:
 def test_other_schema_says_which_versions_and_what_to_do(path: Path) -> None:
     rewrite(path, lambda metadata, _: metadata.update(schema_version="99", rlbatch_version='"7.1"'))
     with pytest.raises(
-        PolicyFileError, match=r"schema_version is 99.*reads 1 to 2.*rlbatch 7\.1.*again"
+        PolicyFileError, match=r"schema_version is 99.*reads 1 to 3.*rlbatch 7\.1.*again"
     ):
         load_policy(path)
 
@@ -170,7 +170,7 @@ def test_other_format_is_refused_before_anything_else_is_read(path: Path) -> Non
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([*OBSERVATION_NAMES[:-1], "mood"], "differing: mood, weight_joules"),
+        ([*OBSERVATION_NAMES[:-1], "mood"], "differing: mood, plan_left"),
         (list(reversed(OBSERVATION_NAMES)), "differing: their order"),
         (7, "observation names"),
     ],
