@@ -1,4 +1,8 @@
-"""An actor-critic whose critic sees more than its actor: `rlbatch.envs.truth`."""
+"""An actor-critic whose critic sees more than its actor, and whose actor may be guided by it.
+
+Observations are the policy's own features and, behind them, what `rlbatch.envs.truth` tells: the
+truth, and the regret of each action.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
-from rlbatch.envs.truth import TRUTH_SIZE
+from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
 from rlbatch.observation import OBSERVATION_SIZE
 
 _FIRST = "mlp_extractor.value_net.0"
@@ -19,12 +23,21 @@ _MEAN = "truth_mean"
 
 
 class InformedCriticPolicy(ActorCriticPolicy):
-    """Observations are the policy's own features and, behind them, those of the truth."""
+    """The actor's net sees the policy's own features, the critic's all of them.
+
+    Attributes:
+        guidance: How much of the expected regret of the actor's actions is taken from what
+            `evaluate_actions` calls their entropy, the one regulariser that PPO's loss has. Unlike
+            an advantage it is known of every action and without noise; but it is only what the size
+            would cost from the start, and it rewards no looking around.
+    """
+
+    guidance: float = 0.0
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        """Build the two nets; the mean of the truth is kept for `deployable`."""
+        """Build the two nets; the mean of the hidden features is kept for `deployable`."""
         super().__init__(*args, **keywords)
-        self.register_buffer(_MEAN, torch.zeros(TRUTH_SIZE))
+        self.register_buffer(_MEAN, torch.zeros(self.features_dim - OBSERVATION_SIZE))
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = _SplitExtractor(
@@ -33,8 +46,22 @@ class InformedCriticPolicy(ActorCriticPolicy):
 
     def note(self, observations: NDArray[np.float32]) -> None:
         """Take the observations of a rollout, shape (..., features), into the mean."""
-        mean = observations[..., OBSERVATION_SIZE:].reshape(-1, TRUTH_SIZE).mean(axis=0)
+        hidden = observations[..., OBSERVATION_SIZE:]
+        mean = hidden.reshape(-1, hidden.shape[-1]).mean(axis=0)
         self.get_buffer(_MEAN).copy_(torch.as_tensor(mean))
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return values, log-probabilities and the entropy, less the guidance."""
+        features: Any = self.extract_features(obs)
+        logits = self.action_net(self.mlp_extractor.forward_actor(features))
+        distribution = self.action_dist.proba_distribution(logits)
+        values = self.value_net(self.mlp_extractor.forward_critic(features))
+        entropy = distribution.entropy()
+        if self.guidance and entropy is not None:
+            regrets = REGRET_SCALE * features[..., OBSERVATION_SIZE + TRUTH_SIZE :]
+            expected = (torch.softmax(logits, dim=-1) * regrets).sum(dim=-1)
+            entropy = entropy - self.guidance * expected
+        return values, distribution.log_prob(actions), entropy
 
 
 class _SplitExtractor(MlpExtractor):
@@ -74,9 +101,10 @@ def deployable(parameters: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[
 def informed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of an ordinary policy for one whose critic sees the truth: not yet."""
     first = weights[f"{_FIRST}.weight"]
-    zeros = torch.zeros(len(first), TRUTH_SIZE, dtype=first.dtype)
+    hidden = TRUTH_SIZE + len(weights["action_net.bias"])
+    zeros = torch.zeros(len(first), hidden, dtype=first.dtype)
     return {
         **weights,
         f"{_FIRST}.weight": torch.cat([first, zeros], dim=1),
-        _MEAN: torch.zeros(TRUTH_SIZE),
+        _MEAN: torch.zeros(hidden),
     }

@@ -333,9 +333,12 @@ class _Progress(BaseCallback):
         # The weights that this rollout is made with: saved here, a stop loses at most one rollout.
         if self.num_timesteps:
             _save(self.model, self._out, self._recipe, self._index, self.num_timesteps)  # type: ignore[arg-type]
-        left = max(1.0 - self.num_timesteps / self._stage.timesteps, 0.05)
-        rate = self._stage.learning_rate * left
+        left = 1.0 - self.num_timesteps / self._stage.timesteps
+        rate = self._stage.learning_rate * max(left, 0.05)
         self.model.lr_schedule = lambda _: rate
+        if isinstance(self.model.policy, InformedCriticPolicy):
+            weight = self._stage.guidance * max(left, 0.0)
+            self.model.policy.guidance = weight / self._stage.entropy  # PPO multiplies with it
 
     def _on_rollout_end(self) -> None:
         policy = self.model.policy

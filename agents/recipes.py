@@ -41,6 +41,9 @@ class Stage:
         learning_rate: Of PPO's Adam; falls linearly to a twentieth in the stage.
         entropy: Weight of the entropy bonus.
         clip: Clip range of the policy ratio.
+        guidance: Weight, in PPO's loss, of what the policy's actions are expected to cost more than
+            the best fixed size (`rlbatch.envs.truth.regrets`); falls linearly to nothing in the
+            stage. Needs the recipe's `informed_critic`.
     """
 
     timesteps: int
@@ -52,6 +55,7 @@ class Stage:
     learning_rate: float = 3e-4
     entropy: float = 0.003
     clip: float = 0.2
+    guidance: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a stage without runs."""
@@ -59,6 +63,11 @@ class Stage:
             raise ConfigurationError(
                 f"A stage needs runs and timesteps, got simulated={self.simulated}, "
                 f"real={self.real}, timesteps={self.timesteps}."
+            )
+        if self.guidance < 0.0 or (self.guidance > 0.0 and self.entropy <= 0.0):
+            raise ConfigurationError(
+                "A stage's guidance is zero or positive, and rides on its entropy bonus, got "
+                f"guidance={self.guidance}, entropy={self.entropy}."
             )
 
 

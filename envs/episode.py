@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective, disutility
@@ -13,7 +15,7 @@ from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
-from rlbatch.envs.truth import TruthRow
+from rlbatch.envs.truth import TruthRow, regrets
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
@@ -99,13 +101,17 @@ class LiveEpisode:
         The rewards of an episode sum to minus the `disutility` of its ratio, which is
         `UNREACHED_RATIO` when the target is not reached.
         """
-        run, before = self.run, self.ratio
-        wanted = np.exp2(np.log2(run.batch_size) + log2_change)
-        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
-        signals = run.advance(int(np.clip(np.round(wanted), *limits)))
+        before = self.ratio
+        signals = self.run.advance(int(self._sizes_after(log2_change)))
         after = UNREACHED_RATIO if self.lost else self.ratio
         reward = float(disutility(before) - disutility(after))
-        return EpisodeStep(signals, reward, run.finished and not self.cut_off, self.cut_off)
+        return EpisodeStep(signals, reward, self.run.finished and not self.cut_off, self.cut_off)
+
+    def _sizes_after(self, log2_changes: Any) -> Any:
+        """Batch sizes, within the run's limits, to which changes lead; of any shape."""
+        run = self.run
+        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
+        return np.clip(np.round(np.exp2(np.log2(run.batch_size) + log2_changes)), *limits)
 
     @property
     def reached(self) -> bool:
@@ -138,3 +144,12 @@ class LiveEpisode:
         fixed = costs.get(known, np.inf) / reference
         steps = reference / self.step_cost(base)
         return TruthRow(self.spent, steps, best, run.batch_size, base, fixed)
+
+    def regrets(self, log2_changes: Sequence[float]) -> NDArray[np.float32]:
+        """Return `rlbatch.envs.truth.regrets` of these changes; zeros where nothing is known."""
+        sizes = sorted(self.setting.fixed_costs)
+        if not sizes:
+            return np.zeros(len(log2_changes), dtype=np.float32)
+        costs = np.array([self.setting.fixed_costs[size] for size in sizes])
+        wanted = self._sizes_after(np.asarray(log2_changes))
+        return regrets(costs, float(np.log2(sizes[0])), np.log2(wanted))

@@ -42,6 +42,10 @@ class Episode(Protocol):
         """Return what the critic is told."""
         ...
 
+    def regrets(self, log2_changes: Sequence[float]) -> np.ndarray:
+        """Return `rlbatch.envs.truth.regrets` of these changes; zeros if nothing is known."""
+        ...
+
 
 class LiveVecEnv(LocalVecEnv):
     """Episodes of real runs in this process; one that ends is replaced at once.
@@ -69,11 +73,12 @@ class LiveVecEnv(LocalVecEnv):
             seed: Of the draws.
             actions: Changes of log2(batch size), one for each discrete action.
             make: Begins an episode under a setting; also given `noise_rate`.
-            informed: Append `rlbatch.envs.truth` to the observations.
+            informed: Append `rlbatch.envs.truth` to the observations: the truth, and the regret of
+                each action.
             noise_rate: How densely the gradient noise is measured, see
                 `rlbatch.signals.cadence.measured_among`.
         """
-        size = observation.OBSERVATION_SIZE + informed * TRUTH_SIZE
+        size = observation.OBSERVATION_SIZE + informed * (TRUTH_SIZE + len(actions))
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._actions_log2 = [float(action) for action in actions]
@@ -130,7 +135,8 @@ class LiveVecEnv(LocalVecEnv):
         if not self._informed:
             return seen
         rows = np.array([episode.truth() for episode in self._episodes])
-        return np.concatenate([seen, truth(*rows.T)], axis=1)
+        regrets = np.stack([episode.regrets(self._actions_log2) for episode in self._episodes])
+        return np.concatenate([seen, truth(*rows.T), regrets], axis=1)
 
     def _replace(self, index: np.ndarray, seen: np.ndarray) -> None:
         for i in index:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlbatch.envs.episode import EpisodeStep
 from rlbatch.envs.live import LiveRun
@@ -152,6 +153,10 @@ class PlannedEpisode:
         run, base = self.run, self.run.task.batch_size
         spent, steps = run.cost / self.reference_cost, self.setting.planned_samples / base
         return TruthRow(spent, steps, base, run.batch_size, base, self.loss_ratio)
+
+    def regrets(self, log2_changes: Sequence[float]) -> NDArray[np.float32]:
+        """Return zeros: which size is best for so many samples is not known."""
+        return np.zeros(len(log2_changes), dtype=np.float32)
 
 
 def loss_penalty(ratio: float) -> float:

@@ -1,8 +1,9 @@
-"""What is hidden from a policy but known in training: for a critic that judges better than it acts.
+"""What is hidden from a policy but known in training.
 
 Most of what an episode's return varies by is how long the run takes at all. A critic that is told
 leaves the advantages less noise (Pinto et al. 2018, "Asymmetric Actor Critic for Image-Based Robot
-Learning").
+Learning"). And what the fixed sizes cost says of every action, not of the drawn one alone, how good
+it would be: `regrets`, by which a policy may be guided (`rlbatch.agents.critic`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from rlbatch.signals.record import Array
 
 TRUTH_NAMES = ("spent", "reference_steps", "best_vs_size", "best_vs_base", "regret")
 TRUTH_SIZE = len(TRUTH_NAMES)
+REGRET_SCALE = 4.0
+"""`regrets` are log2 of a ratio of costs, divided by this."""
+
+_MOST = np.log2(UNREACHED_RATIO)
 
 
 class TruthRow(NamedTuple):
@@ -58,3 +63,28 @@ def truth(
     ]
     stacked = np.stack(np.broadcast_arrays(*features), axis=-1)
     return np.clip(np.nan_to_num(stacked, nan=1.0, posinf=1.0), -1.0, 1.0).astype(np.float32)
+
+
+def regrets(costs: Array, log2_first: Array | float, log2_wanted: Array) -> NDArray[np.float32]:
+    """Return how much dearer than the best fixed batch size the wanted ones are, when kept.
+
+    That is log2 of the ratio of their costs over `REGRET_SCALE`, from 0 to what an unreached target
+    counts. Between the known sizes it is interpolated; beyond them it grows by what it takes to get
+    there.
+
+    Args:
+        costs: Of reaching the target at the fixed sizes 2^first, 2^(first + 1) and so on, shape
+            (..., sizes); infinite where one does not, but never all of them.
+        log2_first: Shape (...).
+        log2_wanted: Sizes to which the actions lead, shape (..., actions).
+    """
+    known = np.minimum(np.log2(costs / costs.min(axis=-1, keepdims=True)), _MOST)
+    last = costs.shape[-1] - 1
+    position = log2_wanted - np.asarray(log2_first)[..., None]
+    inside = np.clip(position, 0.0, last)
+    lower = np.minimum(inside.astype(np.int64), max(last - 1, 0))
+    upper = np.minimum(lower + 1, last)
+    left = np.take_along_axis(known, lower, axis=-1)
+    right = np.take_along_axis(known, upper, axis=-1)
+    value = left + (right - left) * (inside - lower) + np.abs(position - inside)
+    return (np.minimum(value, _MOST) / REGRET_SCALE).astype(np.float32)

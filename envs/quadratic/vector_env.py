@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from rlbatch.envs.local_vec_env import LocalVecEnv
 from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
 from rlbatch.envs.quadratic.pool import TaskPool
-from rlbatch.envs.truth import TRUTH_SIZE, truth
+from rlbatch.envs.truth import TRUTH_SIZE, regrets, truth
 from rlbatch.observation import OBSERVATION_SIZE, step_cost_at
 from rlbatch.signals.cadence import NOISE_RATE
 
@@ -37,11 +37,12 @@ class QuadraticVecEnv(LocalVecEnv):
             count: Number of environments.
             seed: Seed of the draws and of the measurement noise.
             actions: Changes of log2(batch size), one for each discrete action.
-            informed: Append `rlbatch.envs.truth` to the observations.
+            informed: Append `rlbatch.envs.truth` to the observations: the truth, and the regret of
+                each action.
             noise_rate: How densely the gradient noise is measured, see
                 `rlbatch.signals.cadence.measured_among`.
         """
-        size = OBSERVATION_SIZE + informed * TRUTH_SIZE
+        size = OBSERVATION_SIZE + informed * (TRUTH_SIZE + len(actions))
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._informed = informed
@@ -79,7 +80,13 @@ class QuadraticVecEnv(LocalVecEnv):
             base,
             costs[np.arange(len(costs)), nearest] / reference,
         )
-        return np.concatenate([seen, hidden], axis=1)
+        tasks = pool.tasks
+        wanted = np.log2(size)[:, None] + self.actions_log2
+        low, high = (
+            np.log2(x[index])[:, None] for x in (tasks.min_batch_size, tasks.max_batch_size)
+        )
+        after = regrets(costs, np.zeros(len(costs)), np.clip(wanted, low, high))
+        return np.concatenate([seen, hidden, after], axis=1)
 
     def _begin(self, index: np.ndarray) -> None:
         self.episodes.begin(index, self.rng.integers(len(self.pool), size=len(index)))

@@ -20,14 +20,16 @@ from rlbatch.agents.ppo import export_policy, load_weights, train
 from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import TRUTH_SIZE
+from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
+from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.testing import simple_signals
 from tests.envs.test_settings import NAMES, write_tables
 
 ROLLOUT = 64 * 32
+HIDDEN_SIZE = TRUTH_SIZE + 7  # and the regret of each action
 TINY = Recipe(
     "tiny",
     (
@@ -52,7 +54,7 @@ def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None
     policy = load_policy(trained / "policy.safetensors")
     rng = np.random.default_rng(0)
     seen = rng.uniform(-1, 1, (500, OBSERVATION_SIZE)).astype(np.float32)
-    hidden = rng.uniform(-1, 1, (500, TRUTH_SIZE)).astype(np.float32)
+    hidden = rng.uniform(-1, 1, (500, HIDDEN_SIZE)).astype(np.float32)
     decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((500,)))
     actions, _ = model.predict(np.concatenate([seen, hidden], axis=1), deterministic=True)
     np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
@@ -93,11 +95,58 @@ def test_the_exported_value_is_the_critics_at_the_mean_truth(trained: Path) -> N
     seen = np.random.default_rng(1).uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
     mean = model.policy.get_buffer("truth_mean")
     assert mean.abs().min() > 0
-    features = torch.cat([torch.tensor(seen), mean.expand(50, TRUTH_SIZE)], dim=1)
+    features = torch.cat([torch.tensor(seen), mean.expand(50, HIDDEN_SIZE)], dim=1)
     with torch.no_grad():
         expected = model.policy.predict_values(features)[:, 0].numpy()
     decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((50,)))
     np.testing.assert_allclose(np.asarray(decision.value), expected, atol=1e-5)
+
+
+def test_guidance_takes_the_expected_regret_from_the_entropy() -> None:
+    model = _untrained(informed=True)
+    policy: Any = model.policy
+    rng = np.random.default_rng(3)
+    features = torch.tensor(
+        rng.uniform(-1, 1, (20, OBSERVATION_SIZE + HIDDEN_SIZE)), dtype=torch.float32
+    )
+    actions = torch.tensor(rng.integers(7, size=20))
+    with torch.no_grad():
+        values, log_prob, entropy = policy.evaluate_actions(features, actions)
+        policy.guidance = 0.5
+        guided_values, guided_log_prob, guided = policy.evaluate_actions(features, actions)
+        distribution = policy.get_distribution(features).distribution
+    np.testing.assert_array_equal(guided_values, values)
+    np.testing.assert_array_equal(guided_log_prob, log_prob)
+    np.testing.assert_allclose(log_prob, distribution.log_prob(actions), rtol=1e-5)
+    np.testing.assert_allclose(entropy, distribution.entropy(), rtol=1e-5)
+    expected = (distribution.probs * REGRET_SCALE * features[:, -7:]).sum(dim=1)
+    np.testing.assert_allclose(guided, entropy - 0.5 * expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_guided_policy_regrets_less(tmp_path: Path) -> None:
+    (stage,) = TINY.stages
+    guided = replace(TINY, stages=(replace(stage, guidance=2.0, timesteps=4 * ROLLOUT, epochs=6),))
+    regret = {
+        name: _regret(policy)
+        for name, policy in (
+            ("before", load_policy(train(TINY, tmp_path / "plain"))),
+            ("after", load_policy(train(guided, tmp_path / "guided"))),
+        )
+    }
+    assert regret["after"] < 0.9 * regret["before"]
+
+
+def _regret(policy: LearnedPolicy) -> float:
+    """Mean expected regret of its decisions in runs that go on by them."""
+    env = QuadraticVecEnv(make_pool(128, 9), 128, 5, TINY.actions, informed=True)
+    told, total = env.reset(), 0.0
+    for _ in range(15):
+        decision, _ = policy.decide(
+            told[:, :OBSERVATION_SIZE], simple_signals(), policy.initial_state((128,))
+        )
+        total += float((np.asarray(decision.probabilities) * told[:, -7:]).sum(axis=1).mean())
+        told = env.step(np.asarray(decision.probabilities).argmax(axis=1))[0]
+    return total
 
 
 @pytest.mark.parametrize("informed", [True, False])
@@ -110,7 +159,7 @@ def test_a_deployed_policy_is_trained_further_from_its_weights(
     load_weights(model, policy)
     rng = np.random.default_rng(2)
     seen = rng.uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
-    hidden = rng.uniform(-1, 1, (50, TRUTH_SIZE * informed)).astype(np.float32)
+    hidden = rng.uniform(-1, 1, (50, HIDDEN_SIZE * informed)).astype(np.float32)
     features = torch.tensor(np.concatenate([seen, hidden], axis=1))
     with torch.no_grad():
         logits: Any = model.policy.get_distribution(features).distribution
@@ -174,6 +223,8 @@ def test_a_wrong_recipe_is_refused() -> None:
         resolve_recipe("defautl")
     with pytest.raises(ConfigurationError, match="A stage needs runs"):
         Stage(timesteps=10, simulated=0, real=0)
+    with pytest.raises(ConfigurationError, match=r"guidance=1\.0, entropy=0\.0"):
+        Stage(timesteps=10, simulated=1, real=0, guidance=1.0, entropy=0.0)
     digests = {recipe.digest() for recipe in RECIPES.values()}
     assert len(digests) == len(RECIPES)
 

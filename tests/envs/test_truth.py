@@ -9,7 +9,7 @@ import pytest
 
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import TRUTH_NAMES, TRUTH_SIZE, truth
+from rlbatch.envs.truth import REGRET_SCALE, TRUTH_NAMES, TRUTH_SIZE, regrets, truth
 from rlbatch.observation import OBSERVATION_SIZE
 
 ACTIONS = (-1.0, 0.0, 1.0)
@@ -36,6 +36,19 @@ def test_it_is_finite_and_bounded_whatever_is_unknown() -> None:
     assert np.abs(rows).max() <= 1.0
 
 
+def test_a_regret_is_what_keeping_a_size_costs_over_the_best() -> None:
+    costs = np.array([2.0, 1.0, 3.0, np.inf])  # of 8, 16, 32 and 64
+    wanted = np.array([1.5, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 9.0])
+    between = [2.0, 1.5, 1.0, 0.5, 0.0, np.log2(3.0), 2.0, 2.0]  # log2; 4 counts for unreached
+    found = REGRET_SCALE * regrets(costs, 3.0, wanted)
+    np.testing.assert_allclose(found, between, rtol=1e-6)
+    both = regrets(
+        np.stack([costs, 5 * costs]), np.array([3.0, 4.0]), np.stack([wanted, wanted + 1])
+    )
+    np.testing.assert_allclose(REGRET_SCALE * both, [between, between], rtol=1e-6)
+    np.testing.assert_array_equal(regrets(np.array([7.0]), 3.0, np.array([3.0, 4.0])), [0.0, 0.25])
+
+
 def test_the_policys_own_features_come_first_and_stay_the_same() -> None:
     pool = make_pool(32, 0)
     plain, informed = (
@@ -50,8 +63,22 @@ def test_the_policys_own_features_come_first_and_stay_the_same() -> None:
         size = np.asarray(informed.episodes.batch_size)
         expected = np.clip((np.log2(best) - np.log2(size)) / 8, -1, 1)
         np.testing.assert_allclose(told[:, OBSERVATION_SIZE + 2], expected, atol=1e-6)
+        _require_regrets(informed, told[:, OBSERVATION_SIZE + TRUTH_SIZE :])
         actions = np.arange(8) % 3
         seen = plain.step(actions)[0]
         told, _, ended, infos = informed.step(actions)
         for i in np.flatnonzero(ended):
-            assert infos[i]["terminal_observation"].shape == (OBSERVATION_SIZE + TRUTH_SIZE,)
+            assert infos[i]["terminal_observation"].shape == told.shape[1:]
+
+
+def _require_regrets(env: QuadraticVecEnv, found: np.ndarray) -> None:
+    """Of the sizes after each action, from the pool's costs, one by one."""
+    for i, task in enumerate(env.episodes.task_index):
+        costs = env.pool.fixed_cost[task]
+        low, high = (getattr(env.pool.tasks, f"{end}_batch_size")[task] for end in ("min", "max"))
+        for action, change in enumerate(ACTIONS):
+            size = np.clip(np.asarray(env.episodes.batch_size)[i] * 2.0**change, low, high)
+            log2 = np.log2(size)
+            if log2 == round(log2):  # some are between two
+                ratio = min(costs[round(log2)] / costs.min(), 4.0)
+                assert found[i, action] == pytest.approx(np.log2(ratio) / REGRET_SCALE, abs=1e-6)
