@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,10 +38,11 @@ from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import load_policy, save_policy
-from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.learned import LearnedPolicy, join
 from rlbatch.policy.network import Network
 
 _CHECKPOINT, _PROGRESS, _POLICY = "checkpoint.zip", "progress.json", "policy.safetensors"
+_SHARED = "shared.zip"  # the checkpoint with which every member begins
 Report = Callable[[dict[str, float]], None]
 
 
@@ -78,23 +80,55 @@ def train(
         raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
     use_one_thread()
     out.mkdir(parents=True, exist_ok=True)
-    stage_index, done = _position(recipe, out, resume)
-    model: PPO | None = None
-    for index in range(stage_index, len(recipe.stages)):
-        stage = recipe.stages[index]
-        env = _environment(recipe, stage, index, out, curves)
-        try:
-            source = out / _CHECKPOINT if (index > 0 or done > 0) else start_from
-            model = _model(recipe, stage, env, source, device)
-            _learn(model, stage, index, done, recipe, out, report)
-        finally:
-            env.close()
+    first, done = _position(recipe, out, resume)
+    for index in range(first, len(recipe.legs)):
+        _train_leg(recipe, index, done, out, curves, start_from, report, device)
         done = 0
-    if model is None:
-        model = PPO.load(out / _CHECKPOINT, device="cpu")
+    members = [load_policy(_member(out, number)) for number in range(recipe.members)]
+    joined = join(members)
     path = out / _POLICY
-    export_policy(model, recipe, path)
+    save_policy(path, joined, joined.card)
     return path
+
+
+def _train_leg(
+    recipe: Recipe,
+    index: int,
+    done: int,
+    out: Path,
+    curves: Path | None,
+    start_from: Path | None,
+    report: Report | None,
+    device: str,
+) -> None:
+    """Train one of `Recipe.legs` to its end, and write the member that it makes, if it does."""
+    stage, number = recipe.legs[index], index - (len(recipe.stages) - 1)
+    source = _source(out, index, number, done, start_from)
+    env = _environment(recipe, stage, index, out, curves)
+    try:
+        model = _model(recipe, stage, env, source, device, seed=recipe.seed + max(number, 0))
+        _learn(model, stage, index, done, recipe, out, report)
+    finally:
+        env.close()
+    if number >= 0:
+        export_policy(model, recipe, _member(out, number))
+    _save(model, out, recipe, index + 1, 0)
+
+
+def _source(out: Path, index: int, number: int, done: int, start_from: Path | None) -> Path | None:
+    """Whose weights a leg begins with: every member's with those of the stages before the last."""
+    checkpoint, shared = out / _CHECKPOINT, out / _SHARED
+    if done > 0:
+        return checkpoint
+    if number == index:  # there is but one stage
+        return start_from
+    if number == 0:
+        shutil.copyfile(checkpoint, shared)
+    return shared if number >= 0 else (checkpoint if index > 0 else start_from)
+
+
+def _member(out: Path, number: int) -> Path:
+    return out / f"member{number}.safetensors"
 
 
 def export_policy(
@@ -254,7 +288,9 @@ def _require_device(device: str) -> None:
         ) from error
 
 
-def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, device: str) -> PPO:
+def _model(
+    recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, device: str, *, seed: int
+) -> PPO:
     model = PPO(
         InformedCriticPolicy if recipe.informed_critic else "MlpPolicy",
         env,
@@ -266,7 +302,7 @@ def _model(recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, devic
         learning_rate=stage.learning_rate,
         ent_coef=stage.entropy,
         clip_range=stage.clip,
-        seed=recipe.seed,
+        seed=seed,
         device=device,
         policy_kwargs={
             "net_arch": {"pi": list(recipe.policy_layers), "vf": list(recipe.value_layers)},
@@ -298,7 +334,6 @@ def _learn(
     remaining = stage.timesteps - done
     if remaining > 0:
         model.learn(remaining, callback=callback, reset_num_timesteps=False)
-    _save(model, out, recipe, index + 1, 0)
 
 
 class _Progress(BaseCallback):

@@ -78,6 +78,9 @@ class Recipe:
     Attributes:
         name: How the command line calls it.
         stages: In order.
+        members: Networks of the policy. Each goes through the last stage by itself, with other runs
+            and from where the stages before have ended; the policy decides by their mean
+            probabilities.
         tasks: Real tasks to draw from.
         pool_size: Simulated tasks to draw from.
         seed: Of everything.
@@ -102,6 +105,7 @@ class Recipe:
 
     name: str
     stages: tuple[Stage, ...]
+    members: int = 1
     tasks: tuple[str, ...] = TRAINING_TASKS
     pool_size: int = 25_000
     seed: int = 0
@@ -119,11 +123,18 @@ class Recipe:
     objective: str = "target"
 
     def __post_init__(self) -> None:
-        """Refuse simulated runs of so many epochs, which there are not."""
+        """Refuse a policy without networks, and simulated runs of so many epochs."""
+        if self.members < 1:
+            raise ConfigurationError(f"A recipe needs members, got {self.members}.")
         if self.objective not in ("target", "epochs"):
             raise ConfigurationError(f"A recipe is for target or epochs, got {self.objective!r}.")
         if self.objective == "epochs" and any(stage.simulated for stage in self.stages):
             raise ConfigurationError("The simulator has no objective `epochs`: use real runs.")
+
+    @property
+    def legs(self) -> tuple[Stage, ...]:
+        """What is trained one after the other: all stages, the last of them for every member."""
+        return self.stages + (self.members - 1) * self.stages[-1:]
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -12,9 +12,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from rlbatch.errors import ConfigurationError
 from rlbatch.policy.file import load_policy, save_policy
-from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.learned import join
 
 
 def main() -> None:
@@ -26,23 +25,6 @@ def main() -> None:
     arguments = parser.parse_args()
     joined = join([load_policy(path) for path in arguments.policies])
     save_policy(arguments.out, replace(joined, goodput_slack=arguments.goodput_slack))
-
-
-def join(policies: list[LearnedPolicy]) -> LearnedPolicy:
-    """Return the policy of all members.
-
-    Raises:
-        ConfigurationError: Their actions or activations differ.
-    """
-    first = policies[0]
-    for other in policies[1:]:
-        for name in ("action_grid", "activation", "masked"):
-            if getattr(other, name) != getattr(first, name):
-                raise ConfigurationError(
-                    f"Policies to join must have the same {name}, got {getattr(first, name)} and "
-                    f"{getattr(other, name)}."
-                )
-    return replace(first, members=tuple(member for policy in policies for member in policy.members))
 
 
 if __name__ == "__main__":

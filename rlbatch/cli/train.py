@@ -56,8 +56,8 @@ class Command:
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "stable-baselines3", "train") from error
         self._check_curves(recipe)
-        total = sum(stage.timesteps for stage in recipe.stages)
-        _shared.note(f"Recipe {recipe.name}: {total:,} steps in {len(recipe.stages)} stages.")
+        total = sum(stage.timesteps for stage in recipe.legs)
+        _shared.note(f"Recipe {recipe.name}: {total:,} steps in {len(recipe.legs)} stages.")
         path = train(
             recipe,
             self.out,

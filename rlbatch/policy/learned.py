@@ -5,7 +5,8 @@ A decision takes tens of microseconds and needs neither torch nor stable-baselin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,23 @@ def _draw(probabilities: Float32, uniform: Array) -> NDArray[np.intp]:
 def _log2(value: ArrayLike) -> Array:
     """Return log2 with a last axis of length one, to meet the axis of the actions."""
     return np.log2(np.asarray(value, dtype=np.float64))[..., None]
+
+
+def join(policies: Sequence[LearnedPolicy]) -> LearnedPolicy:
+    """Return the first policy with the networks of all: it decides by their mean probabilities.
+
+    Raises:
+        ConfigurationError: Their actions or activations differ.
+    """
+    first = policies[0]
+    for other in policies[1:]:
+        for name in ("action_grid", "activation", "masked"):
+            if getattr(other, name) != getattr(first, name):
+                raise ConfigurationError(
+                    f"Policies to join must have the same {name}, got {getattr(first, name)} and "
+                    f"{getattr(other, name)}."
+                )
+    return replace(first, members=tuple(member for policy in policies for member in policy.members))
 
 
 def _check_ends(sizes: tuple[int, ...], outputs: int, net: str) -> None:

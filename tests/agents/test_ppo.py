@@ -25,6 +25,7 @@ from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
 from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.network import Network
 from rlbatch.testing import simple_signals
 from tests.envs.test_settings import NAMES, write_tables
 
@@ -183,6 +184,62 @@ def _untrained(informed: bool) -> PPO:
     )
 
 
+def test_members_begin_alike_and_go_their_own_ways(trained: Path, tmp_path: Path) -> None:
+    (stage,) = TINY.stages
+
+    def members(name: str, rate: float) -> tuple[Network, ...]:
+        last = replace(stage, timesteps=ROLLOUT, learning_rate=rate)
+        recipe = replace(TINY, name=name, stages=(stage, last), members=2)
+        policy = load_policy(train(recipe, tmp_path / name))
+        assert policy.card.recipe_hash == recipe.digest()
+        again = load_policy(train(recipe, tmp_path / name, resume=True))
+        assert [w.tolist() for w in _weights(again.members)] == [
+            w.tolist() for w in _weights(policy.members)
+        ]
+        return policy.members
+
+    (shared,) = _weights(load_policy(trained / "policy.safetensors").members)
+    for weights in _weights(members("still", 1e-9)):
+        np.testing.assert_allclose(weights, shared, atol=1e-6)
+    first, second = _weights(members("moving", 1e-2))
+    assert min(np.abs(first - shared).max(), np.abs(second - shared).max()) > 1e-3
+    assert np.abs(first - second).max() > 1e-3
+
+
+def _weights(members: tuple[Network, ...]) -> list[np.ndarray]:
+    return [np.concatenate([layer.weight.ravel() for layer in member.policy]) for member in members]
+
+
+def test_a_member_is_resumed_from_its_own_checkpoint_or_begins_with_the_shared_one(
+    tmp_path: Path,
+) -> None:
+    """Stopped in the first rollouts of the second member, as by the death of the process."""
+    (stage,) = TINY.stages
+    long = replace(stage, timesteps=3 * ROLLOUT)
+    recipe = replace(TINY, name="stopped", stages=(stage, long), members=2)
+    legs: list[float] = []
+
+    class StopError(Exception):
+        pass
+
+    def stop(figures: dict[str, float]) -> None:
+        legs.append(figures["timesteps"])
+        if len(legs) == 7:  # two rollouts, three of the first member, two of the second
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(recipe, tmp_path / "out", report=stop)
+    progress = json.loads((tmp_path / "out" / "progress.json").read_text())
+    assert (progress["stage"], progress["timesteps"]) == (2, ROLLOUT)
+    assert (tmp_path / "out" / "member0.safetensors").exists()
+    rest: list[float] = []
+    policy = load_policy(
+        train(recipe, tmp_path / "out", resume=True, report=lambda f: rest.append(f["timesteps"]))
+    )
+    assert len(policy.members) == 2
+    assert rest == [2 * ROLLOUT, 3 * ROLLOUT]
+
+
 def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="already holds a training"):
         train(TINY, trained)
@@ -223,6 +280,8 @@ def test_a_wrong_recipe_is_refused() -> None:
         resolve_recipe("defautl")
     with pytest.raises(ConfigurationError, match="A stage needs runs"):
         Stage(timesteps=10, simulated=0, real=0)
+    with pytest.raises(ConfigurationError, match="needs members, got 0"):
+        Recipe("none", TINY.stages, members=0)
     with pytest.raises(ConfigurationError, match=r"guidance=1\.0, entropy=0\.0"):
         Stage(timesteps=10, simulated=1, real=0, guidance=1.0, entropy=0.0)
     digests = {recipe.digest() for recipe in RECIPES.values()}
