@@ -152,4 +152,5 @@ class LiveEpisode:
             return np.zeros(len(log2_changes), dtype=np.float32)
         costs = np.array([self.setting.fixed_costs[size] for size in sizes])
         wanted = self._sizes_after(np.asarray(log2_changes))
-        return regrets(costs, float(np.log2(sizes[0])), np.log2(wanted))
+        now = float(np.log2(self.run.batch_size))
+        return regrets(costs, float(np.log2(sizes[0])), now, np.log2(wanted))

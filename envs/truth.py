@@ -21,6 +21,8 @@ TRUTH_SIZE = len(TRUTH_NAMES)
 REGRET_SCALE = 4.0
 """`regrets` are log2 of a ratio of costs, divided by this."""
 
+CHANGE_COST = 0.03
+
 _MOST = np.log2(UNREACHED_RATIO)
 
 
@@ -65,17 +67,21 @@ def truth(
     return np.clip(np.nan_to_num(stacked, nan=1.0, posinf=1.0), -1.0, 1.0).astype(np.float32)
 
 
-def regrets(costs: Array, log2_first: Array | float, log2_wanted: Array) -> NDArray[np.float32]:
+def regrets(
+    costs: Array, log2_first: Array | float, log2_size: Array | float, log2_wanted: Array
+) -> NDArray[np.float32]:
     """Return how much dearer than the best fixed batch size the wanted ones are, when kept.
 
     That is log2 of the ratio of their costs over `REGRET_SCALE`, from 0 to what an unreached target
     counts. Between the known sizes it is interpolated; beyond them it grows by what it takes to get
-    there.
+    there. A change counts `CHANGE_COST` for a factor of two: where two sizes are as good, a policy
+    had better stay.
 
     Args:
         costs: Of reaching the target at the fixed sizes 2^first, 2^(first + 1) and so on, shape
             (..., sizes); infinite where one does not, but never all of them.
         log2_first: Shape (...).
+        log2_size: The size in force, shape (...).
         log2_wanted: Sizes to which the actions lead, shape (..., actions).
     """
     known = np.minimum(np.log2(costs / costs.min(axis=-1, keepdims=True)), _MOST)
@@ -87,4 +93,5 @@ def regrets(costs: Array, log2_first: Array | float, log2_wanted: Array) -> NDAr
     left = np.take_along_axis(known, lower, axis=-1)
     right = np.take_along_axis(known, upper, axis=-1)
     value = left + (right - left) * (inside - lower) + np.abs(position - inside)
-    return (np.minimum(value, _MOST) / REGRET_SCALE).astype(np.float32)
+    change = np.abs(log2_wanted - np.asarray(log2_size)[..., None])
+    return ((np.minimum(value, _MOST) + CHANGE_COST * change) / REGRET_SCALE).astype(np.float32)

@@ -80,12 +80,11 @@ class QuadraticVecEnv(LocalVecEnv):
             base,
             costs[np.arange(len(costs)), nearest] / reference,
         )
-        tasks = pool.tasks
-        wanted = np.log2(size)[:, None] + self.actions_log2
-        low, high = (
-            np.log2(x[index])[:, None] for x in (tasks.min_batch_size, tasks.max_batch_size)
-        )
-        after = regrets(costs, np.zeros(len(costs)), np.clip(wanted, low, high))
+        tasks, now = pool.tasks, np.log2(size)
+        limits = tasks.min_batch_size[index], tasks.max_batch_size[index]
+        low, high = (np.log2(limit)[:, None] for limit in limits)
+        wanted = np.clip(now[:, None] + self.actions_log2, low, high)
+        after = regrets(costs, np.zeros(len(costs)), now, wanted)
         return np.concatenate([seen, hidden, after], axis=1)
 
     def _begin(self, index: np.ndarray) -> None:

@@ -9,7 +9,14 @@ import pytest
 
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import REGRET_SCALE, TRUTH_NAMES, TRUTH_SIZE, regrets, truth
+from rlbatch.envs.truth import (
+    CHANGE_COST,
+    REGRET_SCALE,
+    TRUTH_NAMES,
+    TRUTH_SIZE,
+    regrets,
+    truth,
+)
 from rlbatch.observation import OBSERVATION_SIZE
 
 ACTIONS = (-1.0, 0.0, 1.0)
@@ -36,17 +43,22 @@ def test_it_is_finite_and_bounded_whatever_is_unknown() -> None:
     assert np.abs(rows).max() <= 1.0
 
 
-def test_a_regret_is_what_keeping_a_size_costs_over_the_best() -> None:
+def test_a_regret_is_what_keeping_a_size_costs_over_the_best_and_a_little_for_the_change() -> None:
     costs = np.array([2.0, 1.0, 3.0, np.inf])  # of 8, 16, 32 and 64
     wanted = np.array([1.5, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 9.0])
     between = [2.0, 1.5, 1.0, 0.5, 0.0, np.log2(3.0), 2.0, 2.0]  # log2; 4 counts for unreached
-    found = REGRET_SCALE * regrets(costs, 3.0, wanted)
-    np.testing.assert_allclose(found, between, rtol=1e-6)
+    expected = between + CHANGE_COST * np.abs(wanted - 4.0)
+    found = REGRET_SCALE * regrets(costs, 3.0, 4.0, wanted)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     both = regrets(
-        np.stack([costs, 5 * costs]), np.array([3.0, 4.0]), np.stack([wanted, wanted + 1])
+        np.stack([costs, 5 * costs]),
+        np.array([3.0, 4.0]),
+        np.array([4.0, 5.0]),
+        np.stack([wanted, wanted + 1]),
     )
-    np.testing.assert_allclose(REGRET_SCALE * both, [between, between], rtol=1e-6)
-    np.testing.assert_array_equal(regrets(np.array([7.0]), 3.0, np.array([3.0, 4.0])), [0.0, 0.25])
+    np.testing.assert_allclose(REGRET_SCALE * both, [expected, expected], rtol=1e-6)
+    alone = REGRET_SCALE * regrets(np.array([7.0]), 3.0, 3.0, np.array([3.0, 4.0]))
+    np.testing.assert_allclose(alone, [0.0, 1.0 + CHANGE_COST], rtol=1e-6)
 
 
 def test_the_policys_own_features_come_first_and_stay_the_same() -> None:
@@ -81,4 +93,6 @@ def _require_regrets(env: QuadraticVecEnv, found: np.ndarray) -> None:
             log2 = np.log2(size)
             if log2 == round(log2):  # some are between two
                 ratio = min(costs[round(log2)] / costs.min(), 4.0)
-                assert found[i, action] == pytest.approx(np.log2(ratio) / REGRET_SCALE, abs=1e-6)
+                moved = np.abs(log2 - np.log2(np.asarray(env.episodes.batch_size)[i]))
+                expected = (np.log2(ratio) + CHANGE_COST * moved) / REGRET_SCALE
+                assert found[i, action] == pytest.approx(expected, abs=1e-6)
