@@ -16,6 +16,7 @@ from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.quadratic.arrays import Array
 from rlbatch.envs.quadratic.runs import ChunkOutcome, QuadraticRuns
 from rlbatch.envs.quadratic.tasks import Distribution, SimulatedTasks, draw_tasks
+from rlbatch.errors import ConfigurationError
 from rlbatch.observation import step_cost_at
 
 _SIZES = 2.0 ** np.arange(17)
@@ -60,8 +61,18 @@ class TaskPool:
 
     @classmethod
     def load(cls, path: Path) -> TaskPool:
-        """Read a pool that `save` wrote."""
+        """Read a pool that `save` wrote.
+
+        Raises:
+            ConfigurationError: An earlier version wrote it, whose tasks had less to them.
+        """
         with np.load(path, allow_pickle=False) as data:
+            missing = {f"task_{f.name}" for f in fields(SimulatedTasks)} - set(data.files)
+            if missing:
+                raise ConfigurationError(
+                    f"{path} lacks {', '.join(sorted(missing))}: an earlier version of rlbatch "
+                    "made this pool of simulated tasks. Delete it, and it is drawn anew."
+                )
             tasks = SimulatedTasks(
                 **{f.name: data[f"task_{f.name}"] for f in fields(SimulatedTasks)}
             )

@@ -14,6 +14,7 @@ from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.quadratic.runs import QuadraticRuns
 from rlbatch.envs.quadratic.tasks import Distribution
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.errors import ConfigurationError
 
 ACTIONS = (-1.0, 0.0, 1.0)
 
@@ -126,6 +127,11 @@ def test_a_pool_survives_its_file(pool: TaskPool, tmp_path: Path) -> None:
     again = TaskPool.load(tmp_path / "pool.npz")
     np.testing.assert_array_equal(again.fixed_cost, pool.fixed_cost)
     np.testing.assert_array_equal(again.tasks.noise, pool.tasks.noise)
+    with np.load(tmp_path / "pool.npz") as data:
+        rest = {name: data[name] for name in data.files if name != "task_plan_known"}
+    np.savez(tmp_path / "older.npz", **rest)
+    with pytest.raises(ConfigurationError, match=r"lacks task_plan_known.*Delete it"):
+        TaskPool.load(tmp_path / "older.npz")
 
 
 def test_smaller_batches_than_the_base_reach_the_target_where_that_is_asked_for() -> None:
