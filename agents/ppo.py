@@ -372,7 +372,7 @@ class _Progress(BaseCallback):
         rate = self._stage.learning_rate * max(left, 0.05)
         self.model.lr_schedule = lambda _: rate
         if isinstance(self.model.policy, InformedCriticPolicy):
-            weight = self._stage.guidance * max(left, 0.0)
+            weight = self._stage.guidance * max(2.0 * left - 1.0, 0.0)
             self.model.policy.guidance = weight / self._stage.entropy  # PPO multiplies with it
 
     def _on_rollout_end(self) -> None:

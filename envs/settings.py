@@ -71,7 +71,7 @@ class BudgetSetting(EpisodeSetting):
 
 RANDOM = "random"
 RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.015}
+RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03}
 """Stand for all random tasks of a kind whose curves are there; how often they are drawn."""
 
 
