@@ -2,8 +2,9 @@
 
     python scripts/leave_one_out.py --family digits --curves DIR --start-from CHECKPOINT --out DIR
 
-Begins with a policy of simulated runs only (`rlbatch train --recipe simulated`), and goes on with
-simulated runs and real ones of every family but this. Random tasks made from the family's data, or
+Begins with a policy of simulated runs only (`shared.zip` in the folder of the default recipe, or
+the checkpoint of `rlbatch train --recipe simulated`), and goes on as one member of the default
+recipe does, without the real runs of this family. Random tasks made from the family's data, or
 in its way, are left out too. `rlbatch bench --task ... --policy DIR/policy.safetensors` with the
 tasks that it prints tells what came out.
 """
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, required=True)
     parser.add_argument("--start-from", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--timesteps", type=int, default=1_500_000)
+    parser.add_argument("--timesteps", type=int, default=600_000)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -80,6 +81,7 @@ def recipe_without(families: list[str], left_out: set[str], timesteps: int) -> R
         default,
         name=f"without {' and '.join(families)}",
         stages=(replace(stage, timesteps=timesteps),),
+        members=1,
         tasks=tuple(task for task in default.tasks if task not in left_out),
     )
 
