@@ -373,7 +373,8 @@ class _Progress(BaseCallback):
         self.model.lr_schedule = lambda _: rate
         if isinstance(self.model.policy, InformedCriticPolicy):
             weight = self._stage.guidance * max(2.0 * left - 1.0, 0.0)
-            self.model.policy.guidance = weight / self._stage.entropy  # PPO multiplies with it
+            # PPO multiplies what it takes for the entropy with its weight.
+            self.model.policy.guidance = weight / self._stage.entropy if weight else 0.0
 
     def _on_rollout_end(self) -> None:
         policy = self.model.policy

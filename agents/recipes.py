@@ -127,6 +127,11 @@ class Recipe:
         """Refuse a policy without networks, and simulated runs of so many epochs."""
         if self.members < 1:
             raise ConfigurationError(f"A recipe needs members, got {self.members}.")
+        if not self.informed_critic and any(stage.guidance for stage in self.stages):
+            raise ConfigurationError(
+                "Guidance comes with what the informed critic is shown. Set informed_critic=True, "
+                "or the stages' guidance to zero."
+            )
         if self.objective not in ("target", "epochs"):
             raise ConfigurationError(f"A recipe is for target or epochs, got {self.objective!r}.")
         if self.objective == "epochs" and any(stage.simulated for stage in self.stages):

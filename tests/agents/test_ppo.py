@@ -280,6 +280,8 @@ def test_a_wrong_recipe_is_refused() -> None:
         resolve_recipe("defautl")
     with pytest.raises(ConfigurationError, match="A stage needs runs"):
         Stage(timesteps=10, simulated=0, real=0)
+    with pytest.raises(ConfigurationError, match="informed_critic=True"):
+        replace(RECIPES["default"], informed_critic=False)
     with pytest.raises(ConfigurationError, match="needs members, got 0"):
         Recipe("none", TINY.stages, members=0)
     with pytest.raises(ConfigurationError, match=r"guidance=1\.0, entropy=0\.0"):
