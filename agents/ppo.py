@@ -372,7 +372,7 @@ class _Progress(BaseCallback):
         rate = self._stage.learning_rate * max(left, 0.05)
         self.model.lr_schedule = lambda _: rate
         if isinstance(self.model.policy, InformedCriticPolicy):
-            weight = self._stage.guidance * max(2.0 * left - 1.0, 0.0)
+            weight = self._stage.guidance * max(left, 0.0)
             # PPO multiplies what it takes for the entropy with its weight.
             self.model.policy.guidance = weight / self._stage.entropy if weight else 0.0
 
