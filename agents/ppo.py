@@ -146,7 +146,11 @@ def export_policy(
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
     network = Network.from_sb3(blind(deployable(parameters), recipe.hidden))
     policy = LearnedPolicy(
-        (network,), action_grid=recipe.actions, goodput_slack=recipe.goodput_slack, card=card
+        (network,),
+        action_grid=recipe.actions,
+        goodput_slack=recipe.goodput_slack,
+        keeps_steps=recipe.keeps_steps,
+        card=card,
     )
     save_policy(path, policy, card)
 

@@ -101,6 +101,7 @@ class Recipe:
             how long they were planned to be, see `rlbatch.envs.settings.SettingSampler`.
         goodput_slack: Of the deployed policy, see `rlbatch.policy.learned.LearnedPolicy`; training
             goes without.
+        keeps_steps: Likewise.
         objective: `target` (and budgets), or `epochs` for runs of so many samples, all real.
     """
 
@@ -119,8 +120,9 @@ class Recipe:
     known_share: float = 0.5
     budget_share: float = 0.15
     mixed_share: float = 0.15
-    plan_shares: tuple[float, float] = (0.8, 0.3)
+    plan_shares: tuple[float, float] = (0.8, 0.0)
     goodput_slack: float | None = 1.0
+    keeps_steps: bool = True
     objective: str = "target"
 
     def __post_init__(self) -> None:

@@ -109,7 +109,7 @@ class Distribution:
     probability_memory_limit: float = 0.2
     probability_known_cost: float = 0.7
     probability_known_plan: float = 0.8
-    probability_idle_plan: float = 0.3
+    probability_idle_plan: float = 0.0
     target_fraction: Range = (0.03, 0.4)
     probability_slack_adam: float = 0.9
     probability_slack_sgd: float = 0.4

@@ -100,7 +100,10 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
     world_size = 1 if ranks is None else ranks.world_size
     low, high = config.limits(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"
-    planned = None if config.epochs is None else config.epochs * dataset_size
+    # Beside an aim the schedule's plan is what counts; every torch scheduler leaves its mark.
+    planned = None
+    if config.epochs is not None and not (config.has_aim and _is_constant(optimizer)):
+        planned = config.epochs * dataset_size
     context = run_context(
         optimizer,
         Coupling(config.lr_coupling),
@@ -125,6 +128,11 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
         guard=guard,
         ranks=ranks,
     )
+
+
+def _is_constant(optimizer: Optimizer) -> bool:
+    """Whether no scheduler sets the learning rate."""
+    return not any("initial_lr" in group for group in optimizer.param_groups)
 
 
 def run_info(

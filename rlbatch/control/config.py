@@ -33,7 +33,8 @@ class ControllerConfig:
         budget: Cost that the run may spend, if it is limited; in the unit of `cost`.
         epochs: How many epochs the run and its learning-rate schedule are made for, if that is
             known. Lightning, the Hugging Face Trainer and Keras tell it themselves. Without a
-            target or a budget it is what the run is for; beside one, what a policy reckons with.
+            target or a budget it is what the run is for; beside one, a policy reckons with it where
+            the optimizer has a scheduler (make it before `BatchController.loader`).
         cost: What is saved: `seconds` or `samples`.
         step_seconds: Seconds of one step at batch sizes of any shape, for example a device
             profile's `step_seconds`; None measures by the clock on the wall.

@@ -50,7 +50,7 @@ _KEYS = (
     *("format_version", "schema_version", "observation_names", "layer_sizes", "activation"),
     *("action_grid", "masked", "sample", *_CARD_KEYS, "checksum"),
 )
-_LATER_KEYS = ("goodput_slack",)  # files without them are older, and mean None
+_LATER_KEYS = ("goodput_slack", "keeps_steps")  # files without them are older, and mean none
 _DAMAGED = "The file is damaged; fetch it again, or train one anew."
 
 Tensors = dict[str, NDArray[Any]]
@@ -116,6 +116,7 @@ def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
         "activation": policy.activation,
         "action_grid": policy.action_grid,
         "goodput_slack": policy.goodput_slack,
+        "keeps_steps": policy.keeps_steps,
         "masked": policy.masked,
         "sample": policy.sample,
         **{key: getattr(card, key) for key in _CARD_KEYS},
@@ -158,6 +159,7 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
         action_grid=tuple(content["action_grid"]),
         activation=content["activation"],
         goodput_slack=content.get("goodput_slack"),
+        keeps_steps=bool(content.get("keeps_steps")),
         masked=bool(content["masked"]),
         sample=bool(content["sample"]),
         card=PolicyCard(**card),

@@ -36,6 +36,10 @@ class LearnedPolicy:
         goodput_slack: How far below the most productive size, in log2, it may choose a batch size
             where the gradient noise is known; None: as far as it likes. Small tasks teach that
             small batches do no harm; where samples are dear and noisy, they do.
+        keeps_steps: Where the learning rate has a schedule (the context's planned samples are
+            known) and does not follow the batch size, it chooses no size with which the rest of the
+            schedule is over before as many steps are done as were planned. A few large batches at
+            the start would use up what makes the run arrive.
         masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
             as in training: a policy that learnt while its actions were clipped is run with clipped
             actions (`Bounded`), not with a mask.
@@ -48,6 +52,7 @@ class LearnedPolicy:
     action_grid: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     activation: str = "tanh"
     goodput_slack: float | None = None
+    keeps_steps: bool = False
     masked: bool = False
     sample: bool = False
     seed: int = 0
@@ -116,12 +121,15 @@ class LearnedPolicy:
         else:
             index = probabilities.argmax(axis=-1)
         chosen = tools.numeric(np.asarray(self.action_grid)[index])
-        change = tools.numeric(self._lifted(np.asarray(chosen), given))
+        lifted = self._lifted(np.asarray(chosen), given)
+        change = tools.numeric(self._held(lifted, signals))
         reasons: tuple[str, ...] = ()
         if isinstance(chosen, float):
             reasons = (f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})",)
-            if change != chosen:
-                reasons += (f"goodput floor: {tools.describe(float(change))}",)
+            if float(lifted) != chosen:
+                reasons += (f"goodput floor: {tools.describe(float(lifted))}",)
+            if change != float(lifted):
+                reasons += (f"planned steps: {tools.describe(float(change))}",)
         made = Decision(change, probabilities, tools.numeric(value), reasons)
         return made, (seed, np.asarray(counter) + 1)
 
@@ -136,6 +144,19 @@ class LearnedPolicy:
         lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - self.goodput_slack
         lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
         return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
+
+    def _held(self, change: Array, signals: Signals) -> Array:
+        """Return the change, lowered to where what is left of the plan lasts for its steps."""
+        if not self.keeps_steps:
+            return change
+        context = signals.context
+        planned = np.asarray(context.planned_samples, dtype=np.float64)
+        samples = planned - signals.total_samples
+        steps = planned / context.base_batch_size - signals.total_steps
+        bound = (samples > 0) & (steps > 0) & np.isfinite(context.target_loss)
+        bound = bound & (np.asarray(context.coupling_exponent) == 0.0)
+        most = np.log2(np.where(bound, samples, 1.0) / np.where(bound, steps, 1.0))
+        return np.where(bound, np.minimum(change, most - np.log2(signals.batch_size)), change)
 
     def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
         """Return which actions may be taken, shape (..., actions); "stay" always may."""

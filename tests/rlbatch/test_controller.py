@@ -521,12 +521,23 @@ def test_who_tells_the_epochs_gets_the_policy_for_them() -> None:
 def test_a_plan_is_so_many_epochs_of_the_data(tmp_path: Path) -> None:
     cases: dict[str, tuple[dict[str, Any], float | str]] = {
         "plan": ({"epochs": 2.5}, 2.5 * SAMPLES),
-        "target": ({"epochs": 2.5, "target_loss": 0.1}, 2.5 * SAMPLES),
+        "target": ({"epochs": 2.5, "target_loss": 0.1}, "NaN"),
         "none": ({}, "NaN"),
     }
     for name, (settings, planned) in cases.items():
         Run("default", log_dir=tmp_path / name, **settings).train(1).controller.close()
         assert told_plan(tmp_path / name)[1] == planned
+
+
+def test_beside_a_target_the_plan_is_the_schedules(tmp_path: Path) -> None:
+    def scheduled(model: nn.Module) -> Optimizer:
+        optimizer = adamw(model)
+        CosineAnnealingLR(optimizer, T_max=100)
+        return optimizer
+
+    settings = {"log_dir": tmp_path / "run", "epochs": 2.5, "target_loss": 0.1}
+    Run("default", scheduled, **settings).train(1).controller.close()
+    assert told_plan(tmp_path / "run")[1] == 2.5 * SAMPLES
 
 
 def test_the_cadence_is_that_of_training() -> None:

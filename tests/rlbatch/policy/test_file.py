@@ -72,12 +72,13 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         masked=True,
         sample=True,
         goodput_slack=0.5,
+        keeps_steps=True,
     )
     path = tmp_path / "new" / "folder" / "p.safetensors"
     save_policy(path, policy, CARD)
     loaded = load_policy(path)
     assert same_weights(policy, loaded)
-    for name in ("action_grid", "activation", "goodput_slack", "masked", "sample"):
+    for name in ("action_grid", "activation", "goodput_slack", "keeps_steps", "masked", "sample"):
         assert getattr(loaded, name) == getattr(policy, name)
     assert loaded.card == replace(CARD, rlbatch_version=rlbatch.__version__)
     rng = np.random.default_rng(0)
@@ -89,13 +90,14 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
 
 
-def test_a_file_from_before_the_goodput_floor_has_none(path: Path) -> None:
+def test_a_file_from_before_the_bounds_has_none(path: Path) -> None:
     def older(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
-        del metadata["goodput_slack"], metadata["checksum"]
+        del metadata["goodput_slack"], metadata["keeps_steps"], metadata["checksum"]
         metadata["checksum"] = json.dumps(file._checksum(metadata, tensors))
 
     rewrite(path, older)
     assert load_policy(path).goodput_slack is None
+    assert load_policy(path).keeps_steps is False
 
 
 def test_metadata_is_readable_without_rlbatch(path: Path) -> None:

@@ -9,7 +9,7 @@ from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy.base import Decision, Policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Layer, Network
-from rlbatch.testing import random_policy, random_signals
+from rlbatch.testing import random_policy, random_signals, simple_signals
 from rlbatch.testing.policy_contract import PolicyContract
 
 GRID = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -100,6 +100,33 @@ def test_the_floor_lies_so_far_below_the_most_productive_size(
     np.testing.assert_allclose(many.log2_change, [change, change])
     free = constant_policy(*logits)
     assert free.decide(seen, signals_at(64), free.initial_state())[0].log2_change == chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "change"),
+    [
+        # Planned are 100 steps of 64; after 10 of them at the base size everything is as planned.
+        ({}, 0.0),
+        ({"batch_size": 16.0}, 2.0),
+        # Ten steps of 256: 3,840 samples are left for 90 steps.
+        ({"batch_size": 256.0, "total_samples": 2560.0}, np.log2(3840 / 90 / 256)),
+        ({"total_steps": 100.0}, 2.0),  # as many as planned
+        ({"total_samples": 6400.0}, 2.0),  # nothing is left to be kept
+        ({"planned_samples": np.nan}, 2.0),
+        ({"coupling_exponent": 0.5}, 2.0),
+        ({"target_loss": np.nan}, 2.0),  # a run of so many samples, whatever its steps
+    ],
+)
+def test_steps_are_kept_where_only_the_schedule_moves_the_learning_rate(
+    changes: dict[str, float], change: float
+) -> None:
+    policy = constant_policy(0.0, 0.0, 0.0, 0.0, 9.0, keeps_steps=True)
+    given = simple_signals(**{"planned_samples": 6400.0, **changes})
+    decision, _ = policy.decide(ZERO, given, policy.initial_state())
+    assert decision.log2_change == pytest.approx(change)
+    assert (len(decision.reasons) == 2) == (change != 2.0)
+    free = replace(policy, keeps_steps=False)
+    assert free.decide(ZERO, given, free.initial_state())[0].log2_change == 2.0
 
 
 def test_mask_never_takes_everything() -> None:
