@@ -140,7 +140,8 @@ def test_a_guided_policy_regrets_less(tmp_path: Path) -> None:
 def _regret(policy: LearnedPolicy) -> float:
     """Mean expected regret of its decisions in runs that go on by them."""
     env = QuadraticVecEnv(make_pool(128, 9), 128, 5, TINY.actions, informed=True)
-    told, total = env.reset(), 0.0
+    total = 0.0
+    told: Any = env.reset()
     for _ in range(15):
         decision, _ = policy.decide(
             told[:, :OBSERVATION_SIZE], simple_signals(), policy.initial_state((128,))

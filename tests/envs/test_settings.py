@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,13 +190,13 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
 
 def test_plans_are_told_and_drawn_as_often_as_asked(tmp_path: Path) -> None:
     plain, scheduled = NAMES[0], "random:3:0.004:0.5"
-    table = write_tables(tmp_path, [plain])[plain]
+    table = write_tables(tmp_path, (plain,))[plain]
     losses = table.val_loss * (resolve_task(scheduled).target / resolve_task(plain).target)
     replace(table, task=scheduled, val_loss=losses, planned_steps=70).save(
         tmp_path / "random-0.npz"
     )
 
-    def plans(**shares: tuple[float, float]) -> dict[str, list[tuple[int | None, bool]]]:
+    def plans(**shares: Any) -> dict[str, list[tuple[int | None, bool]]]:
         sampler, rng = SettingSampler(tmp_path, ("random", plain), **shares), _rng()
         drawn = [sampler(rng) for _ in range(400)]
         return {
