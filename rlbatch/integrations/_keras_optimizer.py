@@ -44,7 +44,9 @@ class OptimizerFacts:
     def settings(self) -> dict[str, Any]:
         """Return learning rate and decays, as in a torch optimizer's group."""
         optimizer = self.optimizer
-        group: dict[str, Any] = {"lr": self.rate.current(), "initial_lr": self.initial_rate}
+        group: dict[str, Any] = {"lr": self.rate.current()}
+        if self.rate.follows_steps or self.initial_rate != group["lr"]:
+            group["initial_lr"] = self.initial_rate  # as torch's schedulers leave it
         if hasattr(optimizer, "beta_1"):
             group["betas"] = (float(optimizer.beta_1), float(getattr(optimizer, "beta_2", 0.0)))
         elif hasattr(optimizer, "momentum"):
