@@ -53,13 +53,13 @@ class InformedCriticPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return values, log-probabilities and the entropy, less the guidance."""
         features: Any = self.extract_features(obs)
-        logits = self.action_net(self.mlp_extractor.forward_actor(features))
-        distribution = self.action_dist.proba_distribution(logits)
+        latent = self.mlp_extractor.forward_actor(features)
+        distribution: Any = self._get_action_dist_from_latent(latent)
         values = self.value_net(self.mlp_extractor.forward_critic(features))
         entropy = distribution.entropy()
-        if self.guidance and entropy is not None:
+        if self.guidance:
             regrets = REGRET_SCALE * features[..., OBSERVATION_SIZE + TRUTH_SIZE :]
-            expected = (torch.softmax(logits, dim=-1) * regrets).sum(dim=-1)
+            expected = (distribution.distribution.probs * regrets).sum(dim=-1)
             entropy = entropy - self.guidance * expected
         return values, distribution.log_prob(actions), entropy
 

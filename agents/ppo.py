@@ -120,11 +120,13 @@ def _source(out: Path, index: int, number: int, done: int, start_from: Path | No
     checkpoint, shared = out / _CHECKPOINT, out / _SHARED
     if done > 0:
         return checkpoint
-    if number == index:  # there is but one stage
+    if index in (0, number):  # the first stage, which every member goes through if it is the last
         return start_from
+    if number < 0:
+        return checkpoint
     if number == 0:
         shutil.copyfile(checkpoint, shared)
-    return shared if number >= 0 else (checkpoint if index > 0 else start_from)
+    return shared
 
 
 def _member(out: Path, number: int) -> Path:

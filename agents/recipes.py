@@ -59,7 +59,7 @@ class Stage:
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a stage without runs."""
+        """Refuse a stage without runs, and guidance that has nothing to ride on."""
         if self.simulated + self.real < 1 or self.timesteps < 1:
             raise ConfigurationError(
                 f"A stage needs runs and timesteps, got simulated={self.simulated}, "
@@ -126,7 +126,7 @@ class Recipe:
     objective: str = "target"
 
     def __post_init__(self) -> None:
-        """Refuse a policy without networks, and simulated runs of so many epochs."""
+        """Refuse no networks, guidance that is not shown, and simulated runs of so many epochs."""
         if self.members < 1:
             raise ConfigurationError(f"A recipe needs members, got {self.members}.")
         if not self.informed_critic and any(stage.guidance for stage in self.stages):

@@ -101,17 +101,11 @@ class LiveEpisode:
         The rewards of an episode sum to minus the `disutility` of its ratio, which is
         `UNREACHED_RATIO` when the target is not reached.
         """
-        before = self.ratio
-        signals = self.run.advance(int(self._sizes_after(log2_change)))
+        run, before = self.run, self.ratio
+        signals = run.advance(int(run.sizes_after(log2_change)))
         after = UNREACHED_RATIO if self.lost else self.ratio
         reward = float(disutility(before) - disutility(after))
-        return EpisodeStep(signals, reward, self.run.finished and not self.cut_off, self.cut_off)
-
-    def _sizes_after(self, log2_changes: Any) -> Any:
-        """Batch sizes, within the run's limits, to which changes lead; of any shape."""
-        run = self.run
-        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
-        return np.clip(np.round(np.exp2(np.log2(run.batch_size) + log2_changes)), *limits)
+        return EpisodeStep(signals, reward, run.finished and not self.cut_off, self.cut_off)
 
     @property
     def reached(self) -> bool:
@@ -151,6 +145,6 @@ class LiveEpisode:
         if not sizes:
             return np.zeros(len(log2_changes), dtype=np.float32)
         costs = np.array([self.setting.fixed_costs[size] for size in sizes])
-        wanted = self._sizes_after(np.asarray(log2_changes))
+        wanted = self.run.sizes_after(np.asarray(log2_changes))
         now = float(np.log2(self.run.batch_size))
         return regrets(costs, float(np.log2(sizes[0])), now, np.log2(wanted))

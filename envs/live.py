@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
 from rlbatch.envs.clock import Clock, make_clock
@@ -18,7 +20,7 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.signals.assemble import chunk_signals, run_context
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
 from rlbatch.signals.monitor import ChunkMeasurement
-from rlbatch.signals.record import Coupling, Signals
+from rlbatch.signals.record import Array, Coupling, Signals
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,11 @@ class LiveRun:
     def finished(self) -> bool:
         """Nothing more can be decided."""
         return self.reached or self.exhausted or self.diverged
+
+    def sizes_after(self, log2_changes: float | Array) -> Array:
+        """Return the whole batch sizes, within the run's bounds, to which changes lead."""
+        limits = int(self.context.min_batch_size), int(self.context.max_batch_size)
+        return np.clip(np.round(np.exp2(np.log2(self.batch_size) + log2_changes)), *limits)
 
     def advance(self, batch_size: int) -> Signals:
         """Run one chunk and return what it showed.

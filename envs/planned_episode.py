@@ -135,9 +135,7 @@ class PlannedEpisode:
         `loss_penalty`.
         """
         run, before = self.run, self.run.cost
-        wanted = np.round(np.exp2(np.log2(run.batch_size) + log2_change))
-        limits = int(run.context.min_batch_size), int(run.context.max_batch_size)
-        signals = run.advance(int(np.clip(wanted, *limits)))
+        signals = run.advance(int(run.sizes_after(log2_change)))
         reward = -(run.cost - before) / self.reference_cost
         if run.finished:
             reward -= loss_penalty(self.loss_ratio)

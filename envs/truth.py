@@ -22,6 +22,7 @@ REGRET_SCALE = 4.0
 """`regrets` are log2 of a ratio of costs, divided by this."""
 
 CHANGE_COST = 0.03
+"""What `regrets` count for each factor of two by which an action changes the size, in log2."""
 
 _MOST = np.log2(UNREACHED_RATIO)
 

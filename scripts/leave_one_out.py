@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, required=True)
     parser.add_argument("--start-from", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--timesteps", type=int, default=600_000)
+    parser.add_argument("--timesteps", type=int, default=RECIPES["default"].stages[-1].timesteps)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -74,13 +74,12 @@ def main() -> None:
 
 
 def recipe_without(families: list[str], left_out: set[str], timesteps: int) -> Recipe:
-    """The first stage with real runs of the default recipe, so long, without these tasks."""
+    """The last stage of the default recipe for one member, so long, without these tasks."""
     default = RECIPES["default"]
-    stage = next(stage for stage in default.stages if stage.real)
     return replace(
         default,
         name=f"without {' and '.join(families)}",
-        stages=(replace(stage, timesteps=timesteps),),
+        stages=(replace(default.stages[-1], timesteps=timesteps),),
         members=1,
         tasks=tuple(task for task in default.tasks if task not in left_out),
     )

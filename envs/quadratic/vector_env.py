@@ -69,8 +69,8 @@ class QuadraticVecEnv(LocalVecEnv):
         index, size = episodes.task_index, np.asarray(episodes.batch_size, dtype=np.float64)
         base = pool.tasks.base_batch_size[index]
         costs, reference = pool.fixed_cost[index], pool.reference_cost[index]
-        sizes = np.arange(costs.shape[1])
-        nearest = np.abs(sizes - np.log2(size)[:, None]).argmin(axis=1)
+        sizes, now = np.arange(costs.shape[1]), np.log2(size)
+        nearest = np.abs(sizes - now[:, None]).argmin(axis=1)
         step = 2.0 ** step_cost_at(pool.tasks.step_cost_curve[index], np.log2(base))
         hidden = truth(
             episodes.runs.cost / reference,
@@ -80,11 +80,10 @@ class QuadraticVecEnv(LocalVecEnv):
             base,
             costs[np.arange(len(costs)), nearest] / reference,
         )
-        tasks, now = pool.tasks, np.log2(size)
-        limits = tasks.min_batch_size[index], tasks.max_batch_size[index]
+        limits = pool.tasks.min_batch_size[index], pool.tasks.max_batch_size[index]
         low, high = (np.log2(limit)[:, None] for limit in limits)
         wanted = np.clip(now[:, None] + self.actions_log2, low, high)
-        after = regrets(costs, np.zeros(len(costs)), now, wanted)
+        after = regrets(costs, 0.0, now, wanted)
         return np.concatenate([seen, hidden, after], axis=1)
 
     def _begin(self, index: np.ndarray) -> None:
