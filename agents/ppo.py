@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
 from rlbatch.agents.hidden import HiddenGroups, blind
+from rlbatch.agents.imitation import imitate
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.live_vec_env import LiveVecEnv
@@ -43,6 +44,7 @@ from rlbatch.policy.network import Network
 
 _CHECKPOINT, _PROGRESS, _POLICY = "checkpoint.zip", "progress.json", "policy.safetensors"
 _SHARED = "shared.zip"  # the checkpoint with which every member begins
+_ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 Report = Callable[[dict[str, float]], None]
 
 
@@ -107,6 +109,8 @@ def _train_leg(
     env = _environment(recipe, stage, index, out, curves)
     try:
         model = _model(recipe, stage, env, source, device, seed=recipe.seed + max(number, 0))
+        if stage.imitation and not done:
+            imitate(model, stage.imitation, report)
         _learn(model, stage, index, done, recipe, out, report)
     finally:
         env.close()
@@ -150,6 +154,7 @@ def export_policy(
     policy = LearnedPolicy(
         (network,),
         action_grid=recipe.actions,
+        activation=recipe.activation,
         goodput_slack=recipe.goodput_slack,
         keeps_steps=recipe.keeps_steps,
         card=card,
@@ -167,6 +172,12 @@ def load_weights(model: PPO, policy: LearnedPolicy) -> None:
         raise ConfigurationError(
             f"Only a single network can be trained further, got "
             f"an ensemble of {len(policy.members)}."
+        )
+    activation = _ACTIVATIONS[policy.activation]
+    if model.policy.activation_fn is not activation:
+        raise ConfigurationError(
+            f"The recipe's activation is to be the policy's, {policy.activation}. Choose a recipe "
+            "with the same one."
         )
     (member,) = policy.members
     weights: dict[str, torch.Tensor] = {}
@@ -312,7 +323,7 @@ def _model(
         device=device,
         policy_kwargs={
             "net_arch": {"pi": list(recipe.policy_layers), "vf": list(recipe.value_layers)},
-            "activation_fn": torch.nn.Tanh,
+            "activation_fn": _ACTIVATIONS[recipe.activation],
         },
     )
     if source is not None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.settings import RANDOM
 from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.policy.network import ACTIVATIONS
 
 SMALL_TASKS = (
     "digits-mlp",
@@ -45,6 +46,8 @@ class Stage:
         guidance: Weight, in PPO's loss, of what the policy's actions are expected to cost more than
             the best fixed size (`rlbatch.envs.truth.regrets`); falls linearly to nothing in the
             stage. Needs the recipe's `informed_critic`.
+        imitation: Environment steps before these, from which the actor learns by regression what
+            every action would cost, see `rlbatch.agents.imitation`. Needs the same.
     """
 
     timesteps: int
@@ -57,6 +60,7 @@ class Stage:
     entropy: float = 0.003
     clip: float = 0.2
     guidance: float = 0.0
+    imitation: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a stage without runs, and guidance that has nothing to ride on."""
@@ -65,6 +69,8 @@ class Stage:
                 f"A stage needs runs and timesteps, got simulated={self.simulated}, "
                 f"real={self.real}, timesteps={self.timesteps}."
             )
+        if self.imitation < 0:
+            raise ConfigurationError(f"imitation must not be negative, got {self.imitation}.")
         if self.guidance < 0.0 or (self.guidance > 0.0 and self.entropy <= 0.0):
             raise ConfigurationError(
                 "A stage's guidance is zero or positive, and rides on its entropy bonus, got "
@@ -90,6 +96,7 @@ class Recipe:
             `rlbatch.signals.cadence.measured_among`.
         policy_layers: Hidden units of the policy network.
         value_layers: Hidden units of the value network.
+        activation: Between them, one of `rlbatch.policy.network.ACTIVATIONS`.
         informed_critic: Show the value network what is hidden from the policy.
         hidden: Groups of observations (`rlbatch.observation.GROUPS`) that neither network is shown.
         known_share: Share of the real runs in which the policy is told what a step costs at every
@@ -113,8 +120,9 @@ class Recipe:
     seed: int = 0
     actions: tuple[float, ...] = DEFAULT_ACTIONS
     noise_rate: float = 0.15
-    policy_layers: tuple[int, ...] = (192, 192)
-    value_layers: tuple[int, ...] = (192, 192)
+    policy_layers: tuple[int, ...] = (256, 256)
+    value_layers: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
     informed_critic: bool = True
     hidden: tuple[str, ...] = ()
     known_share: float = 0.5
@@ -129,10 +137,14 @@ class Recipe:
         """Refuse no networks, guidance that is not shown, and simulated runs of so many epochs."""
         if self.members < 1:
             raise ConfigurationError(f"A recipe needs members, got {self.members}.")
-        if not self.informed_critic and any(stage.guidance for stage in self.stages):
+        if self.activation not in ACTIVATIONS:
+            raise UnknownNameError("activation", self.activation, ACTIVATIONS)
+        if not self.informed_critic and any(
+            stage.guidance or stage.imitation for stage in self.stages
+        ):
             raise ConfigurationError(
-                "Guidance comes with what the informed critic is shown. Set informed_critic=True, "
-                "or the stages' guidance to zero."
+                "Guidance and imitation come with what the informed critic is shown. Set "
+                "informed_critic=True, or the stages' guidance and imitation to zero."
             )
         if self.objective not in ("target", "epochs"):
             raise ConfigurationError(f"A recipe is for target or epochs, got {self.objective!r}.")
@@ -164,7 +176,7 @@ _SIMULATED = Stage(
 # them are enough; as many again without it made the policy better in simulated runs and worse on
 # tasks that it never saw.
 _REAL = Stage(
-    timesteps=600_000,
+    timesteps=1_000_000,
     simulated=96,
     real=128,
     rollout_steps=48,
@@ -173,6 +185,7 @@ _REAL = Stage(
     learning_rate=5e-4,
     entropy=0.002,
     guidance=4.0,
+    imitation=300_000,
 )
 # Begins with the default policy (`--start-from`), which knows what noise and progress look like.
 _EPOCHS = replace(
@@ -183,6 +196,7 @@ _EPOCHS = replace(
     entropy=0.003,
     clip=0.15,
     guidance=0.0,
+    imitation=0,
 )
 
 RECIPES: dict[str, Recipe] = {

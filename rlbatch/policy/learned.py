@@ -22,6 +22,7 @@ from rlbatch.signals.record import Array, Signals
 
 _GOODPUT, _NOISE_KNOWN = map(OBSERVATION_NAMES.index, ("goodput_step", "noise_known"))
 _GOODPUT_SCALE = 6.0  # of that feature
+_KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
 _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 
 
@@ -37,9 +38,10 @@ class LearnedPolicy:
             where the gradient noise is known; None: as far as it likes. Small tasks teach that
             small batches do no harm; where samples are dear and noisy, they do.
         keeps_steps: Where the learning rate has a schedule (the context's planned samples are
-            known) and does not follow the batch size, it chooses no size with which the rest of the
-            schedule is over before as many steps are done as were planned. A few large batches at
-            the start would use up what makes the run arrive.
+            known), it chooses no size with which the rest of the schedule is over before as many
+            steps are done as were planned; a quarter of them, where the learning rate follows the
+            batch size and makes up for the others. A few large batches at the start would use up
+            what makes the run arrive.
         masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
             as in training: a policy that learnt while its actions were clipped is run with clipped
             actions (`Bounded`), not with a mask.
@@ -152,9 +154,9 @@ class LearnedPolicy:
         context = signals.context
         planned = np.asarray(context.planned_samples, dtype=np.float64)
         samples = planned - signals.total_samples
-        steps = planned / context.base_batch_size - signals.total_steps
+        share = np.where(np.asarray(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
+        steps = share * planned / context.base_batch_size - signals.total_steps
         bound = (samples > 0) & (steps > 0) & np.isfinite(context.target_loss)
-        bound = bound & (np.asarray(context.coupling_exponent) == 0.0)
         most = np.log2(np.where(bound, samples, 1.0) / np.where(bound, steps, 1.0))
         return np.where(bound, np.minimum(change, most - np.log2(signals.batch_size)), change)
 

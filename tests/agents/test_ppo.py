@@ -165,6 +165,12 @@ def test_a_deployed_policy_is_trained_further_from_its_weights(
     np.testing.assert_allclose(values, np.asarray(decision.value), atol=1e-5)
 
 
+def test_a_policy_is_not_trained_further_with_another_activation(trained: Path) -> None:
+    policy = replace(load_policy(trained / "policy.safetensors"), activation="tanh")
+    with pytest.raises(ConfigurationError, match="activation is to be the policy's, tanh"):
+        load_weights(_untrained(informed=True), policy)
+
+
 def _untrained(informed: bool) -> PPO:
     pool = make_pool(8, 0)
     env = QuadraticVecEnv(pool, 2, 0, TINY.actions, informed=informed)
@@ -175,7 +181,7 @@ def _untrained(informed: bool) -> PPO:
         n_steps=8,
         batch_size=16,
         device="cpu",
-        policy_kwargs={"net_arch": layers, "activation_fn": torch.nn.Tanh},
+        policy_kwargs={"net_arch": layers, "activation_fn": torch.nn.ReLU},
     )
 
 
@@ -277,10 +283,14 @@ def test_a_wrong_recipe_is_refused() -> None:
         Stage(timesteps=10, simulated=0, real=0)
     with pytest.raises(ConfigurationError, match="informed_critic=True"):
         replace(RECIPES["default"], informed_critic=False)
+    with pytest.raises(UnknownNameError, match="Did you mean 'relu'"):
+        replace(RECIPES["default"], activation="rleu")
     with pytest.raises(ConfigurationError, match="needs members, got 0"):
         Recipe("none", TINY.stages, members=0)
     with pytest.raises(ConfigurationError, match=r"guidance=1\.0, entropy=0\.0"):
         Stage(timesteps=10, simulated=1, real=0, guidance=1.0, entropy=0.0)
+    with pytest.raises(ConfigurationError, match="imitation must not be negative, got -1"):
+        Stage(timesteps=10, simulated=1, real=0, imitation=-1)
     digests = {recipe.digest() for recipe in RECIPES.values()}
     assert len(digests) == len(RECIPES)
 

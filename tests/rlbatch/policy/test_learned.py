@@ -113,13 +113,13 @@ def test_the_floor_lies_so_far_below_the_most_productive_size(
         ({"total_steps": 100.0}, 2.0),  # as many as planned
         ({"total_samples": 6400.0}, 2.0),  # nothing is left to be kept
         ({"planned_samples": np.nan}, 2.0),
-        ({"coupling_exponent": 0.5}, 2.0),
+        ({"coupling_exponent": 0.5}, 2.0),  # 15 steps to a quarter of them last at up to 384
+        ({"coupling_exponent": 0.5, "total_samples": 4480.0}, 1.0),
+        ({"coupling_exponent": 1.0, "total_samples": 5440.0}, 0.0),
         ({"target_loss": np.nan}, 2.0),  # a run of so many samples, whatever its steps
     ],
 )
-def test_steps_are_kept_where_only_the_schedule_moves_the_learning_rate(
-    changes: dict[str, float], change: float
-) -> None:
+def test_the_steps_of_a_schedule_are_kept(changes: dict[str, float], change: float) -> None:
     policy = constant_policy(0.0, 0.0, 0.0, 0.0, 9.0, keeps_steps=True)
     given = simple_signals(**{"planned_samples": 6400.0, **changes})
     decision, _ = policy.decide(ZERO, given, policy.initial_state())

@@ -1,0 +1,99 @@
+"""What every action's size would cost, learned by regression before PPO begins.
+
+A return tells of the one action that was taken; the known regrets (`rlbatch.envs.truth.regrets`)
+tell of all of them. And PPO forgets a rollout after a few passes, where a regression goes over all
+of them many times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
+from rlbatch.observation import OBSERVATION_SIZE
+
+SHARPNESS = 8.0
+"""Log odds of an action for each factor of two that it is expected to cost less than another."""
+
+ROUNDS = 2
+"""Of which each is decided by what was learned in those before."""
+
+_PASSES, _MINIBATCH, _RATE, _DECAY = 16, 1024, 2e-3, 0.05
+_DROPOUT = 0.2  # without, a regression over few tasks learns them by heart
+_REPORT_EVERY = 50  # steps of all runs
+
+Report = Callable[[dict[str, float]], None]
+
+
+def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
+    """Have the actor's log odds say what the actions are known to cost.
+
+    The runs that are learned from are decided by the actor itself, as it is in each of the `ROUNDS`
+    (DAgger: Ross et al. 2011, "A Reduction of Imitation Learning and Structured Prediction to
+    No-Regret Online Learning", algorithm 3.1). Softmax makes of the result a policy that explores
+    where the costs differ little.
+
+    Args:
+        model: Of an `InformedCriticPolicy`, with its environment.
+        steps: Environment steps in all.
+        report: Called from time to time with figures.
+    """
+    env: Any = model.get_env()
+    begun, told = time.perf_counter(), env.reset()
+    rows: list[NDArray[np.float32]] = []
+    for _ in range(ROUNDS):
+        for _ in range(max(steps // (ROUNDS * env.num_envs), 1)):
+            rows.append(np.array(told, dtype=np.float32))
+            told = env.step(model.predict(told)[0])[0]
+            if report is not None and len(rows) % _REPORT_EVERY == 0:
+                seconds = time.perf_counter() - begun
+                report({"imitation": float(len(rows) * env.num_envs), "seconds": seconds})
+        fit(model, np.concatenate(rows))
+    model.policy.optimizer.state.clear()  # Adam's moments are of a net that is no more
+
+
+def fit(model: PPO, told: NDArray[np.float32], passes: int = _PASSES) -> None:
+    """Fit the actor's log odds to minus `SHARPNESS` times the regrets, by least squares.
+
+    Args:
+        model: Of an `InformedCriticPolicy`.
+        told: What its environment tells, shape (n, features): the last are the regrets; rows of
+            which nothing is known are left out.
+        passes: Over all rows.
+    """
+    policy: Any = model.policy
+    regrets = REGRET_SCALE * told[:, OBSERVATION_SIZE + TRUTH_SIZE :]
+    known = np.abs(regrets).sum(axis=1) > 0.0
+    seen = torch.as_tensor(told[known, :OBSERVATION_SIZE], device=model.device)
+    wanted = torch.as_tensor(regrets[known], device=model.device)
+    layers = [*policy.mlp_extractor.policy_net, policy.action_net]
+    optimizer = torch.optim.AdamW(
+        [weight for layer in layers for weight in layer.parameters()], _RATE, weight_decay=_DECAY
+    )
+    parts = max(len(seen) // _MINIBATCH, 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, passes * parts)
+    for _ in range(passes):
+        for index in torch.randperm(len(seen)).to(model.device).tensor_split(parts):
+            expected = _thinned(layers, seen[index]) / -SHARPNESS
+            optimizer.zero_grad()
+            functional.mse_loss(expected, wanted[index]).backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _thinned(layers: list[nn.Module], values: Tensor) -> Tensor:
+    """Return what the layers give while some of their units are silent."""
+    for layer in layers:
+        values = layer(values)
+        if not isinstance(layer, nn.Linear):
+            values = functional.dropout(values, _DROPOUT)
+    return values

@@ -1,0 +1,127 @@
+"""The regression before PPO: against a known rule, and in runs that it decides."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+
+from rlbatch.agents.critic import InformedCriticPolicy
+from rlbatch.agents.imitation import ROUNDS, SHARPNESS, fit, imitate
+from rlbatch.agents.ppo import train
+from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
+from rlbatch.envs.quadratic.pool import make_pool
+from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
+from rlbatch.observation import OBSERVATION_SIZE
+
+ACTIONS = len(DEFAULT_ACTIONS)
+RUNS = 64
+
+
+@pytest.fixture
+def model() -> PPO:
+    env = QuadraticVecEnv(make_pool(64, 3), RUNS, 0, DEFAULT_ACTIONS, informed=True)
+    return PPO(
+        InformedCriticPolicy,
+        env,
+        n_steps=16,
+        batch_size=256,
+        seed=0,
+        device="cpu",
+        policy_kwargs={
+            "net_arch": {"pi": [32, 32], "vf": [16]},
+            "activation_fn": torch.nn.ReLU,
+        },
+    )
+
+
+def _told(rows: int, seed: int) -> NDArray[np.float32]:
+    """Rows whose best action is the last where the first feature is positive, else the first."""
+    rng = np.random.default_rng(seed)
+    told = rng.uniform(-1, 1, (rows, OBSERVATION_SIZE + TRUTH_SIZE + ACTIONS)).astype(np.float32)
+    share = np.linspace(0.0, 1.0, ACTIONS)
+    up = told[:, :1] > 0
+    told[:, -ACTIONS:] = np.where(up, 1.0 - share, share) / REGRET_SCALE
+    return told
+
+
+def _logits(model: PPO, told: NDArray[np.float32]) -> NDArray[np.float32]:
+    policy: Any = model.policy
+    with torch.no_grad():
+        return policy.get_distribution(torch.as_tensor(told)).distribution.logits.numpy()
+
+
+def test_log_odds_are_what_the_actions_cost(model: PPO) -> None:
+    critic = [p.clone() for p in model.policy.mlp_extractor.value_net.parameters()]
+    fit(model, _told(8192, 1), passes=80)
+    fresh = _told(512, 2)
+    fresh = fresh[np.abs(fresh[:, 0]) > 0.2]
+    logits = _logits(model, fresh)
+    best = np.where(fresh[:, 0] > 0, ACTIONS - 1, 0)
+    assert (logits.argmax(axis=1) == best).mean() > 0.98
+    odds = np.take_along_axis(logits, best[:, None], 1) - logits[:, 3:4]
+    assert float(odds.mean()) == pytest.approx(0.5 * SHARPNESS, rel=0.2)
+    for before, after in zip(
+        critic, model.policy.mlp_extractor.value_net.parameters(), strict=True
+    ):
+        torch.testing.assert_close(before, after, rtol=0.0, atol=0.0)
+
+
+def test_rows_of_which_nothing_is_known_are_left_out(model: PPO) -> None:
+    known, unknown = _told(2048, 1), _told(6144, 4)
+    unknown[:, -ACTIONS:] = 0.0
+    fit(model, np.concatenate([known, unknown]), passes=160)
+    logits = _logits(model, _told(512, 2))
+    # Taken for actions that cost nothing, they would leave a quarter of it.
+    assert float((logits.max(axis=1) - logits.min(axis=1)).mean()) > 0.5 * SHARPNESS
+
+
+def test_the_runs_it_decides_regret_less(model: PPO) -> None:
+    def regret() -> float:
+        env = QuadraticVecEnv(make_pool(64, 9), 64, 5, DEFAULT_ACTIONS, informed=True)
+        told, total = env.reset(), 0.0
+        for _ in range(15):
+            actions = model.predict(told, deterministic=True)[0]
+            total += float(told[np.arange(64), actions - ACTIONS].mean())
+            told = env.step(actions)[0]
+        return total
+
+    before = regret()
+    model.policy.optimizer.state[next(model.policy.parameters())] = {"step": torch.tensor(1.0)}
+    figures: list[dict[str, float]] = []
+    imitate(model, 200 * RUNS, figures.append)
+    assert regret() < 0.9 * before
+    assert not model.policy.optimizer.state
+    assert figures[-1]["imitation"] == 200 * RUNS
+
+
+def test_even_a_few_steps_are_taken_in_every_round(
+    model: PPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr("rlbatch.agents.imitation.fit", lambda _, told: rows.append(len(told)))
+    imitate(model, 1)
+    assert rows == [RUNS * (i + 1) for i in range(ROUNDS)]
+
+
+def test_a_resumed_training_has_imitated_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("rlbatch.agents.ppo.imitate", lambda _, steps, report: calls.append(steps))
+    stage = Stage(3 * 512, simulated=32, real=0, rollout_steps=16, minibatch=256, imitation=7)
+    recipe = Recipe("tiny", (stage,), pool_size=64, goodput_slack=None)
+
+    def stop(figures: dict[str, float]) -> None:
+        if figures["timesteps"] >= 1024:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "out", report=stop)
+    train(recipe, tmp_path / "out", resume=True)
+    assert calls == [7]
