@@ -150,11 +150,10 @@ def export_policy(
         results=results or {},
     )
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
-    network = Network.from_sb3(blind(deployable(parameters), recipe.hidden))
+    network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), recipe.activation)
     policy = LearnedPolicy(
         (network,),
         action_grid=recipe.actions,
-        activation=recipe.activation,
         goodput_slack=recipe.goodput_slack,
         keeps_steps=recipe.keeps_steps,
         card=card,
@@ -173,13 +172,12 @@ def load_weights(model: PPO, policy: LearnedPolicy) -> None:
             f"Only a single network can be trained further, got "
             f"an ensemble of {len(policy.members)}."
         )
-    activation = _ACTIVATIONS[policy.activation]
-    if model.policy.activation_fn is not activation:
+    (member,) = policy.members
+    if model.policy.activation_fn is not _ACTIVATIONS[member.activation]:
         raise ConfigurationError(
-            f"The recipe's activation is to be the policy's, {policy.activation}. Choose a recipe "
+            f"The recipe's activation is to be the policy's, {member.activation}. Choose a recipe "
             "with the same one."
         )
-    (member,) = policy.members
     weights: dict[str, torch.Tensor] = {}
     for net, head, layers in (
         ("policy_net", "action_net", member.policy),

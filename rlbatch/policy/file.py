@@ -6,7 +6,8 @@ Loading never unpickles, and refuses what it cannot vouch for. Metadata entries,
 |---|---|
 | `format_version` | layout of this file |
 | `schema_version`, `observation_names` | what the network sees; as in `rlbatch.observation` |
-| `layer_sizes`, `activation` | one `{"policy": [...], "value": [...]}` a member, inputs first |
+| `layer_sizes` | one `{"policy": [...], "value": [...]}` a member, inputs first |
+| `activation` | of all members, or a list of theirs |
 | `action_grid`, `masked`, `sample` | how outputs become a decision |
 | the fields of `PolicyCard` | how the policy was made, what it achieved |
 | `checksum` | SHA-256 of all of the above and of the weights |
@@ -108,12 +109,13 @@ def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
 
 def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
     """Return every metadata entry but the checksum."""
+    activations = [member.activation for member in policy.members]
     content = {
         "format_version": FORMAT_VERSION,
         "schema_version": SCHEMA_VERSION,
         "observation_names": OBSERVATION_NAMES,
         "layer_sizes": [{net: member.sizes(net) for net in _NETS} for member in policy.members],
-        "activation": policy.activation,
+        "activation": activations[0] if len(set(activations)) == 1 else activations,
         "action_grid": policy.action_grid,
         "goodput_slack": policy.goodput_slack,
         "keeps_steps": policy.keeps_steps,
@@ -144,9 +146,12 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
         )
         return Layer(_widened(first.weight, names, 0.0), first.bias), *rest
 
+    count, activations = len(content["layer_sizes"]), content["activation"]
+    if isinstance(activations, str):
+        activations = [activations] * count
     members = [
-        Network(chain(number, "policy"), chain(number, "value"))
-        for number in range(len(content["layer_sizes"]))
+        Network(chain(number, "policy"), chain(number, "value"), activation)
+        for number, activation in zip(range(count), activations, strict=True)
     ]
     card: dict[str, Any] = {key: content[key] for key in _CARD_KEYS}
     for key in ("objectives", "couplings"):
@@ -157,7 +162,6 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
     return LearnedPolicy(
         members=tuple(members),
         action_grid=tuple(content["action_grid"]),
-        activation=content["activation"],
         goodput_slack=content.get("goodput_slack"),
         keeps_steps=bool(content.get("keeps_steps")),
         masked=bool(content["masked"]),

@@ -17,7 +17,7 @@ from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.policy.card import PolicyCard
-from rlbatch.policy.network import ACTIVATIONS, Float32, Network, forward, softmax
+from rlbatch.policy.network import Float32, Network, softmax
 from rlbatch.signals.record import Array, Signals
 
 _GOODPUT, _NOISE_KNOWN = map(OBSERVATION_NAMES.index, ("goodput_step", "noise_known"))
@@ -33,7 +33,6 @@ class LearnedPolicy:
     Attributes:
         members: The networks; their probabilities and their values are averaged.
         action_grid: Change of log2(batch size) of each action, ascending, 0 among them.
-        activation: Between the layers: "tanh" or "relu".
         goodput_slack: How far below the most productive size, in log2, it may choose a batch size
             where the gradient noise is known; None: as far as it likes. Small tasks teach that
             small batches do no harm; where samples are dear and noisy, they do.
@@ -52,7 +51,6 @@ class LearnedPolicy:
 
     members: tuple[Network, ...]
     action_grid: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
-    activation: str = "tanh"
     goodput_slack: float | None = None
     keeps_steps: bool = False
     masked: bool = False
@@ -69,11 +67,6 @@ class LearnedPolicy:
         if 0.0 not in grid or list(grid) != sorted(set(grid)) or not np.all(np.isfinite(grid)):
             raise ConfigurationError(
                 f"LearnedPolicy.action_grid must ascend and hold 0 (stay); got {grid!r}."
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ConfigurationError(
-                f"LearnedPolicy.activation must be one of {', '.join(ACTIVATIONS)}; "
-                f"got {self.activation!r}."
             )
         if self.goodput_slack is not None and not np.isfinite(self.goodput_slack):
             raise ConfigurationError(
@@ -174,12 +167,11 @@ class LearnedPolicy:
 
     def _forward(self, observation: Float32, legal: NDArray[np.bool_]) -> tuple[Float32, Float32]:
         inputs = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
-        activate = ACTIVATIONS[self.activation]
         probabilities = [
-            softmax(np.where(legal, forward(member.policy, inputs, activate), -np.inf))
+            softmax(np.where(legal, member.forward("policy", inputs), -np.inf))
             for member in self.members
         ]
-        values = [forward(member.value, inputs, activate)[..., 0] for member in self.members]
+        values = [member.forward("value", inputs)[..., 0] for member in self.members]
         return _average(probabilities), _average(values)
 
 
@@ -204,11 +196,11 @@ def join(policies: Sequence[LearnedPolicy]) -> LearnedPolicy:
     """Return the first policy with the networks of all: it decides by their mean probabilities.
 
     Raises:
-        ConfigurationError: Their actions or activations differ.
+        ConfigurationError: Their actions differ.
     """
     first = policies[0]
     for other in policies[1:]:
-        for name in ("action_grid", "activation", "masked"):
+        for name in ("action_grid", "masked"):
             if getattr(other, name) != getattr(first, name):
                 raise ConfigurationError(
                     f"Policies to join must have the same {name}, got {getattr(first, name)} and "

@@ -37,23 +37,31 @@ class Network:
     Attributes:
         policy: Layers from the observation to one logit an action.
         value: Layers from the observation to one value.
+        activation: "tanh" or "relu".
     """
 
     policy: tuple[Layer, ...]
     value: tuple[Layer, ...]
+    activation: str = "tanh"
 
     def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"Network.activation must be one of {', '.join(ACTIVATIONS)}; "
+                f"got {self.activation!r}."
+            )
         for net in ("policy", "value"):
             layers = tuple(_frozen_layer(layer, net) for layer in getattr(self, net))
             _check_chain(layers, net)
             object.__setattr__(self, net, layers)
 
     @classmethod
-    def from_sb3(cls, parameters: Mapping[str, ArrayLike]) -> Network:
+    def from_sb3(cls, parameters: Mapping[str, ArrayLike], activation: str = "tanh") -> Network:
         """Return the network of a stable-baselines3 `MlpPolicy` without shared layers.
 
         Args:
             parameters: `model.policy.state_dict()`, with the tensors on the CPU.
+            activation: The one that the `MlpPolicy` was made with.
 
         Raises:
             ConfigurationError: The names are not those of an `MlpPolicy`.
@@ -75,19 +83,26 @@ class Network:
             in_order = sorted(names, key=lambda name: int(name.removeprefix(prefix)))
             return tuple(layer(name) for name in [*in_order, last])
 
-        return cls(policy=chain("policy_net", "action_net"), value=chain("value_net", "value_net"))
+        policy = chain("policy_net", "action_net")
+        return cls(policy, chain("value_net", "value_net"), activation)
+
+    def forward(self, net: str, inputs: Float32) -> Float32:
+        """Return what the net `policy` or `value` gives, shape (..., outputs).
+
+        Args:
+            net: Which.
+            inputs: Shape (..., inputs).
+        """
+        *hidden, last = getattr(self, net)
+        activate = ACTIVATIONS[self.activation]
+        for layer in hidden:
+            inputs = activate(inputs @ layer.weight.T + layer.bias)
+        return inputs @ last.weight.T + last.bias
 
     def sizes(self, net: str) -> tuple[int, ...]:
         """Return the layer sizes of the net `policy` or `value`, inputs first."""
         layers: tuple[Layer, ...] = getattr(self, net)
         return (layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers))
-
-
-def forward(layers: tuple[Layer, ...], inputs: Float32, activate: Activation) -> Float32:
-    """Return the last layer's output, shape (..., outputs), for inputs of shape (..., inputs)."""
-    for layer in layers[:-1]:
-        inputs = activate(inputs @ layer.weight.T + layer.bias)
-    return inputs @ layers[-1].weight.T + layers[-1].bias
 
 
 def softmax(logits: Float32) -> Float32:

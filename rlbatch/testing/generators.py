@@ -150,6 +150,7 @@ def random_policy(
     hidden: tuple[int, ...] = (16, 8),
     members: int = 1,
     scale: float = 1.0,
+    activations: tuple[str, ...] = ("tanh",),
     **settings: Any,
 ) -> LearnedPolicy:
     """Return a learned policy with random weights.
@@ -159,6 +160,7 @@ def random_policy(
         hidden: Sizes of the hidden layers of both nets.
         members: Networks in the ensemble.
         scale: Factor on the weights; large ones give confident policies.
+        activations: Of the members, in turn.
         settings: Other fields of `LearnedPolicy`.
     """
     grid = settings.pop("action_grid", (-2.0, -1.0, 0.0, 1.0, 2.0))
@@ -173,7 +175,10 @@ def random_policy(
             for before, after in pairwise(sizes)
         )
 
-    networks = tuple(Network(policy=chain(len(grid)), value=chain(1)) for _ in range(members))
+    networks = tuple(
+        Network(chain(len(grid)), chain(1), activations[number % len(activations)])
+        for number in range(members)
+    )
     return LearnedPolicy(networks, action_grid=grid, **settings)
 
 

@@ -57,7 +57,8 @@ def _logits(model: PPO, told: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_log_odds_are_what_the_actions_cost(model: PPO) -> None:
-    critic = [p.clone() for p in model.policy.mlp_extractor.value_net.parameters()]
+    policy: Any = model.policy
+    critic = [p.clone() for p in policy.mlp_extractor.value_net.parameters()]
     fit(model, _told(8192, 1), passes=80)
     fresh = _told(512, 2)
     fresh = fresh[np.abs(fresh[:, 0]) > 0.2]
@@ -84,7 +85,8 @@ def test_rows_of_which_nothing_is_known_are_left_out(model: PPO) -> None:
 def test_the_runs_it_decides_regret_less(model: PPO) -> None:
     def regret() -> float:
         env = QuadraticVecEnv(make_pool(64, 9), 64, 5, DEFAULT_ACTIONS, informed=True)
-        told, total = env.reset(), 0.0
+        told: Any = env.reset()
+        total = 0.0
         for _ in range(15):
             actions = model.predict(told, deterministic=True)[0]
             total += float(told[np.arange(64), actions - ACTIONS].mean())

@@ -166,7 +166,8 @@ def test_a_deployed_policy_is_trained_further_from_its_weights(
 
 
 def test_a_policy_is_not_trained_further_with_another_activation(trained: Path) -> None:
-    policy = replace(load_policy(trained / "policy.safetensors"), activation="tanh")
+    policy = load_policy(trained / "policy.safetensors")
+    policy = replace(policy, members=(replace(policy.members[0], activation="tanh"),))
     with pytest.raises(ConfigurationError, match="activation is to be the policy's, tanh"):
         load_weights(_untrained(informed=True), policy)
 

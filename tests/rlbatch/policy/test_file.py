@@ -64,10 +64,11 @@ def rewrite(path: Path, change: Any) -> None:
     save_file(tensors, path, metadata)
 
 
-def test_round_trip_keeps_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("activations", [("tanh",), ("relu",), ("relu", "tanh")])
+def test_round_trip_keeps_everything(tmp_path: Path, activations: tuple[str, ...]) -> None:
     policy = make_policy(
         members=2,
-        activation="relu",
+        activations=activations,
         action_grid=(-3, -1, 0, 0.5),
         masked=True,
         sample=True,
@@ -78,7 +79,8 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     save_policy(path, policy, CARD)
     loaded = load_policy(path)
     assert same_weights(policy, loaded)
-    for name in ("action_grid", "activation", "goodput_slack", "keeps_steps", "masked", "sample"):
+    assert [m.activation for m in loaded.members] == [m.activation for m in policy.members]
+    for name in ("action_grid", "goodput_slack", "keeps_steps", "masked", "sample"):
         assert getattr(loaded, name) == getattr(policy, name)
     assert loaded.card == replace(CARD, rlbatch_version=rlbatch.__version__)
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from rlbatch.errors import ConfigurationError
-from rlbatch.policy.network import ACTIVATIONS, Layer, Network, forward, softmax
+from rlbatch.policy.network import Layer, Network, softmax
 from rlbatch.testing import random_policy
 
 
@@ -21,9 +21,10 @@ def test_forward_equals_torch(name: str, module: type[nn.Module]) -> None:
     inputs = np.random.default_rng(0).standard_normal((4, 5, 6), dtype=np.float32)
     with torch.no_grad():
         expected = torch_net(torch.from_numpy(inputs)).numpy()
-    np.testing.assert_allclose(
-        forward(layers, inputs, ACTIVATIONS[name]), expected, rtol=1e-5, atol=1e-6
-    )
+    network = Network(layers, layers[:1], name)
+    np.testing.assert_allclose(network.forward("policy", inputs), expected, rtol=1e-5, atol=1e-6)
+    first = inputs @ layers[0].weight.T + layers[0].bias
+    np.testing.assert_allclose(network.forward("value", inputs), first, rtol=1e-5, atol=1e-6)
 
 
 def test_softmax_equals_torch_and_keeps_masked_entries_at_zero() -> None:
@@ -76,3 +77,9 @@ def test_sizes_start_with_the_inputs() -> None:
 def test_foreign_parameters_are_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match=r"action_net\.weight' is missing"):
         Network.from_sb3({"features.weight": np.ones((2, 2))})
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    (member,) = random_policy(np.random.default_rng(0)).members
+    with pytest.raises(ConfigurationError, match="one of tanh, relu; got 'gelu'"):
+        Network(member.policy, member.value, "gelu")
