@@ -61,7 +61,7 @@ def train(
     """Train by a recipe and return the path of the policy file.
 
     A checkpoint is written after every rollout; a training stopped at any moment and resumed loses
-    at most one.
+    at most one, or the regression that its stage begins with.
 
     Args:
         recipe: What to do.
