@@ -58,8 +58,7 @@ class InformedCriticPolicy(ActorCriticPolicy):
         values = self.value_net(self.mlp_extractor.forward_critic(features))
         entropy = distribution.entropy()
         if self.guidance:
-            regrets = REGRET_SCALE * features[..., OBSERVATION_SIZE + TRUTH_SIZE :]
-            expected = (distribution.distribution.probs * regrets).sum(dim=-1)
+            expected = (distribution.distribution.probs * told_regrets(features)).sum(dim=-1)
             entropy = entropy - self.guidance * expected
         return values, distribution.log_prob(actions), entropy
 
@@ -77,6 +76,11 @@ class _SplitExtractor(MlpExtractor):
     def forward_actor(self, features: Tensor) -> Tensor:
         """Return what the action head sees."""
         return self.policy_net(features[..., :OBSERVATION_SIZE])
+
+
+def told_regrets(features: Any) -> Any:
+    """Return the regrets, in log2, that are part of observations of shape (..., features)."""
+    return REGRET_SCALE * features[..., OBSERVATION_SIZE + TRUTH_SIZE :]
 
 
 def deployable(parameters: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

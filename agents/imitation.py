@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
+from rlbatch.agents.critic import told_regrets
 from rlbatch.observation import OBSERVATION_SIZE
 
 SHARPNESS = 8.0
@@ -71,7 +71,7 @@ def fit(model: PPO, told: NDArray[np.float32], passes: int = _PASSES) -> None:
         passes: Over all rows.
     """
     policy: Any = model.policy
-    regrets = REGRET_SCALE * told[:, OBSERVATION_SIZE + TRUTH_SIZE :]
+    regrets = told_regrets(told)
     known = np.abs(regrets).sum(axis=1) > 0.0
     seen = torch.as_tensor(told[known, :OBSERVATION_SIZE], device=model.device)
     wanted = torch.as_tensor(regrets[known], device=model.device)

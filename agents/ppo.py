@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
 from rlbatch.agents.hidden import HiddenGroups, blind
-from rlbatch.agents.imitation import imitate
+from rlbatch.agents.imitation import Report, imitate
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.live_vec_env import LiveVecEnv
@@ -45,7 +44,6 @@ from rlbatch.policy.network import Network
 _CHECKPOINT, _PROGRESS, _POLICY = "checkpoint.zip", "progress.json", "policy.safetensors"
 _SHARED = "shared.zip"  # the checkpoint with which every member begins
 _ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
-Report = Callable[[dict[str, float]], None]
 
 
 def train(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbatch.agents.evaluation.clocks import resolve_clock
-from rlbatch.agents.evaluation.rows import Row, read_results
+from rlbatch.agents.evaluation.rows import Row, read_results, run_ratio
 from rlbatch.agents.evaluation.run import controlled_run
 from rlbatch.agents.evaluation.summary import compare, summarize, summarize_by
 from rlbatch.agents.rules.fixed import Fixed
@@ -65,12 +65,11 @@ def guided(row: Row, cadence: Cadence) -> Row:
         max_cost=UNREACHED_RATIO * row["reference_cost"],
         trainee=fastest_trainee,
     )
-    ratio = min(result.cost / row["reference_cost"], UNREACHED_RATIO)
     return {
         **row,
         "policy": "guide",
         "reached": result.reached,
-        "ratio": ratio if result.reached else UNREACHED_RATIO,
+        "ratio": run_ratio(result, row["reference_cost"]),
     }
 
 

@@ -61,7 +61,6 @@ def live_row(
     A run that does not reach its target has the ratio `UNREACHED_RATIO`, as has one whose ratio
     would be larger. `default_cost` and `start_cost` are capped at that multiple of the reference.
     """
-    ratio = min(result.cost / reference.cost, UNREACHED_RATIO)
     return {
         "task": group.task,
         "policy": policy,
@@ -75,7 +74,7 @@ def live_row(
         "reference_cost": reference.cost,
         "reference_batch_size": reference.batch_size,
         "default_cost": reference.cost_of(default_batch_size),
-        "ratio": ratio if result.reached else UNREACHED_RATIO,
+        "ratio": run_ratio(result, reference.cost),
         "steps": result.steps,
         "samples": result.samples,
         "final_val_loss": result.final_val_loss if math.isfinite(result.final_val_loss) else None,
@@ -88,6 +87,11 @@ def live_row(
         "diverged": result.diverged,
         "decisions": result.decisions,
     }
+
+
+def run_ratio(result: RunResult, reference_cost: float) -> float:
+    """Return a run's cost over the reference's: `UNREACHED_RATIO` at most, and if unreached."""
+    return min(result.cost / reference_cost, UNREACHED_RATIO) if result.reached else UNREACHED_RATIO
 
 
 def finished_cells(path: Path) -> set[tuple[Any, ...]]:
