@@ -2,11 +2,13 @@
 
 A return tells of the one action that was taken; the known regrets (`rlbatch.envs.truth.regrets`)
 tell of all of them. And PPO forgets a rollout after a few passes, where a regression goes over all
-of them many times.
+of them many times. In runs of which no regrets are known, the simulated ones beside real ones, the
+actor is held to what it said when the regression began.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,7 @@ ROUNDS = 2
 
 _PASSES, _MINIBATCH, _RATE, _DECAY = 16, 1024, 2e-3, 0.05
 _DROPOUT = 0.2  # without, a regression over few tasks learns them by heart
+_LARGEST = 2.0  # of what an action is held to cost more than the best: beyond, odds are nothing
 _REPORT_EVERY = 50  # steps of all runs
 
 Report = Callable[[dict[str, float]], None]
@@ -49,6 +52,7 @@ def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
     """
     env: Any = model.get_env()
     begun, told = time.perf_counter(), env.reset()
+    teacher = copy.deepcopy(model.policy)
     rows: list[NDArray[np.float32]] = []
     for _ in range(ROUNDS):
         for _ in range(max(steps // (ROUNDS * env.num_envs), 1)):
@@ -57,24 +61,47 @@ def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
             if report is not None and len(rows) % _REPORT_EVERY == 0:
                 seconds = time.perf_counter() - begun
                 report({"imitation": float(len(rows) * env.num_envs), "seconds": seconds})
-        fit(model, np.concatenate(rows))
+        seen = np.concatenate(rows)
+        fit(model, seen, labels(teacher, seen))
     model.policy.optimizer.state.clear()  # Adam's moments are of a net that is no more
 
 
-def fit(model: PPO, told: NDArray[np.float32], passes: int = _PASSES) -> None:
-    """Fit the actor's log odds to minus `SHARPNESS` times the regrets, by least squares.
+def labels(teacher: Any, told: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what every action is to be expected to cost more than the best, in log2.
+
+    Args:
+        teacher: An `InformedCriticPolicy`, asked where no regrets are known.
+        told: What an environment tells, shape (n, features): the last are the regrets.
+
+    Returns:
+        Shape (n, actions).
+    """
+    regrets: NDArray[np.float32] = told_regrets(told)
+    unknown = np.flatnonzero(np.abs(regrets).sum(axis=1) == 0.0)
+    for start in range(0, len(unknown), _MINIBATCH):
+        part = unknown[start : start + _MINIBATCH]
+        with torch.no_grad():
+            seen = torch.as_tensor(told[part], device=teacher.device)
+            odds = teacher.get_distribution(seen).distribution.logits
+        below = (odds.max(dim=1, keepdim=True).values - odds) / SHARPNESS
+        regrets[part] = below.clamp(max=_LARGEST).cpu().numpy()
+    return regrets
+
+
+def fit(
+    model: PPO, told: NDArray[np.float32], wanted: NDArray[np.float32], passes: int = _PASSES
+) -> None:
+    """Fit the actor's log odds to minus `SHARPNESS` times the labels, by least squares.
 
     Args:
         model: Of an `InformedCriticPolicy`.
-        told: What its environment tells, shape (n, features): the last are the regrets; rows of
-            which nothing is known are left out.
+        told: What its environment tells, shape (n, features).
+        wanted: The labels, shape (n, actions).
         passes: Over all rows.
     """
     policy: Any = model.policy
-    regrets = told_regrets(told)
-    known = np.abs(regrets).sum(axis=1) > 0.0
-    seen = torch.as_tensor(told[known, :OBSERVATION_SIZE], device=model.device)
-    wanted = torch.as_tensor(regrets[known], device=model.device)
+    seen = torch.as_tensor(told[:, :OBSERVATION_SIZE], device=model.device)
+    expected = torch.as_tensor(wanted, device=model.device)
     layers = [*policy.mlp_extractor.policy_net, policy.action_net]
     optimizer = torch.optim.AdamW(
         [weight for layer in layers for weight in layer.parameters()], _RATE, weight_decay=_DECAY
@@ -83,9 +110,9 @@ def fit(model: PPO, told: NDArray[np.float32], passes: int = _PASSES) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, passes * parts)
     for _ in range(passes):
         for index in torch.randperm(len(seen)).to(model.device).tensor_split(parts):
-            expected = _thinned(layers, seen[index]) / -SHARPNESS
+            found = _thinned(layers, seen[index]) / -SHARPNESS
             optimizer.zero_grad()
-            functional.mse_loss(expected, wanted[index]).backward()
+            functional.mse_loss(found, expected[index]).backward()
             optimizer.step()
             schedule.step()
 

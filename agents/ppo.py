@@ -287,6 +287,7 @@ def _simulated_env(recipe: Recipe, stage: Stage, seed: int, out: Path) -> VecEnv
         seed,
         recipe.actions,
         informed=recipe.informed_critic,
+        tells_regrets=not stage.real,  # the stages before have learned more than a fixed size tells
         noise_rate=recipe.noise_rate,
     )
 

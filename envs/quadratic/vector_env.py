@@ -28,6 +28,7 @@ class QuadraticVecEnv(LocalVecEnv):
         actions: Sequence[float],
         *,
         informed: bool = False,
+        tells_regrets: bool = True,
         noise_rate: float = NOISE_RATE,
     ) -> None:
         """Prepare `count` environments.
@@ -39,13 +40,14 @@ class QuadraticVecEnv(LocalVecEnv):
             actions: Changes of log2(batch size), one for each discrete action.
             informed: Append `rlbatch.envs.truth` to the observations: the truth, and the regret of
                 each action.
+            tells_regrets: Or else zeros instead of them: where something better is known.
             noise_rate: How densely the gradient noise is measured, see
                 `rlbatch.signals.cadence.measured_among`.
         """
         size = OBSERVATION_SIZE + informed * (TRUTH_SIZE + len(actions))
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
-        self._informed = informed
+        self._informed, self._tells_regrets = informed, tells_regrets
         self.pool, self.actions_log2 = pool, np.asarray(actions, dtype=np.float64)
         self.rng = np.random.default_rng(seed)
         self._noise_rate = noise_rate
@@ -83,7 +85,7 @@ class QuadraticVecEnv(LocalVecEnv):
         limits = pool.tasks.min_batch_size[index], pool.tasks.max_batch_size[index]
         low, high = (np.log2(limit)[:, None] for limit in limits)
         wanted = np.clip(now[:, None] + self.actions_log2, low, high)
-        after = regrets(costs, 0.0, now, wanted)
+        after = self._tells_regrets * regrets(costs, 0.0, now, wanted)
         return np.concatenate([seen, hidden, after], axis=1)
 
     def _begin(self, index: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from rlbatch.agents.critic import InformedCriticPolicy
-from rlbatch.agents.imitation import ROUNDS, SHARPNESS, fit, imitate
+from rlbatch.agents.imitation import ROUNDS, SHARPNESS, fit, imitate, labels
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
@@ -59,7 +59,8 @@ def _logits(model: PPO, told: NDArray[np.float32]) -> NDArray[np.float32]:
 def test_log_odds_are_what_the_actions_cost(model: PPO) -> None:
     policy: Any = model.policy
     critic = [p.clone() for p in policy.mlp_extractor.value_net.parameters()]
-    fit(model, _told(8192, 1), passes=80)
+    told = _told(8192, 1)
+    fit(model, told, labels(model.policy, told), passes=80)
     fresh = _told(512, 2)
     fresh = fresh[np.abs(fresh[:, 0]) > 0.2]
     logits = _logits(model, fresh)
@@ -73,13 +74,32 @@ def test_log_odds_are_what_the_actions_cost(model: PPO) -> None:
         torch.testing.assert_close(before, after, rtol=0.0, atol=0.0)
 
 
-def test_rows_of_which_nothing_is_known_are_left_out(model: PPO) -> None:
-    known, unknown = _told(2048, 1), _told(6144, 4)
+def test_where_no_regrets_are_known_the_teachers_odds_are_the_labels(model: PPO) -> None:
+    known, unknown = _told(300, 1), _told(1500, 4)
     unknown[:, -ACTIONS:] = 0.0
-    fit(model, np.concatenate([known, unknown]), passes=160)
-    logits = _logits(model, _told(512, 2))
-    # Taken for actions that cost nothing, they would leave a quarter of it.
-    assert float((logits.max(axis=1) - logits.min(axis=1)).mean()) > 0.5 * SHARPNESS
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(2000.0)  # odds of a trained policy, some of them large
+    given = labels(model.policy, np.concatenate([unknown, known]))
+    np.testing.assert_allclose(given[1500:], REGRET_SCALE * known[:, -ACTIONS:], rtol=1e-6)
+    odds = _logits(model, unknown)
+    expected = np.minimum((odds.max(axis=1, keepdims=True) - odds) / SHARPNESS, 2.0)
+    assert (expected == 2.0).any()
+    assert (expected < 2.0).all(axis=1).any()
+    np.testing.assert_allclose(given[:1500], expected, atol=1e-5)
+    assert not unknown[:, -ACTIONS:].any()
+
+
+def test_runs_without_regrets_are_decided_as_before(model: PPO) -> None:
+    """While the others, which can be told apart as simulated runs can, are learned from."""
+    opposite = _told(8192, 1)
+    opposite[:, -ACTIONS:] = opposite[:, : -ACTIONS - 1 : -1]
+    fit(model, opposite, labels(model.policy, opposite), passes=40)
+    told, fresh = _told(16384, 4), _told(2048, 5)
+    told[told[:, 1] < 0, -ACTIONS:] = 0.0
+    fit(model, told, labels(model.policy, told), passes=60)
+    fresh = fresh[np.abs(fresh[:, :2]).min(axis=1) > 0.2]
+    best = np.where((fresh[:, 0] > 0) == (fresh[:, 1] > 0), ACTIONS - 1, 0)
+    assert (_logits(model, fresh).argmax(axis=1) == best).mean() > 0.85
 
 
 def test_the_runs_it_decides_regret_less(model: PPO) -> None:
@@ -106,7 +126,9 @@ def test_even_a_few_steps_are_taken_in_every_round(
     model: PPO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    monkeypatch.setattr("rlbatch.agents.imitation.fit", lambda _, told: rows.append(len(told)))
+    monkeypatch.setattr(
+        "rlbatch.agents.imitation.fit", lambda _, told, wanted: rows.append(len(told))
+    )
     imitate(model, 1)
     assert rows == [RUNS * (i + 1) for i in range(ROUNDS)]
 

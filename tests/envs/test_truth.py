@@ -83,6 +83,19 @@ def test_the_policys_own_features_come_first_and_stay_the_same() -> None:
             assert infos[i]["terminal_observation"].shape == told.shape[1:]
 
 
+def test_regrets_are_told_only_where_they_are_asked_for() -> None:
+    pool = make_pool(32, 0)
+    all_told, without = (
+        QuadraticVecEnv(pool, 8, 3, ACTIONS, informed=True, tells_regrets=flag)
+        for flag in (True, False)
+    )
+    told, same = np.asarray(all_told.reset()), np.asarray(without.reset())
+    end = OBSERVATION_SIZE + TRUTH_SIZE
+    assert told[:, end:].any()
+    assert not same[:, end:].any()
+    np.testing.assert_array_equal(told[:, :end], same[:, :end])
+
+
 def _require_regrets(env: QuadraticVecEnv, found: np.ndarray) -> None:
     """Of the sizes after each action, from the pool's costs, one by one."""
     for i, task in enumerate(env.episodes.task_index):
