@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
-from rlbatch.envs.objectives import Cadence
+from rlbatch.envs.objectives import UNREACHED_RATIO, Cadence
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.task import resolve_task
@@ -120,11 +120,13 @@ class CurveTable:
         ]
 
     def steps_to(self, row: int, target: float) -> float:
-        """Mean over seeds of the steps to a validation loss; inf where a seed never reached it."""
+        """Median over seeds of the steps to a validation loss; inf where half never reached it."""
+        return float(np.median(self._steps(row, target)))
+
+    def _steps(self, row: int, target: float) -> NDArray[np.float64]:
+        """Steps to a validation loss, shape (seeds,); inf where a run never reached it."""
         hit = self.val_loss[row] <= target
-        if not hit.any(axis=1).all():
-            return float("inf")
-        return float(self.steps[hit.argmax(axis=1)].mean())
+        return np.where(hit.any(axis=1), self.steps[hit.argmax(axis=1)], np.inf)
 
     def costs(
         self,
@@ -135,21 +137,32 @@ class CurveTable:
         weights: CostWeights,
         base: int,
     ) -> dict[int, float]:
-        """Cost of reaching the target at each fixed batch size that was run."""
-        costs: dict[int, float] = {}
+        """Cost of reaching the target at each fixed batch size that was run.
+
+        As results are counted: the geometric mean over seeds, of which one that does not arrive
+        counts `UNREACHED_RATIO` times the best size's median, and none may count more; inf where
+        none arrives.
+        """
+        each: dict[int, NDArray[np.float64]] = {}
         for shift in SIZE_SHIFTS:
             row = self.row(shift, _rate(rate_shift, coupling, shift))
             if row is not None:
                 size = base * 2.0**shift  # whole: no other was run
-                costs[int(size)] = self.steps_to(row, target) * float(
+                each[int(size)] = self._steps(row, target) * float(
                     step_cost(profile, weights, size, base)
                 )
-        return costs
+        most = UNREACHED_RATIO * min((float(np.median(cost)) for cost in each.values()), default=0)
+        return {
+            size: float(np.exp(np.log(np.minimum(cost, most)).mean()))
+            if np.isfinite(cost).any()
+            else np.inf
+            for size, cost in each.items()
+        }
 
 
 def compute_table(
     task_name: str,
-    seeds: int,
+    seeds: Sequence[int],
     step_factor: float = 3.0,
     target_factor: float = 0.95,
     *,
@@ -190,7 +203,7 @@ def compute_table(
             trainee=fastest_trainee,
         )
 
-    defaults = [run(task.batch_size, 0, seed, longest) for seed in range(seeds)]
+    defaults = [run(task.batch_size, 0, seed, longest) for seed in seeds]
     limit = int(step_factor * max(curve.steps[-1] for curve in defaults))
     grid = _validation_grid(Cadence(), limit)
     largest = task.max_batch_size or len(task.train_set)  # type: ignore[arg-type]
@@ -200,14 +213,14 @@ def compute_table(
         for point in grid_points(rates, couplings)
         if sizes[point[0]].is_integer() and sizes[point[0]] <= largest
     ]
-    losses = np.full((len(points), seeds, len(grid)), np.nan, dtype=np.float32)
+    losses = np.full((len(points), len(seeds), len(grid)), np.nan, dtype=np.float32)
     for i, (shift, rate) in enumerate(points):
-        for seed in range(seeds):
+        for j, seed in enumerate(seeds):
             curve = run(int(sizes[shift]), rate, seed, limit)
             known = {
                 int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
             }
-            losses[i, seed] = [known.get(int(step), np.nan) for step in grid]
+            losses[i, j] = [known.get(int(step), np.nan) for step in grid]
     return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses, planned_steps)
 
 

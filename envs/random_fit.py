@@ -72,7 +72,7 @@ def fitted_table(job: RandomJob, seeds: int = 1) -> CurveTable | None:
     steps = job.planned_steps()
     return compute_table(
         fitted.name,
-        seeds,
+        range(seeds),
         target_factor=1.0,
         rates=(0,),
         couplings=_couplings(job),

@@ -167,9 +167,10 @@ class SettingSampler:
         if self._mixed_share and rng.random() < self._mixed_share:
             profile, weights = _with_watts(profile, rng), _draw_mix(rng)
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(1.5))))
-        costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
-        if not np.isfinite(costs.get(task.batch_size, np.inf)):
+        default = table.row(0, rate_shift)
+        if default is None or not np.isfinite(table.steps_to(default, target)):
             return None
+        costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
         reference = min(costs.values())
         size: int = len(task.train_set)  # type: ignore[arg-type]
         largest = task.max_batch_size or size

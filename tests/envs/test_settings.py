@@ -67,7 +67,7 @@ def fixed_run_cost(setting: EpisodeSetting, task: Task, size_shift: int) -> floa
     size = task.batch_size * 2**size_shift
     assert setting.profile is not None
     seconds = float(setting.profile.step_seconds(size))
-    return float(np.mean(steps)) * (seconds if setting.weights.seconds else size)
+    return float(np.exp(np.log(steps).mean())) * (seconds if setting.weights.seconds else size)
 
 
 def test_the_reference_is_the_cheapest_fixed_size_and_the_default_reaches_the_target(
