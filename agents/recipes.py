@@ -170,28 +170,30 @@ class Recipe:
 
 
 _SIMULATED = Stage(
-    timesteps=6_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
+    timesteps=20_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
 )
 # More updates for each of the dear steps of real runs. Where every action's regret is told, few of
 # them are enough; as many again without it made the policy better in simulated runs and worse on
-# tasks that it never saw.
+# tasks that it never saw. Simulated runs cost next to nothing, and with fewer of them than real
+# ones the actor forgets what it knew of them.
 _REAL = Stage(
     timesteps=1_000_000,
-    simulated=96,
+    simulated=512,
     real=128,
     rollout_steps=48,
-    minibatch=1024,
+    minibatch=2048,
     epochs=8,
     learning_rate=5e-4,
     entropy=0.002,
     guidance=4.0,
-    imitation=300_000,
+    imitation=860_000,
 )
 # Begins with the default policy (`--start-from`), which knows what noise and progress look like.
 _EPOCHS = replace(
     _REAL,
     timesteps=1_300_000,
     simulated=0,
+    minibatch=1024,
     learning_rate=2.5e-4,
     entropy=0.003,
     clip=0.15,
