@@ -77,9 +77,10 @@ def test_log_odds_are_what_the_actions_cost(model: PPO) -> None:
 def test_where_no_regrets_are_known_the_teachers_odds_are_the_labels(model: PPO) -> None:
     known, unknown = _told(300, 1), _told(1500, 4)
     unknown[:, -ACTIONS:] = 0.0
+    policy: Any = model.policy
     with torch.no_grad():
-        model.policy.action_net.weight.mul_(2000.0)  # odds of a trained policy, some of them large
-    given = labels(model.policy, np.concatenate([unknown, known]))
+        policy.action_net.weight.mul_(2000.0)  # odds of a trained policy, some of them large
+    given = labels(policy, np.concatenate([unknown, known]))
     np.testing.assert_allclose(given[1500:], REGRET_SCALE * known[:, -ACTIONS:], rtol=1e-6)
     odds = _logits(model, unknown)
     expected = np.minimum((odds.max(axis=1, keepdims=True) - odds) / SHARPNESS, 2.0)
