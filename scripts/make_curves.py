@@ -13,9 +13,9 @@ import os
 import time
 from pathlib import Path
 
+from rlbatch.agents.recipes import SMALL_TASKS
 from rlbatch.envs.curves import compute_table
 from rlbatch.envs.random_fit import fitted_table
-from rlbatch.envs.task import task_names
 from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.envs.threads import use_one_thread
 
@@ -36,7 +36,7 @@ def main() -> None:
     """Make one table a task."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--task", nargs="*", default=task_names())
+    parser.add_argument("--task", nargs="*", default=SMALL_TASKS)
     for kind, count in RANDOM_TASKS.items():
         parser.add_argument(f"--{kind}", type=int, default=count, metavar="N")
     parser.add_argument("--seeds", type=int, default=SEEDS)
