@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlbatch.agents.critic import told_regrets
+from rlbatch.envs.truth import LARGEST_REGRET
 from rlbatch.observation import OBSERVATION_SIZE
 
 SHARPNESS = 8.0
@@ -31,7 +32,6 @@ ROUNDS = 2
 
 _PASSES, _MINIBATCH, _RATE, _DECAY = 16, 1024, 2e-3, 0.05
 _DROPOUT = 0.2  # without, a regression over few tasks learns them by heart
-_LARGEST = 2.0  # of what an action is held to cost more than the best: beyond, odds are nothing
 _REPORT_EVERY = 50  # steps of all runs
 
 Report = Callable[[dict[str, float]], None]
@@ -84,7 +84,7 @@ def labels(teacher: Any, told: NDArray[np.float32]) -> NDArray[np.float32]:
             seen = torch.as_tensor(told[part], device=teacher.device)
             odds = teacher.get_distribution(seen).distribution.logits
         below = (odds.max(dim=1, keepdim=True).values - odds) / SHARPNESS
-        regrets[part] = below.clamp(max=_LARGEST).cpu().numpy()
+        regrets[part] = below.clamp(max=LARGEST_REGRET).cpu().numpy()
     return regrets
 
 

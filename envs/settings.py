@@ -168,7 +168,8 @@ class SettingSampler:
             profile, weights = _with_watts(profile, rng), _draw_mix(rng)
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(1.5))))
         default = table.row(0, rate_shift)
-        if default is None or not np.isfinite(table.steps_to(default, target)):
+        steps = np.inf if default is None else table.steps_to(default, target)
+        if not np.isfinite(steps):
             return None
         costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
         reference = min(costs.values())
@@ -179,7 +180,7 @@ class SettingSampler:
             if rng.random() < 0.35
             else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
         )
-        planned, plan_known = self._plan(table, rate_shift, target, rng)
+        planned, plan_known = self._plan(table, steps, rng)
         setting = EpisodeSetting(
             task=table.task,
             seed=int(rng.integers(2**31)),
@@ -206,7 +207,7 @@ class SettingSampler:
         return setting
 
     def _plan(
-        self, table: CurveTable, rate_shift: int, target: float, rng: np.random.Generator
+        self, table: CurveTable, default_steps: float, rng: np.random.Generator
     ) -> tuple[int | None, bool]:
         """The steps for which the run is planned, and whether that is told."""
         scheduled, constant = self._plan_shares
@@ -214,10 +215,8 @@ class SettingSampler:
             return table.planned_steps, scheduled >= 1.0 or bool(rng.random() < scheduled)
         if not constant or rng.random() >= constant:
             return None, True
-        row = table.row(0, rate_shift)
-        steps = np.inf if row is None else table.steps_to(row, target)
-        drawn = steps * 2.0 ** rng.uniform(-1.0, 2.0)
-        return (max(round(drawn), 1) if np.isfinite(drawn) else None), True
+        drawn = default_steps * 2.0 ** rng.uniform(-1.0, 2.0)
+        return max(round(drawn), 1), True
 
 
 def _with_budget(setting: EpisodeSetting, cost_of_loss: Callable[[float], float]) -> BudgetSetting:

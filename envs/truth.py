@@ -24,7 +24,8 @@ REGRET_SCALE = 4.0
 CHANGE_COST = 0.03
 """What `regrets` count for each factor of two by which an action changes the size, in log2."""
 
-_MOST = np.log2(UNREACHED_RATIO)
+LARGEST_REGRET = float(np.log2(UNREACHED_RATIO))
+"""What a size counts, in log2, that does not reach the target."""
 
 
 class TruthRow(NamedTuple):
@@ -85,7 +86,7 @@ def regrets(
         log2_size: The size in force, shape (...).
         log2_wanted: Sizes to which the actions lead, shape (..., actions).
     """
-    known = np.minimum(np.log2(costs / costs.min(axis=-1, keepdims=True)), _MOST)
+    known = np.minimum(np.log2(costs / costs.min(axis=-1, keepdims=True)), LARGEST_REGRET)
     last = costs.shape[-1] - 1
     position = log2_wanted - np.asarray(log2_first)[..., None]
     inside = np.clip(position, 0.0, last)
@@ -95,4 +96,6 @@ def regrets(
     right = np.take_along_axis(known, upper, axis=-1)
     value = left + (right - left) * (inside - lower) + np.abs(position - inside)
     change = np.abs(log2_wanted - np.asarray(log2_size)[..., None])
-    return ((np.minimum(value, _MOST) + CHANGE_COST * change) / REGRET_SCALE).astype(np.float32)
+    return ((np.minimum(value, LARGEST_REGRET) + CHANGE_COST * change) / REGRET_SCALE).astype(
+        np.float32
+    )

@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlbatch.agents.recipes import SMALL_TASKS
@@ -52,7 +53,12 @@ def main() -> None:
 
 
 def make_curves(
-    out: Path, tasks: list[str], random_tasks: dict[str, int], seeds: int = SEEDS, *, jobs: int = 1
+    out: Path,
+    tasks: Sequence[str],
+    random_tasks: dict[str, int],
+    seeds: int = SEEDS,
+    *,
+    jobs: int = 1,
 ) -> None:
     """Make the tables that are missing.
 

@@ -82,11 +82,16 @@ class QuadraticVecEnv(LocalVecEnv):
             base,
             costs[np.arange(len(costs)), nearest] / reference,
         )
-        limits = pool.tasks.min_batch_size[index], pool.tasks.max_batch_size[index]
+        return np.concatenate([seen, hidden, self._regrets(index, now)], axis=1)
+
+    def _regrets(self, index: np.ndarray, now: np.ndarray) -> np.ndarray:
+        if not self._tells_regrets:
+            return np.zeros((len(index), len(self.actions_log2)), dtype=np.float32)
+        tasks = self.pool.tasks
+        limits = tasks.min_batch_size[index], tasks.max_batch_size[index]
         low, high = (np.log2(limit)[:, None] for limit in limits)
         wanted = np.clip(now[:, None] + self.actions_log2, low, high)
-        after = self._tells_regrets * regrets(costs, 0.0, now, wanted)
-        return np.concatenate([seen, hidden, after], axis=1)
+        return regrets(self.pool.fixed_cost[index], 0.0, now, wanted)
 
     def _begin(self, index: np.ndarray) -> None:
         self.episodes.begin(index, self.rng.integers(len(self.pool), size=len(index)))
