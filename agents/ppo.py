@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
 from rlbatch.agents.hidden import HiddenGroups, blind
 from rlbatch.agents.imitation import Report, imitate
 from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.agents.side_by_side import train_side_by_side
 from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
@@ -42,7 +43,7 @@ from rlbatch.policy.learned import LearnedPolicy, join
 from rlbatch.policy.network import Network
 
 _CHECKPOINT, _PROGRESS, _POLICY = "checkpoint.zip", "progress.json", "policy.safetensors"
-_SHARED = "shared.zip"  # the checkpoint with which every member begins
+_POOL = "pool.npz"
 _ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 
 
@@ -80,59 +81,85 @@ def train(
         raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
     use_one_thread()
     out.mkdir(parents=True, exist_ok=True)
-    first, done = _position(recipe, out, resume)
-    for index in range(first, len(recipe.legs)):
-        _train_leg(recipe, index, done, out, curves, start_from, report, device)
+    before, done = _position(recipe, out, resume)
+    if any(stage.simulated for stage in recipe.stages):
+        _make_pool(recipe, out / _POOL)
+    files = _Files(out, out / _POOL, curves)
+    for index in range(before, len(recipe.stages) - (recipe.members > 1)):
+        source = out / _CHECKPOINT if index or done else start_from
+        _train_stage(recipe, files, index, 0, done, source, device, report)
         done = 0
-    members = [load_policy(_member(out, number)) for number in range(recipe.members)]
-    joined = join(members)
     path = out / _POLICY
-    save_policy(path, joined, joined.card)
+    if recipe.members > 1:
+        folders = [out / f"member{number}" for number in range(recipe.members)]
+        train_side_by_side(
+            {
+                number: partial(_train_member, recipe, replace(files, out=folder), number, device)
+                for number, folder in enumerate(folders)
+                if not (folder / _POLICY).exists()
+            },
+            report,
+        )
+        joined = join([load_policy(folder / _POLICY) for folder in folders])
+        save_policy(path, joined, joined.card)
     return path
 
 
-def _train_leg(
-    recipe: Recipe,
-    index: int,
-    done: int,
-    out: Path,
-    curves: Path | None,
-    start_from: Path | None,
-    report: Report | None,
-    device: str,
+@dataclass(frozen=True)
+class _Files:
+    """Where a training, or a member's part of it, writes, and what it reads."""
+
+    out: Path
+    pool: Path
+    curves: Path | None
+
+
+def _train_member(
+    recipe: Recipe, files: _Files, number: int, device: str, report: Report | None
 ) -> None:
-    """Train one of `Recipe.legs` to its end, and write the member that it makes, if it does."""
-    stage, number = recipe.legs[index], index - (len(recipe.stages) - 1)
-    source = _source(out, index, number, done, start_from)
-    env = _environment(recipe, stage, index, out, curves)
+    """Train a member through the last stage, in a folder of its own, from where it had stopped."""
+    use_one_thread()
+    files.out.mkdir(exist_ok=True)
+    last = len(recipe.stages) - 1
+    _, done = _position(recipe, files.out, resume=(files.out / _PROGRESS).exists())
+    source = (files.out if done else files.out.parent) / _CHECKPOINT
+    _train_stage(recipe, files, last, number, done, source, device, report)
+
+
+def _train_stage(
+    recipe: Recipe,
+    files: _Files,
+    index: int,
+    number: int,
+    done: int,
+    source: Path | None,
+    device: str,
+    report: Report | None,
+) -> None:
+    """Train one stage to its end, of which `done` steps are done; the last one makes a policy.
+
+    Args:
+        recipe: Of the training.
+        files: Of the training, or of a member's part of it.
+        index: The stage.
+        number: The member, which draws other runs.
+        done: Steps.
+        source: Whose weights to begin with.
+        device: Of the networks.
+        report: Called after every rollout.
+    """
+    stage = recipe.stages[index]
+    env = _environment(recipe, stage, recipe.seed + 1000 * (index + number), files)
     try:
-        model = _model(recipe, stage, env, source, device, seed=recipe.seed + max(number, 0))
+        model = _model(recipe, stage, env, source, device, seed=recipe.seed + number)
         if stage.imitation and not done:
             imitate(model, stage.imitation, report)
-        _learn(model, stage, index, done, recipe, out, report)
+        _learn(model, stage, index, done, recipe, files.out, report)
     finally:
         env.close()
-    if number >= 0:
-        export_policy(model, recipe, _member(out, number))
-    _save(model, out, recipe, index + 1, 0)
-
-
-def _source(out: Path, index: int, number: int, done: int, start_from: Path | None) -> Path | None:
-    """Whose weights a leg begins with: every member's with those of the stages before the last."""
-    checkpoint, shared = out / _CHECKPOINT, out / _SHARED
-    if done > 0:
-        return checkpoint
-    if index in (0, number):  # the first stage, which every member goes through if it is the last
-        return start_from
-    if number < 0:
-        return checkpoint
-    if number == 0:
-        shutil.copyfile(checkpoint, shared)
-    return shared
-
-
-def _member(out: Path, number: int) -> Path:
-    return out / f"member{number}.safetensors"
+    if index == len(recipe.stages) - 1:
+        export_policy(model, recipe, files.out / _POLICY)
+    _save(model, files.out, recipe, index + 1, 0)
 
 
 def export_policy(
@@ -224,13 +251,10 @@ def _position(recipe: Recipe, out: Path, resume: bool) -> tuple[int, int]:
     return position
 
 
-def _environment(
-    recipe: Recipe, stage: Stage, index: int, out: Path, curves: Path | None
-) -> VecEnv:
+def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecEnv:
     parts: list[VecEnv] = []
-    seed = recipe.seed + 1000 * index
     if stage.real:
-        if curves is None:
+        if files.curves is None:
             raise ConfigurationError(
                 "This recipe trains on real tasks and needs their learning curves. Make them with "
                 "scripts/make_curves.py --out DIR and pass --curves DIR."
@@ -238,22 +262,20 @@ def _environment(
         workers = min(os.cpu_count() or 1, stage.real)
         shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
         parts += [
-            RemoteVecEnv(partial(_live_env, curves, recipe, share, seed + i))
+            RemoteVecEnv(partial(_live_env, files.curves, recipe, share, seed + i))
             for i, share in enumerate(shares)
         ]
     if stage.simulated:
-        parts.append(_simulated_env(recipe, stage, seed, out))
+        parts.append(_simulated_env(recipe, stage, seed, files.pool))
     env = MixedVecEnv(parts)
     return HiddenGroups(env, recipe.hidden) if recipe.hidden else env
 
 
-def _pool(recipe: Recipe, out: Path) -> TaskPool:
-    path = out / "pool.npz"
+def _make_pool(recipe: Recipe, path: Path) -> None:
     if not path.exists():
         temporary = path.with_suffix(".tmp.npz")
         make_pool(recipe.pool_size, recipe.seed + 100).save(temporary)
         os.replace(temporary, path)
-    return TaskPool.load(path)
 
 
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
@@ -280,9 +302,9 @@ def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int)
     )
 
 
-def _simulated_env(recipe: Recipe, stage: Stage, seed: int, out: Path) -> VecEnv:
+def _simulated_env(recipe: Recipe, stage: Stage, seed: int, pool: Path) -> VecEnv:
     return QuadraticVecEnv(
-        _pool(recipe, out),
+        TaskPool.load(pool),
         stage.simulated,
         seed,
         recipe.actions,

@@ -86,8 +86,8 @@ class Recipe:
         name: How the command line calls it.
         stages: In order.
         members: Networks of the policy. Each goes through the last stage by itself, with other runs
-            and from where the stages before have ended; the policy decides by their mean
-            probabilities.
+            and from where the stages before have ended, all at the same time; the policy decides by
+            their mean probabilities.
         tasks: Real tasks to draw from.
         pool_size: Simulated tasks to draw from.
         seed: Of everything.
@@ -137,6 +137,11 @@ class Recipe:
         """Refuse no networks, guidance that is not shown, and simulated runs of so many epochs."""
         if self.members < 1:
             raise ConfigurationError(f"A recipe needs members, got {self.members}.")
+        if self.members > 1 and len(self.stages) < 2:
+            raise ConfigurationError(
+                f"Members begin where the stages before the last have ended, got "
+                f"members={self.members} and one stage. Use one member or two stages."
+            )
         if self.activation not in ACTIVATIONS:
             raise UnknownNameError("activation", self.activation, ACTIVATIONS)
         if not self.informed_critic and any(
@@ -150,11 +155,6 @@ class Recipe:
             raise ConfigurationError(f"A recipe is for target or epochs, got {self.objective!r}.")
         if self.objective == "epochs" and any(stage.simulated for stage in self.stages):
             raise ConfigurationError("The simulator has no objective `epochs`: use real runs.")
-
-    @property
-    def legs(self) -> tuple[Stage, ...]:
-        """What is trained one after the other: all stages, the last of them for every member."""
-        return self.stages + (self.members - 1) * self.stages[-1:]
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from rlbatch.envs.processes import start_process
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import RlbatchError
 
@@ -112,13 +113,8 @@ class RemoteVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, CloudpickleWrapper(self._make), self._crashes), daemon=True
-        )
-        self._process.start()
-        theirs.close()
+        serve = partial(_serve, self._make, self._crashes)
+        self._pipe, self._process = start_process(serve, daemon=True)
 
     def _call(self, command: str, arguments: Any = None) -> Any:
         self._pipe.send((command, arguments))
@@ -131,10 +127,10 @@ class RemoteVecEnv(VecEnv):
         return value
 
 
-def _serve(pipe: Connection, make: CloudpickleWrapper, crashes: int) -> None:
+def _serve(make: Callable[[int], VecEnv], crashes: int, pipe: Connection) -> None:
     use_one_thread()
     try:
-        env: VecEnv = make.var(crashes)
+        env = make(crashes)
         while True:
             command, arguments = pipe.recv()
             if command == "close":

@@ -2,10 +2,10 @@
 
     python scripts/leave_one_out.py --family digits --curves DIR --start-from CHECKPOINT --out DIR
 
-Begins with a policy of simulated runs only (`shared.zip` in the folder of the default recipe, or
-the checkpoint of `rlbatch train --recipe simulated`), and goes on as one member of the default
-recipe does, without the real runs of this family. Random tasks made from the family's data, or
-in its way, are left out too. `rlbatch bench --task ... --policy DIR/policy.safetensors` with the
+Begins with a policy of simulated runs only (`checkpoint.zip` in the folder of the default recipe
+or of `rlbatch train --recipe simulated`), and goes on as one member of the default recipe does,
+without the real runs of this family. Random tasks made from the family's data, or in its way, are
+left out too. `rlbatch bench --task ... --policy DIR/policy.safetensors` with the
 tasks that it prints tells what came out.
 """
 

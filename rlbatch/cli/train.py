@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 from zipfile import is_zipfile
 
@@ -46,18 +44,20 @@ class Command:
     def run(self) -> int:
         """Train."""
         from rlbatch.agents.recipes import resolve_recipe
+        from rlbatch.envs.processes import keep_tensorflow_out
         from rlbatch.errors import MissingExtraError
 
         recipe = resolve_recipe(self.recipe)
         self._check_files(recipe)
-        _keep_tensorflow_out()
+        keep_tensorflow_out()
         try:
             from rlbatch.agents.ppo import train
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "stable-baselines3", "train") from error
         self._check_curves(recipe)
-        total = sum(stage.timesteps for stage in recipe.legs)
-        _shared.note(f"Recipe {recipe.name}: {total:,} steps in {len(recipe.legs)} stages.")
+        stages = [f"{stage.timesteps:,}" for stage in recipe.stages]
+        members = f", the last for {recipe.members} networks" if recipe.members > 1 else ""
+        _shared.note(f"Recipe {recipe.name}: {' and '.join(stages)} steps{members}.")
         path = train(
             recipe,
             self.out,
@@ -121,14 +121,6 @@ class Command:
 
         if self.curves is not None and any(stage.real for stage in recipe.stages):
             SettingSampler(self.curves, recipe.tasks)
-
-
-def _keep_tensorflow_out() -> None:
-    """Let TensorBoard use its own stand-in for TensorFlow, which takes many seconds to import.
-
-    It does so where its module `notf` can be imported, and has no other switch.
-    """
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
 def _report(figures: dict[str, float]) -> None:

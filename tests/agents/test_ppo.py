@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
-from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
 from rlbatch.policy.learned import LearnedPolicy
@@ -215,31 +216,64 @@ def _weights(members: tuple[Network, ...]) -> list[np.ndarray]:
 def test_a_member_is_resumed_from_its_own_checkpoint_or_begins_with_the_shared_one(
     tmp_path: Path,
 ) -> None:
-    """Stopped in the first rollouts of the second member, as by the death of the process."""
+    """Stopped when the first member had ended and the second was at its second rollout."""
     (stage,) = TINY.stages
-    long = replace(stage, timesteps=3 * ROLLOUT)
+    long = replace(stage, timesteps=6 * ROLLOUT)
     recipe = replace(TINY, name="stopped", stages=(stage, long), members=2)
-    legs: list[float] = []
+    whole = load_policy(train(recipe, tmp_path / "whole"))
 
     class StopError(Exception):
         pass
 
+    seen: list[tuple[float, float]] = []
+
     def stop(figures: dict[str, float]) -> None:
-        legs.append(figures["timesteps"])
-        if len(legs) == 7:  # two rollouts, three of the first member, two of the second
+        seen.append((figures.get("member", -1.0), figures["timesteps"]))
+        if figures["timesteps"] == 2 * ROLLOUT and "member" in figures:
             raise StopError
 
+    out = tmp_path / "out"
     with pytest.raises(StopError):
-        train(recipe, tmp_path / "out", report=stop)
-    progress = json.loads((tmp_path / "out" / "progress.json").read_text())
-    assert (progress["stage"], progress["timesteps"]) == (2, ROLLOUT)
-    assert (tmp_path / "out" / "member0.safetensors").exists()
-    rest: list[float] = []
+        train(recipe, out, report=stop)
+    assert seen[:2] == [(-1.0, ROLLOUT), (-1.0, 2 * ROLLOUT)]
+    assert json.loads((out / "progress.json").read_text())["stage"] == 1
+    member = int(seen[-1][0])
+    saved = json.loads((out / f"member{member}" / "progress.json").read_text())
+    assert saved["stage"] == 1
+    assert saved["timesteps"] >= ROLLOUT
+    shutil.rmtree(out / f"member{1 - member}", ignore_errors=True)  # as if it had not begun
+    rest: list[tuple[float, float]] = []
     policy = load_policy(
-        train(recipe, tmp_path / "out", resume=True, report=lambda f: rest.append(f["timesteps"]))
+        train(
+            recipe,
+            out,
+            resume=True,
+            report=lambda figures: rest.append((figures["member"], figures["timesteps"])),
+        )
     )
-    assert len(policy.members) == 2
-    assert rest == [2 * ROLLOUT, 3 * ROLLOUT]
+    assert [steps for number, steps in rest if number == 1 - member] == [
+        (i + 1) * ROLLOUT for i in range(6)
+    ]
+    assert [steps for number, steps in rest if number == member] == [
+        steps for steps in ((i + 1) * ROLLOUT for i in range(6)) if steps > saved["timesteps"]
+    ]
+    np.testing.assert_array_equal(
+        _weights(policy.members)[1 - member], _weights(whole.members)[1 - member]
+    )
+
+
+def test_a_member_that_fails_ends_the_training_and_says_why(tmp_path: Path) -> None:
+    (stage,) = TINY.stages
+    recipe = replace(TINY, stages=(stage, stage), members=2)
+
+    def report(figures: dict[str, float]) -> None:
+        if figures["timesteps"] == 2 * ROLLOUT:  # the shared stage has ended but for its checkpoint
+            (tmp_path / "out" / "member1").write_text("in the way")
+
+    with pytest.raises(RlbatchError, match="member 1 failed: FileExistsError"):
+        train(recipe, tmp_path / "out", report=report)
+    (tmp_path / "out" / "member1").unlink()
+    assert len(load_policy(train(recipe, tmp_path / "out", resume=True)).members) == 2
 
 
 def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:
@@ -288,6 +322,8 @@ def test_a_wrong_recipe_is_refused() -> None:
         replace(RECIPES["default"], activation="rleu")
     with pytest.raises(ConfigurationError, match="needs members, got 0"):
         Recipe("none", TINY.stages, members=0)
+    with pytest.raises(ConfigurationError, match="members=2 and one stage"):
+        Recipe("alone", TINY.stages, members=2)
     with pytest.raises(ConfigurationError, match=r"guidance=1\.0, entropy=0\.0"):
         Stage(timesteps=10, simulated=1, real=0, guidance=1.0, entropy=0.0)
     with pytest.raises(ConfigurationError, match="imitation must not be negative, got -1"):

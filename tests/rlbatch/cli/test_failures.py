@@ -435,27 +435,6 @@ def test_a_training_that_was_killed_at_its_beginning_may_be_repeated(tmp_path: P
         Train(out=tmp_path)._check_files(recipe)
 
 
-@pytest.mark.slow
-def test_a_training_needs_no_tensorflow_even_where_it_is_installed(tmp_path: Path) -> None:
-    (tmp_path / "tensorflow").mkdir()
-    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('imported')\n")
-    code = (
-        "import sys; from rlbatch.cli.train import _keep_tensorflow_out as keep;"
-        "_ = len(sys.argv) > 1 and keep();"
-        "import stable_baselines3.common.logger as l; print(l.SummaryWriter is not None)"
-    )
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    kept, let_in = (
-        subprocess.run(
-            [*command, *more], capture_output=True, text=True, check=False, env=environment
-        )
-        for more in (["keep"], [])
-    )
-    assert let_in.stderr == "imported\n"  # the probe sees it
-    assert (kept.returncode, kept.stdout) == (0, "True\n")
-
-
 @pytest.fixture
 def log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     assert main([*RUN[:3], "--policy", "goodput", "--out", str(tmp_path / "log")]) == 0
