@@ -32,9 +32,7 @@ def test_a_process_with_stable_baselines_has_no_tensorflow() -> None:
     def work(pipe: Connection) -> None:
         import stable_baselines3.common.logger as module
 
-        pipe.send(
-            (module.__name__ in sys.modules, "tensorflow" in sys.modules)
-        )
+        pipe.send((module.__name__ in sys.modules, "tensorflow" in sys.modules))
 
     pipe, process = start_process(work, daemon=True)
     assert pipe.recv() == (True, False)
