@@ -1,11 +1,12 @@
 """What the runs of a benchmark cost when the best fixed batch size is known from the start.
 
-    python scripts/measure_guide.py BENCH_DIR [--policy default] [--jobs 2]
+    python scripts/measure_guide.py BENCH_DIR [--policy default] [--measured] [--jobs 2]
 
 Takes the real runs of one policy in a folder of `rlbatch bench` (targets, on computed clocks) and
 makes each again with a guide that is told `reference_batch_size`, the best fixed size in
 hindsight, and goes there after the first chunk. What it costs above 1 is starting elsewhere and
-luck; a policy that settles on one size cannot do better but by luck.
+luck; a policy that settles on one size cannot do better but by luck. With --measured it has the
+gradient noise measured as often as the policy does, and pays for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from rlbatch.envs.objectives import UNREACHED_RATIO, Cadence, Objective
 from rlbatch.envs.perceptron import fastest_trainee
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.threads import use_one_thread
+from rlbatch.policy.base import noise_rate_of
+from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Coupling
 
 
@@ -34,14 +38,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bench", type=Path)
     parser.add_argument("--policy", default="default", help="whose runs are made again")
+    parser.add_argument("--measured", action="store_true", help="measure gradient noise, too")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     cadence = Cadence(**json.loads((arguments.bench / "bench.json").read_text())["cadence"])
     rows = [row for row in read_results(arguments.bench) if row["policy"] == arguments.policy]
     if not rows:
         parser.error(f"{arguments.bench} holds no runs of {arguments.policy!r}")
+    noise_rate = noise_rate_of(resolve_policy(arguments.policy)) if arguments.measured else 0.0
+    work = [(row, cadence, noise_rate) for row in rows]
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, use_one_thread) as pool:
-        rows += pool.starmap(guided, [(row, cadence) for row in rows], chunksize=1)
+        rows += pool.starmap(guided, work, chunksize=1)
     report("all", rows)
     for name in ("task", "lr_coupling", "profile", "start_batch_size"):
         for value in summarize_by(rows, name):
@@ -50,12 +57,20 @@ def main() -> None:
         print(f"cost of {pair.first} over {pair.second}: {pair.ratio}")
 
 
-def guided(row: Row, cadence: Cadence) -> Row:
+@dataclass(frozen=True)
+class Guide(Fixed):
+    """Goes to a size at once, and has the gradient noise measured."""
+
+    needs_gradient_noise = True
+    noise_rate: float = 0.0
+
+
+def guided(row: Row, cadence: Cadence, noise_rate: float) -> Row:
     """Return a result's twin under the guide."""
     task, clock = resolve_task(row["task"]), resolve_clock(row["profile"])
     result = controlled_run(
         task,
-        Fixed(row["reference_batch_size"]),
+        Guide(row["reference_batch_size"], noise_rate),
         seed=row["seed"],
         coupling=Coupling(row["lr_coupling"]),
         profile=clock.profile,
