@@ -1,6 +1,7 @@
 """Training by a recipe: checkpoints, a real kill and resume, refusals, and the exported policy."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,67 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
 
-from rlbatch.agents.critic import InformedCriticPolicy
-from rlbatch.agents.ppo import export_policy, load_weights, train
+from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
 from rlbatch.envs.quadratic.pool import make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
+from rlbatch.envs.truth import REGRET_SCALE
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Network
 from rlbatch.testing import simple_signals
+from tests.agents.tiny import HIDDEN_SIZE, ROLLOUT, TINY, untrained
 from tests.envs.test_settings import NAMES, write_tables
-
-ROLLOUT = 64 * 32
-HIDDEN_SIZE = TRUTH_SIZE + 7  # and the regret of each action
-TINY = Recipe(
-    "tiny",
-    (
-        Stage(
-            timesteps=2 * ROLLOUT, simulated=64, real=0, rollout_steps=32, minibatch=512, epochs=1
-        ),
-    ),
-    pool_size=64,
-    goodput_slack=None,  # the network alone decides
-)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("training")
-    train(TINY, out)
-    return out
-
-
-def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None:
-    model = PPO.load(trained / "checkpoint.zip", device="cpu")
-    policy = load_policy(trained / "policy.safetensors")
-    rng = np.random.default_rng(0)
-    seen = rng.uniform(-1, 1, (500, OBSERVATION_SIZE)).astype(np.float32)
-    hidden = rng.uniform(-1, 1, (500, HIDDEN_SIZE)).astype(np.float32)
-    decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((500,)))
-    actions, _ = model.predict(np.concatenate([seen, hidden], axis=1), deterministic=True)
-    np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
-    assert policy.card.recipe_hash == TINY.digest()
-
-
-def test_a_policy_has_the_floor_and_the_objective_of_its_recipe(
-    trained: Path, tmp_path: Path
-) -> None:
-    model = PPO.load(trained / "checkpoint.zip", device="cpu")
-    for changes in ({"goodput_slack": 0.5}, {"goodput_slack": None}):
-        export_policy(model, replace(TINY, **changes), tmp_path / "policy.safetensors")
-        policy = load_policy(tmp_path / "policy.safetensors")
-        assert policy.goodput_slack == changes["goodput_slack"]
-        assert policy.card.objectives == ("target",)
-    export_policy(model, RECIPES["epochs"], tmp_path / "policy.safetensors")
-    policy = load_policy(tmp_path / "policy.safetensors")
-    assert (policy.goodput_slack, policy.card.objectives) == (None, ("epochs",))
 
 
 def test_the_policy_for_epochs_is_trained_on_real_runs(tmp_path: Path) -> None:
@@ -91,21 +45,27 @@ def test_the_policy_for_epochs_is_trained_on_real_runs(tmp_path: Path) -> None:
         replace(TINY, objective="budget")
 
 
-def test_the_exported_value_is_the_critics_at_the_mean_truth(trained: Path) -> None:
-    model = PPO.load(trained / "checkpoint.zip", device="cpu")
-    policy = load_policy(trained / "policy.safetensors")
-    seen = np.random.default_rng(1).uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
-    mean = model.policy.get_buffer("truth_mean")
-    assert mean.abs().min() > 0
-    features = torch.cat([torch.tensor(seen), mean.expand(50, HIDDEN_SIZE)], dim=1)
-    with torch.no_grad():
-        expected = model.policy.predict_values(features)[:, 0].numpy()
-    decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((50,)))
-    np.testing.assert_allclose(np.asarray(decision.value), expected, atol=1e-5)
+def test_a_training_goes_on_when_a_process_with_runs_dies(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    stage = Stage(timesteps=48, simulated=0, real=2, rollout_steps=4, minibatch=8, epochs=1)
+    recipe = Recipe("e", (stage,), tasks=NAMES, policy_layers=(8,))
+    seen: list[float] = []
+
+    def kill_one(figures: dict[str, float]) -> None:
+        seen.append(figures["timesteps"])
+        if len(seen) == 2:
+            process = multiprocessing.active_children()[0]
+            process.kill()
+            process.join()
+
+    with pytest.warns(RuntimeWarning, match="died; another takes its place"):
+        policy = train(recipe, tmp_path / "out", curves=tmp_path, report=kill_one)
+    assert seen == [8, 16, 24, 32, 40, 48]
+    assert policy.exists()
 
 
 def test_guidance_takes_the_expected_regret_from_the_entropy() -> None:
-    model = _untrained(informed=True)
+    model = untrained(informed=True)
     policy: Any = model.policy
     rng = np.random.default_rng(3)
     features = torch.tensor(
@@ -144,47 +104,6 @@ def _regret(policy: LearnedPolicy) -> float:
         total += float((np.asarray(decision.probabilities) * told[:, -7:]).sum(axis=1).mean())
         told = env.step(np.asarray(decision.probabilities).argmax(axis=1))[0]
     return total
-
-
-@pytest.mark.parametrize("informed", [True, False])
-def test_a_deployed_policy_is_trained_further_from_its_weights(
-    trained: Path, informed: bool
-) -> None:
-    """As it decides and judges, whether the critic will see the truth from then on or not."""
-    policy = load_policy(trained / "policy.safetensors")
-    model = _untrained(informed)
-    load_weights(model, policy)
-    rng = np.random.default_rng(2)
-    seen = rng.uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
-    hidden = rng.uniform(-1, 1, (50, HIDDEN_SIZE * informed)).astype(np.float32)
-    features = torch.tensor(np.concatenate([seen, hidden], axis=1))
-    with torch.no_grad():
-        logits: Any = model.policy.get_distribution(features).distribution
-        values = model.policy.predict_values(features)[:, 0].numpy()
-    decision, _ = policy.decide(seen, simple_signals(), policy.initial_state((50,)))
-    np.testing.assert_allclose(logits.probs.numpy(), np.asarray(decision.probabilities), atol=1e-5)
-    np.testing.assert_allclose(values, np.asarray(decision.value), atol=1e-5)
-
-
-def test_a_policy_is_not_trained_further_with_another_activation(trained: Path) -> None:
-    policy = load_policy(trained / "policy.safetensors")
-    policy = replace(policy, members=(replace(policy.members[0], activation="tanh"),))
-    with pytest.raises(ConfigurationError, match="activation is to be the policy's, tanh"):
-        load_weights(_untrained(informed=True), policy)
-
-
-def _untrained(informed: bool) -> PPO:
-    pool = make_pool(8, 0)
-    env = QuadraticVecEnv(pool, 2, 0, TINY.actions, informed=informed)
-    layers = {"pi": list(TINY.policy_layers), "vf": list(TINY.value_layers)}
-    return PPO(
-        InformedCriticPolicy if informed else "MlpPolicy",
-        env,
-        n_steps=8,
-        batch_size=16,
-        device="cpu",
-        policy_kwargs={"net_arch": layers, "activation_fn": torch.nn.ReLU},
-    )
 
 
 def test_members_begin_alike_and_go_their_own_ways(trained: Path, tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""How far a training is: its checkpoints and its figures, once a rollout."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from rlbatch.agents.critic import InformedCriticPolicy
+from rlbatch.agents.imitation import Report
+from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.errors import ConfigurationError
+
+CHECKPOINT, PROGRESS = "checkpoint.zip", "progress.json"
+
+
+def position(recipe: Recipe, out: Path, resume: bool) -> tuple[int, int]:
+    """Return the stage that a folder's training is in, and the steps of it that are done.
+
+    Raises:
+        ConfigurationError: The folder holds another training, or there is nothing to resume.
+    """
+    progress = out / PROGRESS
+    if not progress.exists():
+        if resume:
+            raise ConfigurationError(
+                f"Nothing to resume in {out}: it holds no {PROGRESS}. Train without --resume."
+            )
+        return 0, 0
+    if not resume:
+        raise ConfigurationError(
+            f"{out} already holds a training. Add --resume, or choose another folder."
+        )
+    try:
+        state = json.loads(progress.read_text())
+        digest, name = state["recipe"], state["name"]
+        found = int(state["stage"]), int(state["timesteps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{progress} is damaged ({type(error).__name__}: {error}). Train in another folder; "
+            f"--start-from {out / CHECKPOINT} begins with the weights of this one."
+        ) from error
+    if digest != recipe.digest():
+        raise ConfigurationError(
+            f"{out} holds a training by another recipe ({name!r}). Choose another folder."
+        )
+    return found
+
+
+class Progress(BaseCallback):
+    """Checkpoints, learning-rate decay and figures, once a rollout."""
+
+    def __init__(
+        self, stage: Stage, index: int, recipe: Recipe, out: Path, report: Report | None
+    ) -> None:
+        """Of a stage, which is the recipe's at that index; see `rlbatch.agents.ppo.train`."""
+        super().__init__()
+        self._stage, self._index, self._recipe, self._out, self._report = (
+            stage,
+            index,
+            recipe,
+            out,
+            report,
+        )
+        self._ratios: dict[str, deque[float]] = {
+            "real": deque(maxlen=400),
+            "simulated": deque(maxlen=4000),
+        }
+        self._begun = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        for place, info in enumerate(self.locals["infos"]):
+            if "ratio" not in info:  # goes on, or its process died
+                continue
+            kind = "real" if place < self._stage.real else "simulated"
+            self._ratios[kind].append(min(info["ratio"], 4.0) if info["reached"] else 4.0)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # The weights that this rollout is made with: saved here, a stop loses at most one rollout.
+        if self.num_timesteps:
+            save(self.model, self._out, self._recipe, self._index, self.num_timesteps)  # type: ignore[arg-type]
+        left = 1.0 - self.num_timesteps / self._stage.timesteps
+        rate = self._stage.learning_rate * max(left, 0.05)
+        self.model.lr_schedule = lambda _: rate
+        if isinstance(self.model.policy, InformedCriticPolicy):
+            weight = self._stage.guidance * max(left, 0.0)
+            # PPO multiplies what it takes for the entropy with its weight.
+            self.model.policy.guidance = weight / self._stage.entropy if weight else 0.0
+
+    def _on_rollout_end(self) -> None:
+        policy = self.model.policy
+        if isinstance(policy, InformedCriticPolicy):
+            policy.note(self.model.rollout_buffer.observations)  # type: ignore[attr-defined]
+        figures = {
+            "timesteps": float(self.num_timesteps),
+            "seconds": time.perf_counter() - self._begun,
+        }
+        for kind, ratios in self._ratios.items():
+            if ratios:
+                figures[f"ratio_{kind}"] = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-3)))))
+                figures[f"unreached_{kind}"] = float(np.mean(np.asarray(ratios) >= 4.0))
+        for name, value in figures.items():
+            self.logger.record(f"rollout/{name}", value)
+        if self._report is not None:
+            self._report(figures)
+
+
+def save(model: PPO, out: Path, recipe: Recipe, stage: int, timesteps: int) -> None:
+    """Write the checkpoint, and then where in the recipe it is."""
+    temporary = out / "checkpoint.tmp.zip"
+    model.save(temporary)
+    os.replace(temporary, out / CHECKPOINT)
+    state = {"recipe": recipe.digest(), "name": recipe.name, "stage": stage, "timesteps": timesteps}
+    text = out / "progress.tmp.json"
+    text.write_text(json.dumps(state))
+    os.replace(text, out / PROGRESS)

@@ -1,0 +1,82 @@
+"""Weights between a training and a policy file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+
+from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
+from rlbatch.agents.hidden import blind
+from rlbatch.agents.recipes import Recipe
+from rlbatch.errors import ConfigurationError
+from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.file import save_policy
+from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.network import Network
+
+MODULES = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+"""Of `rlbatch.policy.network.ACTIVATIONS`."""
+
+
+def export_policy(
+    model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None
+) -> None:
+    """Write the deployable policy file of a trained model."""
+    card = PolicyCard(
+        objectives=recipe.objectives,
+        couplings=("none", "sqrt", "linear", "adascale"),
+        noise_rate=recipe.noise_rate,
+        recipe=recipe.name,
+        recipe_hash=recipe.digest(),
+        results=results or {},
+    )
+    parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
+    network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), recipe.activation)
+    policy = LearnedPolicy(
+        (network,),
+        action_grid=recipe.actions,
+        goodput_slack=recipe.goodput_slack,
+        keeps_steps=recipe.keeps_steps,
+        card=card,
+    )
+    save_policy(path, policy, card)
+
+
+def load_weights(model: PPO, policy: LearnedPolicy) -> None:
+    """Give a model the weights of a deployed policy, to train it further.
+
+    Raises:
+        ConfigurationError: The policy is an ensemble, or its layers or actions are others.
+    """
+    if len(policy.members) != 1:
+        raise ConfigurationError(
+            f"Only a single network can be trained further, got "
+            f"an ensemble of {len(policy.members)}."
+        )
+    (member,) = policy.members
+    if model.policy.activation_fn is not MODULES[member.activation]:
+        raise ConfigurationError(
+            f"The recipe's activation is to be the policy's, {member.activation}. Choose a recipe "
+            "with the same one."
+        )
+    weights: dict[str, torch.Tensor] = {}
+    for net, head, layers in (
+        ("policy_net", "action_net", member.policy),
+        ("value_net", "value_net", member.value),
+    ):
+        names = [f"mlp_extractor.{net}.{2 * i}" for i in range(len(layers) - 1)]
+        for name, layer in zip([*names, head], layers, strict=True):
+            weights[f"{name}.weight"] = torch.tensor(layer.weight)
+            weights[f"{name}.bias"] = torch.tensor(layer.bias)
+    if isinstance(model.policy, InformedCriticPolicy):
+        weights = informed(weights)
+    try:
+        model.policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "The policy's layers or actions are not those of the recipe. Choose a recipe with the "
+            "same ones."
+        ) from error
