@@ -174,8 +174,10 @@ def compute_table(
     """Run the grid for one task.
 
     A run ends at `target_factor` times the task's target or after `step_factor` times the steps
-    that the default run needed: whatever needs more is not the best size on any device whose steps
-    get dearer with the batch size. Sizes that are no whole number of samples are left out.
+    that the default run needed. On most devices whatever needs more is not the best size; where
+    steps cost in proportion to the batch size from the first sample on, a small one may need more,
+    be the best all the same, and count as one that does not arrive. Sizes that are no whole number
+    of samples are left out.
 
     Args:
         task_name: Of the task.
