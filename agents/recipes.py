@@ -116,7 +116,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     members: int = 1
     tasks: tuple[str, ...] = TRAINING_TASKS
-    pool_size: int = 100_000
+    pool_size: int = 25_000
     seed: int = 0
     actions: tuple[float, ...] = DEFAULT_ACTIONS
     noise_rate: float = 0.15
@@ -170,7 +170,7 @@ class Recipe:
 
 
 _SIMULATED = Stage(
-    timesteps=60_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
+    timesteps=20_000_000, simulated=512, real=0, minibatch=2048, epochs=3, learning_rate=1e-3
 )
 # More updates for each of the dear steps of real runs. Where every action's regret is told, few of
 # them are enough; as many again without it made the policy better in simulated runs and worse on
