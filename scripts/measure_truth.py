@@ -1,6 +1,6 @@
 """What a policy reaches in simulated runs that is told what no policy can know.
 
-    python scripts/measure_truth.py [--timesteps 16000000] [--tasks 2000]
+    python scripts/measure_truth.py [--timesteps 6000000] [--tasks 2000]
 
 Trains as the recipe `simulated` does, with a policy that is shown what its critic is
 (`rlbatch.envs.truth`): the reference cost, the best fixed batch size, and what the size of every
@@ -31,7 +31,7 @@ EPISODES = 4  # of every run side by side, so that short ones do not count more 
 def main() -> None:
     """Train, and print the ratio on unseen tasks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--timesteps", type=int, default=16_000_000)
+    parser.add_argument("--timesteps", type=int, default=6_000_000)
     parser.add_argument("--tasks", type=int, default=2_000)
     arguments = parser.parse_args()
     use_one_thread()
