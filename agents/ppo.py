@@ -67,18 +67,23 @@ def train(
             themselves are NumPy's, on the CPU.
 
     Raises:
-        ConfigurationError: The folder holds another training, there is nothing to resume, or the
-            device is not there.
+        ConfigurationError: The folder holds another training, there is nothing to resume, the
+            curves are missing, or the device is not there.
     """
     _require_device(device)
     if start_from is not None and not start_from.is_file():
         raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
+    if curves is None and any(stage.real for stage in recipe.stages):
+        raise ConfigurationError(
+            "This recipe trains on real tasks and needs their learning curves. Make them with "
+            "scripts/make_curves.py --out DIR and pass --curves DIR."
+        )
     use_one_thread()
     out.mkdir(parents=True, exist_ok=True)
     before, done = position(recipe, out, resume)
     if any(stage.simulated for stage in recipe.stages):
         _make_pool(recipe, out / _POOL)
-    files = _Files(out, out / _POOL, curves)
+    files = _Files(out, out / _POOL, curves or out)  # which nobody reads without real runs
     for index in range(before, len(recipe.stages) - (recipe.members > 1)):
         source = out / CHECKPOINT if index or done else start_from
         _train_stage(recipe, files, index, 0, done, source, device, report)
@@ -105,7 +110,7 @@ class _Files:
 
     out: Path
     pool: Path
-    curves: Path | None
+    curves: Path
 
 
 def _train_member(
@@ -159,11 +164,6 @@ def _train_stage(
 def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecEnv:
     parts: list[VecEnv] = []
     if stage.real:
-        if files.curves is None:
-            raise ConfigurationError(
-                "This recipe trains on real tasks and needs their learning curves. Make them with "
-                "scripts/make_curves.py --out DIR and pass --curves DIR."
-            )
         workers = min(os.cpu_count() or 1, stage.real)
         shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
         parts += [
