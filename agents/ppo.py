@@ -73,7 +73,7 @@ def train(
     _require_device(device)
     if start_from is not None and not start_from.is_file():
         raise ConfigurationError(f"No policy file or checkpoint at {start_from}. Check the path.")
-    if curves is None and any(stage.real for stage in recipe.stages):
+    if curves is None and recipe.has_real_runs:
         raise ConfigurationError(
             "This recipe trains on real tasks and needs their learning curves. Make them with "
             "scripts/make_curves.py --out DIR and pass --curves DIR."
@@ -150,7 +150,7 @@ def _train_stage(
     stage = recipe.stages[index]
     env = _environment(recipe, stage, recipe.seed + 1000 * (index + number), files)
     try:
-        model = _model(recipe, stage, env, source, device, seed=recipe.seed + number)
+        model = make_model(recipe, stage, env, source, device, seed=recipe.seed + number)
         if stage.imitation and not done:
             imitate(model, stage.imitation, report)
         _learn(model, stage, index, done, recipe, files.out, report)
@@ -229,9 +229,10 @@ def _require_device(device: str) -> None:
         ) from error
 
 
-def _model(
+def make_model(
     recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, device: str, *, seed: int
 ) -> PPO:
+    """Return the model of a stage of a recipe for an environment, with the weights of `source`."""
     model = PPO(
         InformedCriticPolicy if recipe.informed_critic else "MlpPolicy",
         env,

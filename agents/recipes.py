@@ -157,11 +157,16 @@ class Recipe:
             raise ConfigurationError("The simulator has no objective `epochs`: use real runs.")
 
     @property
+    def has_real_runs(self) -> bool:
+        """Whether it trains on real tasks, and needs their learning curves."""
+        return any(stage.real for stage in self.stages)
+
+    @property
     def objectives(self) -> tuple[str, ...]:
         """What the policy is for: `target`, `budget` or `epochs`."""
         if self.objective == "epochs":
             return ("epochs",)
-        budgets = self.budget_share > 0.0 and any(stage.real for stage in self.stages)
+        budgets = self.budget_share > 0.0 and self.has_real_runs
         return ("target", "budget") if budgets else ("target",)
 
     def digest(self) -> str:

@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = resolve_recipe(arguments.recipe)
     curves = arguments.out / "curves"
-    if any(stage.real for stage in recipe.stages):
+    if recipe.has_real_runs:
         named = [name for name in recipe.tasks if name not in RANDOM_TASKS]
         numbered = {kind: RANDOM_TASKS[kind] for kind in recipe.tasks if kind in RANDOM_TASKS}
         make_curves(curves, named, numbered, jobs=os.cpu_count() or 1)

@@ -11,20 +11,21 @@ measures. So no policy without that knowledge can be expected to be better on un
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
-import torch
 from ablate import summary  # beside this file
 from stable_baselines3 import PPO
 
 from rlbatch.agents.evaluation.simulated import POOL_SEED
+from rlbatch.agents.ppo import make_model
 from rlbatch.agents.recipes import resolve_recipe
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
 
-RECIPE = resolve_recipe("simulated")
+RECIPE = replace(resolve_recipe("simulated"), informed_critic=False)  # no split of what nets see
 EPISODES = 4  # of every run side by side, so that short ones do not count more often
 
 
@@ -51,24 +52,9 @@ def trained(timesteps: int) -> PPO:
     """Train by the recipe's stage, without its split into what actor and critic see."""
     (stage,) = RECIPE.stages
     pool = make_pool(RECIPE.pool_size, RECIPE.seed + 100)
-    model = PPO(
-        "MlpPolicy",
-        environment(pool, stage.simulated, RECIPE.seed),
-        n_steps=stage.rollout_steps,
-        batch_size=stage.minibatch,
-        n_epochs=stage.epochs,
-        gamma=1.0,
-        gae_lambda=0.97,
-        learning_rate=lambda left: stage.learning_rate * max(left, 0.05),
-        ent_coef=stage.entropy,
-        clip_range=stage.clip,
-        seed=RECIPE.seed,
-        device="cpu",
-        policy_kwargs={
-            "net_arch": {"pi": list(RECIPE.policy_layers), "vf": list(RECIPE.value_layers)},
-            "activation_fn": torch.nn.ReLU,
-        },
-    )
+    env = environment(pool, stage.simulated, RECIPE.seed)
+    model = make_model(RECIPE, stage, env, None, "cpu", seed=RECIPE.seed)
+    model.lr_schedule = lambda left: stage.learning_rate * max(left, 0.05)
     return model.learn(timesteps)
 
 

@@ -87,7 +87,7 @@ class Command:
                 f"{self.out / 'checkpoint.zip'} is missing or damaged, and the training cannot be "
                 "resumed. Train in another folder."
             )
-        if self.curves is None and any(stage.real for stage in recipe.stages):
+        if self.curves is None and recipe.has_real_runs:
             raise ConfigurationError(
                 f"The recipe {recipe.name!r} trains on real tasks and needs their learning curves. "
                 "Make them with scripts/make_curves.py --out DIR and pass --curves DIR."
@@ -119,7 +119,7 @@ class Command:
     def _check_curves(self, recipe: Recipe) -> None:
         from rlbatch.envs.settings import SettingSampler
 
-        if self.curves is not None and any(stage.real for stage in recipe.stages):
+        if self.curves is not None and recipe.has_real_runs:
             SettingSampler(self.curves, recipe.tasks)
 
 
