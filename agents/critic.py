@@ -1,7 +1,7 @@
 """An actor-critic whose critic sees more than its actor, and whose actor may be guided by it.
 
-Observations are the policy's own features and, behind them, what `rlbatch.envs.truth` tells: the
-truth, and the regret of each action.
+Observations are the policy's own features, followed by privileged information
+(`rlbatch.envs.privileged`): what only the environment knows, and the regret of each action.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
-from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
+from rlbatch.envs.privileged import PRIVILEGED_SIZE, REGRET_SCALE
 from rlbatch.observation import OBSERVATION_SIZE
 
 _FIRST = "mlp_extractor.value_net.0"
-_MEAN = "truth_mean"
+_MEAN = "privileged_mean"
 
 
-class InformedCriticPolicy(ActorCriticPolicy):
+class PrivilegedCriticPolicy(ActorCriticPolicy):
     """The actor's net sees the policy's own features, the critic's all of them.
 
     Attributes:
-        guidance: How much of the expected regret of the actor's actions is taken from what
+        regret_weight: How much of the expected regret of the actor's actions is taken from what
             `evaluate_actions` calls their entropy, the one regulariser that PPO's loss has. Unlike
             an advantage it is known of every action and without noise; but it is only what the size
             would cost from the start, and it rewards no looking around.
     """
 
-    guidance: float = 0.0
+    regret_weight: float = 0.0
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         """Build the two nets; the mean of the hidden features is kept for `deployable`."""
@@ -51,15 +51,15 @@ class InformedCriticPolicy(ActorCriticPolicy):
         self.get_buffer(_MEAN).copy_(torch.as_tensor(mean))
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return values, log-probabilities and the entropy, less the guidance."""
+        """Return values, log-probabilities and the entropy, less the regret_weight."""
         features: Any = self.extract_features(obs)
         latent = self.mlp_extractor.forward_actor(features)
         distribution: Any = self._get_action_dist_from_latent(latent)
         values = self.value_net(self.mlp_extractor.forward_critic(features))
         entropy = distribution.entropy()
-        if self.guidance:
-            expected = (distribution.distribution.probs * told_regrets(features)).sum(dim=-1)
-            entropy = entropy - self.guidance * expected
+        if self.regret_weight:
+            expected = (distribution.distribution.probs * with_regrets(features)).sum(dim=-1)
+            entropy = entropy - self.regret_weight * expected
         return values, distribution.log_prob(actions), entropy
 
 
@@ -70,17 +70,17 @@ class _SplitExtractor(MlpExtractor):
         self, feature_dim: int, net_arch: Any, activation_fn: type[nn.Module], device: Any
     ) -> None:
         super().__init__(OBSERVATION_SIZE, {"pi": net_arch["pi"]}, activation_fn, device)
-        informed = MlpExtractor(feature_dim, {"vf": net_arch["vf"]}, activation_fn, device)
-        self.value_net, self.latent_dim_vf = informed.value_net, informed.latent_dim_vf
+        privileged = MlpExtractor(feature_dim, {"vf": net_arch["vf"]}, activation_fn, device)
+        self.value_net, self.latent_dim_vf = privileged.value_net, privileged.latent_dim_vf
 
     def forward_actor(self, features: Tensor) -> Tensor:
         """Return what the action head sees."""
         return self.policy_net(features[..., :OBSERVATION_SIZE])
 
 
-def told_regrets(features: Any) -> Any:
+def with_regrets(features: Any) -> Any:
     """Return the regrets, in log2, that are part of observations of shape (..., features)."""
-    return REGRET_SCALE * features[..., OBSERVATION_SIZE + TRUTH_SIZE :]
+    return REGRET_SCALE * features[..., OBSERVATION_SIZE + PRIVILEGED_SIZE :]
 
 
 def deployable(parameters: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -90,7 +90,7 @@ def deployable(parameters: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[
     shown beside a decision and decides nothing.
 
     Args:
-        parameters: Of an `InformedCriticPolicy` or an ordinary one, which is returned as it is.
+        parameters: Of an `PrivilegedCriticPolicy` or an ordinary one, which is returned as it is.
     """
     if _MEAN not in parameters:
         return parameters
@@ -102,10 +102,10 @@ def deployable(parameters: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[
     return kept
 
 
-def informed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def privileged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of an ordinary policy for one whose critic sees the truth: not yet."""
     first = weights[f"{_FIRST}.weight"]
-    hidden = TRUTH_SIZE + len(weights["action_net.bias"])
+    hidden = PRIVILEGED_SIZE + len(weights["action_net.bias"])
     zeros = torch.zeros(len(first), hidden, dtype=first.dtype)
     return {
         **weights,

@@ -1,9 +1,9 @@
 """What every action's size would cost, learned by regression before PPO begins.
 
-A return tells of the one action that was taken; the known regrets (`rlbatch.envs.truth.regrets`)
-tell of all of them. And PPO forgets a rollout after a few passes, where a regression goes over all
-of them many times. In runs of which no regrets are known, the simulated ones beside real ones, the
-actor is held to what it said when the regression began.
+A return tells of the one action that was taken; the known regrets
+(`rlbatch.envs.privileged.regrets`) tell of all of them. And PPO forgets a rollout after a few
+passes, where a regression goes over all of them many times. In runs of which no regrets are known,
+the simulated ones beside real ones, the actor is held to what it said when the regression began.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlbatch.agents.critic import told_regrets
-from rlbatch.envs.truth import LARGEST_REGRET
+from rlbatch.agents.critic import with_regrets
+from rlbatch.envs.privileged import LARGEST_REGRET
 from rlbatch.observation import OBSERVATION_SIZE
 
 SHARPNESS = 8.0
@@ -46,7 +46,7 @@ def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
     where the costs differ little.
 
     Args:
-        model: Of an `InformedCriticPolicy`, with its environment.
+        model: Of an `PrivilegedCriticPolicy`, with its environment.
         steps: Environment steps in all.
         report: Called from time to time with figures.
     """
@@ -70,13 +70,13 @@ def labels(teacher: Any, told: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return what every action is to be expected to cost more than the best, in log2.
 
     Args:
-        teacher: An `InformedCriticPolicy`, asked where no regrets are known.
+        teacher: An `PrivilegedCriticPolicy`, asked where no regrets are known.
         told: What an environment tells, shape (n, features): the last are the regrets.
 
     Returns:
         Shape (n, actions).
     """
-    regrets: NDArray[np.float32] = told_regrets(told)
+    regrets: NDArray[np.float32] = with_regrets(told)
     unknown = np.flatnonzero(np.abs(regrets).sum(axis=1) == 0.0)
     for start in range(0, len(unknown), _MINIBATCH):
         part = unknown[start : start + _MINIBATCH]
@@ -94,7 +94,7 @@ def fit(
     """Fit the actor's log odds to minus `SHARPNESS` times the labels, by least squares.
 
     Args:
-        model: Of an `InformedCriticPolicy`.
+        model: Of an `PrivilegedCriticPolicy`.
         told: What its environment tells, shape (n, features).
         wanted: The labels, shape (n, actions).
         passes: Over all rows.

@@ -18,9 +18,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlbatch.agents.critic import InformedCriticPolicy
-from rlbatch.agents.hidden import HiddenGroups
+from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import Report, imitate
+from rlbatch.agents.masking import MaskedGroups
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.side_by_side import train_side_by_side
@@ -29,10 +29,10 @@ from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSampler
-from rlbatch.envs.quadratic.pool import TaskPool, make_pool
-from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
 from rlbatch.envs.settings import SettingSampler
+from rlbatch.envs.simulator.pool import TaskPool, make_pool
+from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.file import load_policy, save_policy
@@ -173,7 +173,7 @@ def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecE
     if stage.simulated:
         parts.append(_simulated_env(recipe, stage, seed, files.pool))
     env = MixedVecEnv(parts)
-    return HiddenGroups(env, recipe.hidden) if recipe.hidden else env
+    return MaskedGroups(env, recipe.hidden) if recipe.hidden else env
 
 
 def _make_pool(recipe: Recipe, path: Path) -> None:
@@ -202,7 +202,7 @@ def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int)
         seed + 500 * crashes,
         recipe.actions,
         make=PlannedEpisode if planned else begin_episode,
-        informed=recipe.informed_critic,
+        privileged=recipe.privileged_critic,
         noise_rate=recipe.noise_rate,
     )
 
@@ -213,8 +213,8 @@ def _simulated_env(recipe: Recipe, stage: Stage, seed: int, pool: Path) -> VecEn
         stage.simulated,
         seed,
         recipe.actions,
-        informed=recipe.informed_critic,
-        tells_regrets=not stage.real,  # the stages before have learned more than a fixed size tells
+        privileged=recipe.privileged_critic,
+        with_regrets=not stage.real,  # the stages before have learned more than a fixed size tells
         noise_rate=recipe.noise_rate,
     )
 
@@ -234,7 +234,7 @@ def make_model(
 ) -> PPO:
     """Return the model of a stage of a recipe for an environment, with the weights of `source`."""
     model = PPO(
-        InformedCriticPolicy if recipe.informed_critic else "MlpPolicy",
+        PrivilegedCriticPolicy if recipe.privileged_critic else "MlpPolicy",
         env,
         n_steps=stage.rollout_steps,
         batch_size=stage.minibatch,

@@ -12,7 +12,7 @@ import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from rlbatch.agents.critic import InformedCriticPolicy
+from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import Report
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.errors import ConfigurationError
@@ -89,14 +89,14 @@ class Progress(BaseCallback):
         left = 1.0 - self.num_timesteps / self._stage.timesteps
         rate = self._stage.learning_rate * max(left, 0.05)
         self.model.lr_schedule = lambda _: rate
-        if isinstance(self.model.policy, InformedCriticPolicy):
-            weight = self._stage.guidance * max(left, 0.0)
+        if isinstance(self.model.policy, PrivilegedCriticPolicy):
+            weight = self._stage.regret_weight * max(left, 0.0)
             # PPO multiplies what it takes for the entropy with its weight.
-            self.model.policy.guidance = weight / self._stage.entropy if weight else 0.0
+            self.model.policy.regret_weight = weight / self._stage.entropy if weight else 0.0
 
     def _on_rollout_end(self) -> None:
         policy = self.model.policy
-        if isinstance(policy, InformedCriticPolicy):
+        if isinstance(policy, PrivilegedCriticPolicy):
             policy.note(self.model.rollout_buffer.observations)  # type: ignore[attr-defined]
         figures = {
             "timesteps": float(self.num_timesteps),

@@ -43,9 +43,9 @@ class Stage:
         learning_rate: Of PPO's Adam; falls linearly to a twentieth in the stage.
         entropy: Weight of the entropy bonus.
         clip: Clip range of the policy ratio.
-        guidance: Weight, in PPO's loss, of what the policy's actions are expected to cost more than
-            the best fixed size (`rlbatch.envs.truth.regrets`); falls linearly to nothing in the
-            stage. Needs the recipe's `informed_critic`.
+        regret_weight: Weight, in PPO's loss, of the auxiliary regret: what the policy's actions are
+            expected to cost more than the best fixed size (`rlbatch.envs.privileged.regrets`). It
+            falls linearly to nothing in the stage. Needs the recipe's `privileged_critic`.
         imitation: Environment steps before these, from which the actor learns by regression what
             every action would cost, see `rlbatch.agents.imitation`. Needs the same.
     """
@@ -59,11 +59,11 @@ class Stage:
     learning_rate: float = 3e-4
     entropy: float = 0.003
     clip: float = 0.2
-    guidance: float = 0.0
+    regret_weight: float = 0.0
     imitation: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a stage without runs, and guidance that has nothing to ride on."""
+        """Refuse a stage without runs, and regret_weight that has nothing to ride on."""
         if self.simulated + self.real < 1 or self.timesteps < 1:
             raise ConfigurationError(
                 f"A stage needs runs and timesteps, got simulated={self.simulated}, "
@@ -71,10 +71,10 @@ class Stage:
             )
         if self.imitation < 0:
             raise ConfigurationError(f"imitation must not be negative, got {self.imitation}.")
-        if self.guidance < 0.0 or (self.guidance > 0.0 and self.entropy <= 0.0):
+        if self.regret_weight < 0.0 or (self.regret_weight > 0.0 and self.entropy <= 0.0):
             raise ConfigurationError(
-                "A stage's guidance is zero or positive, and rides on its entropy bonus, got "
-                f"guidance={self.guidance}, entropy={self.entropy}."
+                "A stage's regret_weight is zero or positive, and rides on its entropy bonus, got "
+                f"regret_weight={self.regret_weight}, entropy={self.entropy}."
             )
 
 
@@ -97,7 +97,7 @@ class Recipe:
         policy_layers: Hidden units of the policy network.
         value_layers: Hidden units of the value network.
         activation: Between them, one of `rlbatch.policy.network.ACTIVATIONS`.
-        informed_critic: Show the value network what is hidden from the policy.
+        privileged_critic: Show the value network what is hidden from the policy.
         hidden: Groups of observations (`rlbatch.observation.GROUPS`) that neither network is shown.
         known_share: Share of the real runs in which the policy is told what a step costs at every
             size, as by a device profile; in the others it learns that as from the clock on the
@@ -123,7 +123,7 @@ class Recipe:
     policy_layers: tuple[int, ...] = (256, 256)
     value_layers: tuple[int, ...] = (256, 256)
     activation: str = "relu"
-    informed_critic: bool = True
+    privileged_critic: bool = True
     hidden: tuple[str, ...] = ()
     known_share: float = 0.5
     budget_share: float = 0.15
@@ -134,7 +134,7 @@ class Recipe:
     objective: str = "target"
 
     def __post_init__(self) -> None:
-        """Refuse no networks, guidance that is not shown, and simulated runs of so many epochs."""
+        """Refuse no networks, regrets that nobody knows, and simulated runs of so many epochs."""
         if self.members < 1:
             raise ConfigurationError(f"A recipe needs members, got {self.members}.")
         if self.members > 1 and len(self.stages) < 2:
@@ -144,12 +144,12 @@ class Recipe:
             )
         if self.activation not in ACTIVATIONS:
             raise UnknownNameError("activation", self.activation, ACTIVATIONS)
-        if not self.informed_critic and any(
-            stage.guidance or stage.imitation for stage in self.stages
+        if not self.privileged_critic and any(
+            stage.regret_weight or stage.imitation for stage in self.stages
         ):
             raise ConfigurationError(
-                "Guidance and imitation come with what the informed critic is shown. Set "
-                "informed_critic=True, or the stages' guidance and imitation to zero."
+                "Guidance and imitation come with what the privileged critic is shown. Set "
+                "privileged_critic=True, or the stages' regret_weight and imitation to zero."
             )
         if self.objective not in ("target", "epochs"):
             raise ConfigurationError(f"A recipe is for target or epochs, got {self.objective!r}.")
@@ -190,7 +190,7 @@ _REAL = Stage(
     epochs=8,
     learning_rate=5e-4,
     entropy=0.002,
-    guidance=4.0,
+    regret_weight=4.0,
     imitation=860_000,
 )
 # Begins with the default policy (`--start-from`), which knows what noise and progress look like.
@@ -202,7 +202,7 @@ _EPOCHS = replace(
     learning_rate=2.5e-4,
     entropy=0.003,
     clip=0.15,
-    guidance=0.0,
+    regret_weight=0.0,
     imitation=0,
 )
 

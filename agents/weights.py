@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from stable_baselines3 import PPO
 
-from rlbatch.agents.critic import InformedCriticPolicy, deployable, informed
-from rlbatch.agents.hidden import blind
+from rlbatch.agents.critic import PrivilegedCriticPolicy, deployable, privileged
+from rlbatch.agents.masking import blind
 from rlbatch.agents.recipes import Recipe
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.card import PolicyCard
@@ -71,8 +71,8 @@ def load_weights(model: PPO, policy: LearnedPolicy) -> None:
         for name, layer in zip([*names, head], layers, strict=True):
             weights[f"{name}.weight"] = torch.tensor(layer.weight)
             weights[f"{name}.bias"] = torch.tensor(layer.bias)
-    if isinstance(model.policy, InformedCriticPolicy):
-        weights = informed(weights)
+    if isinstance(model.policy, PrivilegedCriticPolicy):
+        weights = privileged(weights)
     try:
         model.policy.load_state_dict(weights)
     except RuntimeError as error:

@@ -20,7 +20,7 @@ _ENVIRONMENTS: dict[str, tuple[str, dict[str, str], bool]] = {
         {"profile": "wall"},
         True,
     ),
-    "rlbatch/BatchSizeQuadratic-v0": ("rlbatch.envs.quadratic.environment:QuadraticEnv", {}, False),
+    "rlbatch/BatchSizeQuadratic-v0": ("rlbatch.envs.simulator.environment:QuadraticEnv", {}, False),
 }
 
 

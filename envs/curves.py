@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
 from rlbatch.envs.objectives import UNREACHED_RATIO, Cadence
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
@@ -202,7 +202,7 @@ def compute_table(
             target_loss=target,
             learning_rate_scale=2.0 ** (rate_shift / 2),
             planned_steps=planned_steps,
-            trainee=fastest_trainee,
+            backend=fastest_backend,
         )
 
     defaults = [run(task.batch_size, 0, seed, longest) for seed in seeds]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective, disutility
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
+from rlbatch.envs.privileged import PrivilegedRow, regrets
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
-from rlbatch.envs.truth import TruthRow, regrets
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
@@ -59,7 +59,7 @@ class LiveEpisode:
             noise_rate=noise_rate,
             curve_known=setting.curve_known,
             guard=guard,
-            trainee=fastest_trainee,
+            backend=fastest_backend,
         )
         self.first = self.run.advance(setting.start_batch_size)
 
@@ -129,7 +129,7 @@ class LiveEpisode:
             "reached": self.reached,
         }
 
-    def truth(self) -> TruthRow:
+    def privileged_row(self) -> PrivilegedRow:
         """Return what the critic is told."""
         setting, run = self.setting, self.run
         reference, costs, base = setting.reference_cost, setting.fixed_costs, run.task.batch_size
@@ -137,10 +137,10 @@ class LiveEpisode:
         known = min(costs, key=lambda size: abs(np.log(size / run.batch_size))) if costs else base
         fixed = costs.get(known, np.inf) / reference
         steps = reference / self.step_cost(base)
-        return TruthRow(self.spent, steps, best, run.batch_size, base, fixed)
+        return PrivilegedRow(self.spent, steps, best, run.batch_size, base, fixed)
 
     def regrets(self, log2_changes: Sequence[float]) -> NDArray[np.float32]:
-        """Return `rlbatch.envs.truth.regrets` of these changes; zeros where nothing is known."""
+        """Return `rlbatch.envs.privileged.regrets` of the changes; zeros where nothing is known."""
         sizes = sorted(self.setting.fixed_costs)
         if not sizes:
             return np.zeros(len(log2_changes), dtype=np.float32)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.envs.task import Task
-from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.signals.record import Coupling
 
 
@@ -49,7 +49,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     learning_rate_scale: float = 1.0,
     cadence: Cadence | None = None,
     planned_steps: int | None = None,
-    trainee: TraineeMaker = TorchTrainee,
+    backend: BackendMaker = TorchBackend,
 ) -> FixedRunCurve:
     """Return the learning curve of a constant batch size, by the code of every other run.
 
@@ -67,7 +67,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         learning_rate_scale: Multiplies the task's learning rate.
         cadence: Spacing of the validations.
         planned_steps: Length of the task's schedule, if it has one.
-        trainee: Makes the weights, as for `LiveRun`.
+        backend: Makes the weights, as for `LiveRun`.
 
     Raises:
         ConfigurationError: Nothing would ever end the run.
@@ -88,7 +88,7 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         planned_steps=planned_steps,
         max_steps=max_steps,
         guard=False,
-        trainee=trainee,
+        backend=backend,
     )
     while not run.finished:
         run.advance(batch_size)

@@ -9,13 +9,13 @@ import numpy as np
 
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
+from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.clock import Clock, make_clock
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.sample_order import SampleOrder
 from rlbatch.envs.sample_schedule import SampleSchedule
 from rlbatch.envs.task import Task
-from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.assemble import chunk_signals, run_context
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
@@ -41,7 +41,7 @@ class LiveRun:
     sizes.
 
     Attributes:
-        trainee: The weights.
+        backend: The weights.
         context: The run's constants, as signals carry them.
         batch_size: Samples per optimizer step in force.
         steps: Optimizer steps so far.
@@ -75,7 +75,7 @@ class LiveRun:
         guard: GuardConfig | bool = True,
         noise_rate: float = NOISE_RATE,
         curve_known: bool = True,
-        trainee: TraineeMaker = TorchTrainee,
+        backend: BackendMaker = TorchBackend,
     ) -> None:
         """Build the model and everything else that the seed determines.
 
@@ -101,7 +101,7 @@ class LiveRun:
                 AdaScale needs it and measures anyway.
             curve_known: Tell the profile's costs at every size, instead of what a run without a
                 profile learns from its steps.
-            trainee: Makes the weights, from the task, the seed and the scale of the learning rate.
+            backend: Makes the weights, from the task, the seed and the scale of the learning rate.
 
         Raises:
             ConfigurationError: Bounds exclude each other, or the schedule's length is missing.
@@ -112,8 +112,8 @@ class LiveRun:
         largest = max_batch_size or task.max_batch_size or size
         self.batch_size = task.batch_size if start_batch_size is None else start_batch_size
         _require_bounds(min_batch_size, self.batch_size, largest, size)
-        self.trainee = trainee(task, seed, learning_rate_scale)
-        self.optimizer = self.trainee.optimizer
+        self.backend = backend(task, seed, learning_rate_scale)
+        self.optimizer = self.backend.optimizer
         self._schedule = SampleSchedule(task, self.optimizer, planned_steps)
         self._order = SampleOrder(size, seed)
         self._clock: Clock = make_clock(
@@ -181,11 +181,11 @@ class LiveRun:
         validated_before = len(self.validations)
         self.batch_size = batch_size
         if self._guard is not None:
-            self.trainee.remember()
-        with self.trainee.chunk():
+            self.backend.remember()
+        with self.backend.chunk():
             factor = self._train_chunk()
         self._clock.end_chunk()
-        measured = self.trainee.finish()
+        measured = self.backend.finish()
         rolled_back = self._judge(measured, before)
         curve, known = self._clock.curve()
         signals = chunk_signals(
@@ -246,7 +246,7 @@ class LiveRun:
         )
         damaged, self._guard_state = judge(self._guard_state, self._guard, losses)
         if damaged:
-            self.trainee.restore()
+            self.backend.restore()
             self.released = self._guard_state.diverged
             if self.exhausted:
                 self.validate()  # the last word is on the weights that remain
@@ -256,7 +256,7 @@ class LiveRun:
         indices = self._order.take(self.batch_size)
         size = len(indices)
         sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
-        self.trainee.step(indices, sizes, measured, self._coupling.applied)
+        self.backend.step(indices, sizes, measured, self._coupling.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)
@@ -264,7 +264,7 @@ class LiveRun:
 
     def validate(self) -> float:
         """Evaluate the model now, note the loss, and return it. Costs nothing."""
-        self.val_loss = self.trainee.validation_loss()
+        self.val_loss = self.backend.validation_loss()
         self.validations.append(Validation(self.steps, self.samples_seen, self.cost, self.val_loss))
         target = self.objective.target_loss
         self.reached = target is not None and self.val_loss <= target

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from rlbatch import observation
 from rlbatch.envs.episode import EpisodeStep, LiveEpisode
 from rlbatch.envs.local_vec_env import LocalVecEnv
-from rlbatch.envs.truth import TRUTH_SIZE, TruthRow, truth
+from rlbatch.envs.privileged import PRIVILEGED_SIZE, PrivilegedRow, privileged_information
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import RunContext, Signals
 
@@ -38,12 +38,12 @@ class Episode(Protocol):
         """Return what loggers want to know."""
         ...
 
-    def truth(self) -> TruthRow:
+    def privileged_row(self) -> PrivilegedRow:
         """Return what the critic is told."""
         ...
 
     def regrets(self, log2_changes: Sequence[float]) -> np.ndarray:
-        """Return `rlbatch.envs.truth.regrets` of these changes; zeros if nothing is known."""
+        """Return `rlbatch.envs.privileged.regrets` of these changes; zeros if nothing is known."""
         ...
 
 
@@ -62,7 +62,7 @@ class LiveVecEnv(LocalVecEnv):
         actions: Sequence[float],
         *,
         make: Callable[..., Episode] = LiveEpisode,
-        informed: bool = False,
+        privileged: bool = False,
         noise_rate: float = NOISE_RATE,
     ) -> None:
         """Prepare `count` environments.
@@ -73,16 +73,16 @@ class LiveVecEnv(LocalVecEnv):
             seed: Of the draws.
             actions: Changes of log2(batch size), one for each discrete action.
             make: Begins an episode under a setting; also given `noise_rate`.
-            informed: Append `rlbatch.envs.truth` to the observations: the truth, and the regret of
-                each action.
+            privileged: Append privileged information (`rlbatch.envs.privileged`) to the
+                observations, the regret of each action included.
             noise_rate: How densely the gradient noise is measured, see
                 `rlbatch.signals.cadence.measured_among`.
         """
-        size = observation.OBSERVATION_SIZE + informed * (TRUTH_SIZE + len(actions))
+        size = observation.OBSERVATION_SIZE + privileged * (PRIVILEGED_SIZE + len(actions))
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._actions_log2 = [float(action) for action in actions]
-        self._informed, self._noise_rate = informed, noise_rate
+        self._privileged, self._noise_rate = privileged, noise_rate
         self._source, self._make, self._rng = source, make, np.random.default_rng(seed)
         self._episodes: list[Episode] = []
         self._state = observation.initial_state((count,))
@@ -95,7 +95,7 @@ class LiveVecEnv(LocalVecEnv):
         self._returns[:], self._lengths[:] = 0.0, 0
         first = stack([episode.first for episode in self._episodes])
         seen, self._state = observation.encode(first, observation.initial_state((self.num_envs,)))
-        return self._with_truth(seen)
+        return self._with_privileged(seen)
 
     def _begin(self) -> Episode:
         while True:
@@ -122,21 +122,21 @@ class LiveVecEnv(LocalVecEnv):
         for i in np.flatnonzero(ended):
             infos[i] = {
                 **self._episodes[i].info(),
-                "terminal_observation": self._with_truth(seen)[i].copy(),
+                "terminal_observation": self._with_privileged(seen)[i].copy(),
                 # The cost limit is part of the task, and its penalty was paid: no bootstrapping.
                 "TimeLimit.truncated": False,
                 "episode": {"r": self._returns[i], "l": int(self._lengths[i]), "t": 0.0},
             }
         if ended.any():
             self._replace(np.flatnonzero(ended), seen)
-        return self._with_truth(seen), rewards.astype(np.float32), ended, infos
+        return self._with_privileged(seen), rewards.astype(np.float32), ended, infos
 
-    def _with_truth(self, seen: np.ndarray) -> np.ndarray:
-        if not self._informed:
+    def _with_privileged(self, seen: np.ndarray) -> np.ndarray:
+        if not self._privileged:
             return seen
-        rows = np.array([episode.truth() for episode in self._episodes])
+        rows = np.array([episode.privileged_row() for episode in self._episodes])
         regrets = np.stack([episode.regrets(self._actions_log2) for episode in self._episodes])
-        return np.concatenate([seen, truth(*rows.T), regrets], axis=1)
+        return np.concatenate([seen, privileged_information(*rows.T), regrets], axis=1)
 
     def _replace(self, index: np.ndarray, seen: np.ndarray) -> None:
         for i in index:

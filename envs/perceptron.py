@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from rlbatch.envs.backend import AppliedRate, TorchBackend, TrainingBackend, build
 from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.table import (
     TensorTable,
@@ -25,7 +26,6 @@ from rlbatch.envs.tasks.table import (
     collate_table,
     regression_loss,
 )
-from rlbatch.envs.trainee import AppliedRate, TorchTrainee, Trainee, build
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.metric import MIN_STATE_STEPS
 from rlbatch.signals.monitor import ChunkMeasurement
@@ -35,15 +35,15 @@ Floats = NDArray[np.float32]
 _UNSUPPORTED = ("amsgrad", "maximize", "nesterov", "dampening")
 
 
-def fastest_trainee(task: Task, seed: int, learning_rate_scale: float = 1.0) -> Trainee:
-    """Return a `PerceptronTrainee` where the task allows it, else a `TorchTrainee`."""
+def fastest_backend(task: Task, seed: int, learning_rate_scale: float = 1.0) -> TrainingBackend:
+    """Return a `PerceptronBackend` where the task allows it, else a `TorchBackend`."""
     if is_perceptron_task(task):
-        return PerceptronTrainee(task, seed, learning_rate_scale)
-    return TorchTrainee(task, seed, learning_rate_scale)
+        return PerceptronBackend(task, seed, learning_rate_scale)
+    return TorchBackend(task, seed, learning_rate_scale)
 
 
 def is_perceptron_task(task: Task) -> bool:
-    """Return whether a task is of the kind that `PerceptronTrainee` trains.
+    """Return whether a task is of the kind that `PerceptronBackend` trains.
 
     That is a `table.multilayer_perceptron` on `table.TensorTable`s, with the losses from there,
     by plain SGD (with or without momentum), Adam or AdamW.
@@ -75,8 +75,8 @@ def _is_plain(optimizer: Optimizer) -> bool:
     )
 
 
-class PerceptronTrainee:
-    """A multilayer perceptron: the same steps as `TorchTrainee`, but for rounding.
+class PerceptronBackend:
+    """A multilayer perceptron: the same steps as `TorchBackend`, but for rounding.
 
     Attributes:
         optimizer: A torch optimizer that never steps: it holds the learning rate.
@@ -94,7 +94,7 @@ class PerceptronTrainee:
         model, self.optimizer, _ = build(task, seed, learning_rate_scale)
         if not (_is_perceptron(model) and _is_plain(self.optimizer)):
             raise ConfigurationError(
-                f"Task {task.name!r} is no plain perceptron. Train it with a TorchTrainee."
+                f"Task {task.name!r} is no plain perceptron. Train it with a TorchBackend."
             )
         linear = [layer for layer in model if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
         count = sum(p.numel() for p in model.parameters())
@@ -126,7 +126,7 @@ class PerceptronTrainee:
     def step(
         self, indices: Sequence[int], sizes: Sequence[int], measured: bool, applied: AppliedRate
     ) -> None:
-        """As `Trainee.step`."""
+        """As `TrainingBackend.step`."""
         chosen = np.asarray(indices)
         if len(sizes) == 1:
             loss = self._backward(chosen)
@@ -141,7 +141,7 @@ class PerceptronTrainee:
             (self._adam if self._adaptive else self._sgd)(group)
 
     def finish(self) -> ChunkMeasurement:
-        """As `Trainee.finish`."""
+        """As `TrainingBackend.finish`."""
         losses = np.array(self._losses)
         finite = np.isfinite(losses)
         norms = np.array(self._norms).reshape(-1, 4)
@@ -162,15 +162,15 @@ class PerceptronTrainee:
         )
 
     def remember(self) -> None:
-        """As `Trainee.remember`."""
+        """As `TrainingBackend.remember`."""
         self._saved = (self.weights.copy(), self._first.copy(), self._second.copy(), self._steps)
 
     def restore(self) -> None:
-        """As `Trainee.restore`."""
+        """As `TrainingBackend.restore`."""
         self.weights[:], self._first[:], self._second[:], self._steps = self._saved
 
     def validation_loss(self) -> float:
-        """As `Trainee.validation_loss`."""
+        """As `TrainingBackend.validation_loss`."""
         inputs, targets = self._val
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             outputs = self._forward(inputs)[-1]

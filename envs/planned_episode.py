@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from rlbatch.envs.episode import EpisodeStep
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
+from rlbatch.envs.privileged import PrivilegedRow
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.settings import SettingSampler, draw_profile
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.envs.truth import TruthRow
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
@@ -146,11 +146,11 @@ class PlannedEpisode:
         ratio = self.run.cost / self.reference_cost * math.exp(loss_penalty(self.loss_ratio))
         return {"task": self.setting.task, "ratio": ratio, "reached": not self.run.diverged}
 
-    def truth(self) -> TruthRow:
+    def privileged_row(self) -> PrivilegedRow:
         """Return what the critic is told."""
         run, base = self.run, self.run.task.batch_size
         spent, steps = run.cost / self.reference_cost, self.setting.planned_samples / base
-        return TruthRow(spent, steps, base, run.batch_size, base, self.loss_ratio)
+        return PrivilegedRow(spent, steps, base, run.batch_size, base, self.loss_ratio)
 
     def regrets(self, log2_changes: Sequence[float]) -> NDArray[np.float32]:
         """Return zeros: which size is best for so many samples is not known."""
@@ -181,5 +181,5 @@ def planned_run(
         noise_rate=noise_rate,
         curve_known=setting.curve_known,
         guard=guard,
-        trainee=fastest_trainee,
+        backend=fastest_backend,
     )

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, compute_table
 from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.tasks import random_transformer
 from rlbatch.envs.tasks.random_job import RandomJob
@@ -96,7 +96,7 @@ def _curve(task: Task, steps: int, scale: float) -> FixedRunCurve:
         max_steps=steps,
         learning_rate_scale=scale,
         planned_steps=steps if task.scheduler is not None else None,
-        trainee=fastest_trainee,
+        backend=fastest_backend,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from rlbatch.actuation import schedule as actuation
+from rlbatch.data import sample_schedule as data
 from rlbatch.envs.task import Task
 from rlbatch.errors import ConfigurationError
 
@@ -31,7 +31,7 @@ class SampleSchedule:
         self._schedule = (
             None
             if task.scheduler is None
-            else actuation.SampleSchedule(task.scheduler(optimizer, planned), task.batch_size)
+            else data.SampleSchedule(task.scheduler(optimizer, planned), task.batch_size)
         )
         self._seen = 0
 

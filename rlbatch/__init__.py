@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; keep in step with _PUBLIC
-    from rlbatch.actuation.learning_rate import LearningRateCoupling as LearningRateCoupling
-    from rlbatch.actuation.sampler import ElasticBatchSampler as ElasticBatchSampler
     from rlbatch.controller import BatchController as BatchController
+    from rlbatch.data.learning_rate import LearningRateCoupling as LearningRateCoupling
+    from rlbatch.data.sampler import ElasticBatchSampler as ElasticBatchSampler
     from rlbatch.policy.base import Decision as Decision
     from rlbatch.policy.base import Policy as Policy
     from rlbatch.policy.file import load_policy as load_policy
@@ -24,8 +24,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BatchController": "rlbatch.controller",
     "Decision": "rlbatch.policy.base",
-    "ElasticBatchSampler": "rlbatch.actuation.sampler",
-    "LearningRateCoupling": "rlbatch.actuation.learning_rate",
+    "ElasticBatchSampler": "rlbatch.data.sampler",
+    "LearningRateCoupling": "rlbatch.data.learning_rate",
     "Policy": "rlbatch.policy.base",
     "Signals": "rlbatch.signals.record",
     "load_policy": "rlbatch.policy.file",

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.window import micro_batch_totals
-from rlbatch.control.build import make_conductor, named_policy, run_info
-from rlbatch.control.conductor import Conductor
+from rlbatch.control.build import make_control_loop, named_policy, run_info
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.journal import Place
+from rlbatch.control.control_loop import ControlLoop
+from rlbatch.control.decision_logger import Place
+from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import (
     ControlledLoader,
     RandomState,
@@ -28,9 +27,10 @@ from rlbatch.control.loader import (
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.stepper import WindowStepper
-from rlbatch.episode_log import EpisodeLog
+from rlbatch.data.delivery import Delivered
+from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
 
 STATE_VERSION = 1
@@ -56,10 +56,10 @@ class BatchController:
     the last part. With the policy `fixed`, the run is the plain one, bit for bit.
 
     Clipping: `controller.step(clip_norm=1.0)`, or clip between `backward` and `step`, when
-    `controller.window_complete`, after `controller.unscale_()` if there is a GradScaler.
+    `controller.batch_complete`, after `controller.unscale_()` if there is a GradScaler.
 
     Schedules: those by epochs are stepped as always. One by steps goes by samples instead:
-    `schedule = rlbatch.actuation.SampleSchedule(scheduler, 64)`,
+    `schedule = rlbatch.data.SampleSchedule(scheduler, 64)`,
     `schedule.step(controller.step())`.
 
     Checkpoints: right after a `step`, save `controller.state_dict()` beside those of model,
@@ -104,9 +104,9 @@ class BatchController:
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
         self._scaler = scaler
-        self._conductor: Conductor | None = None
+        self._control_loop: ControlLoop | None = None
         self._loader: ControlledLoader | None = None
-        self._stepper = self._make_stepper(Ranks())
+        self._accumulator = self._make_accumulator(Ranks())
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
@@ -134,8 +134,8 @@ class BatchController:
                 f"loader has {batch_size}. Give both the same one."
             )
         self._memory = self._make_memory(ranks)
-        self._stepper = self._make_stepper(ranks)
-        self._conductor = make_conductor(
+        self._accumulator = self._make_accumulator(ranks)
+        self._control_loop = make_control_loop(
             self.model,
             self.optimizer,
             self.policy,
@@ -150,7 +150,7 @@ class BatchController:
             self,
             batch_size=self.base_batch_size,
             micro_batch_size=self._memory.limit,
-            measure=self._conductor.measure,
+            measure=self._control_loop.measure,
             smallest_part=smallest_part(self.model),
             ranks=ranks,
         )
@@ -170,10 +170,10 @@ class BatchController:
                 "micro_batch_size='auto' needs forward and backward pass in the block of `with "
                 "controller.within_memory():`."
             )
-        self._stepper.backward(loss)
+        self._accumulator.backward(loss)
         if (
             self._averages(self._parts.ranks)
-            and self._stepper.window_complete
+            and self._accumulator.batch_complete
             and not self._settle()
         ):
             return
@@ -198,7 +198,7 @@ class BatchController:
             ConfigurationError: Several ranks share the training, and `micro_batch_size` is not
                 `auto`.
         """
-        memory, delivered = self._memory, self._stepper.delivered
+        memory, delivered = self._memory, self._accumulator.delivered
         if memory is None or delivered is None:
             raise DeliveryError("within_memory() belongs to one batch of the controller's loader.")
         if self._parts.ranks.world_size > 1 and not self._finds_limit:
@@ -212,13 +212,13 @@ class BatchController:
             self._settle()
 
     @property
-    def window_complete(self) -> bool:
+    def batch_complete(self) -> bool:
         """Whether the gradient of the whole batch is there, so that `step` will step."""
-        return self._stepper.window_complete
+        return self._accumulator.batch_complete
 
     def unscale_(self) -> None:
         """Divide the GradScaler's factor out of the gradients, for clipping them yourself."""
-        self._stepper.unscale_()
+        self._accumulator.unscale_()
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step the optimizer and zero the gradients, if the batch is complete.
@@ -235,10 +235,10 @@ class BatchController:
         if self._repeating:
             self._repeating = False
             return 0
-        delivered = self._stepper.step(self._parts.rate.applied(), clip_norm)
+        delivered = self._accumulator.step(self._parts.rate.applied(), clip_norm)
         if delivered is None:
             return 0
-        return self._end_window(delivered)
+        return self._end_step(delivered)
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
@@ -247,11 +247,11 @@ class BatchController:
     @contextmanager
     def paused(self) -> Generator[None]:
         """Stop the wall clock within the block, for a validation in the middle of an epoch."""
-        self._parts.meter.pause()
+        self._parts.cost_tracker.pause()
         try:
             yield
         finally:
-            self._parts.meter.resume()
+            self._parts.cost_tracker.resume()
 
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""
@@ -261,17 +261,17 @@ class BatchController:
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self._conductor is None else self._conductor.batch_size
+        return self.base_batch_size if self._control_loop is None else self._control_loop.batch_size
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return 0 if self._conductor is None else self._conductor.steps
+        return 0 if self._control_loop is None else self._control_loop.steps
 
     @property
     def samples_seen(self) -> int:
         """Samples so far, over all ranks."""
-        return 0 if self._conductor is None else self._conductor.samples_seen
+        return 0 if self._control_loop is None else self._control_loop.samples_seen
 
     @property
     def components(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class BatchController:
         return {
             "version": STATE_VERSION,
             "base_batch_size": self.base_batch_size,
-            "conductor": self._parts.state_dict(),
+            "control_loop": self._parts.state_dict(),
             "loader": loader.state_dict(),
             "memory": None if self._memory is None else self._memory.state_dict(),
             "rng": random_state.cpu,
@@ -329,35 +329,35 @@ class BatchController:
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
-        if self._conductor is not None:
-            self._conductor.close(self._place())
+        if self._control_loop is not None:
+            self._control_loop.close(self._place())
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
         parts = self._parts
-        if self.config.log_dir is not None and not self._log_opened and parts.ranks.leads:
+        if self.config.log_dir is not None and not self._log_opened and parts.ranks.is_main:
             self._log_opened = True
             info = run_info(self._policy_name, self.model, self.optimizer, parts)
             info["action_grid"] = getattr(self.policy, "action_grid", None)
             resume = self._state is not None
             parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
-        parts.abandon_window()
-        self._stepper.abandon()
+        parts.abandon_step()
+        self._accumulator.abandon()
         self._repeating = False
-        parts.meter.resume()
+        parts.cost_tracker.resume()
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
-        self._stepper.arrive(delivered)
+        self._accumulator.arrive(delivered)
         if delivered.position == 0:
-            self._begin_window(delivered)
+            self._begin_step(delivered)
 
     def end_epoch(self) -> None:
         """The loader has nothing more."""
-        self._parts.meter.pause()
+        self._parts.cost_tracker.pause()
 
-    def _make_stepper(self, ranks: Ranks) -> WindowStepper:
-        return WindowStepper(
+    def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
+        return GradientAccumulator(
             self.model,
             self.optimizer,
             self._scaler,
@@ -391,33 +391,33 @@ class BatchController:
         reason = f"out of memory with micro-batches of {failed}; going on with {memory.limit}"
         warnings.warn(f"rlbatch: {reason}", RuntimeWarning, stacklevel=4)
         parts.note_memory(reason, self._place())
-        parts.abandon_window()
-        self._stepper.abandon()
-        loader.repeat_window(memory.limit)
+        parts.abandon_step()
+        self._accumulator.abandon()
+        loader.repeat_step(memory.limit)
         self._repeating = True
         return False
 
-    def _begin_window(self, delivered: Delivered) -> None:
-        samples, count = delivered.window_samples, delivered.micro_batches
+    def _begin_step(self, delivered: Delivered) -> None:
+        samples, count = delivered.step_samples, delivered.micro_batches
         sizes = (samples,)
         if count > 1:
             sizes = micro_batch_totals(samples, count, self._parts.ranks.world_size)
-        self._parts.begin_window(delivered.batch_size, sizes)
+        self._parts.begin_step(delivered.batch_size, sizes)
 
-    def _end_window(self, delivered: Delivered) -> int:
+    def _end_step(self, delivered: Delivered) -> int:
         parts = self._parts
-        self._require_loader().end_window()
-        done = delivered.window_start + delivered.window_samples
+        self._require_loader().end_step()
+        done = delivered.step_start + delivered.step_samples
         self._epochs_done = delivered.epoch + done / self._dataset_size
         before = parts.batch_size
         if self._finds_limit:
             if not self._averages(parts.ranks):
                 self._guard.settle()
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        parts.end_window(delivered.window_samples, self._place)
+        parts.end_step(delivered.step_samples, self._place)
         if parts.batch_size != before:
             self._apply_batch_size()
-        return delivered.window_samples
+        return delivered.step_samples
 
     def _apply_batch_size(self) -> None:
         self._require_loader().sampler.set_batch_size(self._parts.batch_size)
@@ -426,7 +426,7 @@ class BatchController:
         return Place(self._epochs_done, self._require_loader().next_step)
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
-        self._parts.load_state_dict(state["conductor"])
+        self._parts.load_state_dict(state["control_loop"])
         if self._finds_limit and state.get("memory") is not None:
             self._guard.load_state_dict(state["memory"])
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
@@ -434,10 +434,10 @@ class BatchController:
         self._require_loader().load_state_dict(state["loader"], random_state)
 
     @cached_property
-    def _parts(self) -> Conductor:
-        if self._conductor is None:
+    def _parts(self) -> ControlLoop:
+        if self._control_loop is None:
             raise ConfigurationError(_NO_LOADER)
-        return self._conductor
+        return self._control_loop
 
     @property
     def _guard(self) -> MemoryGuard:

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from evaluate_settings import FIRST_SEED, geometric_mean, run_one  # beside this file
 
-from rlbatch.agents.evaluation.simulated import POOL_SEED, simulated_rows
+from rlbatch.agents.evaluate.simulated import POOL_SEED, simulated_rows
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import RECIPES, SMALL_TASKS, Recipe
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.quadratic.pool import TaskPool, make_pool
+from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.observation import GROUPS
 
@@ -34,7 +34,7 @@ CHANGES: dict[str, Recipe] = {
     "full": FULL,
     **{f"no-{group}": replace(FULL, hidden=(group,)) for group in GROUPS},
     "no-memory": replace(FULL, hidden=("trend", "progress", "history", "validation", "experience")),
-    "blind-critic": replace(FULL, informed_critic=False),
+    "blind-critic": replace(FULL, privileged_critic=False),
     "layers-32": replace(FULL, policy_layers=(32, 32)),
     "layers-96": replace(FULL, policy_layers=(96, 96)),
     "noise-0": replace(FULL, noise_rate=0.0),

@@ -16,9 +16,9 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
-from rlbatch.envs.quadratic.episodes import QuadraticEpisodes
-from rlbatch.envs.quadratic.pool import make_pool
-from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.simulator.episodes import QuadraticEpisodes
+from rlbatch.envs.simulator.pool import make_pool
+from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
 
 _STEPS = 64

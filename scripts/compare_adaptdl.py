@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rlbatch.agents.evaluation.overhead_workloads import MODELS, Workload, controlled, plain
+from rlbatch.agents.evaluate.overhead_workloads import MODELS, Workload, controlled, plain
 from rlbatch.control.config import ControllerConfig
 
 WARM_UP, STEPS, FIRST = 3, 8, 150

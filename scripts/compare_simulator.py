@@ -5,7 +5,7 @@
 For constant learning rates (coupling `none`), by optimizer: the share of tasks in which each
 multiple of the base batch size reaches the target at all, and the median of the steps that it
 takes, relative to the base batch size, with the quartiles. A multiple that does not reach it
-counts as infinitely many. The simulator's ranges (`rlbatch.envs.quadratic.tasks`) were chosen so
+counts as infinitely many. The simulator's ranges (`rlbatch.envs.simulator.tasks`) were chosen so
 that the two agree.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from rlbatch.envs.curves import SIZE_SHIFTS, CurveTable
-from rlbatch.envs.quadratic.pool import make_pool
-from rlbatch.envs.quadratic.runs import QuadraticRuns
+from rlbatch.envs.simulator.pool import make_pool
+from rlbatch.envs.simulator.runs import QuadraticRuns
 from rlbatch.envs.task import resolve_task
 from rlbatch.signals.record import Array
 

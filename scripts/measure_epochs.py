@@ -24,7 +24,7 @@ from evaluate_settings import geometric_mean  # beside this file
 from rlbatch.control.build import WITHOUT_PLAN
 from rlbatch.control.engine import DecisionEngine
 from rlbatch.envs.fixed_run import fixed_run_curve
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSetting
 from rlbatch.envs.profiles import resolve_profile
 from rlbatch.envs.task import resolve_task
@@ -135,7 +135,7 @@ def _samples_to_target(name: str, seed: int) -> float:
         coupling=Coupling.NONE,
         target_loss=task.target,
         max_steps=20_000,
-        trainee=fastest_trainee,
+        backend=fastest_backend,
     )
     return float(curve.samples[-1])
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlbatch.agents.evaluation.clocks import resolve_clock
-from rlbatch.agents.evaluation.rows import Row, read_results, run_ratio
-from rlbatch.agents.evaluation.run import controlled_run
-from rlbatch.agents.evaluation.summary import compare, summarize, summarize_by
+from rlbatch.agents.evaluate.clocks import resolve_clock
+from rlbatch.agents.evaluate.rows import Row, read_results, run_ratio
+from rlbatch.agents.evaluate.run import controlled_run
+from rlbatch.agents.evaluate.summary import compare, summarize, summarize_by
 from rlbatch.agents.rules.fixed import Fixed
 from rlbatch.envs.objectives import UNREACHED_RATIO, Cadence, Objective
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import noise_rate_of
@@ -78,7 +78,7 @@ def guided(row: Row, cadence: Cadence, noise_rate: float) -> Row:
         start_factor=row["start_batch_size"] / task.batch_size,
         cadence=cadence,
         max_cost=UNREACHED_RATIO * row["reference_cost"],
-        trainee=fastest_trainee,
+        backend=fastest_backend,
     )
     return {
         **row,

@@ -28,14 +28,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rlbatch.agents.evaluation.simulated import POOL_SEED, simulate
+from rlbatch.agents.evaluate.simulated import POOL_SEED, simulate
 from rlbatch.agents.recipes import SMALL_TASKS
 from rlbatch.envs.curves import COUPLINGS, CurveTable
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.profiles import CostWeights, resolve_profile
-from rlbatch.envs.quadratic.pool import TaskPool, make_pool
 from rlbatch.envs.settings import EpisodeSetting, SettingSampler
+from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import Decision, Observation

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rlbatch.agents.evaluation.clocks import resolve_clock
-from rlbatch.agents.evaluation.fixed_curves import FixedSetting, size_grid
-from rlbatch.agents.evaluation.reference import find_references
+from rlbatch.agents.evaluate.clocks import resolve_clock
+from rlbatch.agents.evaluate.fixed_curves import FixedSetting, size_grid
+from rlbatch.agents.evaluate.reference import find_references
 from rlbatch.agents.recipes import SMALL_TASKS
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.perceptron import fastest_trainee
+from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.signals.record import Array, Coupling
@@ -88,7 +88,7 @@ def _costs(task_name: str, coupling: str, seed: int, profiles: tuple[str, ...]) 
         task_id=task_name,
         seed=seed,
         coupling=Coupling(coupling),
-        trainee=fastest_trainee,
+        backend=fastest_backend,
     )
     sizes = size_grid(task)
     found = find_references(setting, [resolve_clock(name) for name in profiles], start_sizes=sizes)

@@ -3,9 +3,9 @@
     python scripts/measure_truth.py [--timesteps 6000000] [--tasks 2000]
 
 Trains as the recipe `simulated` does, with a policy that is shown what its critic is
-(`rlbatch.envs.truth`): the reference cost, the best fixed batch size, and what the size of every
-action would cost. It knows all that looking around could tell, still begins somewhere else, and
-measures. So no policy without that knowledge can be expected to be better on unseen tasks.
+(`rlbatch.envs.privileged`): the reference cost, the best fixed batch size, and what the size of
+every action would cost. It knows all that looking around could tell, still begins somewhere else,
+and measures. So no policy without that knowledge can be expected to be better on unseen tasks.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from ablate import summary  # beside this file
 from stable_baselines3 import PPO
 
-from rlbatch.agents.evaluation.simulated import POOL_SEED
+from rlbatch.agents.evaluate.simulated import POOL_SEED
 from rlbatch.agents.ppo import make_model
 from rlbatch.agents.recipes import resolve_recipe
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.quadratic.pool import TaskPool, make_pool
-from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
+from rlbatch.envs.simulator.pool import TaskPool, make_pool
+from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
 
-RECIPE = replace(resolve_recipe("simulated"), informed_critic=False)  # no split of what nets see
+RECIPE = replace(resolve_recipe("simulated"), privileged_critic=False)  # no split of what nets see
 EPISODES = 4  # of every run side by side, so that short ones do not count more often
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 def environment(pool: TaskPool, count: int, seed: int) -> QuadraticVecEnv:
     """Runs whose observations hold the truth."""
     return QuadraticVecEnv(
-        pool, count, seed, RECIPE.actions, informed=True, noise_rate=RECIPE.noise_rate
+        pool, count, seed, RECIPE.actions, privileged=True, noise_rate=RECIPE.noise_rate
     )
 
 

@@ -48,7 +48,7 @@ def test_import_rlbatch_loads_nothing_heavy_and_not_even_torch() -> None:
     [
         "from rlbatch import BatchController, Decision, ElasticBatchSampler, LearningRateCoupling",
         "from rlbatch import Policy, Signals, load_policy, resolve_policy",
-        "import rlbatch.episode_log",
+        "import rlbatch.log.episode_log",
     ],
 )
 def test_the_public_names_load_torch_and_numpy_at_most(statement: str) -> None:

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[tuple[str, ...]] = [
     ("rlbatch.errors", "rlbatch.__version__"),
     ("rlbatch.signals",),
-    ("rlbatch.observation", "rlbatch.trend", "rlbatch.experience"),
+    ("rlbatch.observation",),
     ("rlbatch.policy",),
-    ("rlbatch.actuation",),
+    ("rlbatch.data",),
     ("rlbatch",),  # the controller, the log, and every module that is named nowhere else
     ("rlbatch.integrations",),
     ("rlbatch.envs",),
@@ -32,7 +32,7 @@ CORE = {"torch", "numpy", "safetensors"} | sys.stdlib_module_names
 # Here optional packages may be imported, also at the top of a module.
 WITH_EXTRAS = ("integrations", "inspect", "cli", "testing", "envs", "agents")
 # Optional, and used by one core module inside of a function.
-ALLOWED_INSIDE = {"rlbatch.tensorboard_events": {"tensorboard"}}
+ALLOWED_INSIDE = {"rlbatch.log.tensorboard_events": {"tensorboard"}}
 
 
 def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, int, bool]]:
@@ -135,7 +135,7 @@ def test_every_folder_is_looked_at() -> None:
         ("rlbatch/signals/x.py", "import rlbatch\nrlbatch.controller", "stands above"),
         ("rlbatch/errors.py", "from rlbatch.signals import record", "stands above"),
         ("rlbatch/observation.py", "import rlbatch.policy", "stands above"),
-        ("rlbatch/policy/x.py", "from rlbatch.actuation import window", "stands above"),
+        ("rlbatch/policy/x.py", "from rlbatch.data import window", "stands above"),
         ("rlbatch/controller.py", "from rlbatch.envs import Task", "stands above"),
         ("rlbatch/controller.py", "from rlbatch import agents", "stands above"),
         ("rlbatch/integrations/x.py", "import rlbatch.envs.task", "stands above"),
@@ -146,7 +146,7 @@ def test_every_folder_is_looked_at() -> None:
         ("rlbatch/controller.py", "import gymnasium", "the core needs"),
         ("rlbatch/controller.py", "try:\n    import rich\nexcept ImportError: pass", "core needs"),
         ("rlbatch/controller.py", "def f():\n    import tensorboard", "the core needs"),
-        ("rlbatch/tensorboard_events.py", "import tensorboard", "the core needs"),
+        ("rlbatch/log/tensorboard_events.py", "import tensorboard", "the core needs"),
         ("rlbatch/policy/x.py", "from stable_baselines3 import PPO", "the core needs"),
     ],
 )
@@ -168,13 +168,13 @@ def test_a_wrong_import_is_found(tmp_path: Path, file: str, source: str, message
             "rlbatch/observation.py",
             "from rlbatch.signals.record import Signals\nimport numpy.typing",
         ),
-        ("rlbatch/controller.py", "import torch.nn, json\nfrom rlbatch.actuation import window"),
+        ("rlbatch/controller.py", "import torch.nn, json\nfrom rlbatch.data import window"),
         ("rlbatch/policy/x.py", "from rlbatch.policy.base import Policy\nfrom . import base"),
         ("rlbatch/policy/x.py", "import rlbatch\nprint(rlbatch.__version__)"),
-        ("rlbatch/envs/x.py", "import gymnasium\nfrom rlbatch import episode_log"),
+        ("rlbatch/envs/x.py", "import gymnasium\nfrom rlbatch.log import episode_log"),
         ("rlbatch/agents/x.py", "import stable_baselines3\nimport rlbatch.envs"),
         ("rlbatch/cli/x.py", "import tyro\nfrom rlbatch.inspect import table"),
-        ("rlbatch/tensorboard_events.py", "def f():\n    import tensorboard.compat"),
+        ("rlbatch/log/tensorboard_events.py", "def f():\n    import tensorboard.compat"),
         (
             "rlbatch/signals/x.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import rlbatch.controller",

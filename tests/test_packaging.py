@@ -67,7 +67,7 @@ def test_the_wheel_can_be_imported_from_anywhere(archives: Path, tmp_path: Path)
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-import rlbatch, rlbatch.envs.task, rlbatch.episode_log
+import rlbatch, rlbatch.envs.task, rlbatch.log.episode_log
 assert all({str(tmp_path)!r} in m.__file__ for m in (rlbatch, rlbatch.envs, rlbatch.envs.task))
 import importlib.util
 assert importlib.util.find_spec("envs") is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
-    from rlbatch.agents.evaluation.summary import Mean, Summary
+    from rlbatch.agents.evaluate.summary import Mean, Summary
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Command:
 
     def run(self) -> int:
         """Run the benchmark and print its results."""
-        from rlbatch.agents.evaluation.bench import run_bench
-        from rlbatch.agents.evaluation.settings import BenchSettings
-        from rlbatch.agents.evaluation.summary import to_json
-        from rlbatch.durable_files import write_atomically
+        from rlbatch.agents.evaluate.bench import run_bench
+        from rlbatch.agents.evaluate.settings import BenchSettings
+        from rlbatch.agents.evaluate.summary import to_json
+        from rlbatch.files import write_atomically
 
         _shared.require_possible_folder(self.out)
         if self.references is not None:
@@ -87,8 +87,8 @@ class Command:
         return 0
 
     def _draw(self, rows: Sequence[dict[str, Any]]) -> list[Path]:
-        from rlbatch.agents.evaluation.curve_store import read_lines
-        from rlbatch.agents.evaluation.figures import draw_figures
+        from rlbatch.agents.evaluate.curve_store import read_lines
+        from rlbatch.agents.evaluate.figures import draw_figures
         from rlbatch.errors import MissingExtraError
 
         path = self.out / "trajectories.jsonl"
@@ -101,7 +101,7 @@ class Command:
 
 def print_summaries(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table over all results, one for each of several tasks, and one of pairs."""
-    from rlbatch.agents.evaluation.summary import compare, summarize, summarize_by
+    from rlbatch.agents.evaluate.summary import compare, summarize, summarize_by
 
     by_task = summarize_by(rows, "task")
     if len(by_task) > 1:

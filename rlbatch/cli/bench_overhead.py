@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
-    from rlbatch.agents.evaluation.overhead import OverheadRow
+    from rlbatch.agents.evaluate.overhead import OverheadRow
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Command:
 
     def run(self) -> int:
         """Measure and print."""
-        from rlbatch.agents.evaluation.overhead import OverheadSettings, measure_overhead
+        from rlbatch.agents.evaluate.overhead import OverheadSettings, measure_overhead
         from rlbatch.errors import ConfigurationError
 
         if self.out is not None and self.out.exists():
@@ -62,7 +62,7 @@ class Command:
         if self.out is not None:
             import json
 
-            from rlbatch.durable_files import write_atomically
+            from rlbatch.files import write_atomically
 
             lines = [json.dumps(row, allow_nan=False) + "\n" for row in found]
             self.out.parent.mkdir(parents=True, exist_ok=True)

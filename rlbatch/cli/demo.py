@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
-    from rlbatch.agents.evaluation.demo import Demo
+    from rlbatch.agents.evaluate.demo import Demo
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Command:
 
     def run(self) -> int:
         """Measure, print and draw."""
-        from rlbatch.agents.evaluation.demo import run_demo
+        from rlbatch.agents.evaluate.demo import run_demo
 
         out = _new_folder() if self.out is None else self.out
         _shared.require_possible_folder(out)
@@ -70,7 +70,7 @@ def _new_folder() -> Path:
 
 
 def _draw(demo: Demo, out: Path) -> Path | None:
-    from rlbatch.agents.evaluation.demo import draw_demo
+    from rlbatch.agents.evaluate.demo import draw_demo
     from rlbatch.errors import MissingExtraError
 
     try:
@@ -81,7 +81,7 @@ def _draw(demo: Demo, out: Path) -> Path | None:
 
 
 def _print(demo: Demo) -> None:
-    from rlbatch.agents.evaluation.demo import verdict
+    from rlbatch.agents.evaluate.demo import verdict
 
     rows = demo.rows
     _shared.print_table(

@@ -27,9 +27,9 @@ class Command:
 
     def run(self) -> int:
         """Print the log."""
-        from rlbatch.episode_log import read_episode
         from rlbatch.errors import ConfigurationError
         from rlbatch.inspect.summary import summarize
+        from rlbatch.log.episode_log import read_episode
 
         if self.last is not None and self.last < 1:
             raise ConfigurationError(f"--last must be at least 1, got {self.last}.")

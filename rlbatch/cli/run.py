@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
-    from rlbatch.agents.evaluation.run import RunResult
+    from rlbatch.agents.evaluate.run import RunResult
     from rlbatch.policy.base import Policy
 
 
@@ -45,7 +45,7 @@ class Command:
 
     def run(self) -> int:
         """Train, and print what it came to."""
-        from rlbatch.agents.evaluation.settings import SIMULATED, BenchSettings
+        from rlbatch.agents.evaluate.settings import SIMULATED, BenchSettings
         from rlbatch.envs.threads import use_one_thread
         from rlbatch.errors import ConfigurationError
 
@@ -77,12 +77,12 @@ class Command:
         return 0 if result.reached else 1
 
     def _train(self) -> RunResult:
-        from rlbatch.agents.evaluation.clocks import resolve_clock
-        from rlbatch.agents.evaluation.curve_store import CurveStore
-        from rlbatch.agents.evaluation.fixed_curves import FixedSetting, planned_steps
-        from rlbatch.agents.evaluation.reference import budget_planned_steps
-        from rlbatch.agents.evaluation.run import controlled_run
-        from rlbatch.agents.evaluation.settings import parse_objective
+        from rlbatch.agents.evaluate.clocks import resolve_clock
+        from rlbatch.agents.evaluate.curve_store import CurveStore
+        from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps
+        from rlbatch.agents.evaluate.reference import budget_planned_steps
+        from rlbatch.agents.evaluate.run import controlled_run
+        from rlbatch.agents.evaluate.settings import parse_objective
         from rlbatch.envs.objectives import Objective
         from rlbatch.envs.task import resolve_task
         from rlbatch.policy.registry import resolve_policy

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from rlbatch.control.conductor import Conductor
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.control_loop import ControlLoop
+from rlbatch.control.decision_logger import context_values
 from rlbatch.control.engine import DecisionEngine, EngineConfig
-from rlbatch.control.journal import context_values
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.policy.base import Policy
@@ -65,7 +65,7 @@ def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
     return DecisionEngine(policy, wrappers)
 
 
-def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
+def make_control_loop(  # noqa: PLR0913 - parts may be replaced one by one
     model: nn.Module,
     optimizer: Optimizer,
     policy: Policy,
@@ -78,8 +78,8 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
     monitor: ChunkMonitor | None = None,
     guard: Rollback | None = None,
     ranks: Ranks | None = None,
-) -> Conductor:
-    """Return the conductor of a run that is about to begin.
+) -> ControlLoop:
+    """Return the control_loop of a run that is about to begin.
 
     Args:
         model: What is trained.
@@ -117,7 +117,7 @@ def make_conductor(  # noqa: PLR0913 - parts may be replaced one by one
         planned_samples=planned,
     )
     engine = engine or make_engine(policy, config)
-    return Conductor(
+    return ControlLoop(
         model,
         optimizer,
         engine,
@@ -139,14 +139,14 @@ def run_info(
     policy_name: str,
     model: nn.Module,
     optimizer: Optimizer,
-    conductor: Conductor,
+    control_loop: ControlLoop,
 ) -> dict[str, Any]:
     """Return what the head of the log says about a run."""
-    config = conductor.config
+    config = control_loop.config
     return {
         "policy": policy_name,
         "model": type(model).__name__,
         "optimizer": type(optimizer).__name__,
         "config": {field.name: str(getattr(config, field.name)) for field in fields(config)},
-        "context": context_values(conductor.context),
+        "context": context_values(control_loop.context),
     }

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from torch.optim import Optimizer
 
-from rlbatch.actuation.learning_rate import LearningRateCoupling
+from rlbatch.data.learning_rate import LearningRateCoupling
 from rlbatch.signals.metric import is_adaptive
 from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.noise_scale import adascale_gain

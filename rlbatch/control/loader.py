@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
-from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.elastic import ElasticSource
-from rlbatch.actuation.loader import batch_source, elastic_loader
-from rlbatch.actuation.sampler import ElasticBatchSampler
-from rlbatch.actuation.stream import ElasticIterable
 from rlbatch.control.ranks import Ranks
+from rlbatch.data.delivery import Delivered
+from rlbatch.data.elastic import ElasticSource
+from rlbatch.data.loader import batch_source, elastic_loader
+from rlbatch.data.sampler import ElasticBatchSampler
+from rlbatch.data.stream import ElasticIterable
 from rlbatch.errors import ConfigurationError
 
 
@@ -99,19 +99,19 @@ class ControlledLoader:
         self.sampler.measure_next = measure
         self.sampler.smallest_part = smallest_part
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
-        self._before_window = RandomState.now()  # when the latest window was asked for
-        self._repeats = False  # the window under way is to come again
-        self._window_open = False  # the loop has begun a window and not stepped with it
+        self._before_step = RandomState.now()  # when the latest step was asked for
+        self._repeats = False  # the step under way is to come again
+        self._step_open = False  # the loop has begun a step and not stepped with it
 
     def __iter__(self) -> Iterator[Any]:
         """Hand out one epoch, or what is left of an interrupted one."""
         self._consumer.begin_epoch()
-        self._window_open = False
+        self._step_open = False
         batches = self._start()
         is_first = between = True
         while True:
             if between:
-                self._before_window = RandomState.now()
+                self._before_step = RandomState.now()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -119,9 +119,9 @@ class ControlledLoader:
             begun_at = self.sampler.begun_at
             if is_first and begun_at is not None:
                 # The order was drawn in `next`, and is not drawn again in a resumed run.
-                self._before_window = self._before_window._replace(cpu=begun_at)
+                self._before_step = self._before_step._replace(cpu=begun_at)
             is_first = False
-            self._window_open = True
+            self._step_open = True
             delivered = self.sampler.next_delivered()
             between = delivered.position + 1 == delivered.micro_batches
             self._consumer.arrive(delivered)
@@ -147,19 +147,19 @@ class ControlledLoader:
             before.restore()
         return batches
 
-    def repeat_window(self, micro_batch_size: int | None) -> None:
-        """Hand out the window under way once more, from its first sample, in smaller parts."""
+    def repeat_step(self, micro_batch_size: int | None) -> None:
+        """Hand out the step under way once more, from its first sample, in smaller parts."""
         self.sampler.set_micro_batch_size(micro_batch_size)
         self._repeats = True
 
-    def end_window(self) -> None:
+    def end_step(self) -> None:
         """Take note that the loop has stepped with what it was handed."""
-        self._window_open = False
+        self._step_open = False
 
     @property
     def next_step(self) -> int:
         """Number of the optimizer step that a change of the batch size takes effect at."""
-        return self.sampler.next_window
+        return self.sampler.next_step
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, or the stream's dataset, the epoch, if it shuffles by it."""
@@ -170,14 +170,14 @@ class ControlledLoader:
 
     def random_state(self) -> RandomState:
         """Return torch's global random states that belong to `state_dict`."""
-        return self._before_window if self._window_open else RandomState.now()
+        return self._before_step if self._step_open else RandomState.now()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data behind the last optimizer step.
 
-        A window that the loop has in its hands comes again in the resumed run.
+        A step that the loop has in its hands comes again in the resumed run.
         """
-        return self.sampler.state_dict(self._before_window.cpu if self._window_open else None)
+        return self.sampler.state_dict(self._before_step.cpu if self._step_open else None)
 
     def load_state_dict(self, state: dict[str, Any], random_state: RandomState) -> None:
         """Continue from there with the next iteration.
@@ -187,7 +187,7 @@ class ControlledLoader:
             random_state: What `random_state` returned; put back when the loop goes on.
         """
         self.sampler.load_state_dict(state)
-        self._window_open = False
+        self._step_open = False
         self._resume_at = random_state
 
     def restore_random_state(self) -> None:

@@ -14,10 +14,10 @@ from rlbatch.errors import MemoryUsedUpError
 
 
 class MemoryGuard:
-    """Watches the passes of a window, on each rank, and what the ranks agree on.
+    """Watches the passes of a step, on each rank, and what the ranks agree on.
 
     With several ranks, one that is out of memory must not leave the others waiting for its
-    gradient. So they first tell each other how the window went, and average gradients only where
+    gradient. So they first tell each other how the step went, and average gradients only where
     all of them have one: a small collective more for each step. Where the model is sharded the
     others wait for this rank's shards in the middle of the pass, and nothing can be told them: then
     the limit follows what passes need, and one that fails nevertheless is the end of the run.
@@ -75,9 +75,9 @@ class MemoryGuard:
             self._own = self._own.after_pass(samples, self._gauge.needed(), self._gauge.free())
 
     def settle(self) -> int:
-        """Return the samples of the largest pass that failed on any rank in this window, or 0.
+        """Return the samples of the largest pass that failed on any rank in this step, or 0.
 
-        Every rank calls it once a window: behind its last backward pass, or where it failed.
+        Every rank calls it once a step: behind its last backward pass, or where it failed.
         """
         unlimited = 2**62
         own = self._own.limit or unlimited
@@ -92,7 +92,7 @@ class MemoryGuard:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a pass of this window failed on this rank, and nobody was told."""
+        """Whether a pass of this step failed on this rank, and nobody was told."""
         return self._failed > 0
 
     def average_gradients(self, model: nn.Module) -> None:

@@ -52,23 +52,23 @@ class _AveragedMonitor(ChunkMonitor):
 class RankMonitor(_AveragedMonitor):
     """Measures the gradient noise from what the ranks have before and after they average.
 
-    In a measured window each rank runs its first micro-batch without synchronising. Its gradient
+    In a measured step each rank runs its first micro-batch without synchronising. Its gradient
     then is that of N / (ranks x micro-batches) samples, and the one that the optimizer gets that of
     all N: the two batch sizes that the estimate needs. Ranks differ in the first only, whose
     squared norm is averaged over them together with the losses.
     """
 
-    def _measure(self, window: Window, metric: GradientMetric, share: float) -> None:
-        if window.done == 1:
+    def _measure(self, step: Window, metric: GradientMetric, share: float) -> None:
+        if step.done == 1:
             own = foreach.squared_norm(metric.vector(self._unscaling()))
-            window.small_sqr = own / share**2
-        if window.done < len(window.shares):
+            step.small_sqr = own / share**2
+        if step.done < len(step.shares):
             return
-        assert window.small_sqr is not None  # noqa: S101 - the first micro-batch set it
+        assert step.small_sqr is not None  # noqa: S101 - the first micro-batch set it
         big = foreach.squared_norm(metric.vector(self._unscaling()))
-        self._norms += [window.small_sqr, big, torch.zeros_like(big)]
+        self._norms += [step.small_sqr, big, torch.zeros_like(big)]
         self._owners.append(len(self._losses))
-        small = self._batch_size * window.shares[0] / self._ranks.world_size
+        small = self._batch_size * step.shares[0] / self._ranks.world_size
         self._sizes.append((small, float(self._batch_size)))
 
 

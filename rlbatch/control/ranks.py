@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
 
-from rlbatch.actuation.sampler import ShuffledSampler
 from rlbatch.control.sharding import require_steerable, reshard
+from rlbatch.data.sampler import ShuffledSampler
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Array
 
@@ -62,7 +62,7 @@ class Ranks:
         if not isinstance(model, nn.parallel.DistributedDataParallel):
             raise ConfigurationError(
                 f"torch.distributed has {world_size} processes, and the model is a "
-                f"{type(model).__name__}, whose gradients nobody averages in windows. Give the "
+                f"{type(model).__name__}, whose gradients nobody averages in steps. Give the "
                 "controller DistributedDataParallel(model), or a model on which fully_shard was "
                 "called (the older FullyShardedDataParallel cannot be steered)."
             )
@@ -70,7 +70,7 @@ class Ranks:
         return cls(distributed.get_rank(), world_size, device)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process decides and writes the log."""
         return self.rank == 0
 
@@ -188,7 +188,7 @@ def without_sync(model: nn.Module, until_last: bool) -> AbstractContextManager[A
 
     Args:
         model: A `DistributedDataParallel` averages gradients over ranks in the last pass only.
-        until_last: Whether there are more passes of the window to come.
+        until_last: Whether there are more passes of the step to come.
     """
     if until_last and isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()

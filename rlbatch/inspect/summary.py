@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import Episode
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import Episode
 
 
 def summarize(episode: Episode) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import Episode
 from rlbatch.errors import MissingExtraError
 from rlbatch.inspect.summary import summarize
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import Episode
 
 try:
     from rich.table import Table

@@ -71,7 +71,7 @@ class ControlledFit(keras.callbacks.Callback):
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self._run is None else self._run.conductor.batch_size
+        return self.base_batch_size if self._run is None else self._run.control_loop.batch_size
 
     @property
     def epoch(self) -> int:
@@ -86,12 +86,12 @@ class ControlledFit(keras.callbacks.Callback):
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return 0 if self._run is None else self._run.conductor.steps
+        return 0 if self._run is None else self._run.control_loop.steps
 
     @property
     def samples_seen(self) -> int:
         """Samples so far."""
-        return 0 if self._run is None else self._run.conductor.samples_seen
+        return 0 if self._run is None else self._run.control_loop.samples_seen
 
     @property
     def plain_steps(self) -> int:
@@ -106,24 +106,24 @@ class ControlledFit(keras.callbacks.Callback):
             "policy": self._policy_name,
             "shadow": self.config.shadow,
             "epoch": flow.epoch,
-            "next_step": flow.next_window,
+            "next_step": flow.next_step,
             "traces": dict(run.steps.traces),
-            **run.conductor.summary(),
+            **run.control_loop.summary(),
         }
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it. `fit` tells its own by itself."""
-        self._require_run().conductor.report_validation(float(loss))
+        self._require_run().control_loop.report_validation(float(loss))
 
     @contextmanager
     def paused(self) -> Generator[None]:
         """Stop the wall clock within the block, for a validation in the middle of an epoch."""
-        meter = self._require_run().conductor.meter
-        meter.pause()
+        cost_tracker = self._require_run().control_loop.cost_tracker
+        cost_tracker.pause()
         try:
             yield
         finally:
-            meter.resume()
+            cost_tracker.resume()
 
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""

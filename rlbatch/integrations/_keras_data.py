@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from rlbatch.actuation.worker_samples import fingerprint
+from rlbatch.data.worker_samples import fingerprint
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._keras_flow import Flow
 

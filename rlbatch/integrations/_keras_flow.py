@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.sampler import ElasticBatchSampler
+from rlbatch.data.delivery import Delivered
+from rlbatch.data.sampler import ElasticBatchSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._keras_sizes import PowersOfTwo
 
@@ -85,17 +85,17 @@ class Flow:
         return self._sampler.resumes_within_epoch
 
     @property
-    def next_window(self) -> int:
+    def next_step(self) -> int:
         """Number of the optimizer step at which a change that is decided now takes effect."""
         sampler = self._sampler
-        return max(sampler.next_window, sampler.windows + self.lag)
+        return max(sampler.next_step, sampler.steps + self.lag)
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Change the size of the optimizer steps from `next_window` on."""
+        """Change the size of the optimizer steps from `next_step` on."""
         with self.lock:
             latest = self._coming[-1][1] if self._coming else self._current
             if batch_size != latest:
-                self._coming.append((self.next_window, batch_size))
+                self._coming.append((self.next_step, batch_size))
 
     def open_epoch(self) -> None:
         """The next iteration is the one that is trained on."""
@@ -116,7 +116,7 @@ class Flow:
             sampler = self._sampler
             resumes = sampler.resumes_within_epoch
             start = sampler.position if resumes else 0
-            number = sampler.next_window if resumes else sampler.windows
+            number = sampler.next_step if resumes else sampler.steps
         if not claimed:
             yield from self._peek()
             return
@@ -125,7 +125,7 @@ class Flow:
             with self.lock:
                 self._size_of(number, self.size - start)
                 indices = next(windows, None)
-                number = sampler.next_window
+                number = sampler.next_step
             if indices is None:
                 return
             yield Issued(indices, self._sampler.epoch, start)
@@ -169,9 +169,9 @@ class Flow:
                     "exception, call control.detach() before one without the controller."
                 ) from None
             self._in_hand = True
-        if samples != plan.window_samples:
+        if samples != plan.step_samples:
             raise DeliveryError(
-                f"Optimizer step {plan.window} was planned with {plan.window_samples} samples, and "
+                f"Optimizer step {plan.step} was planned with {plan.step_samples} samples, and "
                 f"{samples} reached the model. Leave out what regroups or drops samples behind "
                 "control.dataset(...): batch, unbatch, filter, shuffle, take."
             )
@@ -183,7 +183,7 @@ class Flow:
 
     def is_complete(self, plan: Delivered) -> bool:
         """Whether nothing of the epoch comes behind a step."""
-        return plan.window_start + plan.window_samples >= self.size
+        return plan.step_start + plan.step_samples >= self.size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place behind the last optimizer step, in what `torch.load` reads safely."""

@@ -34,7 +34,7 @@ class KerasMonitor(ChunkMonitor):
         self._facts = facts
         self._sqr = compiled(_squared_norm)
         self._forget()
-        self._step: _Measured | None = None
+        self._measured_step: _Measured | None = None
         self._shares: list[float] = []
         self._loss: Any = None
         self._done = 0
@@ -42,23 +42,23 @@ class KerasMonitor(ChunkMonitor):
     @property
     def is_measuring(self) -> bool:
         """Whether the gradients of the step under way are wanted."""
-        return self._step is not None
+        return self._measured_step is not None
 
-    def begin_window(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
+    def begin_step(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
         """Announce an optimizer step."""
         total = sum(micro_batch_sizes)
         self._shares = [size / total for size in micro_batch_sizes]
-        self._loss, self._done, self._step = None, 0, None
+        self._loss, self._done, self._measured_step = None, 0, None
         if measured and len(self._shares) > 1:
             scales = self._facts.metric()
             if scales is not None:
-                self._step = _Measured(self._shares, scales, self._sqr)
+                self._measured_step = _Measured(self._shares, scales, self._sqr)
                 self._size_of_step = total / len(self._shares), float(total)
 
     def take_gradient(self, part: list[Any]) -> None:
         """Take a micro-batch's gradient times its share in the step; None counts as zero."""
-        if self._step is not None:
-            self._step.add(part)
+        if self._measured_step is not None:
+            self._measured_step.add(part)
 
     def after_backward(self, loss: Any) -> None:
         """Take the micro-batch's mean loss."""
@@ -68,12 +68,12 @@ class KerasMonitor(ChunkMonitor):
         self._loss = part if self._loss is None else self._loss + part
         if self._done < len(self._shares):
             return
-        if self._step is not None:
-            self._norms_now.append(self._step.norms())
+        if self._measured_step is not None:
+            self._norms_now.append(self._measured_step.norms())
             self._owners_now.append(len(self._known["losses"]) + len(self._losses_now))
             self._sizes_now.append(self._size_of_step)
         self._losses_now.append(self._loss)
-        self._loss = self._step = None
+        self._loss = self._measured_step = None
 
     def finish(self) -> ChunkMeasurement:
         """Read the chunk from the device and start the next one."""
@@ -81,9 +81,9 @@ class KerasMonitor(ChunkMonitor):
         self._forget()
         return super().finish()
 
-    def drop_window(self, steps: int | None = None) -> None:
+    def drop_step(self, steps: int | None = None) -> None:
         """Forget the step under way, and those behind the first `steps` of the chunk."""
-        self._loss = self._step = None
+        self._loss = self._measured_step = None
         if steps is not None and steps < len(self._known["losses"]) + len(self._losses_now):
             self.load_state_dict(self.state_dict(steps))
 

@@ -8,14 +8,13 @@ from typing import Any
 import keras
 from torch import nn
 
-from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.window import plan_window
-from rlbatch.control.build import make_conductor, make_engine, run_info
+from rlbatch.control.build import make_control_loop, make_engine, run_info
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.journal import Place
+from rlbatch.control.decision_logger import Place
 from rlbatch.control.loader import RandomState
 from rlbatch.control.rollback import Rollback
-from rlbatch.episode_log import EpisodeLog
+from rlbatch.data.delivery import Delivered
+from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_checks import check_model, divides
 from rlbatch.integrations._keras_flow import Flow
@@ -24,6 +23,7 @@ from rlbatch.integrations._keras_optimizer import OptimizerFacts, on_host
 from rlbatch.integrations._keras_sizes import PowersOfTwo, Rounded
 from rlbatch.integrations._keras_steps import Steps, parts_of, samples_in, sum_of_parts
 from rlbatch.integrations._shared import SampleCount
+from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
 
 
@@ -32,7 +32,7 @@ class ControlledRun:
 
     Attributes:
         model: What is trained.
-        conductor: Decides.
+        control_loop: Decides.
         steps: How the model steps.
         facts: Its optimizer.
         plain_steps: Steps that the plain run would have made with as many samples.
@@ -72,7 +72,7 @@ class ControlledRun:
         like_torch = facts.as_torch()
         guard = Rollback(nn.Module(), like_torch, config.guard, KerasSnapshot(model, facts))
         self._monitor = KerasMonitor(facts, self.steps.compiled)
-        self.conductor = make_conductor(
+        self.control_loop = make_control_loop(
             nn.Module(),
             like_torch,
             policy,
@@ -149,7 +149,7 @@ class ControlledRun:
             raise
 
     def _step(self, plan: Delivered, data: Any) -> dict[str, Any]:
-        flow, conductor, rate = self._flow, self.conductor, self.facts.rate
+        flow, control_loop, rate = self._flow, self.control_loop, self.facts.rate
         if self._expected_iterations is not None:
             self._check_iterations()
             self._restore_random()  # behind what the data pipeline has drawn when it began
@@ -157,33 +157,33 @@ class ControlledRun:
             rate.begin_epoch()
             self._rate_noted = True
         sizes = self._sizes(plan)
-        conductor.begin_window(plan.batch_size, sizes)
-        self.plain_steps = self._offset + self._count.steps(plan.epoch, plan.window_start)
-        with rate.applied(conductor.rate.factor, self.plain_steps):
+        control_loop.begin_step(plan.batch_size, sizes)
+        self.plain_steps = self._offset + self._count.steps(plan.epoch, plan.step_start)
+        with rate.applied(control_loop.rate.factor, self.plain_steps):
             logs = self._divided(data, sizes) if len(sizes) > 1 else self._whole(data)
         flow.done()
-        position = plan.window_start + plan.window_samples
+        position = plan.step_start + plan.step_samples
         self.plain_steps = self._offset + self._count.steps(plan.epoch, position)
         self._epochs_done = plan.epoch + position / flow.size
         with flow.lock:  # nothing may be issued between what the log says and what is done
-            conductor.end_window(plan.window_samples, self.place)
-            flow.set_batch_size(conductor.batch_size)
+            control_loop.end_step(plan.step_samples, self.place)
+            flow.set_batch_size(control_loop.batch_size)
         self.epoch_is_over = flow.is_complete(plan)
         if self.epoch_is_over:
-            conductor.meter.pause()
+            control_loop.cost_tracker.pause()
         return logs
 
     def _sizes(self, plan: Delivered) -> list[int]:
-        measure = self.conductor.measure(plan.window)
+        measure = self.control_loop.measure(plan.step)
         if measure and self._divides is None:
             self._divides = divides(self.model, required=False)
         measure = measure and bool(self._divides)
         limit = self._micro_batch_size
-        return list(plan_window(plan.window_samples, limit, measure=measure).sizes)
+        return list(plan_step(plan.step_samples, limit, measure=measure).sizes)
 
     def _whole(self, data: Any) -> dict[str, Any]:
         logs, loss = self.steps.whole(data)
-        self.conductor.after_backward(loss)
+        self.control_loop.after_backward(loss)
         return logs
 
     def _divided(self, data: Any, sizes: list[int]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class ControlledRun:
             logs, loss, gradient = self.steps.part(part)
             gradient, total = sum_of_parts(total, gradient, size / samples)
             self._monitor.take_gradient(gradient)
-            self.conductor.after_backward(loss)
+            self.control_loop.after_backward(loss)
         self.steps.apply(total)
         return logs
 
@@ -203,14 +203,14 @@ class ControlledRun:
         """An epoch of `fit` begins."""
         self._open_log(policy_name)
         self.epoch_is_over = self._rate_noted = False
-        self.conductor.abandon_window()
+        self.control_loop.abandon_step()
         if not self._flow.resumes_within_epoch:
             self._restore_random()
         self._flow.open_epoch()
-        self.conductor.meter.resume()
+        self.control_loop.cost_tracker.resume()
 
     def _open_log(self, policy_name: str) -> None:
-        folder, parts = self.conductor.config.log_dir, self.conductor
+        folder, parts = self.control_loop.config.log_dir, self.control_loop
         if folder is None or self._log is not None:
             return
         info = run_info(policy_name, self.model, self.facts.optimizer, parts)
@@ -223,7 +223,7 @@ class ControlledRun:
     def close_log(self) -> None:
         """Note the end of a `fit`; another one continues the log."""
         if self._log is not None:
-            self.conductor.close(self.place())
+            self.control_loop.close(self.place())
             self._log, self._log_was_closed = None, True
 
     def has_optimizer_of(self, model: Any) -> bool:
@@ -232,18 +232,18 @@ class ControlledRun:
 
     def place(self) -> Place:
         """Return where the run is."""
-        return Place(self._epochs_done, self._flow.next_window)
+        return Place(self._epochs_done, self._flow.next_step)
 
     def disable(self, reason: str) -> None:
         """Return to the user's batch size and decide nothing any more."""
         with self._flow.lock:
-            self.conductor.disable(reason, self.place())
-            self._flow.set_batch_size(self.conductor.batch_size)
+            self.control_loop.disable(reason, self.place())
+            self._flow.set_batch_size(self.control_loop.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the coming decisions depend on."""
         return {
-            "conductor": self.conductor.state_dict(),
+            "control_loop": self.control_loop.state_dict(),
             "learning_rate": self.facts.initial_rate,
             "iterations": self._iterations(),
             "offset": self._offset,
@@ -254,7 +254,7 @@ class ControlledRun:
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self.conductor.load_state_dict(state["conductor"])
+        self.control_loop.load_state_dict(state["control_loop"])
         self._offset, self._expected_iterations = state["offset"], state["iterations"]
         self._random = state["random"]
 

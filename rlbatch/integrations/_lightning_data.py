@@ -16,8 +16,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from rlbatch.actuation.loader import loader_options
 from rlbatch.control.loader import ControlledLoader
+from rlbatch.data.loader import loader_options
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._shared import SampleCount, plain_loader
 

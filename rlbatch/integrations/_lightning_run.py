@@ -161,7 +161,7 @@ class ControlledFit:
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's state and what Lightning needs to go on."""
         controller = self._require_controller()
-        delivered = controller.stepper.delivered
+        delivered = controller.accumulator.delivered
         return {
             "controller": controller.state_dict(),
             "first_epoch": self._first_epoch,
@@ -177,16 +177,16 @@ class ControlledFit:
 
     def begin_batch(self, batch_idx: int) -> None:
         """Let Lightning step behind this batch if it is a window's last, and else not."""
-        trainer, delivered = self.trainer, self._require_controller().stepper.delivered
+        trainer, delivered = self.trainer, self._require_controller().accumulator.delivered
         if delivered is None:
             raise DeliveryError("A batch begins that the controller's loader did not hand out.")
         loop, ready = trainer.fit_loop, batch_idx + 1
-        end = delivered.window_start + delivered.window_samples
+        end = delivered.step_start + delivered.step_samples
         epoch, is_last = self._first_epoch + delivered.epoch, delivered.is_last
         ends_epoch = is_last and end >= self.loader.count.samples
         if delivered.position == 0:
-            self._at = epoch, delivered.window_start
-            if delivered.window_start == 0:
+            self._at = epoch, delivered.step_start
+            if delivered.step_start == 0:
                 for _, schedule, _ in self._schedules:
                     schedule.skip()  # what an epoch that was left early had to come
         self._at, self._within = (epoch, end), not is_last
@@ -206,7 +206,7 @@ class ControlledFit:
     def before_backward(self, loss: Tensor) -> None:
         """Give a batch's loss, divided by Lightning and scaled, its weight in the gradient."""
         count = self._divisor
-        factor = self._require_controller().stepper.weight() * count
+        factor = self._require_controller().accumulator.weight() * count
         if abs(factor - 1.0) > 1e-9:
             loss.register_hook(lambda gradient: gradient * factor)
         mean = loss.detach()
@@ -224,20 +224,20 @@ class ControlledFit:
     def end_batch(self, outputs: Any) -> bool:
         """Return whether the optimizer has stepped; if so, decide."""
         controller = self._require_controller()
-        skipped = not controller.stepper.has_backward
-        delivered = controller.stepper.finish()
+        skipped = not controller.accumulator.has_backward
+        delivered = controller.accumulator.finish()
         if skipped:  # training_step returned None
-            controller.skip_window()
+            controller.skip_step()
         factor = self._divisor / delivered.micro_batches
         if factor != 1.0 and isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
             outputs["loss"] = outputs["loss"] * factor  # as it is with the number of micro-batches
         if not delivered.is_last:
             return False
-        self.samples = delivered.window_samples
+        self.samples = delivered.step_samples
         before, self._done = self._done, self._at
         if before[0] != self._at[0]:
             before = self._at[0], 0  # an epoch that was left early had no validation to make up
-        controller.end_window(delivered)
+        controller.end_step(delivered)
         self._limit()
         self.due = self._validations(self._done) > self._validations(before)
         self._set_due(self.due)

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from rlbatch.actuation.delivery import Delivered
+from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.stepper import WindowStepper
 from rlbatch.controller import BatchController
+from rlbatch.data.delivery import Delivered
 from rlbatch.errors import DeliveryError
 
 
-class LightningStepper(WindowStepper):
+class LightningStepper(GradientAccumulator):
     """Follows the passes that Lightning makes; it makes none itself."""
 
     def arrive(self, delivered: Delivered) -> None:
@@ -58,13 +58,13 @@ class LightningController(BatchController):
 
     _detach: Callable[[], None] | None = None
 
-    def _make_stepper(self, ranks: Ranks) -> WindowStepper:
+    def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         return LightningStepper(self.model, self.optimizer, None, ranks.world_size)
 
     @property
-    def stepper(self) -> Any:
+    def accumulator(self) -> Any:
         """Knows the micro-batch under way."""
-        return self._stepper
+        return self._accumulator
 
     def start(self) -> None:
         """Couple the learning rate within each of the optimizer's steps, from now on."""
@@ -72,7 +72,7 @@ class LightningController(BatchController):
 
     def stop(self) -> None:
         """Leave the optimizer as it was and close the log."""
-        self._parts.meter.pause()
+        self._parts.cost_tracker.pause()
         detach, self._detach = self._detach, None
         if detach is not None:
             detach()
@@ -80,23 +80,23 @@ class LightningController(BatchController):
 
     def pause(self) -> None:
         """Stop the clock until a batch is fetched."""
-        self._parts.meter.pause()
+        self._parts.cost_tracker.pause()
 
     def resume(self) -> None:
         """Let the clock run."""
-        self._parts.meter.resume()
+        self._parts.cost_tracker.resume()
 
     def measure_loss(self, loss: Tensor) -> None:
         """Take a micro-batch's mean loss, behind its backward pass."""
         self._parts.after_backward(loss)
 
-    def skip_window(self) -> None:
+    def skip_step(self) -> None:
         """Leave the step under way out of what is measured."""
-        self._parts.abandon_window()
+        self._parts.abandon_step()
 
-    def end_window(self, delivered: Delivered) -> None:
+    def end_step(self, delivered: Delivered) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide."""
-        self._end_window(delivered)
+        self._end_step(delivered)
 
     def limit_next(self, samples: int) -> None:
         """Let the coming steps have so many samples at most: the run ends behind them."""

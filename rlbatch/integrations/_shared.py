@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from rlbatch.actuation.delivery import Delivered
-from rlbatch.actuation.loader import loader_options
 from rlbatch.controller import BatchController
+from rlbatch.data.delivery import Delivered
+from rlbatch.data.loader import loader_options
 from rlbatch.errors import ConfigurationError, DeliveryError
 
 
@@ -164,33 +164,33 @@ class Window:
     @property
     def position(self) -> int:
         """Samples of the epoch behind this step."""
-        return self.plans[0].window_start + self.plans[0].window_samples
+        return self.plans[0].step_start + self.plans[0].step_samples
 
 
 class WindowController(BatchController):
     """A controller for loops that others wrote: they take whole windows and step by themselves.
 
-    For each optimizer step: `next_window`, `begin_window`, `after_backward` for each micro-batch,
-    the optimizer's step, `end_window`. Between `attach` and `detach` the learning rate is coupled
+    For each optimizer step: `next_step`, `begin_step`, `after_backward` for each micro-batch,
+    the optimizer's step, `end_step`. Between `attach` and `detach` the learning rate is coupled
     to the batch size within each step of the optimizer.
     """
 
     _arrived: Delivered | None = None
-    _window_is_open = False
+    _step_is_open = False
     _detach: Callable[[], None] | None = None
 
     def arrive(self, delivered: Delivered) -> None:
-        """A micro-batch is about to be handed to `next_window`."""
+        """A micro-batch is about to be handed to `next_step`."""
         self._arrived = delivered
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins; what is left of a step under way is dropped."""
-        if self._window_is_open:
-            self._window_is_open = False
+        if self._step_is_open:
+            self._step_is_open = False
             self.optimizer.zero_grad()
         super().begin_epoch()
 
-    def next_window(self, batches: Iterator[Any]) -> Window | None:
+    def next_step(self, batches: Iterator[Any]) -> Window | None:
         """Return the next optimizer step's micro-batches, or None when the epoch is over.
 
         Raises:
@@ -198,7 +198,7 @@ class WindowController(BatchController):
         """
         window = Window([], [])
         for batch in batches:
-            if self._window_is_open:  # and no new iteration has begun with this batch
+            if self._step_is_open:  # and no new iteration has begun with this batch
                 raise DeliveryError(
                     "The optimizer has not stepped on the batch before. Leave the loop's own "
                     "settings of gradient accumulation as they are while it runs."
@@ -210,7 +210,7 @@ class WindowController(BatchController):
             window.plans.append(delivered)
             self._arrived = None
             if delivered.is_last:
-                self._window_is_open = True
+                self._step_is_open = True
                 return window
         if window.batches:
             raise DeliveryError(
@@ -219,7 +219,7 @@ class WindowController(BatchController):
             )
         return None
 
-    def begin_window(self, window: Window, weights: Sequence[float]) -> None:
+    def begin_step(self, window: Window, weights: Sequence[float]) -> None:
         """Announce an optimizer step.
 
         Args:
@@ -227,20 +227,20 @@ class WindowController(BatchController):
             weights: What share each micro-batch has in the gradient; of any scale.
         """
         plan = window.plans[0]
-        scale = plan.window_samples / sum(weights)
+        scale = plan.step_samples / sum(weights)
         sizes: Any = [weight * scale for weight in weights]
         if min(sizes) < 1:
             sizes = [plan.micro_size for plan in window.plans]
-        self._parts.begin_window(plan.batch_size, sizes)
+        self._parts.begin_step(plan.batch_size, sizes)
 
     def after_backward(self, loss: Tensor) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
         self._parts.after_backward(loss)
 
-    def end_window(self, window: Window) -> None:
+    def end_step(self, window: Window) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide."""
-        self._window_is_open = False
-        self._end_window(window.plans[0])
+        self._step_is_open = False
+        self._end_step(window.plans[0])
 
     def limit_next(self, samples: int) -> None:
         """Let the coming steps have so many samples at most: the run ends behind them."""

@@ -175,11 +175,11 @@ class ControlledRun:
         """Whether the latest optimizer step went past a multiple of `every` plain steps."""
         return self.steps_done // every > self.steps_before // every
 
-    def next_window(self, batches: Iterator[Any]) -> Window | None:
+    def next_step(self, batches: Iterator[Any]) -> Window | None:
         """Return the next optimizer step's micro-batches; None when epoch or run are over."""
         self.window = None
         if self.controller is not None and self.steps_done < self.total_steps:
-            self.window = self.controller.next_window(batches)
+            self.window = self.controller.next_step(batches)
         return self.window
 
     def batch(self, index: int) -> Any:
@@ -188,13 +188,13 @@ class ControlledRun:
             raise ConfigurationError("There is no optimizer step under way.")
         return self.window.batches[index]
 
-    def end_window(self) -> float:
+    def end_step(self) -> float:
         """Count the step that was made and return the epochs done."""
         window, controller = self.window, self.controller
         if window is None or controller is None:
             raise ConfigurationError("An optimizer step ended that the controller did not begin.")
-        controller.end_window(window)
-        self.latest_samples = window.plans[0].window_samples
+        controller.end_step(window)
+        self.latest_samples = window.plans[0].step_samples
         epoch, position = window.plans[0].epoch, window.position
         self.steps_before, self.steps_done = self.steps_done, self.due()
         self._limit(epoch, position)

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rlbatch.actuation.delivery import Delivered
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader, RandomState
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.stepper import WindowStepper
 from rlbatch.controller import BatchController
+from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, MissingExtraError
 from rlbatch.integrations._shared import (
     SampleCount,
@@ -170,7 +170,7 @@ class AcceleratedController(BatchController):
     def end_epoch(self) -> None:
         """The loader has nothing more: other loops find the accelerator as it was."""
         super().end_epoch()
-        self._leave_window()
+        self._leave_step()
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from what `state_dict` returned, before or after `loader` is called."""
@@ -182,18 +182,18 @@ class AcceleratedController(BatchController):
         if self._loader is not None:
             self._take_place()
 
-    def _end_window(self, delivered: Delivered) -> int:
-        self._position = delivered.epoch, delivered.window_start + delivered.window_samples
+    def _end_step(self, delivered: Delivered) -> int:
+        self._position = delivered.epoch, delivered.step_start + delivered.step_samples
         if self._schedule is not None:
             if not self._accelerator.optimizer_step_was_skipped:
                 self._schedule.step()
             self._schedule.skip()
-        return super()._end_window(delivered)
+        return super()._end_step(delivered)
 
-    def _make_stepper(self, ranks: Ranks) -> WindowStepper:
+    def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         return _AcceleratedStepper(self._accelerator, self.model, self._prepared, ranks.world_size)
 
-    def _leave_window(self) -> None:
+    def _leave_step(self) -> None:
         self._accelerator.gradient_accumulation_steps = self._accumulation_steps
         self._accelerator.step = 0
         self._accelerator.gradient_state._set_sync_gradients(True)
@@ -209,7 +209,7 @@ class AcceleratedController(BatchController):
         return self._schedule_steps * steps
 
 
-class _AcceleratedStepper(WindowStepper):
+class _AcceleratedStepper(GradientAccumulator):
     """Goes through Accelerate for backward passes, clipping and the optimizer's step."""
 
     def __init__(
@@ -238,7 +238,7 @@ class _AcceleratedStepper(WindowStepper):
 
     def unscale_(self) -> None:
         """Divide the scaler's factor out of the gradients of a complete window, once."""
-        if self.window_complete and not self._unscaled and self._accelerator.scaler is not None:
+        if self.batch_complete and not self._unscaled and self._accelerator.scaler is not None:
             self._accelerator.unscale_gradients()
             self._unscaled = True
 

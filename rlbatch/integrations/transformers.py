@@ -171,7 +171,7 @@ class ControlledTrainerMixin(_Base):
                 f"gradient_accumulation_steps was {run.accumulation_steps} when the run began and "
                 f"is {self.args.gradient_accumulation_steps} now. Leave it: the controller decides."
             )
-        window = run.next_window(epoch_iterator)
+        window = run.next_step(epoch_iterator)
         if window is None:
             self.control.should_epoch_stop = self._loop_was_stopped = True
             if run.steps_done >= run.total_steps:
@@ -181,7 +181,7 @@ class ControlledTrainerMixin(_Base):
         _, items = super().get_batch_samples(iter(batches), len(batches), device)
         weights = item_counts(self, batches) or [plan.micro_size for plan in window.plans]
         run.shares = [weight / sum(weights) for weight in weights]
-        self._require_controller().begin_window(window, weights)
+        self._require_controller().begin_step(window, weights)
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -250,7 +250,7 @@ class ControlledTrainerMixin(_Base):
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""
         run = self._require_run()
-        self.state.epoch = run.end_window()
+        self.state.epoch = run.end_step()
         # What is left at this batch size: bars show it, and callbacks stop where nothing is left.
         self.state.max_steps = self.state.global_step + run.steps_left()
         if isinstance(self.lr_scheduler, SampleScheduler):

@@ -63,7 +63,7 @@ _WHOLE = Window((1.0,), None, 0)  # stands for any step of one micro-batch; neve
 class ChunkMonitor:
     """Collects losses and gradient norms of a chunk as device tensors.
 
-    Per optimizer step: `begin_window`, then `after_backward` for each micro-batch before anything
+    Per optimizer step: `begin_step`, then `after_backward` for each micro-batch before anything
     clips or unscales the gradients. At the end of the chunk, `finish`. Nothing is read from the
     device in between, and no gradient is changed.
     """
@@ -81,10 +81,10 @@ class ChunkMonitor:
         self._parameters = tuple(parameters)
         self._optimizer = optimizer
         self._scaler = scaler
-        self._window: Window | None = None
+        self._step: Window | None = None
         self._clear()
 
-    def begin_window(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
+    def begin_step(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
         """Announce an optimizer step.
 
         Args:
@@ -96,10 +96,10 @@ class ChunkMonitor:
         Raises:
             ConfigurationError: A micro-batch is missing from the previous step, or there is none.
         """
-        if self._window is not None:
+        if self._step is not None:
             self._require_complete()
         if len(micro_batch_sizes) == 1 and micro_batch_sizes[0] > 0:
-            self._window = _WHOLE  # nearly all steps: they have to cost next to nothing
+            self._step = _WHOLE  # nearly all steps: they have to cost next to nothing
             return
         if not micro_batch_sizes or min(micro_batch_sizes) < 1:
             raise ConfigurationError(
@@ -112,7 +112,7 @@ class ChunkMonitor:
             metric = make_metric(self._parameters, self._optimizer)
             # the first number of micro-batches that holds half of the samples, leaving at least one
             half = int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-9)) + 1
-        self._window = Window(shares, metric, min(half, len(shares) - 1))
+        self._step = Window(shares, metric, min(half, len(shares) - 1))
         self._batch_size = total
 
     def after_backward(self, loss: Tensor) -> None:
@@ -124,28 +124,28 @@ class ChunkMonitor:
         Raises:
             ConfigurationError: More micro-batches came than were announced.
         """
-        window = self._window
-        if window is None:
+        step = self._step
+        if step is None:
             raise ConfigurationError(
-                "after_backward came without begin_window. Announce each step's micro-batches."
+                "after_backward came without begin_step. Announce each step's micro-batches."
             )
         loss = loss.detach()
-        if window is _WHOLE:
+        if step is _WHOLE:
             if not loss.is_cpu:  # a CUDA graph writes the next one over it
                 loss = loss.clone()
             self._losses.append(loss)
             self._versions.append(loss._version)
-            self._window = None
+            self._step = None
             return
-        share = window.shares[window.done]
-        window.done += 1
-        loss = loss * share if window.loss is None else window.loss + loss * share
-        window.loss = loss
-        if window.metric is not None:
-            self._measure(window, window.metric, share)
-        if window.done == len(window.shares):
+        share = step.shares[step.done]
+        step.done += 1
+        loss = loss * share if step.loss is None else step.loss + loss * share
+        step.loss = loss
+        if step.metric is not None:
+            self._measure(step, step.metric, share)
+        if step.done == len(step.shares):
             self._append(loss)
-            self._window = None
+            self._step = None
 
     def finish(self) -> ChunkMeasurement:
         """Read the chunk from the device, in one transfer, and start the next one.
@@ -184,14 +184,14 @@ class ChunkMonitor:
         """Return what the chunk left on the device as one array, moved from there together."""
         return foreach.read(losses, norms)
 
-    def drop_window(self, steps: int | None = None) -> None:
+    def drop_step(self, steps: int | None = None) -> None:
         """Forget the step under way.
 
         Args:
             steps: Of the chunk that the optimizer made: one whose backward passes are all done
                 and that it did not make is forgotten too. None keeps that.
         """
-        self._window = None
+        self._step = None
         if steps is not None:
             measured = sum(owner < steps for owner in self._owners)
             del self._losses[steps:], self._versions[steps:], self._norms[3 * measured :]
@@ -199,14 +199,14 @@ class ChunkMonitor:
 
     def discard(self) -> None:
         """Forget the chunk and the step under way."""
-        self._window = None
+        self._step = None
         self._clear()
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:
         """Return the chunk so far, without a step under way, as plain numbers: reads the device.
 
         Args:
-            steps: Of the chunk that the optimizer made, as in `drop_window`.
+            steps: Of the chunk that the optimizer made, as in `drop_step`.
         """
         owners = [owner for owner in self._owners if steps is None or owner < steps]
         return {
@@ -238,11 +238,11 @@ class ChunkMonitor:
         self._versions.append(loss._version)
 
     def _require_complete(self) -> None:
-        window = self._window
-        if window is not None:
+        step = self._step
+        if step is not None:
             raise ConfigurationError(
-                f"The step was announced with {len(window.shares)} micro-batches and "
-                f"{window.done} came. Call after_backward for each, or discard()."
+                f"The step was announced with {len(step.shares)} micro-batches and "
+                f"{step.done} came. Call after_backward for each, or discard()."
             )
 
     def _unscaling(self) -> Tensor | None:
@@ -253,35 +253,35 @@ class ChunkMonitor:
         one = torch.ones((), device=self._parameters[0].device)
         return self._scaler.scale(one).reciprocal()
 
-    def _measure(self, window: Window, metric: GradientMetric, share: float) -> None:
+    def _measure(self, step: Window, metric: GradientMetric, share: float) -> None:
         """Add the micro-batch's own squared norm: of the difference to what was there before."""
         now = metric.vector(self._unscaling())
         own_sqr = foreach.squared_norm(
-            now if window.previous is None else foreach.subtract(now, window.previous)
+            now if step.previous is None else foreach.subtract(now, step.previous)
         )
         # The increment is share x g_i and g_i weighs by its share: share x |g_i|^2 = |.|^2 / share.
         weighted = own_sqr / share
-        window.small_sqr = weighted if window.small_sqr is None else window.small_sqr + weighted
-        if window.done == window.half:
-            window.first_half = now
-            window.half_sqr = own_sqr if window.previous is None else foreach.squared_norm(now)
-        if window.done < len(window.shares):
-            window.previous = now
+        step.small_sqr = weighted if step.small_sqr is None else step.small_sqr + weighted
+        if step.done == step.half:
+            step.first_half = now
+            step.half_sqr = own_sqr if step.previous is None else foreach.squared_norm(now)
+        if step.done < len(step.shares):
+            step.previous = now
         else:
-            self._record(window, now, own_sqr)
+            self._record(step, now, own_sqr)
 
-    def _record(self, window: Window, total: list[Tensor], last_sqr: Tensor) -> None:
-        assert window.first_half is not None  # noqa: S101 - the half lies before the end
-        assert window.half_sqr is not None  # noqa: S101
-        assert window.small_sqr is not None  # noqa: S101
+    def _record(self, step: Window, total: list[Tensor], last_sqr: Tensor) -> None:
+        assert step.first_half is not None  # noqa: S101 - the half lies before the end
+        assert step.half_sqr is not None  # noqa: S101
+        assert step.small_sqr is not None  # noqa: S101
         big_sqr = foreach.squared_norm(total)
-        if window.first_half is window.previous:  # the second half is the last micro-batch
+        if step.first_half is step.previous:  # the second half is the last micro-batch
             rest_sqr = last_sqr
         else:
-            rest_sqr = foreach.squared_norm(foreach.subtract(total, window.first_half))
-        product = 0.5 * (big_sqr - window.half_sqr - rest_sqr)
+            rest_sqr = foreach.squared_norm(foreach.subtract(total, step.first_half))
+        product = 0.5 * (big_sqr - step.half_sqr - rest_sqr)
         # An exact zero is a gradient that vanished, not an error: no direction, cosine 0.
-        cosine = product / (window.half_sqr * rest_sqr).sqrt().clamp_min(1e-300)
-        self._norms += [window.small_sqr, big_sqr, cosine]
+        cosine = product / (step.half_sqr * rest_sqr).sqrt().clamp_min(1e-300)
+        self._norms += [step.small_sqr, big_sqr, cosine]
         self._owners.append(len(self._losses))
-        self._sizes.append((self._batch_size / len(window.shares), float(self._batch_size)))
+        self._sizes.append((self._batch_size / len(step.shares), float(self._batch_size)))

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import read_episode
 from rlbatch.errors import EpisodeLogError
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import read_episode
 
 
 class EpisodeLogContract:
     """Subclass it, name the subclass `Test...` and override `open_log`.
 
-    The log writes the format of `rlbatch.episode_log`, which `read_episode` reads.
+    The log writes the format of `rlbatch.log.episode_log`, which `read_episode` reads.
     """
 
     def open_log(self, folder: Path, *, resume: bool = False) -> Any:

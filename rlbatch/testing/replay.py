@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rlbatch import observation
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import read_episode
 from rlbatch.errors import EpisodeLogError
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import read_episode
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.signals.record import RunContext, Signals
 

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
-from rlbatch.agents.critic import InformedCriticPolicy
+from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import ROUNDS, SHARPNESS, fit, imitate, labels
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
-from rlbatch.envs.quadratic.pool import make_pool
-from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import REGRET_SCALE, TRUTH_SIZE
+from rlbatch.envs.privileged import PRIVILEGED_SIZE, REGRET_SCALE
+from rlbatch.envs.simulator.pool import make_pool
+from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.observation import OBSERVATION_SIZE
 
 ACTIONS = len(DEFAULT_ACTIONS)
@@ -25,9 +25,9 @@ RUNS = 64
 
 @pytest.fixture
 def model() -> PPO:
-    env = QuadraticVecEnv(make_pool(64, 3), RUNS, 0, DEFAULT_ACTIONS, informed=True)
+    env = QuadraticVecEnv(make_pool(64, 3), RUNS, 0, DEFAULT_ACTIONS, privileged=True)
     return PPO(
-        InformedCriticPolicy,
+        PrivilegedCriticPolicy,
         env,
         n_steps=16,
         batch_size=256,
@@ -43,7 +43,9 @@ def model() -> PPO:
 def _told(rows: int, seed: int) -> NDArray[np.float32]:
     """Rows whose best action is the last where the first feature is positive, else the first."""
     rng = np.random.default_rng(seed)
-    told = rng.uniform(-1, 1, (rows, OBSERVATION_SIZE + TRUTH_SIZE + ACTIONS)).astype(np.float32)
+    told = rng.uniform(-1, 1, (rows, OBSERVATION_SIZE + PRIVILEGED_SIZE + ACTIONS)).astype(
+        np.float32
+    )
     share = np.linspace(0.0, 1.0, ACTIONS)
     up = told[:, :1] > 0
     told[:, -ACTIONS:] = np.where(up, 1.0 - share, share) / REGRET_SCALE
@@ -105,7 +107,7 @@ def test_runs_without_regrets_are_decided_as_before(model: PPO) -> None:
 
 def test_the_runs_it_decides_regret_less(model: PPO) -> None:
     def regret() -> float:
-        env = QuadraticVecEnv(make_pool(64, 9), 64, 5, DEFAULT_ACTIONS, informed=True)
+        env = QuadraticVecEnv(make_pool(64, 9), 64, 5, DEFAULT_ACTIONS, privileged=True)
         told: Any = env.reset()
         total = 0.0
         for _ in range(15):

@@ -18,9 +18,9 @@ import torch
 
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import RECIPES, Recipe, Stage, resolve_recipe
-from rlbatch.envs.quadratic.pool import make_pool
-from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import REGRET_SCALE
+from rlbatch.envs.privileged import REGRET_SCALE
+from rlbatch.envs.simulator.pool import make_pool
+from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
@@ -65,7 +65,7 @@ def test_a_training_goes_on_when_a_process_with_runs_dies(tmp_path: Path) -> Non
 
 
 def test_guidance_takes_the_expected_regret_from_the_entropy() -> None:
-    model = untrained(informed=True)
+    model = untrained(privileged=True)
     policy: Any = model.policy
     rng = np.random.default_rng(3)
     features = torch.tensor(
@@ -74,7 +74,7 @@ def test_guidance_takes_the_expected_regret_from_the_entropy() -> None:
     actions = torch.tensor(rng.integers(7, size=20))
     with torch.no_grad():
         values, log_prob, entropy = policy.evaluate_actions(features, actions)
-        policy.guidance = 0.5
+        policy.regret_weight = 0.5
         guided_values, guided_log_prob, guided = policy.evaluate_actions(features, actions)
         distribution = policy.get_distribution(features).distribution
     np.testing.assert_array_equal(guided_values, values)
@@ -87,14 +87,16 @@ def test_guidance_takes_the_expected_regret_from_the_entropy() -> None:
 
 def test_a_guided_policy_regrets_less(trained: Path, tmp_path: Path) -> None:
     (stage,) = TINY.stages
-    guided = replace(TINY, stages=(replace(stage, guidance=2.0, timesteps=4 * ROLLOUT, epochs=6),))
+    guided = replace(
+        TINY, stages=(replace(stage, regret_weight=2.0, timesteps=4 * ROLLOUT, epochs=6),)
+    )
     before = _regret(load_policy(trained / "policy.safetensors"))
     assert _regret(load_policy(train(guided, tmp_path / "guided"))) < 0.9 * before
 
 
 def _regret(policy: LearnedPolicy) -> float:
     """Mean expected regret of its decisions in runs that go on by them."""
-    env = QuadraticVecEnv(make_pool(128, 9), 128, 5, TINY.actions, informed=True)
+    env = QuadraticVecEnv(make_pool(128, 9), 128, 5, TINY.actions, privileged=True)
     total = 0.0
     told: Any = env.reset()
     for _ in range(15):
@@ -237,16 +239,16 @@ def test_a_wrong_recipe_is_refused() -> None:
         resolve_recipe("defautl")
     with pytest.raises(ConfigurationError, match="A stage needs runs"):
         Stage(timesteps=10, simulated=0, real=0)
-    with pytest.raises(ConfigurationError, match="informed_critic=True"):
-        replace(RECIPES["default"], informed_critic=False)
+    with pytest.raises(ConfigurationError, match="privileged_critic=True"):
+        replace(RECIPES["default"], privileged_critic=False)
     with pytest.raises(UnknownNameError, match="Did you mean 'relu'"):
         replace(RECIPES["default"], activation="rleu")
     with pytest.raises(ConfigurationError, match="needs members, got 0"):
         Recipe("none", TINY.stages, members=0)
     with pytest.raises(ConfigurationError, match="members=2 and one stage"):
         Recipe("alone", TINY.stages, members=2)
-    with pytest.raises(ConfigurationError, match=r"guidance=1\.0, entropy=0\.0"):
-        Stage(timesteps=10, simulated=1, real=0, guidance=1.0, entropy=0.0)
+    with pytest.raises(ConfigurationError, match=r"regret_weight=1\.0, entropy=0\.0"):
+        Stage(timesteps=10, simulated=1, real=0, regret_weight=1.0, entropy=0.0)
     with pytest.raises(ConfigurationError, match="imitation must not be negative, got -1"):
         Stage(timesteps=10, simulated=1, real=0, imitation=-1)
     digests = {recipe.digest() for recipe in RECIPES.values()}

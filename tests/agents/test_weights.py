@@ -48,7 +48,7 @@ def test_the_exported_value_is_the_critics_at_the_mean_truth(trained: Path) -> N
     model = PPO.load(trained / "checkpoint.zip", device="cpu")
     policy = load_policy(trained / "policy.safetensors")
     seen = np.random.default_rng(1).uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
-    mean = model.policy.get_buffer("truth_mean")
+    mean = model.policy.get_buffer("privileged_mean")
     assert mean.abs().min() > 0
     features = torch.cat([torch.tensor(seen), mean.expand(50, HIDDEN_SIZE)], dim=1)
     with torch.no_grad():
@@ -57,17 +57,17 @@ def test_the_exported_value_is_the_critics_at_the_mean_truth(trained: Path) -> N
     np.testing.assert_allclose(np.asarray(decision.value), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("informed", [True, False])
+@pytest.mark.parametrize("privileged", [True, False])
 def test_a_deployed_policy_is_trained_further_from_its_weights(
-    trained: Path, informed: bool
+    trained: Path, privileged: bool
 ) -> None:
     """As it decides and judges, whether the critic will see the truth from then on or not."""
     policy = load_policy(trained / "policy.safetensors")
-    model = untrained(informed)
+    model = untrained(privileged)
     load_weights(model, policy)
     rng = np.random.default_rng(2)
     seen = rng.uniform(-1, 1, (50, OBSERVATION_SIZE)).astype(np.float32)
-    hidden = rng.uniform(-1, 1, (50, HIDDEN_SIZE * informed)).astype(np.float32)
+    hidden = rng.uniform(-1, 1, (50, HIDDEN_SIZE * privileged)).astype(np.float32)
     features = torch.tensor(np.concatenate([seen, hidden], axis=1))
     with torch.no_grad():
         logits: Any = model.policy.get_distribution(features).distribution
@@ -81,4 +81,4 @@ def test_a_policy_is_not_trained_further_with_another_activation(trained: Path) 
     policy = load_policy(trained / "policy.safetensors")
     policy = replace(policy, members=(replace(policy.members[0], activation="tanh"),))
     with pytest.raises(ConfigurationError, match="activation is to be the policy's, tanh"):
-        load_weights(untrained(informed=True), policy)
+        load_weights(untrained(privileged=True), policy)

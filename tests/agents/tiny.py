@@ -3,14 +3,14 @@
 import torch
 from stable_baselines3 import PPO
 
-from rlbatch.agents.critic import InformedCriticPolicy
+from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.recipes import Recipe, Stage
-from rlbatch.envs.quadratic.pool import make_pool
-from rlbatch.envs.quadratic.vector_env import QuadraticVecEnv
-from rlbatch.envs.truth import TRUTH_SIZE
+from rlbatch.envs.privileged import PRIVILEGED_SIZE
+from rlbatch.envs.simulator.pool import make_pool
+from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 
 ROLLOUT = 64 * 32
-HIDDEN_SIZE = TRUTH_SIZE + 7  # and the regret of each action
+HIDDEN_SIZE = PRIVILEGED_SIZE + 7  # and the regret of each action
 TINY = Recipe(
     "tiny",
     (
@@ -23,13 +23,13 @@ TINY = Recipe(
 )
 
 
-def untrained(informed: bool) -> PPO:
+def untrained(privileged: bool) -> PPO:
     """A model of its layers, whose critic is told the truth or not."""
     pool = make_pool(8, 0)
-    env = QuadraticVecEnv(pool, 2, 0, TINY.actions, informed=informed)
+    env = QuadraticVecEnv(pool, 2, 0, TINY.actions, privileged=privileged)
     layers = {"pi": list(TINY.policy_layers), "vf": list(TINY.value_layers)}
     return PPO(
-        InformedCriticPolicy if informed else "MlpPolicy",
+        PrivilegedCriticPolicy if privileged else "MlpPolicy",
         env,
         n_steps=8,
         batch_size=16,

@@ -159,7 +159,7 @@ def test_both_kinds_run_side_by_side(tmp_path: Path) -> None:
         kinds.add(type(episode))
         return episode
 
-    env = LiveVecEnv(sampler, 6, 0, (-1.0, 0.0, 1.0), make=begin, informed=True)
+    env = LiveVecEnv(sampler, 6, 0, (-1.0, 0.0, 1.0), make=begin, privileged=True)
     env.reset()
     rng = np.random.default_rng(1)
     for _ in range(30):

@@ -26,7 +26,7 @@ from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
-CHEAP_FILE = Path(__file__).parents[1] / "agents" / "evaluation" / "cheap_task.py"
+CHEAP_FILE = Path(__file__).parents[1] / "agents" / "evaluate" / "cheap_task.py"
 CHEAP = f"{CHEAP_FILE}:make"
 
 

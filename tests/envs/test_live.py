@@ -16,13 +16,13 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from rlbatch.control.guard import GuardConfig
+from rlbatch.envs.backend import TorchBackend
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.task import Task, validation_loss
 from rlbatch.envs.tasks.table import TensorTable, collate_table, regression_loss
-from rlbatch.envs.trainee import TorchTrainee
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import encode, initial_state
 from rlbatch.signals.record import COST_CURVE_SIZES, Coupling, Signals
@@ -72,8 +72,8 @@ def weights(run: LiveRun) -> Tensor:
 
 
 def model_of(run: LiveRun) -> nn.Module:
-    assert isinstance(run.trainee, TorchTrainee)
-    return run.trainee.model
+    assert isinstance(run.backend, TorchBackend)
+    return run.backend.model
 
 
 def same(left: Signals, right: Signals) -> bool:

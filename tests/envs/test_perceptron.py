@@ -15,9 +15,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlbatch.control.guard import GuardConfig
+from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Objective
-from rlbatch.envs.perceptron import PerceptronTrainee, fastest_trainee, is_perceptron_task
+from rlbatch.envs.perceptron import PerceptronBackend, fastest_backend, is_perceptron_task
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.table import (
@@ -27,7 +28,6 @@ from rlbatch.envs.tasks.table import (
     multilayer_perceptron,
     regression_loss,
 )
-from rlbatch.envs.trainee import TorchTrainee, TraineeMaker
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
@@ -64,7 +64,7 @@ def make_task(classes: int = 0, **changes: Any) -> Task:
     return replace(task, **changes)
 
 
-def make_run(task: Task, trainee: TraineeMaker, **changes: Any) -> LiveRun:
+def make_run(task: Task, backend: BackendMaker, **changes: Any) -> LiveRun:
     arguments: dict[str, Any] = {
         "seed": 3,
         "coupling": Coupling.SQRT,
@@ -74,16 +74,16 @@ def make_run(task: Task, trainee: TraineeMaker, **changes: Any) -> LiveRun:
         "planned_steps": 60,
         **changes,
     }
-    return LiveRun(task, trainee=trainee, **arguments)
+    return LiveRun(task, backend=backend, **arguments)
 
 
 def weights(run: LiveRun) -> np.ndarray:
-    trainee = run.trainee
-    if isinstance(trainee, PerceptronTrainee):
-        return trainee.weights
-    assert isinstance(trainee, TorchTrainee)
+    backend = run.backend
+    if isinstance(backend, PerceptronBackend):
+        return backend.weights
+    assert isinstance(backend, TorchBackend)
     parts: list[np.ndarray] = []
-    for layer in trainee.model.modules():
+    for layer in backend.model.modules():
         if isinstance(layer, nn.Linear):
             parts += [layer.weight.detach().numpy().T.ravel(), layer.bias.detach().numpy()]
     return np.concatenate(parts)
@@ -106,7 +106,7 @@ def cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
 @pytest.mark.parametrize("scheduler", [None, cosine])
 def test_every_signal_and_weight_is_pytorchs(classes: int, optimizer: Any, scheduler: Any) -> None:
     task = make_task(classes, optimizer=optimizer, scheduler=scheduler)
-    runs = [make_run(task, trainee) for trainee in (TorchTrainee, PerceptronTrainee)]
+    runs = [make_run(task, backend) for backend in (TorchBackend, PerceptronBackend)]
     for size in SIZES:
         slow, fast = (run.advance(size) for run in runs)
         for name in FIELDS:
@@ -125,7 +125,7 @@ def test_every_signal_and_weight_is_pytorchs(classes: int, optimizer: Any, sched
 def test_a_chunk_that_explodes_is_rolled_back_exactly() -> None:
     run = make_run(
         make_task(optimizer=partial(SGD, lr=0.05)),
-        PerceptronTrainee,
+        PerceptronBackend,
         coupling=Coupling.LINEAR,
         guard=GuardConfig(),
     )
@@ -157,6 +157,6 @@ def test_whatever_is_not_a_plain_perceptron_is_pytorchs(changes: dict[str, Any])
     assert not is_perceptron_task(task)
     if "loss" not in changes and "collate" not in changes:
         with pytest.raises(ConfigurationError, match="no plain perceptron"):
-            PerceptronTrainee(task, 0)
-    assert isinstance(fastest_trainee(task, 0), TorchTrainee)
-    assert isinstance(fastest_trainee(make_task(), 0), PerceptronTrainee)
+            PerceptronBackend(task, 0)
+    assert isinstance(fastest_backend(task, 0), TorchBackend)
+    assert isinstance(fastest_backend(make_task(), 0), PerceptronBackend)

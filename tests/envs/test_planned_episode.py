@@ -98,9 +98,9 @@ def test_the_plan_is_what_the_policy_sees_spent() -> None:
 
 def test_the_critic_is_told_the_final_loss_and_the_policy_is_not() -> None:
     episode = PlannedEpisode(SETTING)
-    before = episode.truth()
+    before = episode.privileged_row()
     episode.reference_loss *= 1.5
-    after = episode.truth()
+    after = episode.privileged_row()
     assert before.fixed_ratio != after.fixed_ratio
     assert replace(SETTING) == episode.setting
 
@@ -127,7 +127,7 @@ def test_many_side_by_side() -> None:
     def draw(rng: np.random.Generator) -> PlannedSetting:
         return replace(SETTING, seed=int(rng.integers(99)), planned_samples=20.0 * BASE)
 
-    env = LiveVecEnv(draw, 2, 0, (0.0, 1.0), make=PlannedEpisode, informed=True, noise_rate=0.0)
+    env = LiveVecEnv(draw, 2, 0, (0.0, 1.0), make=PlannedEpisode, privileged=True, noise_rate=0.0)
     env.reset()
     ends = 0
     for _ in range(12):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from rlbatch.actuation.sampler import ElasticBatchSampler
+from rlbatch.data.sampler import ElasticBatchSampler
 from rlbatch.envs.sample_order import SampleOrder
 
 

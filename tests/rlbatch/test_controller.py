@@ -18,21 +18,21 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader, Dataset
 
 import rlbatch
-from rlbatch.actuation.schedule import SampleSchedule
 from rlbatch.agents.rules.fixed import Fixed
 from rlbatch.control.build import WITHOUT_PLAN
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.guard import GuardConfig
 from rlbatch.controller import BatchController
+from rlbatch.data.sample_schedule import SampleSchedule
 from rlbatch.envs.objectives import Cadence
-from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.log.episode_log import read_episode
 from rlbatch.policy.base import Decision
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Signals
 from rlbatch.testing import ScriptedPolicy, random_policy
-from tests.rlbatch.integrations.steered import told_plan
+from tests.rlbatch.integrations.steered import known_plan
 
 SAMPLES = 75
 BASE = 8
@@ -83,7 +83,7 @@ class Run:
         data = DataLoader(Rows(), batch_size=BASE, shuffle=True, num_workers=workers)
         self.loader = self.controller.loader(data)
         self.losses: list[float] = []
-        self.windows: list[list[int]] = [[]]
+        self.batches: list[list[int]] = [[]]
         self.parts: list[list[int]] = [[]]
 
     def train(self, epochs: int, *, stop_after: int | None = None, **step: Any) -> Run:
@@ -92,18 +92,18 @@ class Run:
                 loss = nn.functional.mse_loss(self.model(x), y)
                 self.controller.backward(loss)
                 self.losses.append(float(loss.detach()))
-                self.windows[-1] += index.tolist()
+                self.batches[-1] += index.tolist()
                 self.parts[-1].append(len(index))
                 if self.controller.step(**step):
-                    self.windows.append([])
+                    self.batches.append([])
                     self.parts.append([])
-                if stop_after is not None and len(self.windows) > stop_after:
+                if stop_after is not None and len(self.batches) > stop_after:
                     return self
         return self
 
     @property
     def sizes(self) -> list[int]:
-        return [len(window) for window in self.windows if window]
+        return [len(batch) for batch in self.batches if batch]
 
     @property
     def weights(self) -> Tensor:
@@ -174,7 +174,7 @@ def test_what_is_delivered_is_what_was_decided(tmp_path: Path) -> None:
         # the last batch of an epoch holds what is left
         assert delivered == size or sum(run.sizes[: step + 1]) % SAMPLES == 0
     assert len(set(expected)) >= 4
-    flat = [index for window in run.windows for index in window]
+    flat = [index for batch in run.batches for index in batch]
     for epoch in range(12):
         assert sorted(flat[epoch * SAMPLES : (epoch + 1) * SAMPLES]) == list(range(SAMPLES))
 
@@ -210,10 +210,10 @@ def test_accumulated_batches_have_the_gradient_of_the_whole() -> None:
     run.train(2)
     assert [5, 5, 5, 5, 4, 4, 4] in run.parts
     assert max(max(parts) for parts in run.parts if parts) == 5
-    for window, gradient in zip(run.windows, gradients, strict=False):
+    for batch, gradient in zip(run.batches, gradients, strict=False):
         model = run.model
         assert all(torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
-        loss = nn.functional.mse_loss(model(rows.x[window]), rows.y[window])
+        loss = nn.functional.mse_loss(model(rows.x[batch]), rows.y[batch])
         expected = torch.autograd.grad(loss, list(model.parameters()))
         torch.testing.assert_close(gradient, torch.cat([g.reshape(-1) for g in expected]))
     assert 32 in run.sizes
@@ -251,7 +251,7 @@ def test_a_schedule_by_steps_goes_by_samples() -> None:
 
 
 def exploding_run(spike_at: int, policy: Any, **settings: Any) -> tuple[Run, list[Tensor]]:
-    """Multiplies the loss from the window `spike_at` on, until the size is back at the base."""
+    """Multiplies the loss from the batch `spike_at` on, until the size is back at the base."""
     run = Run(policy, sgd, **settings)
     snapshots: list[Tensor] = []
     for _ in range(12):
@@ -334,7 +334,7 @@ def test_a_full_disk_does_not_end_the_training(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlbatch.episode_log.write_all", full)
+    monkeypatch.setattr("rlbatch.log.episode_log.write_all", full)
     with pytest.warns(RuntimeWarning, match="No space left"):
         run.train(2)
     assert not run.controller.components["enabled"]
@@ -363,7 +363,7 @@ def test_disable_returns_to_the_users_batch_size() -> None:
     run = Run(ScriptedPolicy((2.0,))).train(1)
     assert run.controller.batch_size == 32
     run.controller.disable("enough")
-    run.windows, run.parts = [[]], [[]]
+    run.batches, run.parts = [[]], [[]]
     run.train(2)
     assert set(run.sizes) == {8, 3}
     assert run.controller.components["learning_rate_factor"] == 1.0
@@ -404,9 +404,9 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path, make: Make, stop_after: 
     second.train(8 - epochs_done)
     second.controller.close()
 
-    kept = len(first.windows[:stop_after])
-    assert whole.windows[kept : kept + 5] == second.windows[:5]
-    assert whole.windows[kept:] == second.windows
+    kept = len(first.batches[:stop_after])
+    assert whole.batches[kept : kept + 5] == second.batches[:5]
+    assert whole.batches[kept:] == second.batches
     assert torch.equal(whole.weights, second.weights)
     logs = [read_episode(tmp_path / name).records for name in ("whole", "parts")]
     assert [r.to_json() for r in logs[0]] == [r.to_json() for r in logs[1]]
@@ -526,7 +526,7 @@ def test_a_plan_is_so_many_epochs_of_the_data(tmp_path: Path) -> None:
     }
     for name, (settings, planned) in cases.items():
         Run("default", log_dir=tmp_path / name, **settings).train(1).controller.close()
-        assert told_plan(tmp_path / name)[1] == planned
+        assert known_plan(tmp_path / name)[1] == planned
 
 
 def test_beside_a_target_the_plan_is_the_schedules(tmp_path: Path) -> None:
@@ -537,7 +537,7 @@ def test_beside_a_target_the_plan_is_the_schedules(tmp_path: Path) -> None:
 
     settings = {"log_dir": tmp_path / "run", "epochs": 2.5, "target_loss": 0.1}
     Run("default", scheduled, **settings).train(1).controller.close()
-    assert told_plan(tmp_path / "run")[1] == 2.5 * SAMPLES
+    assert known_plan(tmp_path / "run")[1] == 2.5 * SAMPLES
 
 
 def test_the_cadence_is_that_of_training() -> None:
@@ -565,7 +565,7 @@ def test_mixed_precision_scales_and_clips_like_the_plain_loop() -> None:
                 loss = nn.functional.mse_loss(model(x), y)
                 if controller is not None:
                     controller.backward(loss)
-                    if controller.window_complete:
+                    if controller.batch_complete:
                         controller.unscale_()
                         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
                     controller.step()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import read_episode
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import read_episode
 
 TRAIN = """
 import json, os, random, signal, sys, time
@@ -66,19 +66,19 @@ def train(folder, workers=0, pause=0.0, kill=None):
 
     if samples == 0:
         save()
-    window = []
+    batch = []
     while samples < 2500:
         for indices, inputs, targets in loader:
             step = controller.components["steps"]
-            window.append(indices.tolist())
+            batch.append(indices.tolist())
             die_at("arrive")
             controller.backward(nn.functional.mse_loss(model(inputs), targets))
             die_at("backward")
             done = controller.step()
             if not done:
                 continue
-            os.write(seen, (json.dumps([step, controller.batch_size, window]) + "\\n").encode())
-            samples, window, left = samples + done, [], left - 1
+            os.write(seen, (json.dumps([step, controller.batch_size, batch]) + "\\n").encode())
+            samples, batch, left = samples + done, [], left - 1
             die_at("step")
             time.sleep(pause)
             if controller.components["steps"] % 5 == 0 or (left == 0 and kill[1] == "save"):

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from rlbatch.controller import BatchController
-from rlbatch.episode_log import read_episode
+from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 
 SAMPLES, BASE, MICRO = 90, 8, 12

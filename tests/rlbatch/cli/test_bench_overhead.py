@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlbatch.agents.evaluation import overhead_turns
+from rlbatch.agents.evaluate import overhead_turns
 from rlbatch.cli import main
 
 SMALL = ["--model", "mlp", "--batch-size", "4", "--policy", "fixed", "--device", "cpu"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rlbatch.cli import main
-from rlbatch.episode_log import read_episode
+from rlbatch.log.episode_log import read_episode
 
-CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluation" / "cheap_task.py"
+CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
 CHEAP = f"{CHEAP_FILE}:make"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlbatch.agents.evaluation import curve_store
+from rlbatch.agents.evaluate import curve_store
 from rlbatch.cli import _failures, main
 from rlbatch.cli._shared import require_possible_folder
 from rlbatch.cli.train import Command as Train
@@ -26,7 +26,7 @@ from rlbatch.errors import ConfigurationError, EpisodeLogError, PolicyFileError
 from rlbatch.policy.file import save_policy
 from rlbatch.testing import random_policy
 
-CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluation" / "cheap_task.py"
+CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
 CHEAP = f"{CHEAP_FILE}:make"
 RUN = ["run", "--task", CHEAP, "--policy", "fixed"]
 BENCH = ["bench", "--task", CHEAP, "--policy", "fixed", "goodput", "--seeds", "2"]

@@ -14,7 +14,7 @@ import pytest
 import rlbatch
 from rlbatch.cli import command_names, main
 
-CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluation" / "cheap_task.py"
+CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
 CHEAP = f"{CHEAP_FILE}:make"
 COMMANDS = ("demo", "tasks", "policies", "run", "bench", "train", "inspect")
 HEAVY = {"torch", "numpy", "stable_baselines3", "gymnasium", "matplotlib", "sklearn"}

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import rlbatch
 from rlbatch.control import rollback
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_reader import read_episode
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
 
 ROWS, BASE = 98, 16  # neither is a multiple of the other: each epoch ends with a rest
@@ -221,10 +221,10 @@ class _Run:
         torch.save(result, job.folder / f"{self.rank}.pt")
 
     def train_epoch(self, epoch: int) -> None:
-        window: list[list[int]] = []
+        batch: list[list[int]] = []
         for x, y, indices in self.loader:
             step = self.controller.steps
-            window.append(indices.tolist())
+            batch.append(indices.tolist())
             if self.job.validates:
                 self.model.eval()
                 with torch.no_grad():
@@ -239,9 +239,9 @@ class _Run:
             self.die_at("backward")
             if not self.controller.step(self.job.clip_norm):
                 continue
-            line = json.dumps([step, self.controller.batch_size, epoch, window]) + "\n"
+            line = json.dumps([step, self.controller.batch_size, epoch, batch]) + "\n"
             os.write(self.out, line.encode())
-            window, self.left = [], self.left - 1
+            batch, self.left = [], self.left - 1
             if self.job.spoilt:
                 self.keep()
             self.die_at("step")
@@ -342,18 +342,18 @@ def attempts_of(job: Job, rank: int) -> dict[int, list[Any]]:
     return made
 
 
-def windows_of(job: Job, world_size: int) -> list[Window]:
+def steps_of(job: Job, world_size: int) -> list[Window]:
     """Return the optimizer steps of a run that was never interrupted."""
     ranks = [attempts_of(job, rank) for rank in range(world_size)]
     assert all(list(made) == list(range(len(ranks[0]))) for made in ranks)
-    windows: list[Window] = []
+    batches: list[Window] = []
     for step in ranks[0]:
         (seen,) = zip(*(made[step] for made in ranks), strict=True)
         assert all(other[:2] == seen[0][:2] for other in seen)
         after, epoch, _ = seen[0]
         parts = tuple(tuple(map(tuple, other[2])) for other in seen)
-        windows.append(Window(step, after, epoch, parts))
-    return windows
+        batches.append(Window(step, after, epoch, parts))
+    return batches
 
 
 def results_of(job: Job, world_size: int) -> list[dict[str, Any]]:

@@ -177,16 +177,16 @@ def test_a_checkpoint_resumes_the_run_with_prefetching_workers(
     check(name, line, nth)
 
 
-def test_a_window_in_the_hands_of_the_loop_is_not_counted() -> None:
+def test_a_step_in_the_hands_of_the_loop_is_not_counted() -> None:
     training = Training("shuffle")
     places: list[tuple[int, int]] = []
     for _, x in training.loader:
         state = training.controller.state_dict()
-        places.append((state["loader"]["windows"], state["loader"]["position"]))
+        places.append((state["loader"]["batches"], state["loader"]["position"]))
         training.controller.backward(training.model(x).mean())
         if training.controller.step():
             state = training.controller.state_dict()
-            places.append((state["loader"]["windows"], state["loader"]["position"]))
+            places.append((state["loader"]["batches"], state["loader"]["position"]))
             break
     assert places == [(0, 0)] * (len(places) - 1) + [(1, BASE)]
 

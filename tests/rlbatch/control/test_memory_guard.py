@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 import rlbatch
-from rlbatch.episode_reader import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.control.rank_runs import Measuring, leave, meet
 
@@ -80,7 +80,7 @@ class Run:
             Rows(), BASE, shuffle=True, num_workers=workers, persistent_workers=persistent
         )
         self.loader = self.controller.loader(data)
-        self.windows: list[list[list[int]]] = [[]]  # samples of the steps' passes
+        self.batches: list[list[list[int]]] = [[]]  # samples of the steps' passes
 
     def train(self, epochs: int, stop_after: int | None = None) -> Run:
         for _ in range(epochs):
@@ -88,19 +88,19 @@ class Run:
                 with self.controller.within_memory():
                     loss = nn.functional.mse_loss(self.model(x), y)
                     self.controller.backward(loss)
-                    self.windows[-1].append(index.tolist())
+                    self.batches[-1].append(index.tolist())
                 if self.controller.step():
-                    self.windows.append([])
+                    self.batches.append([])
                 elif self.controller.components["next_step"] and self._begins_anew:
-                    self.windows[-1] = []
-                if stop_after is not None and len(self.windows) > stop_after:
+                    self.batches[-1] = []
+                if stop_after is not None and len(self.batches) > stop_after:
                     return self
         return self
 
     @property
     def _begins_anew(self) -> bool:
-        stepper: Any = self.controller._stepper
-        return not stepper._accumulator.is_open
+        accumulator: Any = self.controller._accumulator
+        return not accumulator._accumulator.is_open
 
     @property
     def weights(self) -> Tensor:
@@ -108,11 +108,11 @@ class Run:
 
     @property
     def samples(self) -> list[list[int]]:
-        return [[i for part in window for i in part] for window in self.windows if window]
+        return [[i for part in batch for i in part] for batch in self.batches if batch]
 
     @property
     def largest(self) -> list[int]:
-        return [max(map(len, window)) for window in self.windows if window]
+        return [max(map(len, batch)) for batch in self.batches if batch]
 
 
 def needed(samples: int, dropout: float = 0.3) -> int:
@@ -135,7 +135,7 @@ def test_a_run_that_does_not_fit_becomes_the_one_of_half_the_size(
     small = Run(micro_batch_size=BASE // 2, **options).train(3)
     with pytest.warns(RuntimeWarning, match="out of memory with micro-batches of 8; .* with 4"):
         found = Run(micro_batch_size="auto", memory_limit=limit, **options).train(3)
-    assert found.windows == small.windows
+    assert found.batches == small.batches
     assert torch.equal(found.weights, small.weights)
 
 
@@ -153,7 +153,7 @@ def test_a_failure_at_any_pass_loses_and_repeats_nothing(
     if not workers:  # with workers a change takes effect later
         assert found.samples == whole.samples
         torch.testing.assert_close(found.weights, whole.weights)
-    visited = [i for window in found.samples for i in window]
+    visited = [i for batch in found.samples for i in batch]
     assert sorted(visited) == sorted(4 * list(range(ROWS)))
     records = read_episode(log).records
     noted = [record for record in records if record.event == "out_of_memory"]
@@ -180,11 +180,11 @@ def test_finding_out_changes_nothing_of_the_run() -> None:
     free = Run(GROW, micro_batch_size="auto", memory_limit=10**9).train(4)
     assert max(free.largest) > BASE
     plain = Run(GROW).train(4)
-    if free.windows == plain.windows:
+    if free.batches == plain.batches:
         assert torch.equal(free.weights, plain.weights)
     assert free.samples == plain.samples
     fixed, without = Run(micro_batch_size="auto", memory_limit=10**9).train(4), Run().train(4)
-    assert fixed.windows == without.windows
+    assert fixed.batches == without.batches
     assert torch.equal(fixed.weights, without.weights)
 
 
@@ -203,8 +203,8 @@ def test_a_resumed_run_keeps_what_was_found_out(stop_after: int) -> None:
     again.optimizer.load_state_dict(optimizer)
     again.controller.load_state_dict(controller)
     again.train(4 - first.loader.sampler.epoch)
-    windows = [window for window in first.windows if window][:stop_after]
-    assert windows + [w for w in again.windows if w] == [w for w in whole.windows if w]
+    batches = [batch for batch in first.batches if batch][:stop_after]
+    assert batches + [w for w in again.batches if w] == [w for w in whole.batches if w]
     assert torch.equal(again.weights, whole.weights)
 
 
@@ -268,7 +268,7 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
                 under_way += index.tolist()
             if controller.step():
                 steps.append(under_way)
-            if controller.window_complete is False and not _open(controller):
+            if controller.batch_complete is False and not _open(controller):
                 under_way = []
     controller.close()
     weights = torch.cat([p.detach().reshape(-1) for p in inner.parameters()])
@@ -277,7 +277,7 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
 
 
 def _open(controller: Any) -> bool:
-    return controller._stepper._accumulator.is_open
+    return controller._accumulator._accumulator.is_open
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlbatch.control.off_switch import SignalSwitch
-from rlbatch.episode_reader import read_episode
 from rlbatch.errors import ConfigurationError
+from rlbatch.log.episode_reader import read_episode
 
 PROGRAM = """
 import signal, sys, time

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import rlbatch
 from rlbatch.control.ranks import Ranks, WholeOrder
-from rlbatch.episode_reader import read_episode
 from rlbatch.errors import ConfigurationError
+from rlbatch.log.episode_reader import read_episode
 from tests.rlbatch.control.rank_runs import Measuring, leave, meet
 
 ROWS, BASE, EPOCHS = 98, 16, 4  # neither is a multiple of the other: each epoch ends with a rest
@@ -182,7 +182,7 @@ def test_the_ranks_agree_on_an_order_that_nobody_seeded(tmp_path: Path) -> None:
 
 def test_one_process_is_alone() -> None:
     ranks = Ranks.of(network())
-    assert (ranks.rank, ranks.world_size, ranks.leads) == (0, 1, True)
+    assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
     assert ranks.agree(7) == 7
     loader = DataLoader(Rows(), 4)
     assert ranks.share(loader) is loader

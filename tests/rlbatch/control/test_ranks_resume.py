@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlbatch.episode_reader import read_episode
 from rlbatch.errors import ConfigurationError
+from rlbatch.log.episode_reader import read_episode
 from tests.rlbatch.control.rank_runs import (
     ROWS,
     Job,
     attempts_of,
     launch,
     results_of,
+    steps_of,
     train,
-    windows_of,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -58,9 +58,9 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
     assert not (killed.folder / "0.pt").exists()
     assert start(killed) == [0] * WORLD_SIZE
 
-    windows = windows_of(whole, WORLD_SIZE)
+    batches = steps_of(whole, WORLD_SIZE)
     for epoch in range(whole.epochs):
-        seen = sorted(row for window in windows if window.epoch == epoch for row in window.rows)
+        seen = sorted(row for batch in batches if batch.epoch == epoch for row in batch.rows)
         assert seen == list(range(ROWS))
     for rank in range(WORLD_SIZE):
         expected, found = attempts_of(whole, rank), attempts_of(killed, rank)

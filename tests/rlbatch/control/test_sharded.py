@@ -25,9 +25,9 @@ from tests.rlbatch.control.rank_runs import (
     network,
     results_of,
     rows,
+    steps_of,
     train,
     whole_order,
-    windows_of,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -73,10 +73,10 @@ class Twin:
             ]
         )
 
-    def noise(self, window: Window) -> tuple[float, float] | None:
-        """Return the estimates of |G|^2 and tr(Sigma) of one window, if it was divided."""
-        weights, samples = self.scales(), len(window.rows)
-        count = len(window.parts[0])
+    def noise(self, batch: Window) -> tuple[float, float] | None:
+        """Return the estimates of |G|^2 and tr(Sigma) of one batch, if it was divided."""
+        weights, samples = self.scales(), len(batch.rows)
+        count = len(batch.parts[0])
         if count == 1 or weights is None:
             return None
 
@@ -84,41 +84,41 @@ class Twin:
             return float((self.gradient(indices).square() * weights).sum())
 
         if self.job.kind == "fsdp":  # all halves, each of all ranks
-            parts = window.micro_batches
+            parts = batch.micro_batches
             small = sum(len(part) / samples * squared(part) for part in parts)
             size = samples / count
         else:  # each rank's first half
-            firsts = [list(own[0]) for own in window.parts]
+            firsts = [list(own[0]) for own in batch.parts]
             small = sum(map(squared, firsts)) / self.world_size
             size = len(firsts[0])
             assert {len(first) for first in firsts} == {size}
-        signal, trace = estimate(small, squared(window.rows), size, samples)
+        signal, trace = estimate(small, squared(batch.rows), size, samples)
         return float(signal), float(trace)
 
-    def step(self, window: Window) -> None:
+    def step(self, batch: Window) -> None:
         self.optimizer.zero_grad()
-        losses(self.model(self.x[window.rows]), self.y[window.rows]).backward()
+        losses(self.model(self.x[batch.rows]), self.y[batch.rows]).backward()
         if self.job.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.job.clip_norm)
         self.optimizer.step()
 
-    def train(self, windows: list[Window]) -> Iterator[tuple[float, float] | None]:
-        for window in windows:
-            yield self.noise(window)
-            self.step(window)
+    def train(self, batches: list[Window]) -> Iterator[tuple[float, float] | None]:
+        for batch in batches:
+            yield self.noise(batch)
+            self.step(batch)
 
 
 def check_like_one_process(job: Job, world_size: int) -> None:
     results = run(job, world_size)
-    windows = windows_of(job, world_size)
+    batches = steps_of(job, world_size)
     for other in results[1:]:
         assert torch.equal(other["weights"], results[0]["weights"])
         assert other["last"] == results[0]["last"]
     for epoch, order in enumerate(whole_order(job.epochs)):
-        assert [row for w in windows if w.epoch == epoch for row in w.rows] == order
-    assert len({len(window.rows) for window in windows}) > 5
+        assert [row for w in batches if w.epoch == epoch for row in w.rows] == order
+    assert len({len(batch.rows) for batch in batches}) > 5
     twin = Twin(job, world_size)
-    measured = list(twin.train(windows))
+    measured = list(twin.train(batches))
     torch.testing.assert_close(results[0]["weights"], flat(twin.model), rtol=1e-8, atol=1e-11)
     before, compared = 0, 0
     for record in decisions_of(job):
@@ -160,7 +160,7 @@ def test_ranks_with_shards_find_out_together_what_fits(tmp_path: Path) -> None:
         job = Job(tmp_path / name, changes=changes * 4, settings=tuple(settings.items()), epochs=9)
         job.folder.mkdir()
         check_like_one_process(replace(job, settings=(*job.settings, ("noise_rate", 3.0))), 2)
-        parts = [len(part) for w in windows_of(job, 2) for own in w.parts for part in own]
+        parts = [len(part) for w in steps_of(job, 2) for own in w.parts for part in own]
         largest.append(max(parts))
     free, limited = largest
     assert free > 2 * limited

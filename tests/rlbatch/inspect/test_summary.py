@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import Episode, EpisodeLog, read_episode
 from rlbatch.inspect.summary import cost_share, summarize
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import Episode, EpisodeLog, read_episode
 
 
 def make_record(

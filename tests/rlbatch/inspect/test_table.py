@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import Episode
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import Episode
 
 pytest.importorskip("rich")
 

@@ -92,7 +92,7 @@ class Net(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer, self)}
 
     @property
-    def windows(self) -> dict[int, list[list[int]]]:
+    def batches(self) -> dict[int, list[list[int]]]:
         """The samples of each optimizer step's micro-batches, by epoch."""
         found: dict[int, dict[int, list[int]]] = {}
         for epoch, step, samples in self.parts:
@@ -101,7 +101,7 @@ class Net(LightningModule):
 
     @property
     def sizes(self) -> list[int]:
-        return [len(window) for windows in self.windows.values() for window in windows]
+        return [len(batch) for batches in self.batches.values() for batch in batches]
 
     @property
     def weights(self) -> Tensor:
@@ -116,7 +116,7 @@ class Linear(LightningModule):
         self.weight = nn.Parameter(torch.zeros(size, dtype=torch.float64))
         self.parts: list[list[int]] = []
         self.gradients: list[Tensor] = []
-        self.windows: list[list[int]] = []
+        self.batches: list[list[int]] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.parts.append(batch.tolist())
@@ -125,7 +125,7 @@ class Linear(LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         assert self.weight.grad is not None
         self.gradients.append(self.weight.grad.clone())
-        self.windows.append([i for part in self.parts for i in part])
+        self.batches.append([i for part in self.parts for i in part])
         self.parts = []
 
     def configure_optimizers(self) -> Any:
@@ -269,11 +269,11 @@ class Run:
 EVERY_STEP = {"first_chunk_steps": 1, "min_chunk_steps": 1, "max_chunk_steps": 1}
 
 
-def mean_of(windows: list[list[int]], size: int) -> list[Tensor]:
+def mean_of(batches: list[list[int]], size: int) -> list[Tensor]:
     expected = []
-    for window in windows:
+    for batch in batches:
         gradient = torch.zeros(size, dtype=torch.float64)
-        gradient[window] = 1.0 / len(window)
+        gradient[batch] = 1.0 / len(batch)
         expected.append(gradient)
     return expected
 

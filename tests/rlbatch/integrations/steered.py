@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlbatch.episode_log import read_episode
+from rlbatch.log.episode_log import read_episode
 from rlbatch.policy import tools
 
 TWO_STEP_CHUNKS: dict[str, Any] = {
@@ -40,7 +40,7 @@ class Follow:
         return tools.decision(change, "follow"), state
 
 
-def told_plan(folder: Path) -> tuple[str, float | str]:
+def known_plan(folder: Path) -> tuple[str, float | str]:
     """Return the policy that decided, and how long it was told that the run is, by the log."""
     run = read_episode(folder).run
     return run["policy"], run["context"]["planned_samples"]

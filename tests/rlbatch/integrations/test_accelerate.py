@@ -23,9 +23,9 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 
-from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.accelerate import AcceleratedController
+from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
 from tests.rlbatch.control.rank_runs import leave
@@ -128,7 +128,7 @@ class Run:
             self.accelerator.register_for_checkpointing(self.controller)
             self.loader = self.controller.loader(self.loader)
         self.losses: list[float] = []
-        self.windows: list[list[int]] = [[]]
+        self.batches: list[list[int]] = [[]]
         self.rates: list[float] = []
 
     def train(
@@ -139,7 +139,7 @@ class Run:
                 with self.accelerator.accumulate(self.model):
                     loss = nn.functional.mse_loss(self.model(x), y)
                     self.losses.append(float(loss.detach()))
-                    self.windows[-1] += index.tolist()
+                    self.batches[-1] += index.tolist()
                     if self.controller is None:
                         self._plain_step(loss, clip)
                     else:
@@ -148,9 +148,9 @@ class Run:
                             self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
                         self.controller.step()
                 if self.accelerator.sync_gradients:
-                    self.windows.append([])
+                    self.batches.append([])
                     self.rates.append(self.schedule.get_last_lr()[0])
-                if stop_after is not None and len(self.windows) > stop_after:
+                if stop_after is not None and len(self.batches) > stop_after:
                     return self
         return self
 
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def sizes(self) -> list[int]:
-        return [len(window) for window in self.windows if window]
+        return [len(batch) for batch in self.batches if batch]
 
     @property
     def weights(self) -> Tensor:
@@ -225,7 +225,7 @@ def test_the_log_names_the_steps_that_the_model_saw(tmp_path: Path, workers: int
     for got, said in zip(run.sizes, expected, strict=True):
         seen += got
         assert got == said or (seen % SAMPLES == 0 and got < said)
-    order = [index for window in run.windows for index in window]
+    order = [index for batch in run.batches for index in batch]
     for epoch in range(6):
         assert sorted(order[epoch * SAMPLES :][:SAMPLES]) == list(range(SAMPLES))
 
@@ -249,7 +249,7 @@ def test_the_log_names_the_steps_that_the_model_saw(tmp_path: Path, workers: int
 def test_fixed_is_the_plain_run_bit_for_bit(options: dict[str, Any], clip: float | None) -> None:
     plain = Run(**options).train(clip=clip)
     fixed = Run("fixed", **options).train(clip=clip)
-    assert plain.windows == fixed.windows
+    assert plain.batches == fixed.batches
     assert plain.losses == fixed.losses
     assert plain.rates == fixed.rates
     assert torch.equal(plain.weights, fixed.weights)
@@ -329,7 +329,7 @@ def test_a_resumed_run_decides_and_sees_the_same(
     again = Run(script, log_dir=tmp_path / "other", **options)
     again.accelerator.load_state(str(tmp_path / "state"))
     again.train(epochs_left)
-    assert again.windows == whole.windows[stop:]
+    assert again.batches == whole.batches[stop:]
     assert again.rates == whole.rates[stop:]
     assert torch.equal(again.weights, whole.weights)
     logs = [read_episode(tmp_path / name).records for name in ("log", "other")]
@@ -431,18 +431,18 @@ def train_a_rank(rank: int, folder: str, port: int, script: tuple[float, ...] | 
         log_dir=Path(folder) / "log",
         **CONFIG,
     )
-    batches = controller.loader(loader)
-    windows: list[list[int]] = [[]]
+    loader = controller.loader(loader)
+    batches: list[list[int]] = [[]]
     for _ in range(3):
-        for index, x, y in batches:
+        for index, x, y in loader:
             with accelerator.accumulate(model):
-                windows[-1] += index.tolist()
+                batches[-1] += index.tolist()
                 controller.backward(nn.functional.mse_loss(model(x.double()), y.double()))
                 if controller.step():
-                    windows.append([])
+                    batches.append([])
     controller.close()
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    state = {"weights": weights, "windows": windows[:-1], "rate": schedule.get_last_lr()[0]}
+    state = {"weights": weights, "batches": batches[:-1], "rate": schedule.get_last_lr()[0]}
     torch.save(state, Path(folder) / f"{rank}.pt")
     leave()
 
@@ -457,22 +457,22 @@ def test_processes_share_what_is_decided(
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
     assert ranks[0]["rate"] == ranks[1]["rate"] == pytest.approx(0.0, abs=1e-12)
-    windows = [a + b for a, b in zip(*(rank["windows"] for rank in ranks), strict=True)]
-    order = [index for window in windows for index in window]
+    batches = [a + b for a, b in zip(*(rank["batches"] for rank in ranks), strict=True)]
+    order = [index for batch in batches for index in batch]
     for epoch in range(3):
         assert sorted(order[epoch * SAMPLES :][:SAMPLES]) == list(range(SAMPLES))
-    assert len({len(window) for window in windows}) > (1 if script is None else 3)
+    assert len({len(batch) for batch in batches}) > (1 if script is None else 3)
 
     torch.manual_seed(5)
     model, data = nn.Linear(6, 1).double(), Rows()
     optimizer = SGD(model.parameters(), lr=0.1)
     schedule = CosineAnnealingLR(optimizer, 2 * 3 * math.ceil(SAMPLES / 16))
     seen = made = 0
-    for window in windows:
+    for batch in batches:
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(data.x[window].double()), data.y[window].double()).backward()
+        nn.functional.mse_loss(model(data.x[batch].double()), data.y[batch].double()).backward()
         optimizer.step()
-        seen += len(window)
+        seen += len(batch)
         epoch, at = divmod(seen, SAMPLES)
         due = 2 * (epoch * math.ceil(SAMPLES / 16) + at // 16)
         while made < due:

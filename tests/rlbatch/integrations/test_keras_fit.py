@@ -21,13 +21,13 @@ import keras
 import numpy as np
 
 from rlbatch.control.guard import GuardConfig
-from rlbatch.decision_record import DecisionRecord
-from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.keras import BatchSizeControl
+from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.log.episode_log import read_episode
 from rlbatch.policy import tools
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.integrations.steered import told_plan
+from tests.rlbatch.integrations.steered import known_plan
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 ops: Any = keras.ops
@@ -338,7 +338,7 @@ def test_the_loss_of_a_step_is_its_own_and_not_the_epochs_mean() -> None:
             self.model.stop_training = batch == 2
 
     fit(model, controller, controller.dataset(X, Y, shuffle=False), 1, callbacks=[Stop()])
-    chunk = controller.state_dict()["run"]["conductor"]["monitor"]
+    chunk = controller.state_dict()["run"]["control_loop"]["monitor"]
     np.testing.assert_allclose(chunk["losses"], expected, rtol=1e-5)
 
 
@@ -361,7 +361,7 @@ def test_gradient_norms_are_those_of_the_half_batches(kind: str, scale: float | 
             self.model.stop_training = batch == 4
 
     fit(model, controller, controller.dataset(X, Y, shuffle=False), 1, callbacks=[Stop()])
-    chunk = controller.state_dict()["run"]["conductor"]["monitor"]
+    chunk = controller.state_dict()["run"]["control_loop"]["monitor"]
 
     residual = X.sum(1) - Y[:, 0]
     gradients = (2.0 * residual[:, None] * X).astype(np.float64)  # of each sample
@@ -444,7 +444,7 @@ def test_fit_tells_how_long_the_run_is(tmp_path: Path) -> None:
     model = network()
     controller = BatchSizeControl(BASE, log_dir=tmp_path / "whole")
     fit(model, controller, controller.dataset(X, Y), 5)
-    assert told_plan(tmp_path / "whole") == ("epochs", 5 * SAMPLES)
+    assert known_plan(tmp_path / "whole") == ("epochs", 5 * SAMPLES)
     # Who goes on with the epochs that are left goes on with the same plan.
     controller.detach()
     other = BatchSizeControl(BASE, log_dir=tmp_path / "whole")
@@ -454,7 +454,7 @@ def test_fit_tells_how_long_the_run_is(tmp_path: Path) -> None:
     assert (other.components["policy"], other.config.epochs) == ("epochs", 5)
     aiming = BatchSizeControl(BASE, log_dir=tmp_path / "target", target_loss=0.01)
     fit(network(), aiming, aiming.dataset(X, Y), 1)
-    assert told_plan(tmp_path / "target") == ("default", "NaN")
+    assert known_plan(tmp_path / "target") == ("default", "NaN")
 
 
 # -- compiled functions --

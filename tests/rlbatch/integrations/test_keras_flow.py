@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbatch.actuation.order import ShuffledSampler
 from rlbatch.control.config import ControllerConfig
+from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._keras_flow import Flow
 from rlbatch.integrations._keras_sizes import PowersOfTwo, Rounded
@@ -48,9 +48,9 @@ def run(
                 break
             indices = buffer.popleft()
             plan = flow.arrive(len(indices))
-            steps.append((plan.window, plan.batch_size, indices))
+            steps.append((plan.step, plan.batch_size, indices))
             flow.done()
-            flow.set_batch_size(random.Random(1000 * seed + plan.window).choice([1, 3, 8, 21, 64]))
+            flow.set_batch_size(random.Random(1000 * seed + plan.step).choice([1, 3, 8, 21, 64]))
             if stop_after is not None and len(steps) == stop_after:
                 return steps
             if flow.is_complete(plan):

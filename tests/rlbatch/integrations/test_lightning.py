@@ -21,9 +21,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.guard import GuardConfig
-from rlbatch.episode_log import read_episode
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations.lightning import BatchSizeCallback
+from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
 from tests.rlbatch.integrations.lightning_runs import (
@@ -43,7 +43,7 @@ from tests.rlbatch.integrations.lightning_runs import (
     mean_of,
     powers,
 )
-from tests.rlbatch.integrations.steered import Follow, told_plan
+from tests.rlbatch.integrations.steered import Follow, known_plan
 
 pytestmark = MARKS
 
@@ -138,24 +138,24 @@ def test_no_change_leaves_a_stale_or_wrongly_divided_gradient(accumulation: int,
         accumulation=accumulation,
         settings=settings,
     )
-    assert len({len(window) for window in net.windows}) > 10
-    for found, expected in zip(net.gradients, mean_of(net.windows, size), strict=True):
+    assert len({len(batch) for batch in net.batches}) > 10
+    for found, expected in zip(net.gradients, mean_of(net.batches, size), strict=True):
         assert torch.allclose(found, expected, rtol=1e-6, atol=0)
-    assert sorted(chain(*net.windows)) == sorted(3 * list(range(size)))
+    assert sorted(chain(*net.batches)) == sorted(3 * list(range(size)))
 
 
-def test_the_last_partial_window_has_the_gradient_of_its_samples() -> None:
+def test_the_last_partial_step_has_the_gradient_of_its_samples() -> None:
     """Lightning divides it by the number of batches of a whole one."""
-    size = 26  # three windows of 8 and one of 2
+    size = 26  # three batches of 8 and one of 2
     loader = DataLoader(Numbers(size), 2, shuffle=True)
     made = {}
     for policy in (None, "fixed"):
         made[policy] = net = Linear(size)
         Run(policy, net=net, loader=loader, val=False, accumulation=4, max_epochs=1)
-    wrong = mean_of(made[None].windows, size)[-1] / 4
+    wrong = mean_of(made[None].batches, size)[-1] / 4
     assert torch.allclose(made[None].gradients[-1], wrong)  # if this is mended, so is this test
-    found, expected = made["fixed"].gradients, mean_of(made["fixed"].windows, size)
-    assert [len(window) for window in made["fixed"].windows] == [8, 8, 8, 2]
+    found, expected = made["fixed"].gradients, mean_of(made["fixed"].batches, size)
+    assert [len(batch) for batch in made["fixed"].batches] == [8, 8, 8, 2]
     assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -164,8 +164,8 @@ def test_smaller_batches_in_an_epoch_do_not_cut_it_short(workers: int) -> None:
     """A Trainer freezes the number of batches at the start: 280 of 800 samples were seen."""
     loader = DataLoader(Rows(400), 32, shuffle=True, num_workers=workers)
     run = Run(ScriptedPolicy((-2.0,)), loader=loader, max_epochs=2, val=False)
-    for windows in run.net.windows.values():
-        assert sorted(chain(*windows)) == list(range(400))
+    for batches in run.net.batches.values():
+        assert sorted(chain(*batches)) == list(range(400))
     assert run.net.sizes[:2] == [32, 32]
     assert set(run.net.sizes[12:]) == {8}
 
@@ -179,14 +179,14 @@ def test_the_log_names_the_steps_that_the_model_saw(tmp_path: Path, workers: int
         if line.event == "decision" and line.effective_step is not None:
             rest = len(expected) - line.effective_step
             expected[line.effective_step :] = [line.batch_size] * rest
-    ends = [sum(map(len, run.net.windows[epoch])) for epoch in range(6)]
+    ends = [sum(map(len, run.net.batches[epoch])) for epoch in range(6)]
     assert ends == 6 * [SAMPLES]
     number = 0
-    for windows in run.net.windows.values():
-        for window in windows[:-1]:
-            assert len(window) == expected[number], number
+    for batches in run.net.batches.values():
+        for batch in batches[:-1]:
+            assert len(batch) == expected[number], number
             number += 1
-        assert len(windows[-1]) <= expected[number]
+        assert len(batches[-1]) <= expected[number]
         number += 1
     assert len(set(sizes)) > 3
 
@@ -245,15 +245,15 @@ def test_gradients_are_clipped_whole() -> None:
         settings={"micro_batch_size": 3},
     )
     moved = torch.zeros(size, dtype=torch.float64)
-    for window in net.windows:
-        gradient = mean_of([window], size)[0]
+    for batch in net.batches:
+        gradient = mean_of([batch], size)[0]
         moved -= gradient * min(1.0, 0.05 / float(gradient.norm()))
     assert torch.allclose(run.net.weight.detach(), moved, rtol=1e-4)
 
 
 def test_bf16_trains_in_parts() -> None:
     run = Run(GROW, precision="bf16-mixed", settings={"micro_batch_size": 5}, max_epochs=8)
-    assert [sum(map(len, w)) for w in run.net.windows.values()] == 8 * [SAMPLES]
+    assert [sum(map(len, w)) for w in run.net.batches.values()] == 8 * [SAMPLES]
     assert sum(run.net.losses[-20:]) < 0.9 * sum(run.net.losses[:20])
 
 
@@ -270,7 +270,7 @@ def test_a_batch_without_a_loss_is_left_out() -> None:
     plain, fixed = Run(None, net=Skipping()), Run("fixed", net=Skipping())
     assert_same(plain, fixed)
     run = Run(GROW, net=Skipping(), settings={"micro_batch_size": 5})
-    assert [sum(map(len, w)) for w in run.net.windows.values()] == 3 * [SAMPLES]
+    assert [sum(map(len, w)) for w in run.net.batches.values()] == 3 * [SAMPLES]
 
 
 class Leaving(Net):
@@ -283,7 +283,7 @@ class Leaving(Net):
 def test_an_epoch_may_be_left_early() -> None:
     assert_same(Run(None, net=Leaving(powers())), Run("fixed", net=Leaving(powers())))
     run = Run(GROW, net=Leaving(), settings={"micro_batch_size": 5})
-    assert len(run.net.windows) == 3
+    assert len(run.net.batches) == 3
 
 
 def test_the_loss_that_callbacks_get_is_divided_as_lightning_does_it() -> None:
@@ -330,7 +330,7 @@ def test_gradient_noise_is_measured(tmp_path: Path) -> None:
     records = read_episode(tmp_path).records
     measured = [line for line in records if line.signals and line.signals["noise_trace"]]
     assert measured
-    assert [sum(map(len, w)) for w in run.net.windows.values()] == [400, 400]
+    assert [sum(map(len, w)) for w in run.net.batches.values()] == [400, 400]
 
 
 def test_damage_is_undone(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_the_default_policy_trains(tmp_path: Path) -> None:
     torch.manual_seed(5)
     callback = BatchSizeCallback(log_dir=tmp_path, target_loss=0.05, monitor="val_loss")
     run = Run(None, samples=600, callbacks=(callback,), max_epochs=4)
-    assert [sum(map(len, w)) for w in run.net.windows.values()] == 4 * [600]
+    assert [sum(map(len, w)) for w in run.net.batches.values()] == 4 * [600]
     log = read_episode(tmp_path)
     assert log.run["policy"] == "default"
     assert len(log.records) > 5
@@ -371,10 +371,10 @@ def test_the_trainer_tells_how_long_the_run_is(
     tmp_path: Path, trainer: dict[str, Any], planned: float
 ) -> None:
     Run(None, callbacks=(BatchSizeCallback(log_dir=tmp_path / "a"),), **trainer)
-    assert told_plan(tmp_path / "a") == ("epochs", planned)
+    assert known_plan(tmp_path / "a") == ("epochs", planned)
     aiming = BatchSizeCallback(log_dir=tmp_path / "b", target_loss=0.05)
     Run(None, callbacks=(aiming,), **trainer)
-    assert told_plan(tmp_path / "b") == ("default", "NaN")
+    assert known_plan(tmp_path / "b") == ("default", "NaN")
 
 
 def test_settings_are_given_once() -> None:

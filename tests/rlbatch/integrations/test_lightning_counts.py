@@ -107,6 +107,6 @@ def test_a_validation_by_the_clock_stays() -> None:
 
 def test_limited_epochs_hold_their_samples() -> None:
     run = Run(GROW, limit_train_batches=5)
-    assert [sum(map(len, windows)) for windows in run.net.windows.values()] == [40, 40, 40]
-    orders = [sorted(chain(*windows)) for windows in run.net.windows.values()]
+    assert [sum(map(len, batches)) for batches in run.net.batches.values()] == [40, 40, 40]
+    orders = [sorted(chain(*batches)) for batches in run.net.batches.values()]
     assert orders[0] != orders[1]  # of a new shuffle each

@@ -12,7 +12,7 @@ pytest.importorskip("lightning")
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rlbatch.episode_log import read_episode
+from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.lightning_runs import (
     MARKS,

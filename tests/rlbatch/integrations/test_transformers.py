@@ -36,18 +36,18 @@ from transformers import (  # noqa: E402
 
 from rlbatch.control.config import ControllerConfig  # noqa: E402
 from rlbatch.control.guard import GuardConfig  # noqa: E402
-from rlbatch.episode_log import read_episode  # noqa: E402
 from rlbatch.errors import ConfigurationError  # noqa: E402
 from rlbatch.integrations.transformers import (  # noqa: E402
     ControlledTrainer,
     ControlledTrainerMixin,
 )
+from rlbatch.log.episode_log import read_episode  # noqa: E402
 from rlbatch.testing import ScriptedPolicy  # noqa: E402
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step  # noqa: E402
 from tests.rlbatch.integrations.steered import (  # noqa: E402
     TWO_STEP_CHUNKS,
     Follow,
-    told_plan,
+    known_plan,
 )
 
 SAMPLES = 75
@@ -98,7 +98,7 @@ class Notes(TrainerCallback):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.epochs: list[float] = []
-        self.windows: list[list[int]] = []
+        self.batches: list[list[int]] = []
         self.rates: list[float] = []
         self.max_steps: list[int] = []
 
@@ -117,7 +117,7 @@ class Notes(TrainerCallback):
         self.rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
         model = kwargs["model"]
         if isinstance(model, Network):
-            self.windows.append([index for part in model.seen[self._from :] for index in part])
+            self.batches.append([index for part in model.seen[self._from :] for index in part])
 
 
 def arguments(out: Path, **changes: Any) -> TrainingArguments:
@@ -150,7 +150,7 @@ class Made:
 
     @property
     def sizes(self) -> list[int]:
-        return [len(window) for window in self.notes.windows]
+        return [len(batch) for batch in self.notes.batches]
 
     @property
     def weights(self) -> Tensor:
@@ -292,9 +292,9 @@ def test_the_log_names_the_steps_that_the_model_saw(tmp_path: Path, workers: int
     for epoch in range(6):
         seen = [
             index
-            for at, window in zip(made.notes.epochs, made.notes.windows, strict=True)
+            for at, batch in zip(made.notes.epochs, made.notes.batches, strict=True)
             if math.ceil(at) - 1 == epoch
-            for index in window
+            for index in batch
         ]
         assert sorted(seen) == list(range(SAMPLES))
 
@@ -598,7 +598,7 @@ def test_the_trainer_tells_how_long_the_run_is(
 ) -> None:
     own = ControllerConfig(log_dir=tmp_path / "log", on_error="raise")
     train(ControlledTrainer, tmp_path, args=args, controller=own)
-    assert told_plan(tmp_path / "log") == ("epochs", planned)
+    assert known_plan(tmp_path / "log") == ("epochs", planned)
 
 
 def test_the_log_tells_the_batch_size_beside_the_loss(tmp_path: Path) -> None:
@@ -647,7 +647,7 @@ def test_a_resumed_run_decides_and_sees_the_same(
     for checkpoint in saved[1:-1]:
         steps = int(checkpoint.name[11:])
         again = run("again", str(checkpoint))
-        assert again.notes.windows == whole.notes.windows[steps:]
+        assert again.notes.batches == whole.notes.batches[steps:]
         assert again.notes.epochs == whole.notes.epochs[steps:]
         assert again.notes.rates == whole.notes.rates[steps:]
         assert torch.equal(again.weights, whole.weights)
@@ -721,7 +721,7 @@ def test_a_callback_may_end_an_epoch_or_the_run(tmp_path: Path) -> None:
     made = train(ControlledTrainer, tmp_path, callbacks=(ends,), policy="fixed")
     assert len(made.sizes) == 9
     assert ends.epoch_ends == [True, False]
-    second = [index for window in made.notes.windows[3:] for index in window]
+    second = [index for batch in made.notes.batches[3:] for index in batch]
     assert len(set(second)) == len(second) == 6 * BASE
 
 

@@ -20,7 +20,7 @@ from rlbatch.policy.registry import policy_names, resolve_policy
 from rlbatch.testing import random_run
 from rlbatch.testing.policy_contract import play
 
-CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluation" / "cheap_task.py"
+CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
 
 RULES = '''
     from dataclasses import dataclass

@@ -43,15 +43,15 @@ def loss_of(model: nn.Module, data: Batch) -> Tensor:
 def train(
     model: nn.Module,
     optimizer: Optimizer,
-    windows: Iterable[list[int]],
+    steps: Iterable[list[int]],
     monitor: ChunkMonitor | None,
     scaler: Any = None,
 ) -> None:
-    """A plain accumulation loop; window w uses `batch(sum(sizes), seed=w)`."""
-    for seed, sizes in enumerate(windows):
+    """A plain accumulation loop; step w uses `batch(sum(sizes), seed=w)`."""
+    for seed, sizes in enumerate(steps):
         x, y = batch(sum(sizes), seed)
         if monitor is not None:
-            monitor.begin_window(sizes, measured=True)
+            monitor.begin_step(sizes, measured=True)
         for xs, ys in zip(x.split(sizes), y.split(sizes), strict=True):
             loss = loss_of(model, (xs, ys))
             weighted = loss * (len(ys) / sum(sizes))
@@ -75,7 +75,7 @@ def flat_gradient(model: nn.Module, data: Batch) -> Tensor:
 def expected(
     model: nn.Module, sizes: list[int], seed: int, weight: Tensor | float = 1.0
 ) -> tuple[float, float, float]:
-    """Reference |G|^2, tr(Sigma) and half-batch cosine of one window."""
+    """Reference |G|^2, tr(Sigma) and half-batch cosine of one step."""
     x, y = batch(sum(sizes), seed)
     parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
     root = torch.as_tensor(weight, dtype=torch.float64).sqrt()
@@ -167,7 +167,7 @@ def test_elements_that_never_had_a_gradient_do_not_drown_the_rest() -> None:
         optimizer.step()
         optimizer.zero_grad()
     monitor = ChunkMonitor(embedding.parameters(), optimizer)
-    monitor.begin_window([2, 2], measured=True)
+    monitor.begin_step([2, 2], measured=True)
     for index in ([1, 7], [2, 8]):
         loss = embedding(torch.tensor(index)).square().mean()
         (loss / 2).backward()
@@ -228,7 +228,7 @@ def test_shared_frozen_and_unused_parameters() -> None:
 def test_a_branch_used_only_by_a_later_micro_batch_counts() -> None:
     a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
     monitor = ChunkMonitor([a, b], SGD([a, b], lr=0.1))
-    monitor.begin_window([1, 1], measured=True)
+    monitor.begin_step([1, 1], measured=True)
     for loss in ((2 * a).sum(), (4 * b).sum()):
         (loss / 2).backward()
         monitor.after_backward(loss)
@@ -243,7 +243,7 @@ def test_sparse_gradients_are_measured() -> None:
         torch.manual_seed(0)
         embedding = nn.Embedding(10, 4, sparse=sparse)
         monitor = ChunkMonitor(embedding.parameters(), SGD(embedding.parameters(), lr=0.1))
-        monitor.begin_window([2, 2], measured=True)
+        monitor.begin_step([2, 2], measured=True)
         for index in ([1, 7], [1, 8]):
             loss = embedding(torch.tensor(index)).square().mean()
             (loss / 2).backward()
@@ -275,7 +275,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     model.to(dtype)
     monitor = ChunkMonitor(model.parameters(), SGD(model.parameters(), lr=0.1))
     x, y = batch(16, 0)
-    monitor.begin_window([8, 8], measured=True)
+    monitor.begin_step([8, 8], measured=True)
     for half in (slice(0, 8), slice(8, 16)):
         loss = loss_of(model, (x[half].to(dtype), y[half]))
         (loss / 2).backward()
@@ -287,20 +287,20 @@ def test_steps_that_are_not_finite_are_counted_and_left_out() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     monitor = ChunkMonitor([weight], SGD([weight], lr=0.1))
 
-    def window(first: float, second: float, gradient: float = 1.0) -> None:
-        monitor.begin_window([1, 1], measured=True)
+    def step(first: float, second: float, gradient: float = 1.0) -> None:
+        monitor.begin_step([1, 1], measured=True)
         for value in (first, second):
             weight.grad = torch.full_like(weight, value * gradient)
             monitor.after_backward(torch.tensor(value))
 
-    window(1.0, 3.0)
-    window(1.0, math.nan, gradient=0.0)
-    window(2.0, 2.0, gradient=math.inf)
+    step(1.0, 3.0)
+    step(1.0, math.nan, gradient=0.0)
+    step(2.0, 2.0, gradient=math.inf)
     result = monitor.finish()
     assert (result.nonfinite_losses, result.nonfinite_steps) == (1, 2)
     assert result.noise.measurements == 1
     assert result.train_loss == pytest.approx(2.0)
-    window(math.nan, math.nan)
+    step(math.nan, math.nan)
     empty = monitor.finish()
     assert math.isnan(empty.train_loss)
     assert math.isnan(empty.gradient_cosine)
@@ -311,9 +311,9 @@ def test_losses_are_weighted_by_samples() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     monitor = ChunkMonitor([weight], SGD([weight], lr=0.1))
     losses = [[(3, 1.0), (1, 5.0)], [(2, 4.0)]]
-    for window in losses:
-        monitor.begin_window([size for size, _ in window], measured=False)
-        for _, value in window:
+    for step in losses:
+        monitor.begin_step([size for size, _ in step], measured=False)
+        for _, value in step:
             monitor.after_backward(torch.tensor(value))
     result = monitor.finish()
     assert result.steps == 2
@@ -327,7 +327,7 @@ def test_a_loss_that_the_loop_goes_on_computing_with_is_left_out() -> None:
     monitor = ChunkMonitor([weight], SGD([weight], lr=0.1))
     average: Tensor | None = None
     for value in (1.0, 2.0, 4.0):
-        monitor.begin_window([1], measured=False)
+        monitor.begin_step([1], measured=False)
         loss = (weight * value).sum()
         loss.backward()
         monitor.after_backward(loss)
@@ -381,7 +381,7 @@ def test_chunks_are_independent() -> None:
     first = monitor.finish()
     train(model, optimizer, [[4, 4]], monitor)
     assert monitor.finish() == first
-    monitor.begin_window([4, 4], measured=True)
+    monitor.begin_step([4, 4], measured=True)
     monitor.discard()
     assert monitor.finish().steps == 0
 
@@ -396,10 +396,10 @@ def test_a_chunk_continues_from_its_state() -> None:
         if interrupted:
             state = json.loads(json.dumps(monitor.state_dict()))
             monitor = ChunkMonitor(model.parameters(), optimizer)
-            monitor.begin_window([1, 1], measured=True)  # dropped, as the state knows nothing of it
+            monitor.begin_step([1, 1], measured=True)  # dropped, as the state knows nothing of it
             monitor.load_state_dict(state)
-        monitor.begin_window([4, 4], measured=True)
-        monitor.drop_window()
+        monitor.begin_step([4, 4], measured=True)
+        monitor.drop_step()
         train(model, optimizer, [[3, 4]], monitor)
         results.append(monitor.finish())
     assert results[0].steps == 3
@@ -415,13 +415,13 @@ def test_a_step_that_the_optimizer_did_not_make_is_forgotten() -> None:
         monitor = ChunkMonitor(model.parameters(), optimizer)
         train(model, optimizer, [[4, 4]] * 2, monitor)
         if left_early:
-            monitor.begin_window([4, 4], measured=True)
+            monitor.begin_step([4, 4], measured=True)
             for _ in range(2):
                 loss = model(torch.ones(4, 5)).square().mean()
                 (loss / 2).backward()
                 monitor.after_backward(loss)
         states.append(monitor.state_dict(2))
-        monitor.drop_window(2)
+        monitor.drop_step(2)
         optimizer.zero_grad()
         train(model, optimizer, [[3, 4]], monitor)
         results.append(monitor.finish())
@@ -434,11 +434,11 @@ def test_a_step_that_the_optimizer_did_not_make_is_forgotten() -> None:
 def test_misuse_is_refused() -> None:
     model = network()
     monitor = ChunkMonitor(model.parameters(), SGD(model.parameters(), lr=0.1))
-    with pytest.raises(ConfigurationError, match="without begin_window"):
+    with pytest.raises(ConfigurationError, match="without begin_step"):
         monitor.after_backward(torch.tensor(1.0))
     with pytest.raises(ConfigurationError, match="at least 1 sample"):
-        monitor.begin_window([], measured=False)
-    monitor.begin_window([1, 1], measured=False)
+        monitor.begin_step([], measured=False)
+    monitor.begin_step([1, 1], measured=False)
     with pytest.raises(ConfigurationError, match="2 micro-batches and 0 came"):
         monitor.finish()
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rlbatch.actuation import WindowAccumulator, elastic_loader
-from rlbatch.actuation.sampler import ElasticBatchSampler
+from rlbatch.data import LossWeights, elastic_loader
+from rlbatch.data.sampler import ElasticBatchSampler
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
 
 
@@ -23,7 +23,7 @@ def plain_loop(job: Job, workers: int = 0, **wrong: Any) -> list[Step]:
     assert isinstance(sampler, ElasticBatchSampler)
     sampler.drop_last = wrong.get("drop_last", False)
     optimizer = torch.optim.SGD(job.model.parameters(), lr=job.learning_rate)
-    accumulator = WindowAccumulator()
+    accumulator = LossWeights()
     steps: list[Step] = []
     micro_batches: list[list[int]] = []
     for _ in range(job.epochs):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rlbatch.envs.batch_size_env import BatchSizeEnv
-from rlbatch.envs.quadratic.environment import QuadraticEnv
+from rlbatch.envs.simulator.environment import QuadraticEnv
 from rlbatch.testing.environment_contract import EnvironmentContract
 
 

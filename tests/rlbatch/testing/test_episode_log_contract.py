@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlbatch.episode_log import EpisodeLog
+from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.testing.episode_log_contract import EpisodeLogContract
 
 

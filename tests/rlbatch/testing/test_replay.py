@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlbatch.agents.evaluation.run import controlled_run
+from rlbatch.agents.evaluate.run import controlled_run
 from rlbatch.envs.objectives import Objective
 from rlbatch.envs.profiles import resolve_profile
 from rlbatch.envs.task import resolve_task

@@ -1,0 +1,227 @@
+"""The runs of a benchmark that share their fixed runs: one task, one coupling, one seed."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlbatch.agents.evaluate.clocks import CostClock, resolve_clock
+from rlbatch.agents.evaluate.curve_store import CurveStore, append_line, cut_torn_line
+from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps, size_grid
+from rlbatch.agents.evaluate.reference import (
+    Reference,
+    budget_planned_steps,
+    budget_reference,
+    find_references,
+)
+from rlbatch.agents.evaluate.rows import cell_key, finished_cells, live_row
+from rlbatch.agents.evaluate.run import RunResult, controlled_run
+from rlbatch.agents.evaluate.settings import (
+    BenchSettings,
+    Group,
+    cells,
+    parse_objective,
+    start_factors,
+    task_identity,
+)
+from rlbatch.envs.backend import TorchBackend
+from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
+from rlbatch.envs.perceptron import fastest_backend
+from rlbatch.envs.task import Task, resolve_task
+from rlbatch.policy.registry import resolve_policy
+from rlbatch.signals.record import Coupling
+
+RESULTS_FILE, TRAJECTORIES_FILE = "results.jsonl", "trajectories.jsonl"
+TIMINGS_FILE, LOGS = "timings.jsonl", "runs"
+
+
+@dataclass(frozen=True)
+class GroupWork:
+    """A group and where its results go.
+
+    Attributes:
+        settings: Of the benchmark.
+        group: What to run.
+        out: Folder of the results.
+        references: Folder of the fixed curves.
+        logs: Write episode logs.
+        full_sweep: Follow every fixed size up to the cap.
+    """
+
+    settings: BenchSettings
+    group: Group
+    out: Path
+    references: Path
+    logs: bool = False
+    full_sweep: bool = False
+
+
+def run_group(work: GroupWork, on_row: Callable[[], None] | None = None, parent: int = 0) -> None:
+    """Run what is missing of a group, and append the results.
+
+    Args:
+        work: The group.
+        on_row: Called after each run.
+        parent: Process without which to stop; 0 for none.
+    """
+    settings, group = work.settings, work.group
+    task = resolve_task(group.task)
+    done = finished_cells(work.out / RESULTS_FILE)
+    runner = _GroupRunner(work, task)
+    for profile, size, policy in cells(settings, group, task):
+        key = (group.task, policy, group.coupling, profile, settings.objective, size, group.seed)
+        if key in done:
+            continue
+        if parent and os.getppid() != parent:
+            return  # nobody waits for the rest
+        runner.run(resolve_clock(profile), size, policy)
+        if on_row is not None:
+            on_row()
+
+
+class _GroupRunner:
+    """Runs cells of one task, coupling and seed."""
+
+    def __init__(self, work: GroupWork, task: Task) -> None:
+        self._work, self._task = work, task
+        group = work.group
+        name = task_identity(group.task, task)
+        path = work.references / file_name(f"{name}-{group.coupling}-{group.seed}.jsonl")
+        if path.exists():
+            cut_torn_line(path)
+        self._store = CurveStore(path)
+        self._setting = FixedSetting(
+            task,
+            name,
+            group.seed,
+            Coupling(group.coupling),
+            work.settings.cadence,
+            backend=fastest_backend,
+        )
+        self._references: dict[str, Reference] = {}
+
+    def run(self, clock: CostClock, size: int, policy: str) -> None:
+        budget = parse_objective(self._work.settings.objective)
+        began = time.perf_counter()
+        if budget is None:
+            result, reference = self._to_target(clock, size, policy)
+        else:
+            result, reference = self._for_budget(clock, size, policy, budget)
+        row = live_row(
+            self._work.group,
+            policy,
+            clock,
+            self._work.settings.objective,
+            result,
+            reference,
+            self._task.batch_size,
+        )
+        key = list(cell_key(row))
+        out = self._work.out
+        shape = {
+            "cell": key,
+            "validations": [[v.cost, _finite(v.loss)] for v in result.validations],
+            "batch_sizes": [list(point) for point in result.trajectory],
+        }
+        timing = {
+            "cell": key,
+            "wall_seconds": result.wall_seconds,
+            "decision_seconds": result.decision_seconds,
+            "with_reference_seconds": time.perf_counter() - began,
+        }
+        append_line(out / TRAJECTORIES_FILE, shape)
+        append_line(out / TIMINGS_FILE, timing)
+        append_line(out / RESULTS_FILE, row)  # last: with it the run counts as finished
+
+    def _to_target(self, clock: CostClock, size: int, policy: str) -> tuple[RunResult, Reference]:
+        if not self._references:
+            settings = self._work.settings
+            sizes = list(start_factors(settings, self._task))
+            if self._work.full_sweep:
+                sizes += size_grid(self._task)
+            self._references = find_references(
+                self._setting,
+                [resolve_clock(name) for name in settings.profiles],
+                start_sizes=sizes,
+                store=self._store,
+            )
+        reference = self._references[clock.name]
+        # Where no fixed size got there, what the default spent in vain is the most to spend again.
+        cap = UNREACHED_RATIO if reference.reached else 1.0
+        result = self._controlled(
+            clock,
+            size,
+            policy,
+            Objective(self._task.target, None, clock.weights),
+            planned_steps(self._setting, self._store),
+            cap * reference.cost,
+        )
+        return result, reference
+
+    def _for_budget(
+        self, clock: CostClock, size: int, policy: str, budget: float
+    ) -> tuple[RunResult, Reference]:
+        result = self._controlled(
+            clock,
+            size,
+            policy,
+            Objective(None, budget, clock.weights),
+            budget_planned_steps(self._setting, clock, budget),
+            None,
+        )
+        losses = [v.loss for v in result.validations if math.isfinite(v.loss)]
+        lowest = min(losses, default=math.inf)
+        reference = budget_reference(self._setting, clock, budget, lowest, store=self._store)
+        return result, reference
+
+    def _controlled(
+        self,
+        clock: CostClock,
+        size: int,
+        policy: str,
+        objective: Objective,
+        planned: int | None,
+        max_cost: float | None,
+    ) -> RunResult:
+        return controlled_run(
+            self._task,
+            resolve_policy(policy),
+            seed=self._setting.seed,
+            coupling=self._setting.coupling,
+            profile=clock.profile,
+            objective=objective,
+            start_factor=size / self._task.batch_size,
+            cadence=self._setting.cadence,
+            log_dir=self._log_folder(clock, size, policy),
+            max_cost=max_cost,
+            planned_steps=planned,
+            run_info={"policy": policy, "lr_coupling": self._setting.coupling.value},
+            # The wall clock times what a user would run.
+            backend=TorchBackend if clock.profile is None else fastest_backend,
+        )
+
+    def _log_folder(self, clock: CostClock, size: int, policy: str) -> Path | None:
+        """Return a new folder for a run's log; what a stopped attempt left stays beside it."""
+        if not self._work.logs:
+            return None
+        group = self._work.group
+        parts = (group.task, policy, group.coupling, clock.name, size, f"seed{group.seed}")
+        path = self._work.out / LOGS / file_name("-".join(map(str, parts)))
+        attempt = 1
+        while path.exists():
+            attempt += 1
+            path = path.with_name(f"{path.name}-attempt{attempt}")
+        return path
+
+
+def file_name(text: str) -> str:
+    """Return a text that can name a file."""
+    return "".join(c if c.isalnum() or c in "-_.#" else "_" for c in text)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,187 @@
+"""One controlled run: a real training run whose batch size a policy decides, chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlbatch.agents.evaluate.run_log import RunLog
+from rlbatch.control.engine import DecisionEngine, EngineConfig
+from rlbatch.envs.backend import BackendMaker, TorchBackend
+from rlbatch.envs.live import LiveRun, Validation
+from rlbatch.envs.objectives import Cadence, Objective
+from rlbatch.envs.profiles import DeviceProfile
+from rlbatch.envs.task import Task, smallest_batch_size
+from rlbatch.policy.base import Policy
+from rlbatch.signals.record import Coupling
+
+LONGEST_RUN = 1_000_000
+"""Optimizer steps after which a run ends that nothing else ends."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        start_batch_size: Batch size of the first chunk.
+        reached: The target was met within the limit; under `budget`, the run did not diverge.
+        diverged: The weights were lost.
+        cost: Spent in all, the decisions' own seconds included on the wall clock.
+        steps: Optimizer steps.
+        samples: Samples seen.
+        final_val_loss: Of the last validation; NaN without any.
+        batch_size_min: Smallest batch size in force.
+        batch_size_max: Largest.
+        decisions: How often the policy was asked.
+        wall_seconds: From the first step to the end, validations included.
+        decision_seconds: Of these, what encoding and deciding took.
+        validations: Every validation.
+        trajectory: (cost, batch size) at the start of each chunk.
+    """
+
+    start_batch_size: int
+    reached: bool
+    diverged: bool
+    cost: float
+    steps: int
+    samples: int
+    final_val_loss: float
+    batch_size_min: int
+    batch_size_max: int
+    decisions: int
+    wall_seconds: float
+    decision_seconds: float
+    validations: tuple[Validation, ...]
+    trajectory: tuple[tuple[float, int], ...]
+
+
+def largest_batch_size(task: Task) -> int:
+    """Return the largest batch size that a run of a task may use."""
+    size: int = len(task.train_set)  # pyright: ignore[reportArgumentType]
+    return task.max_batch_size or size
+
+
+def start_size(task: Task, factor: float) -> int:
+    """Return the start batch size at a multiple of the task's own, within its limits."""
+    return min(max(round(task.batch_size * factor), 1), largest_batch_size(task))
+
+
+def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
+    task: Task,
+    policy: Policy,
+    *,
+    seed: int,
+    coupling: Coupling,
+    profile: DeviceProfile | None,
+    objective: Objective,
+    start_factor: float = 1.0,
+    cadence: Cadence | None = None,
+    log_dir: str | Path | None = None,
+    max_cost: float | None = None,
+    max_steps: int = LONGEST_RUN,
+    planned_steps: int | None = None,
+    engine: EngineConfig | None = None,
+    run_info: dict[str, object] | None = None,
+    backend: BackendMaker = TorchBackend,
+) -> RunResult:
+    """Train a task under a policy and return what it came to.
+
+    The first chunk runs at the start batch size; the policy is asked after every chunk. On the wall
+    clock the seconds of encoding and deciding are part of the cost. The policy never sees
+    `max_cost`: a limit that follows from the best fixed batch size would give that size away.
+
+    Args:
+        task: What is trained.
+        policy: Decides; limits of the run are put around it.
+        seed: Of the run.
+        coupling: How the learning rate follows the batch size.
+        profile: Whose step costs count; None for the wall clock.
+        objective: When the run ends, and what cost is.
+        start_factor: First batch size relative to the task's, clipped to what is possible.
+        cadence: Spacing of decisions and validations.
+        log_dir: Write an episode log there.
+        max_cost: Give up once the run has cost more (checked between chunks); a target met beyond
+            it does not count as reached.
+        max_steps: Give up after this many optimizer steps.
+        planned_steps: Length of the task's schedule, if it has one.
+        engine: Wrappers around the policy.
+        run_info: Further entries of the log's `run.json`.
+        backend: Makes the weights, as for `LiveRun`.
+    """
+    first = start_size(task, start_factor)
+    decider = DecisionEngine(policy, engine)
+    run = LiveRun(
+        task,
+        seed=seed,
+        coupling=coupling,
+        profile=profile,
+        objective=objective,
+        start_batch_size=first,
+        min_batch_size=smallest_batch_size(task, first),
+        cadence=cadence,
+        noise_rate=decider.noise_rate,
+        planned_steps=planned_steps,
+        max_steps=max_steps,
+        backend=backend,
+    )
+    limit = math.inf if max_cost is None else max_cost
+    charged = profile is None and objective.weights.seconds == 1.0
+    with ExitStack() as stack:
+        log = None
+        if log_dir is not None:
+            grid = getattr(policy, "action_grid", None)
+            head = {"action_grid": grid, **(run_info or {})}
+            log = stack.enter_context(RunLog(log_dir, run, seed, profile, head))
+        return _drive(run, decider, limit, log, charged=charged)
+
+
+def _drive(
+    run: LiveRun, decider: DecisionEngine, limit: float, log: RunLog | None, *, charged: bool
+) -> RunResult:
+    """Train to the end; `charged` counts the seconds of deciding as cost."""
+    trajectory: list[tuple[float, int]] = []
+    decision_seconds, began, first = 0.0, time.perf_counter(), run.batch_size
+    size, decisions, released = first, 0, False
+    while True:
+        trajectory.append((run.cost, size))
+        signals = run.advance(size)
+        if run.finished or run.cost > limit:
+            break
+        if run.released:
+            if log is not None and not released:
+                log.off(run, signals)
+            size, released = run.task.batch_size, True
+            continue
+        asked = time.perf_counter()
+        decision = decider.decide(signals, run.batch_size)
+        seconds = time.perf_counter() - asked
+        decisions, decision_seconds = decisions + 1, decision_seconds + seconds
+        if charged:
+            run.cost += seconds
+        if log is not None:
+            log.decision(run, signals, decision)
+        size = decision.batch_size
+    if log is not None:
+        log.end(run, signals)
+    sizes = [size for _, size in trajectory]
+    budgeted = run.objective.kind == "budget"
+    return RunResult(
+        start_batch_size=first,
+        reached=not run.diverged if budgeted else run.reached and run.cost <= limit,
+        diverged=run.diverged,
+        cost=run.cost,
+        steps=run.steps,
+        samples=run.samples_seen,
+        final_val_loss=run.val_loss,
+        batch_size_min=min(sizes),
+        batch_size_max=max(sizes),
+        decisions=decisions,
+        wall_seconds=time.perf_counter() - began,
+        decision_seconds=decision_seconds,
+        validations=tuple(run.validations),
+        trajectory=tuple(trajectory),
+    )

@@ -1,0 +1,355 @@
+"""Watches the steps of one training, decides after each chunk, undoes damage."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.cost_tracker import CostTracker
+from rlbatch.control.coupled_rate import CoupledRate
+from rlbatch.control.decision_logger import DecisionLogger, Place
+from rlbatch.control.engine import AppliedDecision, DecisionEngine
+from rlbatch.control.rank_monitor import RankMonitor, ShardMonitor
+from rlbatch.control.ranks import Ranks
+from rlbatch.control.rollback import Rollback
+from rlbatch.data.step_plan import quantise_batch_size
+from rlbatch.errors import ConfigurationError, EpisodeLogError
+from rlbatch.log.decision_record import Event
+from rlbatch.log.episode_log import EpisodeLog
+from rlbatch.signals.assemble import chunk_signals
+from rlbatch.signals.cadence import NOISE_RATE, is_measured
+from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
+from rlbatch.signals.record import Coupling, RunContext, Signals
+
+_OFF = 0  # agreed on instead of a batch size
+
+# What a checkpoint holds of a control_loop as it is.
+_PLAIN = (
+    *("batch_size", "enabled", "steps", "samples_seen"),
+    *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost"),
+    "_val_loss",
+)
+
+
+class ControlLoop:
+    """Turns the steps of a run into chunks, and chunks into decisions.
+
+    For each optimizer step call `begin_step`, `after_backward` for each micro-batch, and
+    `end_step` after the optimizer has stepped within `rate.applied()`.
+
+    Attributes:
+        batch_size: Decided last: in force once it is delivered.
+        context: The run's constants.
+        config: The settings.
+        enabled: False once it only watches the user's own batch size go by.
+        rate: The coupled learning rate.
+        cost_tracker: The cost.
+        steps: Optimizer steps so far.
+        samples_seen: Samples so far.
+        guard: Undoes chunks that did damage.
+        last: The latest decision.
+    """
+
+    def __init__(  # noqa: PLR0913 - parts may be replaced one by one
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        engine: DecisionEngine,
+        context: RunContext,
+        config: ControllerConfig,
+        scaler: Any = None,
+        *,
+        monitor: ChunkMonitor | None = None,
+        guard: Rollback | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Prepare a run that starts at the user's batch size.
+
+        Args:
+            model: What is trained.
+            optimizer: Its optimizer.
+            engine: Decides.
+            context: The run's constants.
+            config: The settings.
+            scaler: A `torch.amp.GradScaler` in use.
+            monitor: Watches the steps; None: one of torch's gradients.
+            guard: Undoes chunks; None: one of torch's parameters.
+            ranks: The processes that train together; None for this one alone.
+        """
+        self.ranks = Ranks() if ranks is None else ranks
+        self.config, self.context, self._engine = config, context, engine
+        self._logger, self._log_position = DecisionLogger(None), 0
+        self._optimizer = optimizer
+        self.base_batch_size = round(float(context.base_batch_size))
+        coupling = Coupling(config.lr_coupling)
+        self.rate = CoupledRate(optimizer, coupling, self.base_batch_size)
+        self.cost_tracker = CostTracker(config)
+        self._measures = engine.noise_rate > 0.0 or coupling is Coupling.ADASCALE
+        rate = engine.noise_rate or NOISE_RATE if config.noise_rate is None else config.noise_rate
+        self._noise_rate = rate if self._measures else 0.0
+        self._monitor = monitor or self._make_monitor(model, scaler)
+        self.guard = guard or Rollback(model, optimizer, config.guard, ranks=self.ranks)
+        self.batch_size = self._before = self.base_batch_size
+        self.enabled, self._touched = True, False
+        self.steps = self.samples_seen = 0
+        self._chunk_done = self._chunk_steps = 0
+        self._chunk_cost = 0.0
+        self._watching = self._resumed = False
+        self._val_loss = math.nan
+        self.last: AppliedDecision | None = None
+
+    def _make_monitor(self, model: nn.Module, scaler: Any) -> ChunkMonitor:
+        parameters = model.parameters()
+        if self.ranks.world_size > 1:
+            kind = ShardMonitor if self.ranks.sharded else RankMonitor
+            return kind(parameters, self._optimizer, self.ranks, scaler=scaler)
+        return ChunkMonitor(parameters, self._optimizer, scaler=scaler)
+
+    def measure(self, step: int) -> bool:
+        """Return whether an optimizer step, by its number, is divided for measurement."""
+        return self.enabled and self._measures and is_measured(step, self._noise_rate)
+
+    def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
+        """Announce an optimizer step.
+
+        Args:
+            batch_size: Decided for it; at the end of an epoch there may be fewer samples.
+            sizes: Samples of its micro-batches.
+        """
+        if batch_size != self.rate.chosen:
+            self.rate.set_batch_size(batch_size)
+        # Batches that were under way when the size changed belong to no chunk.
+        self._watching = self.enabled and batch_size == self.batch_size
+        if not self._watching:
+            return
+        if self._chunk_steps == 0:
+            self._begin_chunk()
+        elif self._resumed:
+            self.guard.resume_chunk(touched=self._touched)
+        self._resumed = False
+        self._monitor.begin_step(sizes, measured=self._measures and len(sizes) > 1)
+
+    def after_backward(self, loss: Tensor) -> None:
+        """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
+        if self._watching:
+            self._monitor.after_backward(loss)
+
+    def end_step(self, samples: int, place: Callable[[], Place]) -> None:
+        """Count an optimizer step; after the last one of a chunk, decide.
+
+        Args:
+            samples: Of the step.
+            place: Returns that behind the step; asked where something is decided.
+        """
+        self.steps += 1
+        self.samples_seen += samples
+        self.cost_tracker.step(samples)
+        if not self._watching:
+            return
+        self._watching = False
+        self._chunk_done += 1
+        if self._chunk_done >= self._chunk_steps:
+            self._end_chunk(place())
+
+    def abandon_step(self) -> None:
+        """Forget the step under way."""
+        if self._watching:
+            self._monitor.drop_step(self._chunk_done)
+            self._watching = False
+
+    def report_validation(self, loss: float) -> None:
+        """Take a validation loss into the next decision."""
+        self._val_loss = loss
+
+    def disable(self, reason: str, place: Place) -> None:
+        """Go back to the user's batch size and decide nothing any more."""
+        if not self.enabled:
+            return
+        self.enabled = False
+        before, self.batch_size = self.batch_size, self.base_batch_size
+        self._note("off", reason, place, before)
+
+    def note_memory(self, reason: str, place: Place) -> None:
+        """Note in the log that a pass ran out of memory."""
+        self._note("out_of_memory", reason, place, self.batch_size)
+
+    def open_log(self, log: EpisodeLog) -> None:
+        """Write to this log from now on, behind the lines that a loaded state knows of."""
+        log.truncate_to(self._log_position)
+        self._logger.log = log
+
+    def close(self, place: Place) -> None:
+        """Note the end of the run and close the log; one that is opened later continues it."""
+        self._note("end", "end of the run", place, self.batch_size)
+        self._logger.close()
+        self._log_position, self._logger.log = self._logger.position, None
+
+    def _note(self, event: Event, reason: str, place: Place, before: int) -> None:
+        counts = self.steps, self.samples_seen, self.cost_tracker.total
+        sizes = before, self.batch_size
+        self._logger.note(event, reason, place, counts=counts, batch_sizes=sizes)
+
+    def _begin_chunk(self) -> None:
+        self._chunk_steps = self.config.chunk_steps(self.steps)
+        self._chunk_done = 0
+        self.cost_tracker.begin_chunk()
+        self.guard.begin_chunk(touched=self._touched, rises=self.batch_size > self._before)
+
+    def _end_chunk(self, place: Place) -> None:
+        measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
+        self.cost_tracker.end_chunk(self.batch_size, self._chunk_done)
+        self._chunk_steps = self._chunk_done = 0
+        rolled_back = self.guard.end_chunk(measured, self.batch_size, self._before)
+        signals = self._signals(measured, rolled_back)
+        self._chunk_cost = self.cost_tracker.total
+        in_force = self._before if rolled_back else self.batch_size
+        self._val_loss = math.nan
+        if self.guard.diverged:
+            warnings.warn("rlbatch: the loss does not recover; switching off.", stacklevel=2)
+            self.disable("the loss does not recover", place)
+            return
+        if not rolled_back:
+            self.rate.observe(measured)
+        self._decide(signals, in_force, rolled_back, place)
+
+    def _decide(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> None:
+        if not self.ranks.is_main:
+            self._follow(in_force, place)
+            return
+        size, off_when = _OFF, self.config.off_when
+        try:
+            if off_when is not None and off_when():
+                self.disable("off_when said so", place)
+            else:
+                size = self._lead(signals, in_force, rolled_back, place)
+        except Exception as error:
+            if self.config.on_error == "raise":
+                raise
+            # Whatever is wrong with a policy or a disk, it must not end somebody's training.
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"rlbatch: switching off after {reason}", RuntimeWarning, stacklevel=2)
+            if isinstance(error, EpisodeLogError):
+                self._logger.give_up()
+            self.disable(reason, place)
+        finally:
+            self.ranks.agree(size)  # the others wait for it, whatever happened here
+
+    def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
+        """Decide, log, and return the batch size."""
+        decision = self._shareable(self._engine.decide(signals, in_force))
+        self._change(in_force, decision.batch_size)
+        self.last = decision
+        self._logger.decision(
+            signals,
+            decision,
+            place,
+            event="rollback" if rolled_back else "decision",
+            learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
+        )
+        return decision.batch_size
+
+    def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
+        """Round to a size of which every rank gets the same share."""
+        world_size, context = self.ranks.world_size, self.context
+        limits = int(context.min_batch_size), int(context.max_batch_size)
+        if decision.batch_size % world_size == 0:
+            return decision
+        size = quantise_batch_size(decision.batch_size, world_size, *limits)
+        return replace(
+            decision,
+            batch_size=size,
+            applied_log2_change=math.log2(size / decision.batch_size_before),
+            reasons=(*decision.reasons, f"a multiple of {world_size} ranks"),
+        )
+
+    def _follow(self, in_force: int, place: Place) -> None:
+        """Do what rank 0 has decided."""
+        size = self.ranks.agree(_OFF)
+        if size == _OFF:
+            self.disable("rank 0 has switched off", place)
+            return
+        self._change(in_force, size)
+        self.rate.set_batch_size(size)
+
+    def _change(self, in_force: int, size: int) -> None:
+        self._before, self.batch_size = in_force, size
+        self._touched = self._touched or size != self.base_batch_size
+
+    def _signals(self, measured: ChunkMeasurement, rolled_back: bool) -> Signals:
+        curve, known = self.cost_tracker.curve()
+        return chunk_signals(
+            self.context,
+            measured,
+            batch_size=self.batch_size,
+            total_steps=self.steps,
+            total_samples=self.samples_seen,
+            chunk_cost=self.cost_tracker.total - self._chunk_cost,
+            total_cost=self.cost_tracker.total,
+            val_loss=self._val_loss,
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            learning_rate_factor=self.rate.factor,
+            step_cost_curve=curve,
+            step_cost_known=known,
+            rolled_back=rolled_back,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is going on, for people."""
+        return {
+            "enabled": self.enabled,
+            "batch_size": self.batch_size,
+            "learning_rate_factor": self.rate.factor,
+            "steps": self.steps,
+            "samples_seen": self.samples_seen,
+            "chunk": (self._chunk_done, self._chunk_steps),
+            "cost": self.cost_tracker.total,
+            "rollbacks": self.guard.count,
+            "reasons": () if self.last is None else self.last.reasons,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the coming decisions depend on.
+
+        Within a chunk that the guard may undo, that is the weights before it, too.
+        """
+        return {
+            "plain": {name: getattr(self, name) for name in _PLAIN},
+            "guard": self.guard.state_dict(within_chunk=self._chunk_steps > 0),
+            "engine": self._engine.state_dict(),
+            "rate": self.rate.state_dict(),
+            "cost_tracker": self.cost_tracker.state_dict(),
+            "monitor": self._monitor.state_dict(self._chunk_done),
+            "log_position": self._logger.position or self._log_position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; later lines of the log are dropped.
+
+        Raises:
+            ConfigurationError: The ranks' states are of different steps.
+        """
+        steps = state["plain"]["steps"]
+        latest, earliest = self.ranks.largest(steps, -steps)
+        if latest != -earliest:
+            raise ConfigurationError(
+                f"Expected the ranks' states of the same optimizer step, got {-earliest} to "
+                f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
+            )
+        for name in _PLAIN:
+            setattr(self, name, state["plain"][name])
+        self.guard.load_state_dict(state["guard"])
+        self._engine.load_state_dict(state["engine"])
+        self.rate.load_state_dict(state["rate"])
+        self.cost_tracker.load_state_dict(state["cost_tracker"])
+        self._monitor.load_state_dict(state["monitor"])
+        self._watching, self._resumed = False, True
+        self._log_position = state["log_position"]
+        if self._logger.log is not None:
+            self._logger.log.truncate_to(self._log_position)

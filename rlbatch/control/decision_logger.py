@@ -1,0 +1,145 @@
+"""Writes what a controller decides into the episode log."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rlbatch.control.engine import AppliedDecision
+from rlbatch.errors import EpisodeLogError
+from rlbatch.log.decision_record import DecisionRecord, Event
+from rlbatch.log.episode_log import EpisodeLog
+from rlbatch.signals.record import RunContext, Signals
+
+
+def signal_values(signals: Signals) -> dict[str, Any]:
+    """Return a chunk's measurements by name; the run's constants stand in `run.json`."""
+    values = {field.name: getattr(signals, field.name) for field in fields(Signals)}
+    del values["context"]
+    return values
+
+
+def context_values(context: RunContext) -> dict[str, float]:
+    """Return the run's constants by name."""
+    return {field.name: float(getattr(context, field.name)) for field in fields(RunContext)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the run something happens.
+
+    Attributes:
+        epoch: Epochs done, as a fraction.
+        next_step: Number of the optimizer step at which a change of the batch size takes effect.
+    """
+
+    epoch: float
+    next_step: int
+
+
+class DecisionLogger:
+    """The log of one run, or nothing where none is wanted.
+
+    Attributes:
+        log: Where lines go; None drops them.
+    """
+
+    def __init__(self, log: EpisodeLog | None) -> None:
+        """Write to this log."""
+        self.log = log
+
+    @property
+    def position(self) -> int:
+        """Lines so far."""
+        return 0 if self.log is None else self.log.position
+
+    def decision(
+        self,
+        signals: Signals,
+        decision: AppliedDecision,
+        place: Place,
+        *,
+        event: Event,
+        learning_rate_factor: float,
+    ) -> None:
+        """Write one decision.
+
+        Args:
+            signals: Of the chunk that ended.
+            decision: What was decided and applied.
+            place: Where.
+            event: `decision`, or `rollback` where the chunk was undone before.
+            learning_rate_factor: The coupling's factor at the new batch size.
+        """
+        if self.log is None:
+            return
+        self.log.write(
+            DecisionRecord(
+                index=self.log.position,
+                event=event,
+                step=int(float(signals.total_steps)),
+                effective_step=place.next_step,
+                epoch=place.epoch,
+                samples_seen=int(float(signals.total_samples)),
+                cost=float(signals.total_cost),
+                batch_size_before=decision.batch_size_before,
+                batch_size=decision.batch_size,
+                requested_log2_change=decision.requested_log2_change,
+                applied_log2_change=decision.applied_log2_change,
+                learning_rate_factor=learning_rate_factor,
+                signals=signal_values(signals),
+                observation=decision.observation.tolist(),
+                probabilities=decision.probabilities,
+                value=decision.value,
+                reasons=decision.reasons,
+            )
+        )
+
+    def note(
+        self,
+        event: Event,
+        reason: str,
+        place: Place,
+        *,
+        counts: tuple[int, int, float],
+        batch_sizes: tuple[int, int],
+    ) -> None:
+        """Write that something happened which is no decision.
+
+        Args:
+            event: What happened.
+            reason: Why, in words.
+            place: Where.
+            counts: Optimizer steps, samples and cost so far.
+            batch_sizes: Before and after.
+        """
+        if self.log is None:
+            return
+        (steps, samples, cost), (before, after) = counts, batch_sizes
+        self.log.write(
+            DecisionRecord(
+                index=self.log.position,
+                event=event,
+                batch_size_before=before,
+                batch_size=after,
+                reasons=(reason,),
+                step=steps,
+                effective_step=None if event == "end" else place.next_step,
+                epoch=place.epoch,
+                samples_seen=samples,
+                cost=cost,
+            )
+        )
+
+    def give_up(self) -> None:
+        """Drop a log that cannot be written, and keep quiet about it from now on."""
+        log, self.log = self.log, None
+        if log is not None:
+            with contextlib.suppress(EpisodeLogError):
+                log.close()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self.log is not None:
+            self.log.close()

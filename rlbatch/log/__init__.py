@@ -1,0 +1,1 @@
+"""The episode log of a run: written, read, and shown by TensorBoard."""
