@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
+from rlbatch.data.step_plan import resize
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.clock import Clock, make_clock
 from rlbatch.envs.objectives import Cadence, Objective
@@ -153,7 +152,7 @@ class LiveRun:
     def sizes_after(self, log2_changes: float | Array) -> Array:
         """Return the whole batch sizes, within the run's bounds, to which changes lead."""
         limits = int(self.context.min_batch_size), int(self.context.max_batch_size)
-        return np.clip(np.round(np.exp2(np.log2(self.batch_size) + log2_changes)), *limits)
+        return resize(self.batch_size, log2_changes, *limits)
 
     def advance(self, batch_size: int) -> Signals:
         """Run one chunk and return what it showed.

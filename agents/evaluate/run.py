@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlbatch.agents.evaluate.run_log import RunLog
 from rlbatch.control.engine import DecisionEngine, EngineConfig
+from rlbatch.data.step_plan import round_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.live import LiveRun, Validation
 from rlbatch.envs.objectives import Cadence, Objective
@@ -67,7 +68,7 @@ def largest_batch_size(task: Task) -> int:
 
 def start_size(task: Task, factor: float) -> int:
     """Return the start batch size at a multiple of the task's own, within its limits."""
-    return min(max(round(task.batch_size * factor), 1), largest_batch_size(task))
+    return int(round_batch_size(task.batch_size * factor, 1, largest_batch_size(task)))
 
 
 def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run

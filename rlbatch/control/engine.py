@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rlbatch.data.step_plan import resize
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import EncoderState, encode, initial_state
 from rlbatch.policy.base import Observation, Policy, noise_rate_of
@@ -125,7 +126,8 @@ class DecisionEngine:
             signals = replace(signals, batch_size=float(before))
             reasons = (f"counted from {before}, to which the chunk was rolled back",)
         decision, self._policy_state = self.policy.decide(observation, signals, self._policy_state)
-        size = quantized(before, float(decision.log2_change), signals)
+        low, high = signals.context.min_batch_size, signals.context.max_batch_size
+        size = int(resize(before, float(decision.log2_change), low, high))
         applied = math.log2(size / before)
         return AppliedDecision(
             batch_size=size,
@@ -165,18 +167,6 @@ class DecisionEngine:
             )
         self._encoder_state = EncoderState(*encoder)
         self._policy_state = policy
-
-
-def quantized(batch_size: int, log2_change: float, signals: Signals) -> int:
-    """Return the whole batch size nearest to the change, within the run's limits."""
-    low, high = (
-        round(float(limit))
-        for limit in (signals.context.min_batch_size, signals.context.max_batch_size)
-    )
-    if not math.isfinite(log2_change):
-        return min(max(batch_size, low), high)
-    wanted = batch_size * 2.0 ** min(max(log2_change, -64.0), 64.0)
-    return min(max(round(wanted), low), high)
 
 
 def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from rlbatch.errors import ConfigurationError
 
-_DECAY = 0.7  # a chunk, of the averages over kept chunks
-_FEWEST_SAMPLES = 16  # in the averages before a mean is worth comparing with
-_SAMPLE_SPREAD = 2.0  # least standard deviation of one sample's loss assumed, in units of its mean
+DECAY = 0.7  # a chunk, of the averages over kept chunks
+FEWEST_SAMPLES = 16  # in the averages before a mean is worth comparing with
+SAMPLE_SPREAD = 2.0  # least standard deviation of one sample's loss assumed, in units of its mean
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[boo
 def _has_risen(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> bool:
     if not 0 < state.lowest_loss < math.inf:
         return False  # nothing to compare with; and negative losses have no meaningful ratio
-    if state.weight < _FEWEST_SAMPLES:
+    if state.weight < FEWEST_SAMPLES:
         return False  # the squared error of one sample is often a hundredth of the mean's
-    variance = max(state.sample_variance, (_SAMPLE_SPREAD * state.recent_loss) ** 2)
+    variance = max(state.sample_variance, (SAMPLE_SPREAD * state.recent_loss) ** 2)
     samples = chunk.batch_size * max(chunk.steps, 1)
     error = math.sqrt(variance * (1.0 / samples + 1.0 / state.weight))
     limit = state.recent_loss + config.significance * error
@@ -117,14 +117,14 @@ def _has_risen(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> bool
 
 def _keep(state: GuardState, chunk: ChunkLoss) -> GuardState:
     samples = chunk.batch_size * chunk.steps
-    old, total = _DECAY * state.weight, _DECAY * state.weight + samples
+    old, total = DECAY * state.weight, DECAY * state.weight + samples
 
     def pooled(before: float, now: float) -> float:
         return (old * before + samples * now) / total
 
     recent = pooled(state.recent_loss, chunk.mean)
     return GuardState(
-        lowest_loss=min(state.lowest_loss, recent) if total >= _FEWEST_SAMPLES else math.inf,
+        lowest_loss=min(state.lowest_loss, recent) if total >= FEWEST_SAMPLES else math.inf,
         recent_loss=recent,
         sample_variance=pooled(state.sample_variance, chunk.std**2 * chunk.batch_size),
         weight=total,

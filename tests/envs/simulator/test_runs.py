@@ -119,13 +119,16 @@ def test_noise_falls_with_the_batch_size_and_with_interpolation() -> None:
 
 def test_a_step_size_beyond_what_the_curvature_bears_is_rolled_back_and_paid() -> None:
     drawn = replace(tasks(10), step_size=np.full(10, 8.0), catapult=np.full(10, 2.0))
-    wild = runs(drawn)
+    wild = runs(drawn, exact=False)
     before = wild.loss.copy()
     outcome = wild.advance(drawn.base_batch_size)
     assert outcome.rolled_back.all()
     np.testing.assert_array_equal(wild.loss, before)
     assert (outcome.cost > 0).all()
     assert np.asarray(outcome.signals.rolled_back).all()
+    unguarded = runs(drawn)
+    assert not unguarded.advance(drawn.base_batch_size).rolled_back.any()
+    assert unguarded.diverged.all()
 
 
 def test_a_fresh_network_comes_to_life_along_a_sigmoid() -> None:
