@@ -23,6 +23,7 @@ from rlbatch.agents.imitation import Report, imitate
 from rlbatch.agents.masking import MaskedGroups
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
 from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.agents.side_by_side import train_side_by_side
 from rlbatch.agents.weights import MODULES, export_policy, load_weights
 from rlbatch.envs.budget_episode import begin_episode
@@ -231,9 +232,9 @@ def _require_device(device: str) -> None:
 
 def make_model(
     recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, device: str, *, seed: int
-) -> PPO:
+) -> RegretPPO:
     """Return the model of a stage of a recipe for an environment, with the weights of `source`."""
-    model = PPO(
+    model = RegretPPO(
         PrivilegedCriticPolicy if recipe.privileged_critic else "MlpPolicy",
         env,
         n_steps=stage.rollout_steps,
