@@ -149,6 +149,14 @@ class LiveRun:
         """Nothing more can be decided."""
         return self.reached or self.exhausted or self.diverged
 
+    @property
+    def held(self) -> bool:
+        """The next chunk stays at the size in force, to tell whether the one before was to blame.
+
+        It follows a chunk that was undone for a loss that rose, see `GuardConfig`.
+        """
+        return self._guard_state.suspected and not self.finished
+
     def sizes_after(self, log2_changes: float | Array) -> Array:
         """Return the whole batch sizes, within the run's bounds, to which changes lead."""
         limits = int(self.context.min_batch_size), int(self.context.max_batch_size)
@@ -161,8 +169,8 @@ class LiveRun:
         back stays paid for, and the batch size before it is in force again.
 
         Args:
-            batch_size: Samples per optimizer step, within the run's bounds; of no account once the
-                run is `released`.
+            batch_size: Samples per optimizer step, within the run's bounds; of no account where the
+                run is `held` or `released`.
 
         Raises:
             ConfigurationError: The batch size is out of bounds, or the run has finished.
@@ -174,6 +182,8 @@ class LiveRun:
             raise ConfigurationError(
                 f"A batch size from {low} to {high} was expected, got {batch_size}. Clip it first."
             )
+        if self.held:
+            batch_size = self.batch_size
         if self.released:
             batch_size = min(max(self.task.batch_size, low), high)
         before, cost_before = self.batch_size, self.cost

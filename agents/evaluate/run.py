@@ -159,6 +159,7 @@ def _drive(
             continue
         asked = time.perf_counter()
         decision = decider.decide(signals, run.batch_size)
+        decision = decision.held() if run.held else decision
         seconds = time.perf_counter() - asked
         decisions, decision_seconds = decisions + 1, decision_seconds + seconds
         if charged:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.control.guard import (
-    DECAY,
-    FEWEST_SAMPLES,
-    SAMPLE_SPREAD,
+    _DECAY,
+    _FEWEST_SAMPLES,
+    _SAMPLE_SPREAD,
+    _SETTLED,
     GuardConfig,
     GuardState,
 )
@@ -53,36 +54,52 @@ def judge_all(
     states: NDArray[np.void], config: GuardConfig, chunk: ChunkLosses
 ) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
     """Return which chunks must be rolled back, and the next states."""
-    damaged = chunk.exploded | _have_risen(states, config, chunk)
-    kept = _keep(states, chunk)
+    risen = ~chunk.exploded & _have_risen(states, config, chunk)
+    anyway = risen & ~chunk.changed & (states["suspected"] | (states["settled"] >= _SETTLED))
+    damaged = chunk.exploded | (risen & ~anyway)
+    fresh = initial_states(len(states))
+    fresh["settled"] = states["settled"]
+    kept = _keep(np.where(anyway, fresh, states), chunk)
+    return damaged, np.where(damaged, _undo(states, config, chunk), kept)
+
+
+def _undo(states: NDArray[np.void], config: GuardConfig, chunk: ChunkLosses) -> NDArray[np.void]:
     undone = states.copy()
     undone["consecutive"] += 1
     undone["unchanged"] += ~chunk.changed
-    undone["diverged"] = (undone["unchanged"] >= 2) | (
-        undone["consecutive"] >= config.max_consecutive
-    )
-    return damaged, np.where(damaged, undone, kept)
+    often = undone["consecutive"] >= config.max_consecutive
+    undone["diverged"] = (undone["unchanged"] >= 2) | often
+    undone["tried"] = False
+    undone["suspected"] = chunk.changed & ~chunk.exploded
+    return undone
 
 
 def _have_risen(states: NDArray[np.void], config: GuardConfig, chunk: ChunkLosses) -> Array:
     lowest, recent, weight = states["lowest_loss"], states["recent_loss"], states["weight"]
-    comparable = (lowest > 0.0) & (lowest < np.inf) & (weight >= FEWEST_SAMPLES)
-    variance = np.maximum(states["sample_variance"], np.square(SAMPLE_SPREAD * recent))
+    comparable = (lowest > 0.0) & (lowest < np.inf) & (weight >= _FEWEST_SAMPLES)
+    variance = np.maximum(states["sample_variance"], np.square(_SAMPLE_SPREAD * recent))
     samples = chunk.batch_size * np.maximum(chunk.steps, 1)
-    error = np.sqrt(variance * (1.0 / samples + 1.0 / np.maximum(weight, FEWEST_SAMPLES)))
+    error = np.sqrt(variance * (1.0 / samples + 1.0 / np.maximum(weight, _FEWEST_SAMPLES)))
     limit = np.maximum(config.loss_ratio * lowest, recent + config.significance * error)
-    return comparable & (chunk.mean > limit)
+    jump = states["last_loss"] + (config.loss_ratio - 1.0) * np.where(comparable, lowest, 0.0)
+    return comparable & (chunk.mean > np.maximum(limit, jump))
 
 
 def _keep(states: NDArray[np.void], chunk: ChunkLosses) -> NDArray[np.void]:
     samples = chunk.batch_size * chunk.steps
-    old = DECAY * states["weight"]
+    old = _DECAY * states["weight"]
     total = old + samples
     kept = initial_states(len(states))
     kept["recent_loss"] = recent = (old * states["recent_loss"] + samples * chunk.mean) / total
     spread = np.square(chunk.std) * chunk.batch_size
     kept["sample_variance"] = (old * states["sample_variance"] + samples * spread) / total
     lowest = np.minimum(states["lowest_loss"], recent)
-    kept["lowest_loss"] = np.where(total >= FEWEST_SAMPLES, lowest, np.inf)
+    kept["lowest_loss"] = np.where(total >= _FEWEST_SAMPLES, lowest, np.inf)
     kept["weight"] = total
+    # The chunk behind a roll-back, at the old size, says nothing about the next change.
+    tried = (states["consecutive"] > 0) & ~states["tried"] & ~chunk.changed
+    kept["consecutive"] = np.where(tried, states["consecutive"], 0)
+    kept["last_loss"] = chunk.mean
+    kept["settled"] = np.where(chunk.changed, 0, states["settled"] + 1)
+    kept["tried"] = tried
     return kept

@@ -186,10 +186,16 @@ class QuadraticRuns:
         """True where the guard has given up."""
         return self.guard["diverged"]
 
+    @property
+    def held(self) -> Array:
+        """True where the chunk stays at the size in force, to tell whether that was to blame."""
+        return self.guard["suspected"]
+
     def advance(self, batch_size: Array) -> ChunkOutcome:
-        """Train one chunk at these batch sizes, which are of no account where `released`."""
+        """Train one chunk at these batch sizes; of no account where `held` or `released`."""
         t = self.tasks
         own = np.clip(t.base_batch_size, t.min_batch_size, t.max_batch_size)
+        batch_size = np.where(self.held, self.batch_size, batch_size)
         batch_size = np.where(self.released, own, batch_size)
         steps = self.chunk_steps()
         factor, schedule = self.coupling_factor(batch_size), self.schedule_factor()

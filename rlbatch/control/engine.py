@@ -69,6 +69,15 @@ class AppliedDecision:
     value: float | None
     reasons: tuple[str, ...]
 
+    def held(self) -> AppliedDecision:
+        """Return the decision to stay, where the guard has to see a chunk at the size in force."""
+        return replace(
+            self,
+            batch_size=self.batch_size_before,
+            applied_log2_change=0.0,
+            reasons=(*self.reasons, "stays for a chunk after a roll-back"),
+        )
+
 
 class _Asked:
     """A policy that remembers what it was asked last, inside of all wrappers."""
