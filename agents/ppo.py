@@ -36,6 +36,7 @@ from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
+from rlbatch.files import replacing
 from rlbatch.policy.file import load_policy, save_policy
 from rlbatch.policy.learned import join
 
@@ -179,9 +180,9 @@ def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecE
 
 def _make_pool(recipe: Recipe, path: Path) -> None:
     if not path.exists():
-        temporary = path.with_suffix(".tmp.npz")
-        make_pool(recipe.pool_size, recipe.seed + 100).save(temporary)
-        os.replace(temporary, path)
+        pool = make_pool(recipe.pool_size, recipe.seed + 100)
+        with replacing(path) as temporary:
+            pool.save(temporary)
 
 
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -17,6 +16,7 @@ from rlbatch.agents.imitation import Report
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.errors import ConfigurationError
+from rlbatch.files import replacing, write_atomically
 
 CHECKPOINT, PROGRESS = "checkpoint.zip", "progress.json"
 
@@ -113,10 +113,7 @@ class Progress(BaseCallback):
 
 def save(model: PPO, out: Path, recipe: Recipe, stage: int, timesteps: int) -> None:
     """Write the checkpoint, and then where in the recipe it is."""
-    temporary = out / "checkpoint.tmp.zip"
-    model.save(temporary)
-    os.replace(temporary, out / CHECKPOINT)
+    with replacing(out / CHECKPOINT) as temporary:
+        model.save(temporary)
     state = {"recipe": recipe.digest(), "name": recipe.name, "stage": stage, "timesteps": timesteps}
-    text = out / "progress.tmp.json"
-    text.write_text(json.dumps(state))
-    os.replace(text, out / PROGRESS)
+    write_atomically(out / PROGRESS, json.dumps(state))

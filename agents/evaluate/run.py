@@ -154,7 +154,7 @@ def _drive(
             break
         if run.released:
             if log is not None and not released:
-                log.off(run, signals)
+                log.off(signals)
             size, released = run.task.batch_size, True
             continue
         asked = time.perf_counter()
@@ -165,10 +165,10 @@ def _drive(
         if charged:
             run.cost += seconds
         if log is not None:
-            log.decision(run, signals, decision)
+            log.decision(signals, decision)
         size = decision.batch_size
     if log is not None:
-        log.end(run, signals)
+        log.end(signals)
     sizes = [size for _, size in trajectory]
     budgeted = run.objective.kind == "budget"
     return RunResult(

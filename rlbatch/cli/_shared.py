@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.files import is_temporary
 
 CouplingName = Literal["none", "sqrt", "linear", "adascale"]
 
@@ -120,7 +121,10 @@ def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
         ConfigurationError: It is a file, not empty, or out of reach.
     """
     require_possible_folder(folder)
-    if folder.exists() and any(entry.name not in but for entry in folder.iterdir()):
+    kept = (
+        (entry for entry in folder.iterdir() if not is_temporary(entry)) if folder.exists() else ()
+    )
+    if any(entry.name not in but for entry in kept):
         raise ConfigurationError(
             f"{folder} already exists and is not an empty folder. Name a new one with --out; "
             "nothing is overwritten."

@@ -12,7 +12,7 @@ from rlbatch.cli import _shared
 if TYPE_CHECKING:
     from rlbatch.agents.recipes import Recipe
 
-_BEGINNINGS = ("pool.npz", "pool.tmp.npz", "stage0")
+_BEGINNINGS = ("pool.npz", "stage0")
 """What a training that was killed before its first checkpoint leaves behind."""
 
 
