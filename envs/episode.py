@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
@@ -45,8 +46,7 @@ class LiveEpisode:
         """
         self.setting = setting
         task = resolve_task(setting.task)
-        self.run = LiveRun(
-            task,
+        conditions = RunConditions(
             seed=setting.seed,
             coupling=setting.coupling,
             profile=setting.profile,
@@ -60,8 +60,8 @@ class LiveEpisode:
             noise_rate=noise_rate,
             curve_known=setting.curve_known,
             guard=guard,
-            backend=fastest_backend,
         )
+        self.run = LiveRun(task, conditions, backend=fastest_backend)
         self.first = self.run.advance(setting.start_batch_size)
 
     def _objective(self) -> Objective:

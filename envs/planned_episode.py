@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.episode import EpisodeStep
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
@@ -158,8 +159,7 @@ def planned_run(
 ) -> LiveRun:
     """Return a run of a setting, never below the task's batch size."""
     planned = round(setting.planned_samples / task.batch_size)
-    return LiveRun(
-        task,
+    conditions = RunConditions(
         seed=setting.seed,
         coupling=setting.coupling,
         profile=setting.profile,
@@ -171,5 +171,5 @@ def planned_run(
         noise_rate=noise_rate,
         curve_known=setting.curve_known,
         guard=guard,
-        backend=fastest_backend,
     )
+    return LiveRun(task, conditions, backend=fastest_backend)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -159,27 +158,6 @@ def collate_samples(
     else:
         samples = [dataset[index] for index in indices]
     return (default_collate if collate is None else collate)(samples)
-
-
-@torch.no_grad()
-def validation_loss(task: Task, model: nn.Module, batch_size: int = 1024) -> float:
-    """Return the mean loss over `task.val_set`, leaving the model's train or eval mode as it was.
-
-    Args:
-        task: Gives the validation set, the collation and the loss.
-        model: Is evaluated in eval mode, on the device where it is.
-        batch_size: Samples a forward pass.
-    """
-    size = len(task.val_set)  # pyright: ignore[reportArgumentType]
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    for start in range(0, size, batch_size):
-        indices = range(start, min(start + batch_size, size))
-        batch = collate_samples(task.val_set, indices, task.collate)
-        total += float(task.loss(model, batch)) * len(indices)
-    model.train(was_training)
-    return total / size
 
 
 def task_names() -> list[str]:

@@ -12,6 +12,7 @@ from rlbatch.agents.evaluate.run_log import RunLog
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.data.step_plan import round_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun, Validation
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
@@ -115,20 +116,19 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     """
     first = start_size(task, start_factor)
     decider = DecisionEngine(policy, engine)
-    run = LiveRun(
-        task,
+    conditions = RunConditions(
         seed=seed,
         coupling=coupling,
         profile=profile,
         objective=objective,
         start_batch_size=first,
         min_batch_size=smallest_batch_size(task, first),
-        cadence=cadence,
+        cadence=cadence or Cadence(),
         noise_rate=decider.noise_rate,
         planned_steps=planned_steps,
         max_steps=max_steps,
-        backend=backend,
     )
+    run = LiveRun(task, conditions, backend=backend)
     limit = math.inf if max_cost is None else max_cost
     charged = profile is None and objective.weights.seconds == 1.0
     with ExitStack() as stack:

@@ -56,10 +56,6 @@ class Decision:
     value: Numeric | None = None
     reasons: tuple[str, ...] = field(default=())
 
-    def is_single(self) -> bool:
-        """True for a decision about one run (no leading axes)."""
-        return np.ndim(self.log2_change) == 0
-
 
 @runtime_checkable
 class Policy(Protocol):

@@ -21,8 +21,9 @@ from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
-from rlbatch.envs.task import Task, validation_loss
+from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.table import TensorTable, collate_table, regression_loss
+from rlbatch.envs.validator import Validator
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import encode, initial_state
 from rlbatch.signals.record import COST_CURVE_SIZES, Coupling, Signals
@@ -242,7 +243,7 @@ def test_the_run_stops_inside_a_chunk_at_the_target() -> None:
     assert signals.steps == run.steps % 50
     losses = [row.loss for row in run.validations]
     assert losses[-1] <= 0.3 < min(losses[:-1])
-    assert signals.val_loss == losses[-1] == validation_loss(run.task, model_of(run))
+    assert signals.val_loss == losses[-1] == Validator(run.task).loss(model_of(run))
     with pytest.raises(ConfigurationError, match="finished"):
         run.advance(16)
 
@@ -256,7 +257,7 @@ def test_the_run_stops_when_the_budget_is_spent_and_knows_its_last_loss() -> Non
     assert run.exhausted
     assert not run.reached
     assert run.samples_seen == 200  # 30 + 30 + 30 + 10, twice
-    assert run.val_loss == validation_loss(run.task, model_of(run))
+    assert run.val_loss == Validator(run.task).loss(model_of(run))
 
 
 def test_max_steps_end_the_run() -> None:
