@@ -85,7 +85,8 @@ class Cadence(cadence.Cadence):
         super().__post_init__()
         if not 0 <= self.validation_growth < math.inf:
             raise ConfigurationError(
-                f"validation_growth must be finite and not negative, got {self.validation_growth}."
+                "A cadence needs a finite validation_growth of at least 0, got "
+                f"validation_growth={self.validation_growth}."
             )
 
     def validation_steps(self, steps_done: int) -> int:

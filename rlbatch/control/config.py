@@ -105,6 +105,10 @@ class ControllerConfig:
             return self
         return replace(self, epochs=epochs)
 
+    def in_parts_of(self, samples: int) -> ControllerConfig:
+        """Return the settings of a run whose passes take so many samples at most."""
+        return replace(self, limits=replace(self.limits, micro_batch_size=samples))
+
     def bounds(
         self, base_batch_size: int, dataset_size: int, world_size: int = 1
     ) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -103,7 +102,7 @@ class AcceleratedController(BatchController):
         self._loader_batch_size = batch_size // steps // accelerator.num_processes
         limit = config.limits.known_micro_batch_size
         if steps > 1 and limit is None:
-            config = replace(config, micro_batch_size=self._loader_batch_size)
+            config = config.in_parts_of(self._loader_batch_size)
         super().__init__(
             model if accelerator.num_processes > 1 else accelerator.unwrap_model(model),
             getattr(optimizer, "optimizer", optimizer),

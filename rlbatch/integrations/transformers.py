@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -153,7 +152,7 @@ class ControlledTrainerMixin(_Base):
         )
         run, config = self._require_run(), self._config
         if run.accumulation_steps > 1 and config.limits.known_micro_batch_size is None:
-            config = replace(config, micro_batch_size=run.micro_batch_size)
+            config = config.in_parts_of(run.micro_batch_size)
         run.start(self, self._policy, config)
         if isinstance(self.lr_scheduler, SampleScheduler):
             self.lr_scheduler.skip()
