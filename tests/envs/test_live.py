@@ -27,6 +27,7 @@ from rlbatch.envs.validator import Validator
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import encode, initial_state
 from rlbatch.signals.record import COST_CURVE_SIZES, Coupling, Signals
+from tests.helpers import perceptron as network
 
 PROFILE = DeviceProfile("test", launch_seconds=1e-3, sample_seconds=1e-5, update_seconds=1e-4)
 
@@ -38,14 +39,10 @@ def table(rows: int, seed: int) -> TensorTable:
     return TensorTable(x, x.sum(1).sin() + 0.1 * noise)
 
 
-def network(dropout: float = 0.0) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1))
-
-
 def make_task(**changes: Any) -> Task:
     task = Task(
         name="test",
-        model=network,
+        model=partial(network, dropout=0.0),
         train_set=table(100, 0),
         val_set=table(40, 1),
         loss=regression_loss,

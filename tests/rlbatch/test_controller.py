@@ -32,6 +32,7 @@ from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Signals
 from rlbatch.testing import ScriptedPolicy, random_policy
+from tests.helpers import perceptron as network
 from tests.rlbatch.integrations.steered import known_plan
 
 SAMPLES = 75
@@ -51,10 +52,6 @@ class Rows(Dataset[tuple[int, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
         return index, self.x[index], self.y[index]
-
-
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
 def adamw(model: nn.Module) -> Optimizer:
