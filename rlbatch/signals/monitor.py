@@ -330,13 +330,14 @@ class ChunkMonitor:
         """Prepare to measure a step of one micro-batch."""
         if self._samples is not None and has_metric(self._parameters, self._optimizer):
             self._batch_size = samples
-            self._samples.begin(samples, f"{self._chunks}/{len(self._losses)}")
+            seed = f"{self._chunks}/{len(self._losses)}"
+            self._samples.begin(samples, seed, self._unscaling())
 
     def _measure_whole(self) -> None:
         """Measure it, behind its backward pass."""
         assert self._samples is not None  # noqa: S101 - it is measuring
         metric = make_metric(self._parameters, self._optimizer)
-        noise = self._samples.finish(metric, self._unscaling())
+        noise = self._samples.finish(metric)
         if noise is not None:
             self._note(noise[:3], (1.0, float(self._batch_size)), noise.variance)
 

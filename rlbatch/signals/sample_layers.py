@@ -36,6 +36,7 @@ class LayerProbe:
 
     Attributes:
         usable: False once it was called in a way from which samples cannot be told apart.
+        unscaling: What gradients are to be multiplied by; None for 1.
         calls: Two tensors of each call whose gradient has come back.
     """
 
@@ -51,6 +52,7 @@ class LayerProbe:
         self.layer: Any = layer
         self.samples, self.elements, self._rng = samples, elements, rng
         self.usable = True
+        self.unscaling: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, inputs: Tensor) -> Tensor | None:
@@ -76,6 +78,13 @@ class LayerProbe:
             strides[widest] = min(2 * strides[widest], dims[widest])
         slices = [slice(self._rng.randrange(stride), None, stride) for stride in strides]
         return slices, float(math.prod(strides))
+
+    def _unscaled(self, delta: Tensor) -> Tensor:
+        """Divide the scale out at once: squares of scaled gradients could overflow."""
+        delta = _wide(delta)
+        if self.unscaling is None:
+            return delta
+        return delta * self.unscaling.to(delta.device, non_blocking=True)
 
     def _trained(self, name: str) -> nn.Parameter | None:
         parameter = self.layer._parameters.get(name)
@@ -105,7 +114,7 @@ class LinearProbe(LayerProbe):
         """See the base class."""
         assert self._rows is not None  # noqa: S101 - set by `keep`
         delta = delta.reshape(self.samples, -1, delta.shape[-1])[:, :, self._rows]
-        self.calls.append((_wide(kept), _wide(delta)))
+        self.calls.append((_wide(kept), self._unscaled(delta)))
 
     def blocks(self) -> list[Block]:
         """See the base class."""
@@ -170,7 +179,7 @@ class ConvolutionProbe(LayerProbe):
         assert self._slices3 is not None  # noqa: S101 - set by `keep`
         layer, (group, row, _) = self.layer, self._slices3
         delta = delta.unflatten(1, (layer.groups, -1))[:, group, row].flatten(3)
-        delta = _wide(delta.flatten(0, 1))
+        delta = self._unscaled(delta.flatten(0, 1))
         laid_out = self._laid_out(_wide(kept))
         rows = torch.bmm(delta, laid_out.transpose(1, 2)).reshape(self.samples, -1)
         sums = delta.sum(2).reshape(self.samples, -1)
@@ -262,7 +271,7 @@ class NormalisationProbe(LayerProbe):
 
     def add(self, kept: Tensor, delta: Tensor) -> None:
         """See the base class."""
-        delta = self._laid_out(_wide(delta))
+        delta = self._unscaled(self._laid_out(delta))
         places = 1 if isinstance(self.layer, (nn.LayerNorm, nn.RMSNorm)) else 2
         self.calls.append(((delta * kept).sum(places), delta.sum(places)))
 
@@ -301,7 +310,7 @@ class EmbeddingProbe(LayerProbe):
         delta = delta.reshape(self.samples, -1, delta.shape[-1])[:, :, self._columns]
         if self.layer.padding_idx is not None:
             delta = delta.masked_fill((kept == self.layer.padding_idx)[:, :, None], 0.0)
-        self.calls.append((kept.long(), _wide(delta)))
+        self.calls.append((kept.long(), self._unscaled(delta)))
 
     def blocks(self) -> list[Block]:
         """See the base class."""

@@ -69,18 +69,20 @@ class SampleGradients:
         self._handles: list[RemovableHandle] = []
         self._probes: list[LayerProbe] = []
         self._samples = 0
+        self._unscaling: Tensor | None = None
 
     @property
     def is_measuring(self) -> bool:
         """Whether hooks are in place."""
         return bool(self._handles)
 
-    def begin(self, samples: int, seed: str) -> None:
+    def begin(self, samples: int, seed: str, unscaling: Tensor | None = None) -> None:
         """Watch the coming passes.
 
         Args:
             samples: Of the step, all in one micro-batch.
             seed: Of the choice of layers and elements.
+            unscaling: What gradients are to be multiplied by; None for 1.
         """
         self.abandon()
         if self._layers is None:
@@ -92,21 +94,21 @@ class SampleGradients:
         if samples < 2 or not layers:
             return
         elements = min(max(_NUMBERS // samples, _FEWEST), _ELEMENTS) // len(layers)
-        self._samples = samples
+        self._samples, self._unscaling = samples, unscaling
         for layer in layers:
             kind = probe_of(layer)
             assert kind is not None  # noqa: S101 - `measurable_layers` kept no others
             probe = kind(layer, samples, elements, rng)
+            probe.unscaling = unscaling
             self._probes.append(probe)
             hook: Any = _forward_hook(probe)
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
 
-    def finish(self, metric: GradientMetric | None, unscaling: Tensor | None) -> StepNoise | None:
+    def finish(self, metric: GradientMetric | None) -> StepNoise | None:
         """Return what the passes since `begin` showed, or None if that is nothing.
 
         Args:
             metric: Of the optimizer before its step; None where it has none yet.
-            unscaling: What gradients are to be multiplied by; None for 1.
         """
         probes = [probe for probe in self._probes if probe.usable and probe.calls]
         self.abandon()
@@ -114,7 +116,7 @@ class SampleGradients:
             return None
         try:
             blocks = [block for probe in probes for block in probe.blocks()]
-            return step_noise(blocks, metric, unscaling, self._samples)
+            return step_noise(blocks, metric, self._unscaling, self._samples)
         except torch.OutOfMemoryError:  # the training itself has what it needs
             return None
 
@@ -154,7 +156,8 @@ def step_noise(
     Args:
         blocks: At most one a parameter.
         metric: The parameters that are measured, with their present gradients.
-        unscaling: What gradients are to be multiplied by; None for 1.
+        unscaling: What these gradients are to be multiplied by, as those of the samples already
+            are; None for 1.
         samples: Of the step, n.
     """
     places = {id(parameter): place for place, parameter in enumerate(metric.parameters)}
@@ -164,7 +167,7 @@ def step_noise(
     chosen = [places[id(block.parameter)] for block in blocks]
     gradients = metric.gradients(unscaling)
     of_block = [block.view(gradients[place]) for block, place in zip(blocks, chosen, strict=True)]
-    totals, squares = _seen(blocks, chosen, metric, unscaling)
+    totals, squares = _seen(blocks, chosen, metric)
 
     whole = foreach.squared_norms(gradients)
     big, seen = foreach.squared_norms(of_block), foreach.squared_norms(totals)
@@ -192,10 +195,7 @@ def step_noise(
 
 
 def _seen(
-    blocks: Sequence[Block],
-    places: Sequence[int],
-    metric: GradientMetric,
-    unscaling: Tensor | None,
+    blocks: Sequence[Block], places: Sequence[int], metric: GradientMetric
 ) -> tuple[list[Tensor], Tensor]:
     """Return the sums over samples, and the samples' squared norms, shape (blocks, samples)."""
     totals = [block.total() for block in blocks]
@@ -208,9 +208,6 @@ def _seen(
         block.squares(None if root is None else root.square())
         for block, root in zip(blocks, roots, strict=True)
     ]
-    if unscaling is not None:
-        totals = foreach.scaled(totals, unscaling)
-        squares = foreach.scaled(squares, unscaling.square())
     device = squares[0].device
     return totals, torch.stack([square.to(device, torch.float32) for square in squares])
 

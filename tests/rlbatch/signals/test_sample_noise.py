@@ -571,7 +571,7 @@ def test_many_layers_are_sampled_and_the_scale_is_that_of_all() -> None:
     x, y = data_of(model)
     mean_loss(model(x), y).backward()
     metric = make_metric(model.parameters(), SGD(model.parameters(), lr=0.1))
-    noise = watch.finish(metric, None)
+    noise = watch.finish(metric)
     assert noise is not None
     whole = sum(float(p.grad.square().sum()) for p in model.parameters())  # type: ignore[union-attr]
     assert float(noise.big_sqr) == pytest.approx(whole, rel=1e-5)
