@@ -97,8 +97,8 @@ class LiveRun:
             max_steps: Steps after which the run counts as exhausted.
             guard: Roll damaged chunks back; True for the default limits.
             noise_rate: Of the first n steps, about this times the square root of n are measured.
-                Each is divided in two, and the clock charges the additional pass. 0 for none; but
-                AdaScale needs it and measures anyway.
+                The clock charges what that costs. 0 for none; but AdaScale needs it and measures
+                anyway.
             curve_known: Tell the profile's costs at every size, instead of what a run without a
                 profile learns from its steps.
             backend: Makes the weights, from the task, the seed and the scale of the learning rate.
@@ -255,12 +255,12 @@ class LiveRun:
     def _train_step(self, measured: bool) -> None:
         indices = self._order.take(self.batch_size)
         size = len(indices)
-        sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
-        self.backend.step(indices, sizes, measured, self._coupling.applied)
+        measured = measured and size > 1
+        self.backend.step(indices, measured, self._coupling.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)
-        self.cost += self._clock.lap(size, len(sizes))
+        self.cost += self._clock.lap(size, measured)
 
     def validate(self) -> float:
         """Evaluate the model now, note the loss, and return it. Costs nothing."""

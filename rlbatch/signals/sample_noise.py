@@ -24,7 +24,7 @@ from rlbatch.signals.metric import GradientMetric
 from rlbatch.signals.sample_blocks import Block
 from rlbatch.signals.sample_layers import LayerProbe, probe_of
 
-MAX_LAYERS = 16
+MAX_LAYERS = 8
 """Layers that are watched in one step, drawn anew for each: what bounds the number of launches."""
 
 _ELEMENTS = 4096  # of a sample's gradient in all layers together, while memory allows

@@ -167,6 +167,7 @@ def summed(output: Tensor, target: Tensor) -> Tensor:
 def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of these small layers are the layers."""
     monkeypatch.setattr(sample_noise, "_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(sample_noise, "MAX_LAYERS", 20)
 
 
 @pytest.mark.parametrize("make_model", [perceptron, Convolutions, Transformer])
