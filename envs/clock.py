@@ -100,7 +100,7 @@ class SampleClock:
 class ProfileClock:
     """Cost by a device profile: exact and repeatable whatever else the machine does.
 
-    A measured step is charged `MEASURED_SHARE` of its pass more.
+    A measured step is charged `MEASURED_SHARE` of its pass more, if it is one pass.
     """
 
     def __init__(self, profile: DeviceProfile, weights: CostWeights, base_batch_size: int) -> None:
@@ -132,7 +132,9 @@ class ProfileClock:
     def _cost(self, batch_size: int, measured: bool) -> float:
         profile, weights, base = self._profile, self._weights, self._base
         cost = float(step_cost(profile, weights, batch_size, base))
-        if not measured:
+        limit = profile.max_micro_batch_size
+        divided = batch_size > limit * profile.world_size
+        if divided or not measured:  # parts that memory enforces show the noise for nothing
             return cost
         sync = profile.sync_seconds if profile.world_size > 1 else 0.0
         once = profile.update_seconds + sync  # a step, however many passes it has

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlbatch.envs.clock import ProfileClock, WallClock, WatchedProfileClock, make_clock
+from rlbatch.envs.clock import (
+    MEASURED_SHARE,
+    ProfileClock,
+    WallClock,
+    WatchedProfileClock,
+    make_clock,
+)
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost, step_cost_curve
 
 PROFILE = DeviceProfile("p", 1e-3, 1e-4, update_seconds=1e-3, max_micro_batch_size=16)
@@ -13,13 +19,10 @@ PROFILE = DeviceProfile("p", 1e-3, 1e-4, update_seconds=1e-3, max_micro_batch_si
 
 def test_a_division_that_the_memory_enforces_anyway_is_free() -> None:
     clock = ProfileClock(PROFILE, CostWeights(), 8)
-    assert (
-        clock.lap(64, True)
-        == clock.lap(64, False)
-        == pytest.approx(float(PROFILE.step_seconds(64)))
-    )
-    # 8 samples fit into one pass; two of 4 launch twice and update once
-    extra = float(PROFILE.step_seconds(4)) * 2 - 1e-3 - float(PROFILE.step_seconds(8))
+    plain = pytest.approx(float(PROFILE.step_seconds(64)))
+    assert clock.lap(64, True) == clock.lap(64, False) == plain
+    # 8 samples fit into one pass; the update is not charged again
+    extra = MEASURED_SHARE * (float(PROFILE.step_seconds(8)) - 1e-3)
     assert clock.lap(8, True) - clock.lap(8, False) == pytest.approx(extra)
 
 
@@ -28,7 +31,7 @@ def test_a_mix_is_charged_in_its_units() -> None:
     clock = ProfileClock(PROFILE, weights, 8)
     assert clock.lap(4, False) == pytest.approx(float(step_cost(PROFILE, weights, 4, 8)))
     base_seconds, base_joules = float(PROFILE.step_seconds(8)), float(PROFILE.step_joules(8))
-    extra = float(PROFILE.step_seconds(4)) * 2 - 1e-3 - base_seconds
+    extra = MEASURED_SHARE * (base_seconds - 1e-3)
     expected = extra * (0.5 / base_seconds + 0.3 * 50.0 / base_joules)
     assert clock.lap(8, True) - clock.lap(8, False) == pytest.approx(expected)
 
