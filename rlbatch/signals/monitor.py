@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,49 +13,13 @@ from torch.optim import Optimizer
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
+from rlbatch.signals.measurement import ChunkMeasurement, Window
 from rlbatch.signals.metric import GradientMetric, has_metric, make_metric
 from rlbatch.signals.noise_scale import NoiseStatistics, measured_noise
 from rlbatch.signals.record import Array
 from rlbatch.signals.sample_noise import SampleGradients
 
-
-@dataclass(frozen=True)
-class ChunkMeasurement:
-    """What a chunk's steps showed. NaN: not measured.
-
-    Attributes:
-        steps: Steps watched.
-        train_loss: Mean of their losses, those that are not finite left out.
-        train_loss_std: Standard deviation of these; 0 for a single one.
-        noise: The gradient statistics.
-        gradient_cosine: Mean cosine between the two half-batch gradients: of those that there were,
-            and else the expected one.
-        nonfinite_losses: Steps whose loss was not finite.
-        nonfinite_steps: Steps whose loss, or measured gradient, was not finite.
-    """
-
-    steps: int
-    train_loss: float
-    train_loss_std: float
-    noise: NoiseStatistics
-    gradient_cosine: float
-    nonfinite_losses: int
-    nonfinite_steps: int
-
-
-@dataclass
-class Window:
-    """One optimizer step under way, and what its measured micro-batches left on the device."""
-
-    shares: Sequence[float]
-    metric: GradientMetric | None
-    half: int  # micro-batches of the first half
-    done: int = 0
-    loss: Tensor | None = None
-    previous: list[Tensor] | None = None
-    first_half: list[Tensor] | None = None
-    half_sqr: Tensor | None = None
-    small_sqr: Tensor | None = None
+__all__ = ["ChunkMeasurement", "ChunkMonitor", "Window"]
 
 
 _WHOLE = Window((1.0,), None, 0)  # stands for any step of one micro-batch; never changed
@@ -160,7 +123,8 @@ class ChunkMonitor:
         if step.metric is not None:
             self._measure(step, step.metric, share)
         if step.done == len(step.shares):
-            self._append(loss)
+            self._losses.append(loss)
+            self._versions.append(loss._version)
             self._step = None
 
     def finish(self) -> ChunkMeasurement:
@@ -257,10 +221,6 @@ class ChunkMonitor:
         self._variances: list[Tensor] = []  # of each one's tr(Sigma); 0 where only a formula says
         self._batch_size = 0
 
-    def _append(self, loss: Tensor) -> None:
-        self._losses.append(loss)
-        self._versions.append(loss._version)
-
     def _require_complete(self) -> None:
         step = self._step
         if step is not None:
@@ -315,7 +275,6 @@ class ChunkMonitor:
         sizes: tuple[float, float],
         variance: Tensor | None = None,
     ) -> None:
-        """Keep what the step under way has shown."""
         self._norms += norms
         self._owners.append(len(self._losses))
         self._sizes.append(sizes)
@@ -323,18 +282,15 @@ class ChunkMonitor:
 
     @property
     def _is_measuring(self) -> bool:
-        """Whether the step of one micro-batch that is under way is measured."""
         return self._samples is not None and self._samples.is_measuring
 
     def _begin_whole(self, samples: int) -> None:
-        """Prepare to measure a step of one micro-batch."""
         if self._samples is not None and has_metric(self._parameters, self._optimizer):
             self._batch_size = samples
             seed = f"{self._chunks}/{len(self._losses)}"
             self._samples.begin(samples, seed, self._unscaling())
 
     def _measure_whole(self) -> None:
-        """Measure it, behind its backward pass."""
         assert self._samples is not None  # noqa: S101 - it is measuring
         metric = make_metric(self._parameters, self._optimizer)
         noise = self._samples.finish(metric)

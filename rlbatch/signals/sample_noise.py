@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,16 +136,14 @@ def measurable_layers(model: nn.Module) -> list[nn.Module]:
     Left out are layers of other kinds, within compiled modules (whose hooks are not run), and those
     that share a parameter with another layer.
     """
-    owners = Counter(
-        id(p) for m in model.modules() for p in m._parameters.values() if p is not None
-    )
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     compiled = {id(inner) for m in model.modules() if _is_compiled(m) for inner in m.modules()}
     return [
         layer
         for layer in model.modules()
         if id(layer) not in compiled
         and probe_of(layer) is not None
-        and all(p is None or owners[id(p)] == 1 for p in layer._parameters.values())
+        and all(owners[id(p)] == 1 for p in layer.parameters(recurse=False))
     ]
 
 
@@ -235,7 +234,8 @@ def _forward_hook(probe: LayerProbe) -> Callable[..., None]:
         if kept is None:
             probe.usable = False
         else:
-            output.register_hook(lambda delta: add(kept, delta))
+            back: Any = partial(add, kept)
+            cast("Any", output).register_hook(back)
 
     return hook
 
@@ -251,12 +251,12 @@ def _careful(probe: LayerProbe) -> Generator[None]:
 
 
 def _is_trained(layer: nn.Module) -> bool:
-    return any(p is not None and p.requires_grad for p in layer._parameters.values())
+    return any(p.requires_grad for p in layer.parameters(recurse=False))
 
 
 def _is_compiled(module: nn.Module) -> bool:
     wrapped = type(module).__module__.startswith("torch._dynamo")
-    return wrapped or module._compiled_call_impl is not None
+    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _has_dense(block: Block) -> bool:
