@@ -69,8 +69,8 @@ class Policy(Protocol):
     def needs_gradient_noise(self) -> bool:
         """False tells the run that no gradient statistics are wanted.
 
-        Then none are taken. A class attribute, an instance attribute, a frozen dataclass's field or a property
-        will do: it is only read.
+        Then none are taken. A class attribute, an instance attribute, a frozen dataclass's field or
+        a property will do: it is only read.
         """
         ...
 
