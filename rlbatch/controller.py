@@ -23,7 +23,6 @@ from rlbatch.control.loader import (
     ControlledLoader,
     RandomState,
     loader_sizes,
-    smallest_part,
 )
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
@@ -54,8 +53,8 @@ class BatchController:
             scheduler.step()
 
     What the loader hands out are micro-batches: of the whole batch, or of a part of it where the
-    batch exceeds `micro_batch_size` or its gradient noise is measured. `step` does nothing before
-    the last part. With the policy `fixed`, the run is the plain one, bit for bit.
+    batch exceeds `micro_batch_size`. `step` does nothing before the last part. With the policy
+    `fixed`, the run is the plain one, bit for bit.
 
     Clipping: `controller.step(clip_norm=1.0)`, or clip between `backward` and `step`, when
     `controller.batch_complete`, after `controller.unscale_()` if there is a GradScaler.
@@ -149,8 +148,6 @@ class BatchController:
             self,
             batch_size=self.base_batch_size,
             micro_batch_size=self._memory.limit,
-            measure=self._control_loop.measure,
-            smallest_part=smallest_part(self.model),
             ranks=ranks,
         )
         if self._state is not None:

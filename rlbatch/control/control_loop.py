@@ -110,11 +110,12 @@ class ControlLoop:
         if self.ranks.world_size > 1:
             kind = ShardMonitor if self.ranks.sharded else RankMonitor
             return kind(parameters, self._optimizer, self.ranks, scaler=scaler)
-        return ChunkMonitor(parameters, self._optimizer, scaler=scaler)
+        return ChunkMonitor(parameters, self._optimizer, scaler=scaler, model=model)
 
     def measure(self, step: int) -> bool:
-        """Return whether an optimizer step, by its number, is divided for measurement."""
-        return self.enabled and self._measures and is_measured(step, self._noise_rate)
+        """Return whether an optimizer step is divided for measurement: none is."""
+        del step
+        return False
 
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
         """Announce an optimizer step.
@@ -134,7 +135,9 @@ class ControlLoop:
         elif self._resumed:
             self.guard.resume_chunk(touched=self._touched)
         self._resumed = False
-        self._monitor.begin_step(sizes, measured=self._measures and len(sizes) > 1)
+        # Where a step is divided anyway its noise is known for nothing.
+        measured = len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
+        self._monitor.begin_step(sizes, measured=self._measures and measured)
 
     def after_backward(self, loss: Tensor) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -52,8 +52,6 @@ class ControlledLoader:
         *,
         batch_size: int,
         micro_batch_size: int | None,
-        measure: Callable[[int], bool],
-        smallest_part: int = 1,
         ranks: Ranks | None = None,
     ) -> None:
         """Make a loader elastic; it is not used itself any more.
@@ -63,9 +61,6 @@ class ControlledLoader:
             consumer: Is told about each micro-batch.
             batch_size: First batch size.
             micro_batch_size: Most samples of one pass; None for no limit.
-            measure: Says of an optimizer step, by its number, whether its batch is divided so that
-                gradient noise can be measured.
-            smallest_part: Fewest samples of a micro-batch that this may leave.
             ranks: The processes that share each batch, of a loader from `Ranks.share`; None for
                 this one alone.
 
@@ -96,8 +91,6 @@ class ControlledLoader:
                 world_size=ranks.world_size,
             )
             self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
-        self.sampler.measure_next = measure
-        self.sampler.smallest_part = smallest_part
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_step = RandomState.now()  # when the latest step was asked for
         self._repeats = False  # the step under way is to come again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,6 @@ class ElasticSource:
 
     Attributes:
         drop_last: Whether samples that do not fill the epoch's last step are left out.
-        measure_next: Says of a step's number whether it is to be split in two or more
-            micro-batches; None splits none for that.
-        smallest_part: Fewest samples of a micro-batch that such a split may leave.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
             read yet; None before.
     """
@@ -50,8 +47,6 @@ class ElasticSource:
         check_batch_size(batch_size, world_size)
         check_micro_batch_size(micro_batch_size)
         self.drop_last = drop_last
-        self.measure_next: Callable[[int], bool] | None = None
-        self.smallest_part = 1
         self._world_size = world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
         self._queue = DeliveryQueue()
@@ -143,7 +138,7 @@ class ElasticSource:
             "version": _STATE_VERSION,
             **place,
             "under_way": [
-                [step.batch_size, step.samples, step.micro_batch_size, step.measured]
+                [step.batch_size, step.samples, step.micro_batch_size]
                 for step in (*under_way, *self._planned)
             ],
             "world_size": self._world_size,
@@ -172,7 +167,8 @@ class ElasticSource:
         self._queue.start(self._next_epoch, *place)
         # Other ranks could not always share these steps: they are planned anew.
         same_ranks = state["world_size"] == self._world_size
-        self._planned = deque(IssuedStep(*w) for w in state["under_way"] if same_ranks)
+        # Older states say, fourth, whether a step was to be divided for a measurement.
+        self._planned = deque(IssuedStep(*w[:3]) for w in state["under_way"] if same_ranks)
 
     def _next_planned(self) -> tuple[IssuedStep | None, int]:
         """Return the next step's plan from before a resume, if there is one, and its size."""
@@ -184,10 +180,7 @@ class ElasticSource:
     ) -> IssuedStep:
         """Return the step that is issued now, with the samples that there were for it."""
         if planned is None:
-            least = 2 * self.smallest_part * self._world_size
-            measure = None if samples < least else self.measure_next
-            measured = measure is not None and measure(self._queue.issued_steps)
-            return IssuedStep(self._requested, samples, self._micro_limit, measured, start, tail)
+            return IssuedStep(self._requested, samples, self._micro_limit, start, tail)
         limits = [limit for limit in (planned.micro_batch_size, self._micro_limit) if limit]
         return planned._replace(
             samples=samples,

@@ -136,7 +136,6 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             issued.samples,
             issued.micro_batch_size,
             self._world_size,
-            issued.measured,
             rank=self._rank,
         )
         offset = 0

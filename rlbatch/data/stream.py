@@ -171,7 +171,7 @@ class ElasticIterable(ElasticSource):
 
     def _issue(self, planned: IssuedStep | None, step: list[Any], start: int) -> Iterator[Any]:
         issued = self._step(planned, len(step), start, (fingerprint(step[-1]),))
-        plan = plan_step(issued.samples, issued.micro_batch_size, 1, issued.measured)
+        plan = plan_step(issued.samples, issued.micro_batch_size)
         self._queue.issue(issued, plan, 0)
         offset = 0
         for size in plan.sizes:

@@ -77,9 +77,14 @@ def together(scalars: Sequence[Tensor]) -> Tensor:
     return torch.stack([scalar.reshape(()).to(device, dtype) for scalar in scalars])
 
 
+def squared_norms(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the squared norm of each tensor, shape (tensors,), on the first one's device."""
+    return together(_ops._foreach_norm(list(vectors))).square()
+
+
 def squared_norm(vector: Sequence[Tensor]) -> Tensor:
     """Return the squared norm over all tensors, a scalar on the first one's device."""
-    return together(_ops._foreach_norm(list(vector))).square().sum()
+    return squared_norms(vector).sum()
 
 
 def read(*lists: list[Tensor]) -> NDArray[np.float64]:

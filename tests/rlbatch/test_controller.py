@@ -150,10 +150,14 @@ def test_the_fixed_policy_is_the_plain_loop_bit_for_bit(
     assert torch.equal(run.weights, weights)
 
 
-def test_shadow_mode_divides_batches_and_changes_no_size() -> None:
-    run = Run("goodput", shadow=True, first_chunk_steps=2, min_chunk_steps=2).train(6)
+def test_shadow_mode_measures_and_changes_no_size(tmp_path: Path) -> None:
+    settings = {"first_chunk_steps": 2, "min_chunk_steps": 2, "log_dir": tmp_path / "log"}
+    run = Run("goodput", shadow=True, **settings).train(6)
+    run.controller.close()
     assert set(run.sizes) == {8, 3}
-    assert any(len(parts) == 2 for parts in run.parts)
+    assert all(len(parts) <= 1 for parts in run.parts)
+    signals = [r.signals for r in read_episode(tmp_path / "log").records if r.signals is not None]
+    assert any(math.isfinite(float(s["noise_trace"])) for s in signals)  # type: ignore[arg-type]
 
 
 def test_what_is_delivered_is_what_was_decided(tmp_path: Path) -> None:
