@@ -244,6 +244,8 @@ class ControlLoop:
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
         decision = self._shareable(self._engine.decide(signals, in_force))
+        if rolled_back and self.guard.suspects:
+            decision = _held(decision)
         self._change(in_force, decision.batch_size)
         self.last = decision
         self._logger.decision(
@@ -353,3 +355,13 @@ class ControlLoop:
         self._log_position = state["log_position"]
         if self._logger.log is not None:
             self._logger.log.truncate_to(self._log_position)
+
+
+def _held(decision: AppliedDecision) -> AppliedDecision:
+    """Stay: the next chunk tells whether the loss rises at the size from before, too."""
+    return replace(
+        decision,
+        batch_size=decision.batch_size_before,
+        applied_log2_change=0.0,
+        reasons=(*decision.reasons, "stays for a chunk after a roll-back"),
+    )
