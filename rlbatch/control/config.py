@@ -25,6 +25,9 @@ class ControllerConfig:
         micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
             what fits into the device's memory: larger batches are then accumulated. `auto` finds
             it out, with passes inside of `BatchController.within_memory`.
+        divisible: The loss of a batch is a mean, to which parts add up with their weights. False
+            for one that compares the samples of a batch (contrastive, triplet, Dice): then no batch
+            is divided, and none exceeds `micro_batch_size`.
         memory_limit: Bytes that `auto` may use; None: what is free on a GPU, and half of a
             machine's memory on a CPU, where the bytes saved for the backward pass are counted.
         lr_coupling: How the learning rate follows the batch size.
@@ -60,6 +63,7 @@ class ControllerConfig:
     min_batch_size: int | None = None
     max_batch_size: int | None = None
     micro_batch_size: int | Literal["auto"] | None = None
+    divisible: bool = True
     memory_limit: int | None = None
     lr_coupling: Coupling | str = Coupling.SQRT
     target_loss: float | None = None
@@ -100,6 +104,7 @@ class ControllerConfig:
             raise ConfigurationError(
                 f"memory_limit must be a number of bytes, got {self.memory_limit}."
             )
+        self._require_number_that_fits()
         steps = self.first_chunk_steps, self.min_chunk_steps, self.max_chunk_steps
         if not 1 <= steps[0] <= steps[1] <= steps[2] or self.chunk_growth < 0:
             raise ConfigurationError(
@@ -115,6 +120,13 @@ class ControllerConfig:
                 raise ConfigurationError(
                     f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
+
+    def _require_number_that_fits(self) -> None:
+        if not self.divisible and self.micro_batch_size == "auto":
+            raise ConfigurationError(
+                "micro_batch_size='auto' divides a batch that does not fit, and with "
+                "divisible=False none is divided. Give the number of samples that fits."
+            )
 
     def _require_epochs(self) -> None:
         if self.epochs is not None and not 0.0 < self.epochs < math.inf:
@@ -163,6 +175,8 @@ class ControllerConfig:
         low = max(low, world_size)
         high = 64 * base_batch_size if self.max_batch_size is None else self.max_batch_size
         high = min(high, max(dataset_size, base_batch_size))
+        if not self.divisible and isinstance(self.micro_batch_size, int):
+            high = min(high, self.micro_batch_size * world_size)
         if not low <= base_batch_size <= high:
             raise ConfigurationError(
                 f"The loader's batch size {base_batch_size} must lie between min_batch_size {low} "

@@ -141,6 +141,11 @@ class ControlLoop:
         if self._watching:
             self._monitor.after_backward(loss)
 
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are not weighted by samples."""
+        if self._watching:
+            self._monitor.leave_unmeasured()
+
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
 

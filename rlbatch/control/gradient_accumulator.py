@@ -18,6 +18,7 @@ from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loss_weights import LossWeights
+from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import DeliveryError
 from rlbatch.signals import foreach
 
@@ -55,8 +56,10 @@ class GradientAccumulator:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._accumulator = LossWeights(world_size)
         self._unit_known = False
+        self._told: tuple[Tensor, float] | None = None  # sums of weighted losses, and of weights
         self._watch = GradientWatch(optimizer)
         self._steps: StepWatch | None = None  # from the first batch on
+        self._watches = False  # during an epoch
         self._loss_parts = LossParts()
         self._backward_done = self._unscaled = False
         self.ranks = Ranks()
@@ -76,6 +79,26 @@ class GradientAccumulator:
             return self._accumulator.is_open
         return delivered.micro_batches > 1 and not self.batch_complete
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the parts of the step under way came with weights."""
+        return self._told is not None
+
+    def told(self, loss: Tensor) -> Tensor:
+        """Return what to tell of a weighted part's loss, for a mean over samples of the parts.
+
+        What the loss of the whole step is shows behind the last one: nothing before.
+        """
+        delivered, told = self.delivered, self._told
+        if delivered is None or told is None or not delivered.is_last:
+            return torch.zeros_like(loss.detach())
+        if delivered.micro_batches == 1:
+            return loss
+        count, world_size = delivered.micro_batches, self._world_size
+        share = micro_batch_totals(delivered.step_samples, count, world_size)[-1]
+        total, weight = told
+        return total * (delivered.step_samples / share / max(weight, 1e-300))
+
     def arrive(self, delivered: Delivered) -> None:
         """Take the next micro-batch.
 
@@ -87,17 +110,21 @@ class GradientAccumulator:
             raise DeliveryError(
                 f"The previous batch had no {missing}. Call both for every batch of the loader, or "
                 "controller.skip() to leave one out. If something takes batches ahead of the loop "
-                "(a prefetcher, list(loader), zip with a second loader), let it go: a batch is made "
-                "for the step that comes next."
+                "(a prefetcher, list(loader), zip with a longer loader), leave it out: a batch is "
+                "made for the step that comes next. Workers may prefetch (num_workers)."
             )
-        if self._steps is None:
-            self._steps = StepWatch(self._model, self._unwrapped, self)
-        self._steps.active = True
+        if not self._watches:
+            self._begin_watch()
         self.delivered, self._backward_done = delivered, False
         # From before the forward pass: there a DistributedDataParallel decides to synchronise.
         if self._world_size > 1:
             alone = not (delivered.is_last and self._synchronises)
             self._unsynchronised.enter_context(without_sync(self._model, alone))
+
+    def _begin_watch(self) -> None:
+        if self._steps is None:
+            self._steps = StepWatch(self._model, self._unwrapped, self)
+        self._steps.active = self._watches = True
 
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a step."""
@@ -112,13 +139,12 @@ class GradientAccumulator:
     def rest(self) -> None:
         """No epoch is under way: optimizers may step as they like."""
         if self._steps is not None:
-            self._steps.active = False
+            self._steps.active = self._watches = False
 
     def close(self) -> None:
         """The run is over."""
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
+        self.rest()
+        self._steps = None
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, weighted by its share.
@@ -139,6 +165,8 @@ class GradientAccumulator:
             )
         # Few steps are divided: the others are spared the accumulator.
         whole = delivered.micro_batches == 1 and self._world_size == 1
+        if whole:
+            self._told = None
         factor = None if whole else self._factor(loss, delivered, weight)
         self._backward_done = True
         self._watched_backward(loss, factor)
@@ -154,10 +182,14 @@ class GradientAccumulator:
     ) -> float | None:
         if delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
+        self._told = self._told if delivered.position else None
         if weight is None:
             self._loss_parts.look(loss, delivered)
             return self._accumulator.add(delivered)
         number = float(weight)
+        total, before = self._told or (torch.zeros_like(loss.detach()), 0.0)
+        # The mean of nothing may be no number.
+        self._told = total + loss.detach() * number if number else total, before + number
         if not self._unit_known and (number > 0.0 or self._world_size > 1):
             self._choose_unit(number / delivered.micro_size)
         return self._accumulator.add(delivered, weight=number)
@@ -180,7 +212,9 @@ class GradientAccumulator:
         if self._world_size > 1:
             total = float(self.ranks.mean(np.array([total]))[0]) * self._world_size
         factor = self._accumulator.correction(total)
-        grads = [foreach.local(p.grad) for p in parameters_of(self._unwrapped) if p.grad is not None]
+        grads = [
+            foreach.local(p.grad) for p in parameters_of(self._unwrapped) if p.grad is not None
+        ]
         if factor != 1.0:
             with torch.no_grad():
                 foreach.scale_(grads, factor)

@@ -102,7 +102,9 @@ def _means(loss: Tensor, samples: int) -> Iterator[_Mean]:
     for node in _nodes(loss):
         divisor = _divisor(node)
         if divisor is not None:
-            yield _Mean(node.name().rstrip("0123456789").removesuffix("Backward"), divisor / samples)
+            yield _Mean(
+                node.name().rstrip("0123456789").removesuffix("Backward"), divisor / samples
+            )
 
 
 def _divisor(node: Any) -> float | None:

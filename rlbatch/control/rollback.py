@@ -163,9 +163,9 @@ def _say(chunk: ChunkLoss, before: int, recent: float) -> None:
     if chunk.changed:
         size = f"after the batch size had changed from {before} to {chunk.batch_size}"
     warnings.warn(
-        f"rlbatch: the loss {loss} {size}. These {chunk.steps} steps are undone: what the optimizer "
-        "holds and the model's buffers are put back. Other copies of weights, such as a moving "
-        "average, are put back if controller.on_rollback knows them.",
+        f"rlbatch: the loss {loss} {size}. These {chunk.steps} steps are undone: what the "
+        "optimizer holds and the model's buffers are put back. Other copies of weights, such as a "
+        "moving average, are put back if controller.on_rollback knows them.",
         RuntimeWarning,
         stacklevel=7,
     )

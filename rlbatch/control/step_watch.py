@@ -25,20 +25,19 @@ class StepWatch:
     """Looks at each `optimizer.step()` in this process while an epoch is under way.
 
     Attributes:
-        active: An epoch is under way.
         stepping: The step that comes is the controller's own.
         in_backward: A backward pass runs.
     """
 
     def __init__(self, model: Any, optimizer: Optimizer, watched: Watched) -> None:
-        """Start to watch; it ends with `close`, or when nobody holds the watch any more.
+        """Prepare to watch, while it is `active` and somebody holds it.
 
         Args:
             model: What is trained.
             optimizer: Its optimizer.
             watched: Knows whether a step is under way.
         """
-        self.active = self.stepping = self.in_backward = False
+        self.stepping = self.in_backward = False
         self._optimizer, self._watched = optimizer, weakref.ref(watched)
         held = {id(parameter) for parameter in parameters_of(optimizer)}
         self._held = held | {id(parameter) for parameter in model.parameters()}
@@ -46,21 +45,19 @@ class StepWatch:
         self._versions: list[tuple[Any, int]] | None = [
             (parameter, version_of(parameter)) for parameter in parameters_of(optimizer)
         ]
-        reference = weakref.ref(self)
+        _listen()
 
-        def hook(stepped: Any, *_: Any) -> None:
-            watch = reference()
-            if watch is None:
-                handle.remove()
-            else:
-                watch.look(stepped)
+    @property
+    def active(self) -> bool:
+        """Whether an epoch is under way."""
+        return self in _ACTIVE
 
-        handle = register_optimizer_step_pre_hook(hook)
-        self._handle = handle
-
-    def close(self) -> None:
-        """End the watch."""
-        self._handle.remove()
+    @active.setter
+    def active(self, active: bool) -> None:
+        if active:
+            _ACTIVE.add(self)
+        else:
+            _ACTIVE.discard(self)
 
     def look(self, optimizer: Any) -> None:
         """Refuse a step that makes another run of this one.
@@ -70,7 +67,7 @@ class StepWatch:
             ConfigurationError: An optimizer steps within the backward pass, or a second one steps
                 parameters of this run.
         """
-        if self.stepping or not self.active:
+        if self.stepping:
             return
         if self.in_backward:
             raise ConfigurationError(_in_backward(type(optimizer).__name__))
@@ -113,6 +110,20 @@ class StepWatch:
                 "controller's model. Give all of them to one optimizer, in parameter groups of "
                 "their own."
             )
+
+
+_ACTIVE: weakref.WeakSet[StepWatch] = weakref.WeakSet()
+_listening: list[Any] = []  # one hook for all: it must not be removed while hooks are called
+
+
+def _listen() -> None:
+    if not _listening:
+        _listening.append(register_optimizer_step_pre_hook(_look))
+
+
+def _look(optimizer: Any, *_: Any) -> None:
+    for watch in tuple(_ACTIVE):
+        watch.look(optimizer)
 
 
 def _in_backward(who: str) -> str:
