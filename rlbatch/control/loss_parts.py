@@ -16,7 +16,10 @@ _NODES = 32  # of the graph, behind the loss
 _TOLERANCE = 1e-6  # relative
 _MEAN, _SUM = 1, 2  # reductions, as autograd notes them
 # What may stand between a loss and its mean; the mean's own operation is looked for behind it.
-_LINEAR = ("AddBackward", "SubBackward", "MulBackward", "NegBackward", "ToCopyBackward", "Squeeze")
+_LINEAR = (
+    *("AddBackward", "SubBackward", "RsubBackward", "MulBackward", "NegBackward"),
+    *("ToCopyBackward", "Squeeze"),
+)
 _FEWEST = 4  # samples of a part whose labels tell something
 
 REMEDY = (
