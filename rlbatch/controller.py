@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
 from rlbatch.control.decision_logger import Place
 from rlbatch.control.gradient_accumulator import GradientAccumulator
+from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import (
     ControlledLoader,
     RandomState,
@@ -30,6 +31,7 @@ from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.schedule_watch import ScheduleWatch
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.user_state import UserState
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
@@ -84,7 +86,7 @@ class BatchController:
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         scaler: Any = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a run; nothing happens before `loader` is called.
 
@@ -97,17 +99,14 @@ class BatchController:
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or are given twice.
             UnknownNameError: There is no policy of that name.
         """
-        if config is not None and settings:
-            raise ConfigurationError(
-                f"Give either config or single settings, got config and {', '.join(settings)}."
-            )
-        self.config = ControllerConfig(**settings) if config is None else config
+        require_samples("batch_size", batch_size)
+        self.config = make_config(config, settings)
         checks.check_training(model, optimizer)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
@@ -119,7 +118,7 @@ class BatchController:
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
-        self._log_opened = False
+        self._log_opened = self._validated = False
         self._dataset_size, self._epochs_done = 1, 0.0
         self._user = UserState()
         self._plain_steps = PlainSteps(SampleCount(batch_size, 1))
@@ -165,8 +164,8 @@ class BatchController:
             loader,
             self,
             batch_size=self.base_batch_size,
-            micro_batch_size=self._memory.limit if self.config.divisible else None,
-            measure=self._control_loop.measure if self.config.divisible else _never,
+            micro_batch_size=self._memory.limit if self.config.limits.divisible else None,
+            measure=self._control_loop.measure if self.config.limits.divisible else _never,
             smallest_part=smallest_part(self.model),
             ranks=ranks,
         )
@@ -327,6 +326,7 @@ class BatchController:
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
+        self._validated = True
         self._parts.report_validation(float(loss))
 
     @contextmanager
@@ -427,6 +427,7 @@ class BatchController:
         checks.take_over(self.model, self)
         if not self._require_loader().sampler.resumes_within_epoch:
             self._plain_steps.begin_epoch()
+        self._warn_without_validations()
         if self.config.log_dir is not None and not self._log_opened and parts.ranks.is_main:
             self._log_opened = True
             info = run_info(self._policy_name, self.model, self.optimizer, parts)
@@ -437,6 +438,18 @@ class BatchController:
         self._accumulator.abandon()
         self._repeating = False
         parts.cost_tracker.resume()
+
+    def _warn_without_validations(self) -> None:
+        """Say once that a target can be met only by validations, which nobody reports."""
+        if self._validated or self.config.target_loss is None or self._epochs_done < 1.0:
+            return
+        self._validated = True
+        warnings.warn(
+            "rlbatch: target_loss is a validation loss, and none was reported in the first epoch. "
+            "Call controller.report_validation(loss) after each validation.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
@@ -464,33 +477,34 @@ class BatchController:
         )
 
     def _watch_schedules(self, ranks: Ranks) -> ScheduleWatch | None:
-        limit, share = self.config.micro_batch_size, self.base_batch_size // ranks.world_size
-        divides = self.config.divisible and isinstance(limit, int) and limit < share
+        limits, share = self.config.limits, self.base_batch_size // ranks.world_size
+        limit = limits.micro_batch_size
+        divides = limits.divisible and isinstance(limit, int) and limit < share
         stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
         return None if stays and not divides else ScheduleWatch(self.optimizer)
 
     def _sizes_for_model(self, ranks: Ranks) -> ControllerConfig:
         """Return the settings without batch sizes on which the model cannot be trained."""
         least = smallest_part(self.model) * ranks.world_size
-        low, _ = self.config.limits(self.base_batch_size, self._dataset_size, ranks.world_size)
+        low, _ = self.config.bounds(self.base_batch_size, self._dataset_size, ranks.world_size)
         if low >= least or self.base_batch_size < least:
             return self.config
-        return replace(self.config, min_batch_size=least)
+        return replace(self.config, limits=replace(self.config.limits, min_batch_size=least))
 
     @property
     def _finds_limit(self) -> bool:
-        return self.config.micro_batch_size == "auto"
+        return self.config.limits.micro_batch_size == "auto"
 
     def _averages(self, ranks: Ranks) -> bool:
         """Whether gradients are averaged here, once all ranks have theirs."""
         return self._finds_limit and ranks.world_size > 1 and not ranks.sharded
 
     def _make_memory(self, ranks: Ranks) -> MemoryGuard:
-        limit = self.config.micro_batch_size
+        limit = self.config.limits.micro_batch_size
         if limit == "auto":  # the user's own size is known to fit
             limit = -(-self.base_batch_size // ranks.world_size)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        gauge = make_gauge(device, self.config.memory_limit)
+        gauge = make_gauge(device, self.config.limits.memory_limit)
         return MemoryGuard(gauge, limit, adapts=self._finds_limit, ranks=ranks)
 
     def _settle(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -41,7 +42,7 @@ def check_divisible(
     """
     samples = _samples(batch)
     cuts = (0, samples - samples // 3, samples)
-    parts = [_part(batch, start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [_part(batch, start, end) for start, end in pairwise(cuts)]
     weights = [float(weight(part)) if weight else float(_samples(part)) for part in parts]
     training = model.training
     model.eval()
