@@ -111,7 +111,7 @@ class GradientAccumulator:
                 f"The previous batch had no {missing}. Call both for every batch of the loader, or "
                 "controller.skip() to leave one out. If something takes batches ahead of the loop "
                 "(a prefetcher, list(loader), zip with a longer loader), leave it out: a batch is "
-                "made for the step that comes next. Workers may prefetch (num_workers)."
+                "made for the step that comes next. Workers may prefetch: num_workers."
             )
         if not self._watches:
             self._begin_watch()
