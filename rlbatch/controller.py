@@ -298,6 +298,7 @@ class BatchController:
         if self._repeating:
             self._repeating = False
             return 0
+        checks.require_owner(self.model, self)
         delivered = self._accumulator.step(self._parts.rate.applied(), clip_norm)
         if delivered is None:
             return 0

@@ -20,7 +20,7 @@ Call = Callable[[nn.Module, Any, Any], None]
 
 
 def train(before: Call, after: Call, *, divides: bool = True) -> list[float]:
-    """Train with calls in front of a batch's passes and behind; return the steps' gradient norms."""
+    """Train with calls in front of a batch's passes and behind; return the norms."""
     model, norms = network(), list[float]()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     controller = rlbatch.BatchController(

@@ -1,4 +1,4 @@
-"""A roll-back puts back all that the damaged steps changed, copies no more than that, and says so."""
+"""A roll-back puts back all that the damaged steps changed, holds no more copies, and says so."""
 
 from __future__ import annotations
 

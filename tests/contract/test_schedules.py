@@ -20,7 +20,7 @@ from rlbatch.testing import ScriptedPolicy
 
 Make = Callable[[Any, int], Any]
 SCHEDULES: list[Make] = [
-    lambda o, n: lr_scheduler.CosineAnnealingLR(o, n),
+    lr_scheduler.CosineAnnealingLR,
     lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, total_steps=n + 1),
     lambda o, n: lr_scheduler.LambdaLR(o, lambda step: 1.0 / (1 + step)),
     lambda o, n: lr_scheduler.StepLR(o, 3, 0.5),
@@ -196,5 +196,5 @@ def test_a_resumed_schedule_goes_on_where_it_was(stop: int, inner: bool) -> None
 
 def test_a_schedule_that_follows_a_metric_is_refused() -> None:
     run = Controlled(75, 8, SCHEDULES[0], 40)
-    with pytest.raises(ConfigurationError, match="ReduceLROnPlateau.*metric"):
+    with pytest.raises(ConfigurationError, match=r"ReduceLROnPlateau.*metric"):
         run.controller.schedule(lr_scheduler.ReduceLROnPlateau(run.optimizer))
