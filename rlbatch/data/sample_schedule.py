@@ -71,7 +71,7 @@ class SampleScheduler:
         return getattr(self.scheduler, name)
 
 
-class SampleSchedule(SampleScheduler):
+class SampleSchedule:
     """Steps a scheduler once for each `base_batch_size` samples, whatever the size of the steps.
 
         schedule = SampleSchedule(CosineAnnealingLR(optimizer, T_max=1000), base_batch_size=64)
@@ -95,8 +95,8 @@ class SampleSchedule(SampleScheduler):
         """
         require_positive("base_batch_size", base_batch_size)
         require_steps(scheduler)
-        super().__init__(scheduler, lambda: self._complete)
-        self.base_batch_size = base_batch_size
+        self.scheduler, self.base_batch_size = scheduler, base_batch_size
+        self._stepper = SampleScheduler(scheduler, lambda: self._complete)
         self._carry = self._complete = 0
 
     def step(self, samples: int, *, ends_epoch: bool = False) -> int:
@@ -120,8 +120,12 @@ class SampleSchedule(SampleScheduler):
             if ends_epoch and self._carry:
                 steps, self._carry = steps + 1, 0
         self._complete += steps
-        super().step()
+        self._stepper.step()
         return steps
+
+    def get_last_lr(self) -> list[Any]:
+        """Return the learning rates of the groups, without any coupling to the batch size."""
+        return self.scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped scheduler's state and the carried samples."""
@@ -191,7 +195,7 @@ def scheduler_advice(scheduler: Any) -> str | None:
     Returns:
         What would happen and what to do, or None where nothing would.
     """
-    if isinstance(scheduler, SampleScheduler) or follows_a_metric(scheduler):
+    if isinstance(scheduler, (SampleSchedule, SampleScheduler)) or follows_a_metric(scheduler):
         return None
     what = horizon_of(scheduler)
     if what is None:
