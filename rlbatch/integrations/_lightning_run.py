@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class ControlledFit:
         """
         self._loader, trainer, count = loader, self.trainer, loader.count
         if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(loader.users.batch_size)
+            config = config.in_parts_of(cast(int, loader.users.batch_size))
         first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
         config = config.lasting(self._planned_epochs() - first_epoch)
         controller = LightningController(
