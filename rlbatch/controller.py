@@ -191,7 +191,7 @@ class BatchController:
         return self._user.schedule(scheduler, lambda: self._plain_steps.total)
 
     def on_rollback(
-        self, save: Callable[[], Any] | Any, restore: Callable[[Any], None] | None = None
+        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
     ) -> None:
         """Let a roll-back restore something else than what the optimizer and the model hold.
 

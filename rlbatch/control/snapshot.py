@@ -43,11 +43,11 @@ class Snapshot:
         self._plain: dict[_Slot, Any] = {}
         self._versions: dict[_Slot, int] | None = None  # when the run began
         self._changing: set[_Slot] | None = None  # of the rest; None: not known yet
-        self._also: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
         self._also_saved: list[Any] = []
         self.taken = False
 
-    def also(self, save: Callable[[], Any], restore: Callable[[Any], None]) -> None:
+    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
         """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
         self._also.append((save, restore))
 

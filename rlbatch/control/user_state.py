@@ -9,7 +9,7 @@ from rlbatch.control.snapshot import Snapshot
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 
-_Hook = tuple[Callable[[], Any], Callable[[Any], None]]
+_Hook = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 class UserState:
@@ -36,7 +36,7 @@ class UserState:
         self._schedules.append(schedule)
         return schedule
 
-    def on_rollback(self, save: Any, restore: Callable[[Any], None] | None) -> None:
+    def on_rollback(self, save: Any, restore: Callable[[Any], Any] | None) -> None:
         """Add what a roll-back restores.
 
         Raises:

@@ -63,7 +63,8 @@ class Program:
             self.controller.backward(loss * math.nan if step in spoilt else loss)
             self.controller.step()
             with torch.no_grad():
-                self.model[3].weight.mul_(0.9).add_(self.model[2].weight.mean() * 0.1)
+                layers: Any = self.model
+                layers[3].weight.mul_(0.9).add_(layers[2].weight.mean() * 0.1)
                 for mean, own in zip(self.average.parameters(), self.model.parameters()):  # noqa: B905
                     mean.lerp_(own, 0.5)
                 self.queue.copy_(self.queue.roll(1))[0] = step
@@ -111,7 +112,7 @@ def test_a_copy_of_weights_that_nobody_named_is_lost_which_the_warning_says() ->
 def test_what_is_frozen_is_neither_copied_nor_saved() -> None:
     program = Program(frozen=4096).train(10)  # within a chunk that may be undone
     snapshot: Any = program.controller._control_loop.guard.snapshot  # pyright: ignore[reportOptionalMemberAccess]
-    frozen = program.model[0].weight
+    frozen: Any = program.model[0].weight
     assert snapshot.taken
     assert not any(tensor.shape == frozen.shape for tensor in snapshot._saved.values())
     saved = io.BytesIO()
