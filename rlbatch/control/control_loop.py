@@ -144,6 +144,11 @@ class ControlLoop:
         if self._watching:
             self._monitor.after_backward(loss)
 
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are not weighted by samples."""
+        if self._watching:
+            self._monitor.leave_unmeasured()
+
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
 
@@ -247,6 +252,8 @@ class ControlLoop:
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
         decision = self._shareable(self._engine.decide(signals, in_force))
+        if rolled_back and self.guard.suspects:
+            decision = _held(decision)
         self._change(in_force, decision.batch_size)
         self.last = decision
         self._logger.decision(
@@ -356,3 +363,13 @@ class ControlLoop:
         self._log_position = state["log_position"]
         if self._logger.log is not None:
             self._logger.log.truncate_to(self._log_position)
+
+
+def _held(decision: AppliedDecision) -> AppliedDecision:
+    """Stay: the next chunk tells whether the loss rises at the size from before, too."""
+    return replace(
+        decision,
+        batch_size=decision.batch_size_before,
+        applied_log2_change=0.0,
+        reasons=(*decision.reasons, "stays for a chunk after a roll-back"),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -57,6 +58,19 @@ class Rollback:
         """Undoing chunks did not help."""
         return self._state.diverged
 
+    @property
+    def suspects(self) -> bool:
+        """The latest chunk was undone for a loss that the next one may show to be no damage.
+
+        For that it has to run at the size from before.
+        """
+        return self._state.suspected
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The copy."""
+        return self._snapshot
+
     def begin_chunk(self, *, touched: bool, rises: bool) -> None:
         """Copy the weights if they may be needed.
 
@@ -68,7 +82,10 @@ class Rollback:
             rises: The chunk has a larger batch size than the one before.
         """
         self._began = time.perf_counter()
-        if self._config is None or not touched:
+        if self._config is None:
+            return
+        self._snapshot.begin()
+        if not touched:
             return
         if rises or not self._snapshot.taken or self._is_cheap():
             self._snapshot.take()
@@ -103,6 +120,7 @@ class Rollback:
             measured.nonfinite_losses,
             changed=batch_size != before,
         )
+        recent = self._state.recent_loss
         damaged, state = judge(self._state, self._config, chunk)
         if damaged and not self._snapshot.taken:
             return False  # a run at the user's own batch size takes the user's own course
@@ -110,6 +128,8 @@ class Rollback:
         if damaged:
             self._snapshot.restore()
             self.count += 1
+            if self._ranks.is_main:
+                _say(chunk, before, recent)
         return damaged
 
     def state_dict(self, *, within_chunk: bool) -> dict[str, Any]:
@@ -123,6 +143,7 @@ class Rollback:
             "guard": asdict(self._state),
             "count": self.count,
             "copy": self._snapshot.state_dict() if copied else None,
+            "changing": self._snapshot.changing(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,6 +151,21 @@ class Rollback:
         self._state = GuardState(**state["guard"])
         self.count = state["count"]
         self._snapshot.taken = False
+        self._snapshot.load_changing(state.get("changing"))
         copy = state["copy"]
         if copy is not None and self._config is not None:
             self._snapshot.load_state_dict(copy)
+
+
+def _say(chunk: ChunkLoss, before: int, recent: float) -> None:
+    loss = "was not finite" if chunk.nonfinite else f"rose from {recent:.4g} to {chunk.mean:.4g}"
+    size = f"at batch size {chunk.batch_size}"
+    if chunk.changed:
+        size = f"after the batch size had changed from {before} to {chunk.batch_size}"
+    warnings.warn(
+        f"rlbatch: the loss {loss} {size}. These {chunk.steps} steps are undone: what the "
+        "optimizer holds and the model's buffers are put back. Other copies of weights, such as a "
+        "moving average, are put back if controller.on_rollback knows them.",
+        RuntimeWarning,
+        stacklevel=7,
+    )

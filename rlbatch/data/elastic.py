@@ -26,6 +26,9 @@ class ElasticSource:
 
     Attributes:
         drop_last: Whether samples that do not fill the epoch's last step are left out.
+        least_rest: A step of another size than the first leaves no fewer samples at an epoch's end:
+            they join it. Several ranks leave no fewer behind any step.
+        epoch_size: Samples of an epoch, where that is known.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
             read yet; None before.
     """
@@ -47,8 +50,11 @@ class ElasticSource:
         check_batch_size(batch_size, world_size)
         check_micro_batch_size(micro_batch_size)
         self.drop_last = drop_last
+        self.least_rest = world_size
+        self.epoch_size: int | None = None
         self._world_size = world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
+        self._first_size = batch_size
         self._queue = DeliveryQueue()
         self.begun_at: Tensor | None = None
         self._resume_from: dict[str, Any] | None = None  # how the interrupted epoch was drawn
@@ -174,6 +180,16 @@ class ElasticSource:
         """Return the next step's plan from before a resume, if there is one, and its size."""
         planned = self._planned.popleft() if self._planned else None
         return planned, self._requested if planned is None else planned.samples
+
+    def _joined(self, size: int, start: int) -> int:
+        """Return a step's size with what would be left of the epoch behind it, if that is little.
+
+        Looks ahead in counts only, so that nothing is drawn from the order that is not used.
+        """
+        if self.epoch_size is None or self.drop_last or size == self._first_size:
+            return size
+        left = self.epoch_size - start
+        return left if 0 < left - size < self.least_rest else size
 
     def _step(
         self, planned: IssuedStep | None, samples: int, start: int, tail: Sequence[str]

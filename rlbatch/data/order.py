@@ -176,16 +176,27 @@ class EpochOrder:
 class Lookahead:
     """Takes steps from an order so that the last one leaves no rank without a sample."""
 
-    def __init__(self, indices: Iterator[int], world_size: int, drop_last: bool) -> None:
-        """Take over what is left of an epoch."""
+    def __init__(
+        self, indices: Iterator[int], world_size: int, drop_last: bool, least: int | None = None
+    ) -> None:
+        """Take over what is left of an epoch.
+
+        Args:
+            indices: Of its samples.
+            world_size: Ranks that share each step.
+            drop_last: Leave out what does not fill the last step.
+            least: With several ranks, a rest of fewer samples joins the step before; None for one a
+                rank.
+        """
         self._indices, self._world_size, self._drop_last = indices, world_size, drop_last
+        self._least = world_size if least is None else max(least, world_size)
         self._ahead: list[int] = []
         self.exhausted = False
 
     def take(self, size: int) -> list[int]:
         """Return the next step's samples: `size`, fewer or a few more at the end, [] after it.
 
-        With several ranks, a rest of fewer samples than ranks joins the step before it.
+        With several ranks, a rest of fewer samples than `least` joins the step before it.
         """
         if self._world_size == 1:
             # One rank looks no further than its step: the sampler's draws stay where they were.
@@ -194,7 +205,7 @@ class Lookahead:
                 return step
             self._ahead = step
             return self._tail()
-        wanted = size if self._drop_last else size + self._world_size
+        wanted = size if self._drop_last else size + self._least
         self._ahead += islice(self._indices, wanted - len(self._ahead))
         if len(self._ahead) == wanted:
             step, self._ahead = self._ahead[:size], self._ahead[size:]

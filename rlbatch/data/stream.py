@@ -110,6 +110,7 @@ class ElasticIterable(ElasticSource):
         start = self._queue.position
         while True:
             planned, size = self._next_planned()
+            size = self._joined(size, start) if planned is None else size
             step = list(islice(stream, size))
             if not step or (len(step) < size and self.drop_last):
                 break

@@ -60,6 +60,12 @@ def sign(values: Sequence[Tensor]) -> list[Tensor]:
     return list(_ops._foreach_sign(list(values)))
 
 
+def scale_(values: Sequence[Tensor], factor: float) -> None:
+    """Multiply by a number, in place."""
+    if values:
+        _ops._foreach_mul_(list(values), factor)
+
+
 def copy_(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into existing tensors of the same shapes."""
     if into:

@@ -127,6 +127,11 @@ class ChunkMonitor:
             self._versions.append(loss._version)
             self._step = None
 
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are weighted in another way."""
+        if self._step is not None and self._step is not _WHOLE:
+            self._step.metric = None
+
     def finish(self) -> ChunkMeasurement:
         """Read the chunk from the device, in one transfer, and start the next one.
 

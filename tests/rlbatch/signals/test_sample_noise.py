@@ -508,12 +508,13 @@ def test_without_a_known_layer_nothing_is_measured_and_no_step_is_bad() -> None:
 
 
 def test_layers_used_by_hand_alone_are_no_bad_step() -> None:
-    model = nn.Sequential(nn.Linear(5, 3))
+    layer = nn.Linear(5, 3)
+    model = nn.Sequential(layer)
     optimizer = SGD(model.parameters(), lr=0.1)
     monitor = ChunkMonitor(model.parameters(), optimizer, model=model)
     x, y = data_of(model)
     monitor.begin_step([N], measured=True)
-    loss = mean_loss(model(x) + 9 * functional.linear(x.abs(), model[0].weight), y)
+    loss = mean_loss(model(x) + 9 * functional.linear(x.abs(), layer.weight), y)
     loss.backward()
     monitor.after_backward(loss)
     result = monitor.finish()
