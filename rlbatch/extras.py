@@ -5,7 +5,7 @@ The table follows `[project.optional-dependencies]` of pyproject.toml.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from rlbatch.errors import MissingExtraError
@@ -51,7 +51,7 @@ def missing_extra(error: ImportError, *preferred: str) -> MissingExtraError | No
 
 
 @contextmanager
-def needs_extra(extra: str, package: str) -> Iterator[None]:
+def needs_extra(extra: str, package: str) -> Generator[None]:
     """Turn a failed import of the block into the error that names the extra.
 
     Args:

@@ -65,7 +65,7 @@ class Command:
             report=_report,
             device=self.device,
         )
-        print(path)
+        _shared.say(str(path))
         return 0
 
     def _check_files(self, recipe: Recipe) -> None:
