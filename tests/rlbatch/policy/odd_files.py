@@ -139,6 +139,8 @@ def changed_bytes(raw: bytes, rng: random.Random) -> bytes:
     content = bytearray(raw)
     end = 8 + int.from_bytes(raw[:8], "little")
     for _ in range(rng.choice([1, 1, 2, 5, 40])):
+        if not content:
+            break
         place = rng.randrange(end if rng.random() < 0.5 else len(content))
         place = min(place, len(content) - 1)
         how = rng.random()
