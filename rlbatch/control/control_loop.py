@@ -19,6 +19,7 @@ from rlbatch.control.engine import AppliedDecision, DecisionEngine
 from rlbatch.control.rank_monitor import RankMonitor, ShardMonitor
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
+from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.data.step_plan import quantise_batch_size
 from rlbatch.errors import ConfigurationError, EpisodeLogError
 from rlbatch.log.decision_record import Event
@@ -333,17 +334,48 @@ class ControlLoop:
         """Continue from what `state_dict` returned; later lines of the log are dropped.
 
         Raises:
-            ConfigurationError: The ranks' states are of different steps.
+            ConfigurationError: The state is damaged or of another run, or the ranks' states are of
+                different steps. All is as before then, on every rank.
         """
-        steps = state["plain"]["steps"]
-        latest, earliest = self.ranks.largest(steps, -steps)
-        if latest != -earliest:
+        with all_or_nothing(self):
+            error = self._taken(state)
+            # The others wait for this, whatever is wrong here.
+            latest, earliest, refused = self.ranks.largest(self.steps, -self.steps, bool(error))
+            if error is not None:
+                raise error
+            self._require_agreement(latest, -earliest, bool(refused))
+            if self._logger.log is not None:
+                self._logger.log.truncate_to(self._log_position)
+
+    def _taken(self, state: dict[str, Any]) -> Exception | None:
+        """Take a state and return what is wrong with it, if anything is."""
+        try:
+            require_like(state, {**self.state_dict(), "engine": None}, "the state of the run")
+            self._take(state)
+        except Exception as error:
+            return error
+        return None
+
+    def _require_agreement(self, latest: int, earliest: int, refused: bool) -> None:
+        if refused:
             raise ConfigurationError(
-                f"Expected the ranks' states of the same optimizer step, got {-earliest} to "
+                "Another rank could not load its state, so none was loaded here. That rank says "
+                "what is wrong; resume all of them from another checkpoint."
+            )
+        if latest != earliest:
+            raise ConfigurationError(
+                f"Expected the ranks' states of the same optimizer step, got {earliest} to "
                 f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
             )
+
+    def _take(self, state: dict[str, Any]) -> None:
         for name in _PLAIN:
             setattr(self, name, state["plain"][name])
+        if min(self.batch_size, self._before) < 1 or self._chunk_done > self._chunk_steps:
+            raise ConfigurationError(
+                f"The state tells of a batch size of {min(self.batch_size, self._before)} and of "
+                f"{self._chunk_done} of {self._chunk_steps} steps. Resume from another checkpoint."
+            )
         self.guard.load_state_dict(state["guard"])
         self._engine.load_state_dict(state["engine"])
         self.rate.load_state_dict(state["rate"])
@@ -351,5 +383,3 @@ class ControlLoop:
         self._monitor.load_state_dict(state["monitor"])
         self._watching, self._resumed = False, True
         self._log_position = state["log_position"]
-        if self._logger.log is not None:
-            self._logger.log.truncate_to(self._log_position)
