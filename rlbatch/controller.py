@@ -33,6 +33,7 @@ from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
+from rlbatch.text import shown
 
 STATE_VERSION = 1
 _NO_LOADER = (
@@ -318,10 +319,11 @@ class BatchController:
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
                 Nothing of it was taken then: the controller is what it was.
         """
-        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:  # pyright: ignore[reportUnnecessaryIsInstance]
+        version = getattr(state, "get", lambda _: state)("version")  # of what is no state: itself
+        if version != STATE_VERSION:
             raise ConfigurationError(
                 f"A controller state of version {STATE_VERSION} was expected, got "
-                f"{state.get('version')!r}. Resume with the rlbatch that saved it."
+                f"{shown(repr(version))}. Resume with the rlbatch that saved it."
             )
         if state.get("base_batch_size") != self.base_batch_size:
             raise ConfigurationError(
