@@ -34,7 +34,7 @@ _OFF = 0  # agreed on instead of a batch size
 # What a checkpoint holds of a control_loop as it is.
 _PLAIN = (
     *("batch_size", "enabled", "steps", "samples_seen"),
-    *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost"),
+    *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost", "_chunk_began"),
     "_val_loss",
 )
 
@@ -101,7 +101,7 @@ class ControlLoop:
         self.enabled, self._touched = True, False
         self.steps = self.samples_seen = 0
         self._chunk_done = self._chunk_steps = 0
-        self._chunk_cost = 0.0
+        self._chunk_cost, self._chunk_began = 0.0, 0
         self._watching = self._resumed = False
         self._val_loss = math.nan
         self.last: AppliedDecision | None = None
@@ -133,7 +133,7 @@ class ControlLoop:
         if self._chunk_steps == 0:
             self._begin_chunk()
         elif self._resumed:
-            self.guard.resume_chunk(touched=self._touched)
+            self.guard.resume_chunk(touched=self._touched, step=self.steps)
         self._resumed = False
         self._monitor.begin_step(sizes, measured=self._measures and len(sizes) > 1)
 
@@ -201,7 +201,9 @@ class ControlLoop:
         self._chunk_steps = self.config.chunk_steps(self.steps)
         self._chunk_done = 0
         self.cost_tracker.begin_chunk()
-        self.guard.begin_chunk(touched=self._touched, rises=self.batch_size > self._before)
+        self._chunk_began = self.steps
+        rises = self.batch_size > self._before
+        self.guard.begin_chunk(touched=self._touched, rises=rises, step=self.steps)
 
     def _end_chunk(self, place: Place) -> None:
         measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
@@ -219,6 +221,8 @@ class ControlLoop:
         if not rolled_back:
             self.rate.observe(measured)
         self._decide(signals, in_force, rolled_back, place)
+        if rolled_back:
+            self.guard.copied_at = self.steps  # the weights of now are the copy's
 
     def _decide(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> None:
         if not self.ranks.is_main:
@@ -245,6 +249,8 @@ class ControlLoop:
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
         decision = self._shareable(self._engine.decide(signals, in_force))
+        if rolled_back:
+            decision = replace(decision, reasons=(*decision.reasons, self._undone()))
         self._change(in_force, decision.batch_size)
         self.last = decision
         self._logger.decision(
@@ -255,6 +261,14 @@ class ControlLoop:
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size
+
+    def _undone(self) -> str:
+        """Return in words how far the guard went back."""
+        copied_at, began = self.guard.copied_at, self._chunk_began
+        said = f"undone: the weights are those after step {copied_at}"
+        if copied_at == began:
+            return said
+        return f"{said}, of the latest copy; the chunk began after step {began}"
 
     def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
         """Round to a size of which every rank gets the same share."""

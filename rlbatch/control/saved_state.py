@@ -62,8 +62,8 @@ def require_like(state: Any, own: Any, where: str = "the state") -> None:
     """Refuse a state that is not of the kind of one's own.
 
     Fields have to be the same ones, whole numbers, texts and truth values to stay what they are,
-    counts not to be negative, arrays and tensors to keep type and shape. What is None on one side
-    may be anything on the other, and lists and mappings that are empty here may be filled.
+    counts not to be negative, arrays and tensors to keep type and shape. What is None here may be
+    anything, fields and lists may be None, and those that are empty here may be filled.
 
     Args:
         state: From a file.
@@ -73,7 +73,7 @@ def require_like(state: Any, own: Any, where: str = "the state") -> None:
     Raises:
         ConfigurationError: It differs, and in what.
     """
-    if state is None or own is None:
+    if own is None or (state is None and isinstance(own, Mapping | Tensor | list | tuple)):
         return
     if isinstance(own, Mapping):
         _require_fields(state, cast("Mapping[Any, Any]", own), where)
