@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
 from rlbatch.control.decision_logger import Place
 from rlbatch.control.gradient_accumulator import GradientAccumulator
+from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import (
     ControlledLoader,
     RandomState,
@@ -28,6 +29,7 @@ from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -78,7 +80,7 @@ class BatchController:
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         scaler: Any = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a run; nothing happens before `loader` is called.
 
@@ -91,17 +93,14 @@ class BatchController:
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or are given twice.
             UnknownNameError: There is no policy of that name.
         """
-        if config is not None and settings:
-            raise ConfigurationError(
-                f"Give either config or single settings, got config and {', '.join(settings)}."
-            )
-        self.config = ControllerConfig(**settings) if config is None else config
+        require_samples("batch_size", batch_size)
+        self.config = make_config(config, settings)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
@@ -112,7 +111,7 @@ class BatchController:
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
-        self._log_opened = False
+        self._log_opened = self._validated = False
         self._dataset_size, self._epochs_done = 1, 0.0
 
     def loader(self, loader: DataLoader[Any]) -> ControlledLoader:
@@ -247,6 +246,7 @@ class BatchController:
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
+        self._validated = True
         self._parts.report_validation(float(loss))
 
     @contextmanager
@@ -343,6 +343,7 @@ class BatchController:
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
         parts = self._parts
+        self._warn_without_validations()
         if self.config.log_dir is not None and not self._log_opened and parts.ranks.is_main:
             self._log_opened = True
             info = run_info(self._policy_name, self.model, self.optimizer, parts)
@@ -353,6 +354,18 @@ class BatchController:
         self._accumulator.abandon()
         self._repeating = False
         parts.cost_tracker.resume()
+
+    def _warn_without_validations(self) -> None:
+        """Say once that a target can be met only by validations, which nobody reports."""
+        if self._validated or self.config.target_loss is None or self._epochs_done < 1.0:
+            return
+        self._validated = True
+        warnings.warn(
+            "rlbatch: target_loss is a validation loss, and none was reported in the first epoch. "
+            "Call controller.report_validation(loss) after each validation.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
@@ -375,18 +388,18 @@ class BatchController:
 
     @property
     def _finds_limit(self) -> bool:
-        return self.config.micro_batch_size == "auto"
+        return self.config.limits.micro_batch_size == "auto"
 
     def _averages(self, ranks: Ranks) -> bool:
         """Whether gradients are averaged here, once all ranks have theirs."""
         return self._finds_limit and ranks.world_size > 1 and not ranks.sharded
 
     def _make_memory(self, ranks: Ranks) -> MemoryGuard:
-        limit = self.config.micro_batch_size
+        limit = self.config.limits.micro_batch_size
         if limit == "auto":  # the user's own size is known to fit
             limit = -(-self.base_batch_size // ranks.world_size)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        gauge = make_gauge(device, self.config.memory_limit)
+        gauge = make_gauge(device, self.config.limits.memory_limit)
         return MemoryGuard(gauge, limit, adapts=self._finds_limit, ranks=ranks)
 
     def _settle(self) -> bool:

@@ -14,6 +14,7 @@ from rlbatch.control.decision_logger import context_values
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
+from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import DEFAULT, EPOCHS, resolve_policy
 from rlbatch.signals.assemble import run_context
@@ -98,7 +99,8 @@ def make_control_loop(  # noqa: PLR0913 - parts may be replaced one by one
         ConfigurationError: The user's batch size lies outside of the limits.
     """
     world_size = 1 if ranks is None else ranks.world_size
-    low, high = config.limits(base_batch_size, dataset_size, world_size)
+    low, high = config.bounds(base_batch_size, dataset_size, world_size)
+    _require_within(policy, low, high)
     by_samples = config.cost == "samples"
     # Beside an aim the schedule's plan is what counts; every torch scheduler leaves its mark.
     planned = None
@@ -128,6 +130,16 @@ def make_control_loop(  # noqa: PLR0913 - parts may be replaced one by one
         guard=guard,
         ranks=ranks,
     )
+
+
+def _require_within(policy: Policy, low: int, high: int) -> None:
+    """Refuse a policy that names a batch size which the limits exclude."""
+    size = getattr(policy, "batch_size", None)
+    if isinstance(size, int) and not low <= size <= high:
+        raise ConfigurationError(
+            f"The policy wants batch size {size}, and sizes from {low} to {high} are allowed. "
+            "Set min_batch_size or max_batch_size, or name another size."
+        )
 
 
 def _is_constant(optimizer: Optimizer) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
 from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_backup import Backup
 from rlbatch.integrations._keras_checks import check_backend
@@ -37,7 +38,7 @@ class ControlledFit(keras.callbacks.Callback):
         batch_size: int,
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a controller.
 
@@ -45,7 +46,7 @@ class ControlledFit(keras.callbacks.Callback):
             batch_size: For which the optimizer's learning rate was chosen.
             policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
             config: The settings, or give them as further arguments.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or Keras runs on JAX.
@@ -57,8 +58,8 @@ class ControlledFit(keras.callbacks.Callback):
             raise ConfigurationError(
                 f"Give either config or single settings, got config and {', '.join(settings)}."
             )
-        self.config = ControllerConfig(**settings) if config is None else config
-        _ = self.config.known_micro_batch_size  # refuses what no fit could follow
+        self.config = make_config(config, settings)
+        _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         self.base_batch_size = batch_size
         self._asked = policy
         self.policy, self._policy_name = named_policy(policy, self.config)

@@ -67,7 +67,7 @@ class ControlledRun:
         self._offset = self.plain_steps = self._iterations()
         if state is not None:
             facts.initial_rate = state["learning_rate"]
-        self._micro_batch_size = config.known_micro_batch_size
+        self._micro_batch_size = config.limits.known_micro_batch_size
         config, engine = self._limited(config, policy)
         like_torch = facts.as_torch()
         guard = Rollback(nn.Module(), like_torch, config.guard, KerasSnapshot(model, facts))
@@ -91,7 +91,7 @@ class ControlledRun:
         self._original: Any = None
         self._divides: bool | None = None
         self._random: Mapping[str, Any] | None = None
-        if config.known_micro_batch_size is not None:
+        if config.limits.known_micro_batch_size is not None:
             self._divides = divides(model, required=True)
         if state is not None:
             self._load(state)
@@ -101,7 +101,7 @@ class ControlledRun:
         flow = self._flow
         if not self.model.jit_compile:
             return config, make_engine(policy, config)
-        limits = config.limits(flow.base_batch_size, flow.size)
+        limits = config.bounds(flow.base_batch_size, flow.size)
         flow.sizes = PowersOfTwo.between(*limits, flow.base_batch_size, flow.size)
         config = flow.sizes.limited(config)
         engine = make_engine(policy, config)
