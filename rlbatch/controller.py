@@ -319,7 +319,8 @@ class BatchController:
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
                 Nothing of it was taken then: the controller is what it was.
         """
-        version = getattr(state, "get", lambda _: state)("version")  # of what is no state: itself
+        is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
+        version = state.get("version") if is_state else "no state"
         if version != STATE_VERSION:
             raise ConfigurationError(
                 f"A controller state of version {STATE_VERSION} was expected, got "

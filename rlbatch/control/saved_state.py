@@ -85,7 +85,7 @@ def require_like(state: Any, own: Any, where: str = "the state") -> None:
             _refuse(where, "a list", state)
     elif not _same_kind(state, own):
         _refuse(where, f"a {type(own).__name__}", state)
-    elif type(own) is int and not 0 <= state < _LARGEST:
+    elif type(own) is int and not 0 <= cast("int", state) < _LARGEST:
         _refuse(where, "a count", state)
 
 

@@ -61,11 +61,12 @@ class Training:
         return sizes
 
     def everything(self) -> list[Any]:
+        numpy_state: Any = np.random.get_state(legacy=False)
         return [
             self.controller.state_dict(),
             torch.get_rng_state(),
             random.getstate(),
-            np.random.get_state()[1].tolist(),
+            [numpy_state["state"]["pos"], *numpy_state["state"]["key"].tolist()],
             self.generator.get_state(),
         ]
 
