@@ -30,6 +30,7 @@ from rlbatch.control.loader import (
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.user_state import UserState
@@ -40,6 +41,7 @@ from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
+from rlbatch.text import shown
 
 STATE_VERSION = 1
 _NO_LOADER = (
@@ -169,7 +171,10 @@ class BatchController:
         )
         self._user.attach(self._control_loop.guard.snapshot)
         if self._state is not None:
-            self._apply_state(self._state)
+            state, self._state = self._state, None
+            with all_or_nothing(self):  # a state that is refused is not tried again
+                self._apply_state(state)
+                self._state = state
         return self._loader
 
     def schedule(self, scheduler: Any) -> RunSchedule:
@@ -397,21 +402,25 @@ class BatchController:
         knows of; later ones, of steps that are now lost, are dropped.
 
         Raises:
-            ConfigurationError: The state is of another version, batch size or policy.
+            ConfigurationError: The state is of another version, batch size or policy, or damaged.
+                Nothing of it was taken then: the controller is what it was.
         """
-        if state.get("version") != STATE_VERSION:
+        is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
+        version = state.get("version") if is_state else "no state"
+        if version != STATE_VERSION:
             raise ConfigurationError(
                 f"A controller state of version {STATE_VERSION} was expected, got "
-                f"{state.get('version')!r}. Resume with the rlbatch that saved it."
+                f"{shown(repr(version))}. Resume with the rlbatch that saved it."
             )
-        if state["base_batch_size"] != self.base_batch_size:
+        if state.get("base_batch_size") != self.base_batch_size:
             raise ConfigurationError(
-                f"The state was saved with batch size {state['base_batch_size']}, and this "
+                f"The state was saved with batch size {state.get('base_batch_size')}, and this "
                 f"controller was made for {self.base_batch_size}. Make it for the same one."
             )
-        self._state = state
-        if self._loader is not None:
-            self._apply_state(state)
+        with all_or_nothing(self):
+            self._state = state
+            if self._loader is not None:
+                self._apply_state(state)
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
@@ -553,7 +562,12 @@ class BatchController:
         return Place(self._epochs_done, self._require_loader().next_step)
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
-        self._parts.load_state_dict(state["control_loop"])
+        # The loop comes last: it drops lines of the log, for which there is no way back.
+        require_like(
+            {**state, "control_loop": None},
+            {**self.state_dict(), "control_loop": None},
+            "the controller's state",
+        )
         if self._finds_limit and state.get("memory") is not None:
             self._guard.load_state_dict(state["memory"])
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
@@ -562,6 +576,7 @@ class BatchController:
             self._user.load_state_dict(state["schedules"])
         random_state = RandomState(state["rng"], state["cuda_rng"])
         self._require_loader().load_state_dict(state["loader"], random_state)
+        self._parts.load_state_dict(state["control_loop"])
 
     @cached_property
     def _parts(self) -> ControlLoop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -110,6 +111,28 @@ class RankMonitor(_AveragedMonitor):
         for handle in self._handles:
             handle.remove()
         self._handles, self._metric = (), None
+
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the chunk so far on this rank; see `ChunkMonitor`."""
+        return {**super().state_dict(steps), "rank": self._ranks.rank}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the chunk that `state_dict` returned, best on this rank.
+
+        Another rank's measurements stand for this one's, with a warning: within a chunk, the mean
+        over ranks and with it the next decision differ from those of the undisturbed run.
+        """
+        saved = state.get("rank", self._ranks.rank)  # one process has the losses of all samples
+        if saved != self._ranks.rank and state["losses"]:
+            warnings.warn(
+                f"rlbatch: rank {self._ranks.rank} resumes within a chunk with the state of rank "
+                f"{saved}. Its own losses of the chunk's first {len(state['losses'])} "
+                "steps are lost, and the next decision may be another one. Save "
+                "controller.state_dict() on every rank, and load on each its own.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        super().load_state_dict(state)
 
     def _measure(self, step: Window, metric: GradientMetric, share: float) -> None:
         if step.done == 1:

@@ -163,6 +163,11 @@ class ElasticSource:
                 f"Expected the state of an {type(self).__name__}, version {_STATE_VERSION}, got "
                 f"version {state.get('version')!r}. Load it with the rlbatch that saved it."
             )
+        if not all(isinstance(name, str) for name in state["tail"]):
+            raise ConfigurationError(
+                "The saved place in the data is damaged: its samples have no names. Resume from "
+                "another checkpoint, or start anew."
+            )
         self.set_batch_size(state["batch_size"])
         self._iteration += 1
         self._exhausted = False

@@ -120,6 +120,29 @@ class EpochOrder:
         self._randomness.restore_global(state["now"])
         return rest
 
+    def check(self, state: dict[str, Any]) -> None:
+        """Refuse what `state_dict` never returns; random states are put back to find out.
+
+        Raises:
+            ConfigurationError: Something is missing, or is no random state.
+        """
+        if not state:
+            return
+        before = self._randomness.state()
+        try:
+            for count in (state["size"], state["set_epoch"]):
+                if count is not None and type(count) is not int:
+                    raise TypeError(f"{count!r} is no count")
+            self._randomness.restore(state["random"])
+            self._randomness.restore_global(state["now"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"The saved order of an epoch is damaged ({type(error).__name__}: {error}). Resume "
+                "from another checkpoint, or start anew."
+            ) from error
+        finally:
+            self._randomness.restore(before)
+
     def finish(self, state: dict[str, Any], position: int, tail: Sequence[str]) -> None:
         """Bring the random states to where the whole epoch of `state` leaves them.
 

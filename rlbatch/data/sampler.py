@@ -116,8 +116,9 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         Raises:
             ConfigurationError: The state is of another version.
         """
-        self._go_to(state)
         order = state["order"]
+        self._order.check(order)
+        self._go_to(state)
         self._resume_from = None
         if state["complete"]:
             self._order.finish(order, state["position"], state["tail"])

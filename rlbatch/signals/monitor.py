@@ -207,6 +207,23 @@ class ChunkMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the chunk that `state_dict` returned."""
+        measured = len(state["owners"])
+        numbers = [
+            *state["losses"],
+            *state["norms"],
+            *(size for row in state["sizes"] for size in row),
+        ]
+        if not all(isinstance(number, float | int) for number in numbers):
+            raise ConfigurationError(
+                "The state of a chunk holds something else than numbers. It is damaged: resume "
+                "from another checkpoint."
+            )
+        if len(state["norms"]) != 3 * measured or len(state["sizes"]) != measured:
+            raise ConfigurationError(
+                f"The state of a chunk tells of {measured} measured steps, and holds "
+                f"{len(state['norms'])} norms and {len(state['sizes'])} sizes. It is damaged: "
+                "resume from another checkpoint."
+            )
         self.discard()
         self._losses = [torch.tensor(value, dtype=torch.float64) for value in state["losses"]]
         self._norms = [torch.tensor(value, dtype=torch.float64) for value in state["norms"]]
