@@ -156,8 +156,8 @@ class ElasticSource:
         """Continue from a `state_dict` with the next iteration."""
         raise NotImplementedError
 
-    def _go_to(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state` was taken; iterators from before are of no use any more."""
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of another version, and one that is damaged."""
         if state.get("version") != _STATE_VERSION:
             raise ConfigurationError(
                 f"Expected the state of an {type(self).__name__}, version {_STATE_VERSION}, got "
@@ -168,6 +168,10 @@ class ElasticSource:
                 "The saved place in the data is damaged: its samples have no names. Resume from "
                 "another checkpoint, or start anew."
             )
+
+    def _go_to(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state` was taken; iterators from before are of no use any more."""
+        self._check(state)
         self.set_batch_size(state["batch_size"])
         self._iteration += 1
         self._exhausted = False

@@ -116,6 +116,7 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         Raises:
             ConfigurationError: The state is of another version.
         """
+        self._check(state)
         order = state["order"]
         self._order.check(order)
         self._go_to(state)

@@ -64,7 +64,8 @@ def test_the_log_says_of_which_step_the_weights_are(
     cheap: bool, resume_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollback, "_CHEAP", 1e9 if cheap else -1.0)
-    weights, _ = train(tmp_path, resume_at)
+    with pytest.warns(RuntimeWarning, match=r"those after step \d+ again"):
+        weights, _ = train(tmp_path, resume_at)
     step, back_to, said = undone(tmp_path)
 
     assert torch.equal(weights[step], weights[back_to])
