@@ -97,7 +97,7 @@ class BatchController:
             optimizer: Its optimizer.
             batch_size: The user's, for which the learning rate was chosen; the loader's.
             policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy. Without
-                `target_loss` or `budget`, `default` is the policy `epochs` where their number is
+                `target_loss` or `budget`, `default` is the rule `saving-ramp` where their number is
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.

@@ -34,7 +34,7 @@ from rlbatch.envs.backend import TorchBackend
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.policy.registry import resolve_policy
+from rlbatch.policy.registry import policy_for, resolve_policy
 
 RESULTS_FILE, TRAJECTORIES_FILE = "results.jsonl", "trajectories.jsonl"
 TIMINGS_FILE, LOGS = "timings.jsonl", "runs"
@@ -202,7 +202,7 @@ class _GroupRunner:
     ) -> RunResult:
         return controlled_run(
             self._task,
-            resolve_policy(policy),
+            resolve_policy(policy_for(policy, objective.kind)),
             seed=self._setting.seed,
             coupling=self._setting.coupling,
             profile=clock.profile,

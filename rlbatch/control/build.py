@@ -16,7 +16,7 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
-from rlbatch.policy.registry import DEFAULT, EPOCHS, resolve_policy
+from rlbatch.policy.registry import DEFAULT, policy_for, resolve_policy
 from rlbatch.signals.assemble import run_context
 from rlbatch.signals.monitor import ChunkMonitor
 from rlbatch.signals.record import Coupling
@@ -34,12 +34,14 @@ falls below the user's, and grows only where it stays far below the gradient noi
 def choose_policy(policy: str, config: ControllerConfig) -> str:
     """Return the policy that a name stands for under these settings.
 
-    `default` is the policy of that name for a run with a target or a budget, `epochs` for one that
-    is to save seconds in so many epochs, and else `WITHOUT_PLAN`.
+    `default` is the policy of that name for a run with a target or a budget, the rule
+    `rlbatch.policy.registry.FOR_EPOCHS` for one that is to save seconds in so many epochs, and else
+    `WITHOUT_PLAN`.
     """
     if policy != DEFAULT or config.has_aim:
         return policy
-    return EPOCHS if config.epochs is not None and config.cost == "seconds" else WITHOUT_PLAN
+    saves_time = config.epochs is not None and config.cost == "seconds"
+    return policy_for(policy, "epochs") if saves_time else WITHOUT_PLAN
 
 
 def named_policy(policy: Policy | str, config: ControllerConfig) -> tuple[Policy, str]:

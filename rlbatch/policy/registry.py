@@ -32,6 +32,7 @@ BUILT_IN: Mapping[str, str] = {
     "radadamp": "rlbatch.agents.rules.adadamp:RadaDamp",
     "ramp": "rlbatch.agents.rules.ramp:Ramp",
     "random": "rlbatch.agents.rules.random_walk:RandomWalk",
+    "saving-ramp": "rlbatch.agents.rules.saving_ramp:SavingRamp",
     "seesaw": "rlbatch.agents.rules.seesaw:Seesaw",
     "seesaw-noise": "rlbatch.agents.rules.seesaw_noise:SeesawNoise",
     "simigrad": "rlbatch.agents.rules.simigrad:SimiGrad",
@@ -39,6 +40,14 @@ BUILT_IN: Mapping[str, str] = {
 }
 
 DEFAULT, EPOCHS = "default", "epochs"
+
+FOR_EPOCHS = "saving-ramp"
+"""What `default` stands for in a run of so many epochs.
+
+The learned policy `epochs` changes the size more often and ends with a higher loss on jobs of
+ordinary size (docs/results.md).
+"""
+
 PRETRAINED = (DEFAULT, EPOCHS)
 """Policies that ship with rlbatch: one for targets, one for runs of so many epochs."""
 
@@ -76,6 +85,16 @@ def resolve_policy(spec: str | os.PathLike[str]) -> Policy:
     if _looks_like_a_file(spec):
         return load_policy_file(spec)
     raise UnknownNameError("policy", name, policy_names())
+
+
+def policy_for(name: str, objective: str) -> str:
+    """Return the policy that a name stands for under an objective.
+
+    Args:
+        name: As `resolve_policy` takes it.
+        objective: `target`, `budget` or `epochs`.
+    """
+    return FOR_EPOCHS if name == DEFAULT and objective == "epochs" else name
 
 
 def policy_names() -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_log import read_episode
 from rlbatch.policy.base import Decision
 from rlbatch.policy.learned import LearnedPolicy
-from rlbatch.policy.registry import resolve_policy
+from rlbatch.policy.registry import FOR_EPOCHS, resolve_policy
 from rlbatch.signals.record import Signals
 from rlbatch.testing import ScriptedPolicy, random_policy
 from tests.helpers import perceptron as network
@@ -515,7 +515,8 @@ def test_who_tells_the_epochs_gets_the_policy_for_them() -> None:
         controller.loader(DataLoader(Rows(), batch_size=BASE))
         return str(controller.components["policy"])
 
-    assert policy(epochs=3) == "epochs"
+    assert policy(epochs=3) == FOR_EPOCHS
+    assert policy(epochs=3, policy="epochs") == "epochs"
     assert policy(epochs=3, target_loss=0.1) == "default"
     assert policy(epochs=3, cost="samples") == WITHOUT_PLAN  # of which a plan leaves none to save
     assert policy(epochs=3, policy="fixed") == "fixed"

@@ -1,0 +1,108 @@
+"""Ramp where it saves time: double at half of the run and at three quarters, if that pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlbatch.agents.rules.staircase import check_shares
+from rlbatch.observation import step_cost_at
+from rlbatch.policy import tools
+from rlbatch.policy.base import Decision, Observation
+from rlbatch.signals.record import Array, Signals
+
+Flags = NDArray[np.bool_]
+
+_TOLD = 0.99  # of `Signals.step_cost_known`, from which on the cost curve is not a guess
+
+
+@dataclass(frozen=True)
+class SavingRamp:
+    """The ramp that people write by hand, where the device makes it pay.
+
+        B <- B0, 2 B0 from half of the planned samples on, 4 B0 from three quarters on
+
+    as `rlbatch.agents.rules.ramp.Ramp`. A doubling is made, and kept, only if it lowers what a
+    sample costs by the share `saving`: by the told costs of a step, or else by the measured ones.
+    Whoever is not told tries the first doubling and goes back if it did not pay; whether the second
+    will is read from a straight line through the two, cost(B) = a + b B. On a device that a batch
+    of the user's size saturates, the run stays what it was.
+
+    Attributes:
+        first: Share of the planned samples at which the size is doubled.
+        second: Share at which it is doubled again.
+        saving: Least share of a sample's cost that a doubling has to save.
+    """
+
+    first: float = 0.5
+    second: float = 0.75
+    saving: float = 0.1
+
+    needs_gradient_noise = False
+
+    def __post_init__(self) -> None:
+        check_shares("SavingRamp", first=self.first, second=self.second)
+        tools.check(0 <= self.saving < 1, "SavingRamp.saving must be in [0, 1)", self.saving)
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
+        """Return cost and samples seen at the user's size, and at twice that."""
+        return tuple(np.zeros(shape) for _ in range(4))
+
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
+    def decide(
+        self, observation: Observation, signals: Signals, state: Any
+    ) -> tuple[Decision, Any]:
+        """Return the change to the multiple in force; "stay" where the length is unknown."""
+        state = _noted(signals, state)
+        context = signals.context
+        done = np.asarray(signals.total_samples, dtype=np.float64) / context.planned_samples
+        double, quadruple = self._pays(signals, state)
+        multiple = np.where((done >= self.first) & double, 2.0, 1.0)
+        multiple = np.where((done >= self.second) & double & quadruple, 4.0, multiple)
+        wanted = np.asarray(context.base_batch_size) * multiple
+        known = np.isfinite(done)
+        change = np.where(known, tools.change_to(wanted, signals.batch_size), 0.0)
+        why = "length of the run not known"
+        if np.all(known):
+            pays = "a larger size saves time" if np.all(double) else "a larger size saves no time"
+            why = f"{{:.0%}} of the planned samples, {pays}"
+        return tools.decision(change, "saving-ramp", why, done), state
+
+    def _pays(self, signals: Signals, state: Any) -> tuple[Flags, Flags]:
+        """Return whether the first doubling pays, and whether the second does."""
+        least = 1.0 - self.saving
+        one, two, four = _told(signals)
+        told = np.asarray(signals.step_cost_known) >= _TOLD
+        cost_one, samples_one, cost_two, samples_two = state
+        seen_one, seen_two = cost_one / samples_one, cost_two / samples_two
+        tried = (samples_one > 0) & (samples_two > 0)
+        # With c(B) = a + b B a sample costs a/B + b: halving a/B from 2 B0 on saves half as much.
+        seen_four = seen_two - (seen_one - seen_two) / 2
+        first = np.where(tried, seen_two <= least * seen_one, ~told | (two <= least * one))
+        second = np.where(told, four <= least * two, tried & (seen_four <= least * seen_two))
+        return first, second
+
+
+def _told(signals: Signals) -> tuple[Array, Array, Array]:
+    """Return what a sample costs at one, two and four times the user's size, up to a factor."""
+    base = np.log2(np.asarray(signals.context.base_batch_size, dtype=np.float64))
+    one, two, four = (
+        2.0 ** (step_cost_at(signals.step_cost_curve, base + shift) - shift) for shift in range(3)
+    )
+    return one, two, four
+
+
+def _noted(signals: Signals, state: Any) -> Any:
+    """Return the state with the chunk's cost and samples at its size."""
+    shift = np.log2(np.asarray(signals.batch_size) / signals.context.base_batch_size)
+    samples = np.asarray(signals.batch_size) * signals.steps
+    kept = np.isfinite(np.asarray(signals.chunk_cost))
+    noted: list[Array] = []
+    for place, doublings in enumerate((0.0, 1.0)):
+        here = kept & (np.abs(shift - doublings) < 0.1)
+        noted.append(state[2 * place] + np.where(here, signals.chunk_cost, 0.0))
+        noted.append(state[2 * place + 1] + np.where(here, samples, 0.0))
+    return tuple(noted)

@@ -1,0 +1,82 @@
+"""The ramp that is only made where it saves time, against costs of a device by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlbatch.agents.rules.saving_ramp import SavingRamp
+from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.policy.base import Policy
+from rlbatch.policy.state import pack_state, unpack_state
+from rlbatch.signals.record import COST_CURVE_SIZES
+from rlbatch.testing import simple_signals
+from rlbatch.testing.policy_contract import PolicyContract
+
+NOTHING = np.zeros(OBSERVATION_SIZE, np.float32)
+PLANNED = 12_000.0
+
+
+class TestSavingRamp(PolicyContract):
+    def make_policy(self) -> Policy:
+        return SavingRamp(first=0.1, second=0.6, saving=0.2)
+
+
+def sizes(fixed: float, sample: float, *, told: bool, at: list[float]) -> list[int]:
+    """Sizes after chunks of 10 steps on a device whose step costs `fixed` + `sample` x B."""
+    policy = SavingRamp()
+    state, size, chosen = policy.initial_state(), 64.0, list[int]()
+    guess = 1.0 + COST_CURVE_SIZES / 64.0  # what is believed before anything was measured
+    for seen in at:
+        signals = simple_signals(
+            batch_size=size,
+            steps=10.0,
+            total_samples=seen,
+            planned_samples=PLANNED,
+            chunk_cost=10.0 * (fixed + sample * size),
+            step_cost_known=1.0 if told else 0.5,
+            step_cost_curve=np.log2(fixed + sample * COST_CURVE_SIZES if told else guess),
+        )
+        decision, state = policy.decide(NOTHING, signals, state)
+        state = unpack_state(pack_state(state))  # a run that resumes here goes on alike
+        size = round(size * 2.0 ** float(decision.log2_change))
+        chosen.append(int(size))
+    return chosen
+
+
+RUN = [64.0, 5999.0, 6000.0, 7000.0, 8999.0, 9000.0, 12_000.0]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "sample", "told", "expected"),
+    [
+        # A launch-bound device: a sample costs half, and again half.
+        (1.0, 0.0, True, [64, 64, 128, 128, 128, 256, 256]),
+        (1.0, 0.0, False, [64, 64, 128, 128, 128, 256, 256]),
+        # A saturated one: nothing is saved. Who is not told tries once, and goes back.
+        (0.0, 1.0, True, [64] * 7),
+        (0.0, 1.0, False, [64, 64, 128, 64, 64, 64, 64]),
+        # c(64) = 1 + 3: a sample costs 4, 3.5, 3.25 units: the first doubling saves 12.5%, the
+        # second 7%.
+        (1.0, 3.0 / 64.0, True, [64, 64, 128, 128, 128, 128, 128]),
+        (1.0, 3.0 / 64.0, False, [64, 64, 128, 128, 128, 128, 128]),
+    ],
+)
+def test_decision_sequences(fixed: float, sample: float, told: bool, expected: list[int]) -> None:
+    assert sizes(fixed, sample, told=told, at=RUN) == expected
+
+
+def test_a_run_of_unknown_length_stays() -> None:
+    policy = SavingRamp()
+    decision, _ = policy.decide(NOTHING, simple_signals(), policy.initial_state())
+
+    assert decision.log2_change == 0.0
+    assert "not known" in decision.reasons[0]
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="first must be below second"):
+        SavingRamp(first=0.8)
+    with pytest.raises(ConfigurationError, match="saving must be in"):
+        SavingRamp(saving=1.0)
