@@ -436,12 +436,14 @@ class BatchController:
         if not self._require_loader().sampler.resumes_within_epoch:
             self._plain_steps.begin_epoch()
         self._warn_without_validations()
-        if self.config.log_dir is not None and not self._log_opened and parts.ranks.is_main:
+        if not self._log_opened and parts.ranks.is_main:
             self._log_opened = True
             info = run_info(self._policy_name, self.model, self.optimizer, parts)
             info["action_grid"] = getattr(self.policy, "action_grid", None)
             resume = self._state is not None
-            parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
+            if self.config.log_dir is not None:
+                parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
+            parts.track(info)
         parts.abandon_step()
         self._accumulator.abandon()
         self._repeating = False

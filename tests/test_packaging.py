@@ -46,6 +46,9 @@ def test_the_wheel_holds_one_package_with_its_data(archives: Path) -> None:
     assert {path.relative_to(ROOT).as_posix() for path in expected} <= set(names)
     assert {f"rlbatch/agents/pretrained/{name}" for name in DATA} <= set(names)
     assert "rlbatch/py.typed" in names
+    page = ROOT / "rlbatch" / "inspect" / "report" / "assets"
+    assets = {path.relative_to(ROOT).as_posix() for path in page.iterdir()}
+    assert "rlbatch/inspect/report/assets/uplot-LICENSE.txt" in assets <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

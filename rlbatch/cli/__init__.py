@@ -18,7 +18,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated, Any, Union
 
-from rlbatch.cli._failures import WRONG_USE, report
+from rlbatch.cli._failures import WRONG_USE
+from rlbatch.cli._failures import report as report_failure
 from rlbatch.errors import ConfigurationError, MissingExtraError, RlbatchError, UnknownNameError
 from rlbatch.extras import missing_extra
 
@@ -27,9 +28,9 @@ DONE, STOPPED = 0, 130
 _DESCRIPTION = """Reinforcement learning adapts the batch size while a model trains.
 
 For example: rlbatch demo"""
-_CLI_ONLY = ("tasks", "policies", "inspect")
+_CLI_ONLY = ("tasks", "policies", "inspect", "report", "replay")
 """Commands for which the extra `cli` is enough; the others need `train`, which holds it."""
-_FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "inspect")
+_FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "inspect", "report", "replay")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STOPPED
     except BrokenPipeError as error:
         # The reader, such as `head`, has what it wanted; or a process of the command has died.
-        return DONE if _drop_output() else report(error)
+        return DONE if _drop_output() else report_failure(error)
     except ImportError as error:
         _drop_output()
-        return report(_named(error, arguments))
+        return report_failure(_named(error, arguments))
     except Exception as error:
         _drop_output()
-        return report(error)
+        return report_failure(error)
 
 
 def _named(error: ImportError, arguments: Sequence[str]) -> ImportError:

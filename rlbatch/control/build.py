@@ -157,10 +157,11 @@ def run_info(
 ) -> dict[str, Any]:
     """Return what the head of the log says about a run."""
     config = control_loop.config
+    settings = [field.name for field in fields(config) if field.name != "trackers"]  # objects
     return {
         "policy": policy_name,
         "model": type(model).__name__,
         "optimizer": type(optimizer).__name__,
-        "config": {field.name: str(getattr(config, field.name)) for field in fields(config)},
+        "config": {name: str(getattr(config, name)) for name in settings},
         "context": context_values(control_loop.context),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from rlbatch.control.limits import Limits
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.cadence import Cadence
 from rlbatch.signals.record import Array, Coupling
+from rlbatch.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ControllerConfig:
         on_error: What follows when deciding or logging fails: `off` warns and lets the training go
             on at the user's batch size, `raise` raises.
         log_dir: Folder of the episode log; None writes none.
+        trackers: Experiment trackers that are told the same, on rank 0; see
+            `rlbatch.tracking.Tracker` and `rlbatch.integrations.trackers`.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -67,6 +70,7 @@ class ControllerConfig:
     off_when: Callable[[], bool] | None = None
     on_error: Literal["off", "raise"] = "off"
     log_dir: str | PathLike[str] | None = None
+    trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict themselves."""

@@ -194,6 +194,11 @@ class ControlLoop:
         log.truncate_to(self._log_position)
         self._logger.log = log
 
+    def track(self, run: dict[str, Any]) -> None:
+        """Tell the trackers of the settings, on rank 0; `run` is what `run.json` says."""
+        if self.ranks.is_main:
+            self._logger.track(self.config.trackers, run)
+
     def close(self, place: Place) -> None:
         """Note the end of the run and close the log; one that is opened later continues it."""
         self._note("end", "end of the run", place, self.batch_size)

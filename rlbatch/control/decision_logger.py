@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +14,7 @@ from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import DecisionRecord, Event
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.signals.record import RunContext, Signals
+from rlbatch.tracking import RecordValues, Tracker
 
 
 def signal_values(signals: Signals) -> dict[str, Any]:
@@ -49,11 +52,24 @@ class DecisionLogger:
     def __init__(self, log: EpisodeLog | None) -> None:
         """Write to this log."""
         self.log = log
+        self._trackers: list[Tracker] = []
+        self._values = RecordValues({})
 
     @property
     def position(self) -> int:
         """Lines so far."""
         return 0 if self.log is None else self.log.position
+
+    def track(self, trackers: Sequence[Tracker], run: Mapping[str, Any]) -> None:
+        """Tell these trackers, too, from now on.
+
+        Args:
+            trackers: Where values go.
+            run: What `run.json` says of the run.
+        """
+        self._trackers, self._values = list(trackers), RecordValues(run)
+        for tracker in trackers:
+            self._tell(tracker, lambda tracker=tracker: tracker.begin(run))
 
     def decision(
         self,
@@ -73,11 +89,11 @@ class DecisionLogger:
             event: `decision`, or `rollback` where the chunk was undone before.
             learning_rate_factor: The coupling's factor at the new batch size.
         """
-        if self.log is None:
+        if self.log is None and not self._trackers:
             return
-        self.log.write(
+        self._write(
             DecisionRecord(
-                index=self.log.position,
+                index=self.position,
                 event=event,
                 step=int(float(signals.total_steps)),
                 effective_step=place.next_step,
@@ -119,12 +135,12 @@ class DecisionLogger:
             signals: Of the chunk that ended with it, if they are to be kept.
             learning_rate_factor: The coupling's at the batch size after.
         """
-        if self.log is None:
+        if self.log is None and not self._trackers:
             return
         (steps, samples, cost), (before, after) = counts, batch_sizes
-        self.log.write(
+        self._write(
             DecisionRecord(
-                index=self.log.position,
+                index=self.position,
                 event=event,
                 batch_size_before=before,
                 batch_size=after,
@@ -139,6 +155,27 @@ class DecisionLogger:
                 cost=cost,
             )
         )
+
+    def _write(self, record: DecisionRecord) -> None:
+        if self.log is not None:
+            self.log.write(record)
+        values, texts = self._values.of(record)
+        for tracker in tuple(self._trackers):
+            self._tell(
+                tracker,
+                lambda tracker=tracker: tracker.log(record.samples_seen, values, texts),
+            )
+
+    def _tell(self, tracker: Tracker, call: Callable[[], None]) -> None:
+        """Call a tracker; one that fails is dropped: a training must not end by it."""
+        try:
+            call()
+        except Exception as error:
+            self._trackers.remove(tracker)
+            what = f"{type(tracker).__name__} gets no more of this run"
+            warnings.warn(
+                f"rlbatch: {what}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+            )
 
     def give_up(self) -> None:
         """Drop a log that cannot be written, and keep quiet about it from now on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
@@ -13,6 +13,7 @@ from rlbatch.control.limits import Limits
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.cadence import Cadence
 from rlbatch.signals.record import Array, Coupling
+from rlbatch.tracking import Tracker
 
 
 class Settings(TypedDict, total=False):
@@ -44,6 +45,7 @@ class Settings(TypedDict, total=False):
     off_when: Callable[[], bool] | None
     on_error: Literal["off", "raise"]
     log_dir: str | PathLike[str] | None
+    trackers: Sequence[Tracker]
 
 
 _LIMITS = (

@@ -1,1 +1,5 @@
-"""Reading episode logs: tables and summaries."""
+"""Reading episode logs: tables, summaries, explanations, pages."""
+
+from rlbatch.inspect.frames import load
+
+__all__ = ["load"]

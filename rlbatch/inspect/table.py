@@ -1,139 +1,159 @@
-"""An episode log as tables for the terminal."""
+"""A log's decisions as lines of text that fit a terminal, 80 columns or more."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from rlbatch.errors import MissingExtraError
-from rlbatch.inspect.summary import summarize
-from rlbatch.log.decision_record import DecisionRecord
-from rlbatch.log.episode_log import Episode
+from rlbatch.inspect.noise import noise_text
+from rlbatch.inspect.series import Point
+from rlbatch.inspect.text import NO_VALUE, compact, count, number, printable, signal
+from rlbatch.policy.tools import describe
 
-try:
-    from rich.table import Table
-    from rich.text import Text
-except ImportError as error:
-    raise MissingExtraError("rich", "cli") from error
-
-_COLUMNS = ("#", "event", "step", "samples", "cost", "loss", "batch size", "asked", "P", "why")
-_RIGHT = frozenset(("#", "step", "samples", "cost", "loss", "asked", "P"))
+NARROWEST = 40
+_WIDE = 120  # columns from which numbers are written out
+_LEAST_WHY = 20  # columns beside the numbers; else the reasons stand below them
+_GAP = 2
+_YELLOW, _BOLD, _RESET = "\x1b[33m", "\x1b[1m", "\x1b[0m"
 
 
-def render_decisions(episode: Episode, *, limit: int | None = None) -> Table:
-    """Return a table with one row a decision.
+@dataclass(frozen=True)
+class _Column:
+    """A column: its heading, least width, and a cell of a decision."""
 
-    "asked" is the requested change of log2(batch size); "P" is the probability that the policy
-    gave to it, known where `run.json` names the `action_grid`.
+    title: str
+    width: int
+    cell: Callable[[Point], str]
 
-    Args:
-        episode: What `read_episode` returned.
-        limit: Show only this many of the last rows; None for all.
+
+def _loss(name: str, show: Callable[[float], str]) -> Callable[[Point], str]:
+    return lambda point: show(signal(point.record, name))
+
+
+def _sizes(point: Point) -> str:
+    before, after = point.record.batch_size_before, point.record.batch_size
+    return _size(before) if before == after else f"{_size(before)}>{_size(after)}"
+
+
+def _size(size: int) -> str:
+    return str(size) if size < 100_000 else compact(size)
+
+
+def _asked(point: Point) -> str:
+    change = point.record.requested_log2_change
+    if not math.isfinite(change):
+        return str(change)
+    return "=" if describe(change) == "stay" else describe(change)
+
+
+def _asked_size(point: Point) -> str:
+    return NO_VALUE if math.isnan(point.asked) else count(round(point.asked), short=False)
+
+
+def _probability(point: Point) -> str:
+    return NO_VALUE if math.isnan(point.probability) else f"{point.probability:.2f}"
+
+
+_NARROW = (
+    _Column("step", 4, lambda p: count(p.record.step, short=True)),
+    _Column("seen", 4, lambda p: count(p.record.samples_seen, short=True)),
+    _Column("loss", 6, _loss("train_loss", compact)),
+    _Column("val", 6, _loss("val_loss", compact)),
+    _Column("noise", 6, lambda p: noise_text(p.noise, short=True)),
+    _Column("size", 6, _sizes),
+    _Column("ask", 3, _asked),
+    _Column("rate", 6, lambda p: compact(p.learning_rate)),
+)
+_BROAD = (
+    _Column("step", 6, lambda p: f"{p.record.step:,}"),
+    _Column("samples", 7, lambda p: f"{p.record.samples_seen:,}"),
+    _Column("cost", 6, lambda p: number(p.record.cost)),
+    _Column("loss", 7, _loss("train_loss", number)),
+    _Column("val", 7, _loss("val_loss", number)),
+    _Column("noise scale", 11, lambda p: noise_text(p.noise)),
+    _Column("size", 5, lambda p: f"{p.record.batch_size_before:,}"),
+    _Column("asked", 5, _asked_size),
+    _Column("applied", 7, lambda p: f"{p.record.batch_size:,}"),
+    _Column("rate", 8, lambda p: number(p.learning_rate)),
+    _Column("P", 4, _probability),
+)
+
+
+@dataclass(frozen=True)
+class DecisionTable:
+    """Lays out decisions.
+
+    Attributes:
+        width: Columns of the terminal.
+        shown: Decisions whose cells tell how wide the columns must be.
+        color: Mark changes and what the guard did by terminal colours.
     """
-    left_out = 0 if limit is None else max(0, len(episode.records) - limit)
-    table = Table(
-        title=_title(episode),
-        caption=_caption(left_out, episode.torn),
-        title_justify="left",
-        caption_justify="left",
-    )
-    for name in _COLUMNS:
-        wraps = name == "why"
-        justify = "right" if name in _RIGHT else "left"
-        table.add_column(name, justify=justify, no_wrap=not wraps)
-    grid = _action_grid(episode)
-    for record in episode.records[left_out:]:
-        style = None if record.event in ("decision", "end") else "yellow"
-        # Text, not str: a reason in square brackets would be taken for markup.
-        table.add_row(*(Text(cell) for cell in _row(record, grid)), style=style)
-    return table
+
+    width: int
+    shown: Sequence[Point] = ()
+    color: bool = False
+    _widths: list[int] = field(default_factory=list[int], init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for column in self._columns:
+            cells = [len(column.cell(point)) for point in self.shown]
+            self._widths.append(max([column.width, len(column.title), *cells]))
+
+    @property
+    def _columns(self) -> tuple[_Column, ...]:
+        return _BROAD if self.width >= _WIDE else _NARROW
+
+    @property
+    def _room(self) -> int:
+        """Columns that are left for the reasons."""
+        return self.width - sum(self._widths) - self._gap * len(self._widths)
+
+    @property
+    def _gap(self) -> int:
+        narrow = sum(self._widths) + _GAP * len(self._widths) + _LEAST_WHY > self.width
+        return 1 if narrow else _GAP
+
+    def head(self) -> list[str]:
+        """Return the headings and a line below them."""
+        titles = self._joined([column.title for column in self._columns])
+        if self._room >= _LEAST_WHY:
+            titles += " " * self._gap + "why"
+        return [titles, "-" * min(self.width, max(len(titles), self.width))]
+
+    def rows(self, points: Iterable[Point]) -> Iterator[str]:
+        """Yield the lines of decisions."""
+        for point in points:
+            lines = self._lines(point)
+            style = self._style(point) if self.color else ""
+            yield from (f"{style}{line}{_RESET}" if style else line for line in lines)
+
+    def _lines(self, point: Point) -> list[str]:
+        numbers = self._joined([column.cell(point) for column in self._columns])
+        why = self._why(point)
+        if not why:
+            return [numbers.rstrip()]
+        if self._room >= _LEAST_WHY and (len(why) <= self._room or self.width >= _WIDE):
+            first, *more = _wrapped(why, self._room)
+            indent = " " * (self.width - self._room)
+            return [numbers + " " * self._gap + first, *(indent + line for line in more)]
+        return [numbers.rstrip(), *("    " + line for line in _wrapped(why, self.width - 4))]
+
+    def _why(self, point: Point) -> str:
+        event = "" if point.record.event == "decision" else point.record.event.replace("_", " ")
+        reasons = [printable(reason) for reason in point.record.reasons]
+        return "; ".join([*([event.upper()] if event else []), *reasons])
+
+    def _style(self, point: Point) -> str:
+        if point.is_guard:
+            return _YELLOW
+        return _BOLD if point.changed else ""
+
+    def _joined(self, cells: Sequence[str]) -> str:
+        pairs = zip(cells, self._widths, strict=True)
+        return (" " * self._gap).join(cell.rjust(width) for cell, width in pairs)
 
 
-def render_summary(episode: Episode) -> Table:
-    """Return the numbers of `summarize` that a reader wants first, one a row."""
-    summary = summarize(episode)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
-    first, final = summary["batch_size_first"], summary["batch_size_final"]
-    events: dict[str, int] = summary["events"]
-    unusual = [f"{count} {name}" for name, count in events.items() if name != "decision"]
-    shares: dict[str, float] = summary["cost_share"]
-    rows = {
-        "batch size": "-" if first is None else _arrow(first, final),
-        "range": "-"
-        if first is None
-        else f"{summary['batch_size_min']:,} .. {summary['batch_size_max']:,}",
-        "changes": f"{summary['changes']} in {events.get('decision', 0)} decisions",
-        "held back": f"{summary['held_back']} (applied differs from asked)",
-        "other events": ", ".join(unusual) or "none",
-        "cost": _number(summary["cost"]),
-        "samples": f"{summary['samples']:,} in {summary['steps']:,} steps",
-        "loss": f"train {_number(summary['train_loss'])}, val {_number(summary['val_loss'])}",
-        "cost share": ", ".join(f"{int(b):,}: {share:.0%}" for b, share in shares.items()) or "-",
-    }
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    return table
-
-
-def _row(record: DecisionRecord, grid: Sequence[float] | None) -> tuple[str, ...]:
-    loss = record.signals.get("train_loss")
-    chosen = chosen_probability(record, grid)
-    return (
-        str(record.index),
-        record.event.replace("_", " "),
-        f"{record.step:,}",
-        f"{record.samples_seen:,}",
-        _number(record.cost),
-        _number(loss if isinstance(loss, float) else None),
-        _arrow(record.batch_size_before, record.batch_size),
-        f"{record.requested_log2_change:+.2f}".replace("+0.00", "0"),
-        "-" if chosen is None else f"{chosen:.2f}",
-        "; ".join(record.reasons),
-    )
-
-
-def chosen_probability(record: DecisionRecord, grid: Sequence[float] | None) -> float | None:
-    """Return the probability of the requested change, or None where it cannot be told."""
-    probabilities = record.probabilities
-    if grid is None or probabilities is None or len(grid) != len(probabilities):
-        return None
-    for change, probability in zip(grid, probabilities, strict=True):
-        if math.isclose(change, record.requested_log2_change, abs_tol=1e-6):
-            return probability
-    return None
-
-
-def _action_grid(episode: Episode) -> list[float] | None:
-    """Return the policy's actions if `run.json` tells them."""
-    grid: Any = episode.run.get("action_grid")
-    try:
-        return None if grid is None else [float(change) for change in grid]
-    except (TypeError, ValueError):
-        return None
-
-
-def _title(episode: Episode) -> Text:
-    run = episode.run
-    parts = [f"{key} {run[key]}" for key in ("task", "policy", "seed") if key in run]
-    return Text(", ".join(parts) or "decisions")
-
-
-def _caption(left_out: int, torn: bool) -> Text | None:
-    notes = [f"{left_out} earlier rows left out"] if left_out else []
-    if torn:
-        notes.append("the last line is incomplete: the run is writing, or was killed")
-    return Text(". ".join(notes)) if notes else None
-
-
-def _arrow(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits; a dash where there is none."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.4g}" if abs(value) < 1e4 or math.isinf(value) else f"{value:,.0f}"
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 8)) or [""]

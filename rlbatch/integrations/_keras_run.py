@@ -84,7 +84,7 @@ class ControlledRun:
             guard=guard,
         )
         self._policy, self._is_resumed = policy, state is not None
-        self._log: EpisodeLog | None = None
+        self._is_logged = False
         self._log_was_closed = self.epoch_is_over = False
         self._epochs_done, self._rate_noted = 0.0, False
         self._expected_iterations: int | None = None
@@ -211,20 +211,22 @@ class ControlledRun:
 
     def _open_log(self, policy_name: str) -> None:
         folder, parts = self.control_loop.config.log_dir, self.control_loop
-        if folder is None or self._log is not None:
+        if self._is_logged:
             return
+        self._is_logged = True
         info = run_info(policy_name, self.model, self.facts.optimizer, parts)
         info["action_grid"] = getattr(self._policy, "action_grid", None)
         info["backend"] = keras.backend.backend()
         resume = self._log_was_closed or self._is_resumed
-        self._log = EpisodeLog(folder, info, resume=resume)
-        parts.open_log(self._log)
+        if folder is not None:
+            parts.open_log(EpisodeLog(folder, info, resume=resume))
+        parts.track(info)
 
     def close_log(self) -> None:
         """Note the end of a `fit`; another one continues the log."""
-        if self._log is not None:
+        if self._is_logged:
             self.control_loop.close(self.place())
-            self._log, self._log_was_closed = None, True
+            self._is_logged, self._log_was_closed = False, True
 
     def has_optimizer_of(self, model: Any) -> bool:
         """Whether a model is still compiled with the optimizer of the run."""

@@ -170,7 +170,7 @@ def _number(name: str, value: Any) -> float:
         raise EpisodeLogError(f"{name} must be a number; got the text {value!r}.")
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise EpisodeLogError(f"{name} must be a number; got {value!r}.") from error
 
 

@@ -15,7 +15,7 @@ import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -95,13 +95,14 @@ class EpisodeLog:
 
     def _take_over(self, tensorboard: bool) -> None:
         """Read what the log holds and cut off a torn last line."""
-        records = read_episode(self.folder).records
+        episode = read_episode(self.folder)
+        records = episode.records
         content = (self.folder / DECISIONS_FILE).read_bytes()
         for line in content.split(b"\n")[: len(records)]:
             self._offsets.append(self._offsets[-1] + len(line) + 1)
         self._cut()
         if tensorboard:
-            self._restart_events(records)
+            self._restart_events(episode)
 
     @property
     def position(self) -> int:
@@ -145,7 +146,7 @@ class EpisodeLog:
         del self._offsets[position + 1 :]
         self._cut()
         if self._events is not None:
-            self._restart_events(read_episode(self.folder).records)
+            self._restart_events(read_episode(self.folder))
 
     def flush(self) -> None:
         """Wait for the disk. Call it before a checkpoint that holds `position` is saved."""
@@ -184,13 +185,13 @@ class EpisodeLog:
         with self._explained():
             os.ftruncate(self._open_descriptor(), self._offsets[-1])
 
-    def _restart_events(self, records: Sequence[DecisionRecord]) -> None:
+    def _restart_events(self, episode: Episode) -> None:
         """Write the curves anew, so that they show what the log holds and nothing else."""
         if self._events is not None:
             self._events.close()
             self._events = None
         with self._explained(), contextlib.suppress(ImportError):
-            self._events = TensorBoardEvents(self.folder, records)
+            self._events = TensorBoardEvents(self.folder, episode.records, episode.run)
 
     def _draw(self, record: DecisionRecord) -> None:
         """Add to the curves. They can be made again from the log, so a failure only ends them."""

@@ -445,14 +445,14 @@ def log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", None, "is no episode log"),
+        ("run.json", None, "There is no run.json"),
         ("run.json", b"{", "run.json is not valid JSON"),
-        ("run.json", b"[]", "was not written by rlbatch"),
-        ("decisions.jsonl", b"rubbish\n{}\n", "decisions.jsonl, line 1 is damaged"),
-        ("decisions.jsonl", b"\xff\x00\n{}\n", "decisions.jsonl, line 1 is damaged"),
+        ("run.json", b"[]", "run.json was not written by rlbatch"),
+        ("decisions.jsonl", b"rubbish\n{}\n", "2 lines (1, 2) cannot be read"),
+        ("decisions.jsonl", b"\xff\x00\n{}\n", "2 lines (1, 2) cannot be read"),
     ],
 )
-def test_logs_that_cannot_be_read(
+def test_a_damaged_log_is_shown_with_what_is_wrong_with_it(
     name: str,
     content: bytes | None,
     message: str,
@@ -463,8 +463,17 @@ def test_logs_that_cannot_be_read(
         (log / name).unlink()
     else:
         (log / name).write_bytes(content)
+    assert main(["inspect", str(log)]) == 0
+    assert message in capsys.readouterr().out
+
+
+def test_a_folder_of_which_nothing_can_be_read(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (log / "run.json").write_bytes(b"{")
+    (log / "decisions.jsonl").write_bytes(b"rubbish\n")
     assert main(["inspect", str(log)]) == 1
-    assert message in said(capsys)
+    assert "holds nothing that can be read" in said(capsys)
 
 
 def test_a_log_cut_anywhere_is_shown_as_far_as_it_goes(

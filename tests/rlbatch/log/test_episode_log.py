@@ -451,7 +451,7 @@ def test_tensorboard_shows_the_log_over_samples(tmp_path: Path) -> None:
             log.write(make_record(index, size))
 
     found = curves(tmp_path)
-    assert found["batch_size"] == [(0, 64.0), (640, 128.0), (1280, 256.0)]
+    assert found["batch_size/applied"] == [(0, 64.0), (640, 128.0), (1280, 256.0)]
     assert [step for step, _ in found["signals/train_loss"]] == [0, 640, 1280]
     assert "signals/noise_trace" not in found  # NaN throughout
 
@@ -470,7 +470,7 @@ def test_tensorboard_follows_a_resume(tmp_path: Path) -> None:
 
     assert foreign.exists()
     foreign.unlink()
-    assert curves(tmp_path)["batch_size"] == [(0, 64.0), (640, 512.0)]
+    assert curves(tmp_path)["batch_size/applied"] == [(0, 64.0), (640, 512.0)]
 
 
 def test_tensorboard_gets_no_control_characters(tmp_path: Path) -> None:

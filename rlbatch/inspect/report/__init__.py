@@ -1,0 +1,1 @@
+"""Runs as one page that opens without a network, and as figures for papers."""
