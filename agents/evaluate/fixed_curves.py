@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,10 @@ MAX_STEPS = 20_000
 
 SCHEDULE_MARGIN = 1.5
 """A schedule is planned for this multiple of the steps of the default run without it."""
+
+
+# In the order in which stored curves name them.
+_CADENCE = ("minimum", "growth", "maximum", "validation_growth", "first")
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class FixedCurves:
             seed=setting.seed,
             coupling=setting.coupling.value,
             batch_size=size,
-            cadence=json.dumps(asdict(setting.cadence)),
+            cadence=json.dumps({name: getattr(setting.cadence, name) for name in _CADENCE}),
             planned_steps=self._planned,
             target=self._target,
             wall=wall,

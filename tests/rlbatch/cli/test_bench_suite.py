@@ -13,7 +13,7 @@ from rlbatch.agents.evaluate.settings import BenchSettings
 from rlbatch.cli import main
 from rlbatch.envs.tasks.field import DEVELOPMENT, LOCKED, QUICK
 
-CHEAP = f"{Path(__file__).parents[2] / 'agents' / 'evaluation' / 'cheap_task.py'}:scheduled"
+CHEAP = f"{Path(__file__).parents[2] / 'agents' / 'evaluate' / 'cheap_task.py'}:scheduled"
 
 
 def test_epochs_print_time_at_equal_loss(
