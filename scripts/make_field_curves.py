@@ -9,12 +9,11 @@ curves from the folder; `--ship` packs them into the package, where every benchm
 from __future__ import annotations
 
 import argparse
-import lzma
 import time
 from pathlib import Path
 
 from rlbatch.agents.evaluate.clocks import resolve_clock
-from rlbatch.agents.evaluate.curve_files import SHIPPED, curve_path, open_curves
+from rlbatch.agents.evaluate.curve_files import curve_path, open_curves, pack
 from rlbatch.agents.evaluate.frontier_runs import plans, run_frontier
 from rlbatch.agents.evaluate.planned_runs import fixed_setting, frontier_works
 from rlbatch.agents.evaluate.reference import find_references
@@ -55,14 +54,12 @@ def main() -> None:
 
 def ship(name: str, coupling: str, settings: BenchSettings, folder: Path) -> None:
     """Pack a task's curves into the package."""
-    SHIPPED.mkdir(exist_ok=True)
     task = resolve_task(name)
     for seed in range(32):
         identity = fixed_setting(settings, Group(name, coupling, seed), task).task_id
         path = curve_path(folder, identity, coupling, seed)
         if path.is_file():
-            packed = lzma.compress(path.read_bytes(), preset=9)
-            (SHIPPED / f"{path.name}.xz").write_bytes(packed)
+            pack(path)
 
 
 def _to_target(settings: BenchSettings, group: Group, folder: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 from pathlib import Path
 
-from rlbatch.agents.evaluate.curve_store import CurveStore, cut_torn_line
+from rlbatch.agents.evaluate.curve_store import CurveStore, cut_torn_line, read_lines
 from rlbatch.files import write_atomically
 
 SHIPPED = Path(__file__).with_name("field_curves")
@@ -35,6 +36,22 @@ def open_curves(path: Path) -> CurveStore:
         write_atomically(path, lzma.decompress(shipped.read_bytes()).decode())
     cut_torn_line(path)
     return CurveStore(path)
+
+
+def pack(path: Path) -> Path:
+    """Put a file of curves among those that ship, and return where.
+
+    Losses keep seven digits, which is what single precision holds.
+    """
+    SHIPPED.mkdir(exist_ok=True)
+    lines: list[str] = []
+    for row in read_lines(path):
+        losses = row["curve"]["val_loss"]
+        row["curve"]["val_loss"] = [None if x is None else float(f"{x:.7g}") for x in losses]
+        lines.append(json.dumps(row, separators=(",", ":")) + "\n")
+    target = SHIPPED / f"{path.name}.xz"
+    target.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
+    return target
 
 
 def file_name(text: str) -> str:

@@ -13,7 +13,7 @@ from rlbatch.agents.evaluate.clocks import CostClock, resolve_clock
 from rlbatch.agents.evaluate.curve_files import curve_path, file_name, open_curves
 from rlbatch.agents.evaluate.curve_store import append_line
 from rlbatch.agents.evaluate.fixed_curves import planned_steps, size_grid
-from rlbatch.agents.evaluate.planned_runs import PlannedRuns, fixed_setting
+from rlbatch.agents.evaluate.planned_runs import PlannedRuns, fixed_setting, lowest_size
 from rlbatch.agents.evaluate.reference import (
     Reference,
     budget_planned_steps,
@@ -188,7 +188,8 @@ class _GroupRunner:
         planned = self._planned.planned
         samples = float(planned * self._task.batch_size)
         objective = Objective(planned_samples=samples, weights=clock.weights)
-        result = self._controlled(clock, size, policy, objective, planned, None)
+        limit = lowest_size(resolve_policy(policy), self._task, size)
+        result = self._controlled(clock, size, policy, objective, planned, None, limit)
         return result, *self._planned.compared(clock, result)
 
     def _controlled(
@@ -199,6 +200,7 @@ class _GroupRunner:
         objective: Objective,
         planned: int | None,
         max_cost: float | None,
+        min_batch_size: int | None = None,
     ) -> RunResult:
         return controlled_run(
             self._task,
@@ -208,6 +210,7 @@ class _GroupRunner:
             profile=clock.profile,
             objective=objective,
             start_factor=size / self._task.batch_size,
+            min_batch_size=min_batch_size,
             cadence=self._setting.cadence,
             log_dir=self._log_folder(clock, size, policy),
             max_cost=max_cost,

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlbatch.agents.evaluate.clocks import CostClock
 from rlbatch.agents.evaluate.curve_files import curve_path, open_curves
-from rlbatch.agents.evaluate.fixed_curves import FixedSetting
+from rlbatch.agents.evaluate.fixed_curves import MAX_STEPS, FixedSetting
 from rlbatch.agents.evaluate.frontier import Frontier, FrontierCost, time_at_equal_loss
 from rlbatch.agents.evaluate.frontier_runs import (
     FRONTIER_SEEDS,
@@ -24,9 +24,14 @@ from rlbatch.agents.evaluate.run import RunResult
 from rlbatch.agents.evaluate.settings import BenchSettings, Group, parse_epochs, task_identity
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
-from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.task import Task, resolve_task, smallest_batch_size
 from rlbatch.envs.tasks.field import PREFIX, field_job
+from rlbatch.policy.base import Policy
 from rlbatch.signals.record import Coupling
+
+LONGEST_UNREACHED = 4
+"""Multiple of a field job's planned steps after which a fixed run counts as unreached while no size
+has reached the target: its schedule is long over then."""
 
 
 def fixed_setting(settings: BenchSettings, group: Group, task: Task) -> FixedSetting:
@@ -43,7 +48,25 @@ def fixed_setting(settings: BenchSettings, group: Group, task: Task) -> FixedSet
         settings.cadence,
         backend=fastest_backend,
         planned=planned,
+        max_steps=MAX_STEPS if planned is None else LONGEST_UNREACHED * planned,
     )
+
+
+def lowest_size(policy: Policy, task: Task, start_batch_size: int) -> int:
+    """Return the smallest batch size of a run of so many epochs.
+
+    It is the user's, or the first one where that is smaller, as for a run under the controller
+    that has no target. A rule that is made of smaller sizes says so by `goes_below_base`, and gets
+    the limit of the other objectives.
+
+    Args:
+        policy: What decides.
+        task: What is trained.
+        start_batch_size: First batch size.
+    """
+    if getattr(policy, "goes_below_base", False):
+        return smallest_batch_size(task, start_batch_size)
+    return min(task.batch_size, start_batch_size)
 
 
 def frontier_works(settings: BenchSettings, references: Path) -> list[FrontierWork]:

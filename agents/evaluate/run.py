@@ -82,6 +82,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     profile: DeviceProfile | None,
     objective: Objective,
     start_factor: float = 1.0,
+    min_batch_size: int | None = None,
     cadence: Cadence | None = None,
     log_dir: str | Path | None = None,
     max_cost: float | None = None,
@@ -106,6 +107,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         profile: Whose step costs count; None for the wall clock.
         objective: When the run ends, and what cost is.
         start_factor: First batch size relative to the task's, clipped to what is possible.
+        min_batch_size: Smallest that may be asked for; None for `smallest_batch_size`.
         cadence: Spacing of decisions and validations.
         log_dir: Write an episode log there.
         max_cost: Give up once the run has cost more (checked between chunks); a target met beyond
@@ -125,7 +127,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         profile=profile,
         objective=objective,
         start_batch_size=first,
-        min_batch_size=smallest_batch_size(task, first),
+        min_batch_size=min_batch_size or smallest_batch_size(task, first),
         cadence=cadence or Cadence(),
         noise_rate=decider.noise_rate,
         planned_steps=planned_steps,

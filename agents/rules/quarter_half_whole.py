@@ -27,6 +27,7 @@ class QuarterHalfWhole:
     whole: float = 0.1
 
     needs_gradient_noise = False
+    goes_below_base = True
 
     def __post_init__(self) -> None:
         check_shares("QuarterHalfWhole", half=self.half, whole=self.whole)

@@ -21,6 +21,7 @@ class Thirds:
     """
 
     needs_gradient_noise = False
+    goes_below_base = True
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
         """Return the empty state."""

@@ -40,5 +40,5 @@ JOB = FieldJob(
     scheduler=schedules.linear(warm_up=0.05, floor=0.1),
     batch_size=32,  # windows: 512 characters
     epochs=0.15,
-    target=2.2,
+    target=1.78,
 )

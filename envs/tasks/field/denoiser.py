@@ -55,5 +55,5 @@ JOB = FieldJob(
     scheduler=schedules.warmup_stable_decay(warm_up=0.02, decay=0.2),
     batch_size=64,  # pictures
     epochs=1.25,
-    target=2.0,
+    target=2.95,
 )

@@ -87,5 +87,5 @@ JOB = FieldJob(
     scheduler=schedules.cosine(warm_up=0.1, floor=0.05),
     batch_size=128,  # rows
     epochs=8,
-    target=0.4,
+    target=0.53,
 )

@@ -74,5 +74,5 @@ JOB = FieldJob(
     scheduler=None,
     batch_size=256,  # ratings
     epochs=1,
-    target=0.5,
+    target=0.17,
 )

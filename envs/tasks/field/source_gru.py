@@ -40,5 +40,5 @@ JOB = FieldJob(
     scheduler=schedules.linear(warm_up=0.02),
     batch_size=32,  # windows: 512 characters
     epochs=0.16,
-    target=1.9,
+    target=2.1,
 )

@@ -40,5 +40,5 @@ JOB = FieldJob(
     scheduler=schedules.warmup_stable_decay(warm_up=0.05, decay=0.25),
     batch_size=32,  # windows: 512 tokens
     epochs=0.4,
-    target=2.5,
+    target=1.95,
 )

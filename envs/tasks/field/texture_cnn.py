@@ -61,5 +61,5 @@ JOB = FieldJob(
     scheduler=schedules.cosine(warm_up=0.03),
     batch_size=64,  # pictures
     epochs=3,
-    target=1.0,
+    target=1.92,
 )

@@ -40,5 +40,5 @@ JOB = FieldJob(
     scheduler=schedules.step(0.6, 0.85, factor=0.3),
     batch_size=32,  # windows: 512 characters
     epochs=1,
-    target=2.0,
+    target=1.5,
 )

@@ -47,3 +47,12 @@ def test_an_unknown_clock_is_refused_with_the_known_ones() -> None:
         resolve_clock("accelerator-51")
     with pytest.raises(ConfigurationError, match="cpu:joules"):
         resolve_clock("cpu:watts")
+
+
+def test_costs_that_are_not_told_are_the_profiles_all_the_same() -> None:
+    told, untold = resolve_clock("accelerator-512"), resolve_clock("accelerator-512:untold")
+
+    assert (told.told, untold.told) == (True, False)
+    assert untold.name == "accelerator-512:untold"
+    assert untold.profile == told.profile
+    assert float(untold.run_cost(7, 8, 64, 8)) == float(told.run_cost(7, 8, 64, 8))

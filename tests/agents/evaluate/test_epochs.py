@@ -60,6 +60,14 @@ def test_rows_hold_the_run_beside_the_users(finished: tuple[Path, list[Row]]) ->
     assert {row["changes"] for row in rows if row["policy"] == "ramp"} == {2}
 
 
+def test_no_policy_goes_below_the_users_size_but_those_made_of_smaller_ones(
+    cheap: str, tmp_path: Path
+) -> None:
+    names = ("thirds", "geometric:factor=0.5,every_epochs=1")
+    rows = run_bench(settings(cheap, policies=names, seeds=1, profiles=("cpu",)), tmp_path)
+    assert {row["policy"]: row["batch_size_min"] for row in rows} == {names[0]: 4, names[1]: 8}
+
+
 def test_the_ratio_is_what_single_runs_say(
     finished: tuple[Path, list[Row]], scheduled_task: Task
 ) -> None:

@@ -274,3 +274,24 @@ def test_the_log_says_which_actions_the_probabilities_are_of(
     assert chances
     assert all(row is not None and len(row) == 4 for row in chances)
     assert read_episode(tmp_path / "rule").run["action_grid"] is None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_policy_sees_the_costs_that_it_is_told(cheap_task: Task, told: bool) -> None:
+    seen: list[float] = []
+
+    class Watching:
+        needs_gradient_noise = False
+
+        def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
+            return ()
+
+        def decide(
+            self, observation: Observation, signals: Signals, state: Any
+        ) -> tuple[Decision, Any]:
+            seen.append(float(signals.step_cost_known))
+            return Decision(0.0), state
+
+    run(cheap_task, Watching(), curve_known=told)
+
+    assert (min(seen) == 1.0) == told
