@@ -26,6 +26,10 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "transformers": {"transformers": "transformers", "accelerate": "accelerate"},
     "keras": {"keras": "keras", "tensorflow": "tensorflow"},
     "report": {"matplotlib": "matplotlib", "rich": "rich"},
+    "data": {"pandas": "pandas", "pyarrow": "pyarrow"},
+    "search": {"optuna": "optuna"},
+    "trackers": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
+    "energy": {"pynvml": "nvidia-ml-py"},
 }
 """Extra to its packages, each a top-level module with the name under which it is installed."""
 

@@ -153,7 +153,7 @@ def _run_in_processes(
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+        jobs, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
     ) as pool:
         futures = {pool.submit(run, work, None, os.getpid()) for work in works}
         try:
@@ -169,7 +169,8 @@ def _run_in_processes(
             raise
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
+    """Prepare a process of a pool: one thread, and an end with the process that started it."""
     use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

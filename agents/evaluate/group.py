@@ -30,6 +30,7 @@ from rlbatch.agents.evaluate.settings import (
     parse_objective,
     start_factors,
 )
+from rlbatch.agents.search.searcher_names import Searcher, parse_searcher
 from rlbatch.envs.backend import TorchBackend
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
@@ -121,6 +122,8 @@ class _GroupRunner:
             )
             | more
         )
+        if parse_searcher(policy) is not None and result.reached:
+            row["ratio"] = result.cost / reference.cost  # not capped: a search may cost many runs
         key = list(cell_key(row))
         out = self._work.out
         shape = {
@@ -151,6 +154,8 @@ class _GroupRunner:
                 store=self._store,
             )
         reference = self._references[clock.name]
+        if (searcher := parse_searcher(policy)) is not None:
+            return self._searched(clock, size, searcher), reference
         # Where no fixed size got there, what the default spent in vain is the most to spend again.
         cap = UNREACHED_RATIO if reference.reached else 1.0
         result = self._controlled(
@@ -162,6 +167,23 @@ class _GroupRunner:
             cap * reference.cost,
         )
         return result, reference
+
+    def _searched(self, clock: CostClock, size: int, searcher: Searcher) -> RunResult:
+        """Return what a run costs with its share of a search, all trials charged."""
+        from rlbatch.agents.search.conditions import Conditions
+        from rlbatch.agents.search.goal import parse_goal
+        from rlbatch.agents.search.searchers import run_searcher
+
+        group = self._work.group
+        conditions = Conditions(
+            group.task,
+            parse_goal("target"),
+            group.coupling,
+            clock.name,
+            cadence=self._setting.cadence,
+        )
+        folder = self._work.references / "searches" / file_name(self._setting.task_id)
+        return run_searcher(searcher, conditions, group.seed, size, folder)
 
     def _for_budget(
         self, clock: CostClock, size: int, policy: str, budget: float

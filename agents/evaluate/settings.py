@@ -12,6 +12,7 @@ from typing import Any
 import rlbatch
 from rlbatch.agents.evaluate.clocks import resolve_clock
 from rlbatch.agents.evaluate.run import start_size
+from rlbatch.agents.search.searcher_names import parse_searcher
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.task_files import file_digests
@@ -70,8 +71,7 @@ class BenchSettings:
         for name in self.profiles:
             resolve_clock(name)
         self._check_objective()
-        for name in self.policies:
-            resolve_policy(name)
+        self._require_policies()
         for name in self.tasks:
             if name.startswith(SIMULATED):
                 simulated_count(name)
@@ -89,6 +89,23 @@ class BenchSettings:
             raise ConfigurationError(
                 f"{self.objective} is held against fixed runs of real tasks on a computed clock, "
                 f"got {', '.join(timed + simulated)}. Name device profiles and real tasks."
+            )
+
+    def _require_policies(self) -> None:
+        for name in self.policies:
+            if parse_searcher(name) is None:
+                resolve_policy(name)
+            else:
+                self._require_real_target(name)
+
+    def _require_real_target(self, name: str) -> None:
+        """Refuse a search where nothing is trained, or where cost is not what differs."""
+        simulated = [task for task in self.tasks if task.startswith(SIMULATED)]
+        if simulated or self.objective != TARGET:
+            what = simulated[0] if simulated else f"--objective {self.objective}"
+            raise ConfigurationError(
+                f"{name} searches with real runs to a target, which {what} has not. Leave one of "
+                "both out."
             )
 
     def identity(self) -> dict[str, Any]:

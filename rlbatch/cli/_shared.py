@@ -70,18 +70,18 @@ def print_json_lines(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Generator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error while the block runs.
+def progress(what: str) -> Generator[Callable[[int, int | None], None]]:
+    """Show a progress bar with the time left on standard error while the block runs.
 
     Yields:
-        A function of (done, total).
+        A function of (done, total), the total None where it is not known.
     """
     with progresses(what) as (update,):
         yield update
 
 
 @contextmanager
-def progresses(*whats: str) -> Generator[list[Callable[[int, int], None]]]:
+def progresses(*whats: str) -> Generator[list[Callable[[int, int | None], None]]]:
     """Show several progress bars below each other; each appears with its first report.
 
     Yields:
@@ -91,15 +91,17 @@ def progresses(*whats: str) -> Generator[list[Callable[[int, int], None]]]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
         from rich.progress import TimeElapsedColumn as Elapsed
+        from rich.progress import TimeRemainingColumn as Left
     except ImportError as error:
         raise MissingExtraError("rich", "cli") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
+    times = (Elapsed(), TextColumn("left"), Left())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         single = len(whats) == 1
         tasks = [bar.add_task(what, total=None, visible=single) for what in whats]
 
-        def update(task: TaskID, done: int, total: int) -> None:
+        def update(task: TaskID, done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total, visible=True)
 
         yield [partial(update, task) for task in tasks]
@@ -145,6 +147,43 @@ def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
             f"{folder} already exists and is not an empty folder. Name a new one with --out; "
             "nothing is overwritten."
         )
+
+
+@contextmanager
+def search_folder(
+    folder: Path, identity: Mapping[str, Any], shared: bool = False
+) -> Generator[None]:
+    """Keep a folder for one search while the block runs.
+
+    Args:
+        folder: A new one, or that of the same search.
+        identity: The search's settings, kept in `search.json`.
+        shared: Other processes may work in it at the same time.
+
+    Raises:
+        ConfigurationError: It holds something else.
+        EpisodeLogError: Another process works in it.
+    """
+    from rlbatch.files import lock_folder, unlock, write_atomically
+
+    path = folder / "search.json"
+    text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+    if not path.is_file():
+        require_new_folder(folder, but=(".lock",))
+    elif path.read_text(encoding="utf-8") != text:
+        raise ConfigurationError(
+            f"{folder} holds a search with other settings (see {path}). Repeat its settings to go "
+            "on with it, or name another folder with --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = None if shared else lock_folder(folder)
+    try:
+        if not path.is_file():
+            write_atomically(path, text)
+        yield
+    finally:
+        if lock is not None:
+            unlock(lock)
 
 
 def note(text: str) -> None:

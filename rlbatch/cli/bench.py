@@ -28,7 +28,8 @@ class Command:
     """
 
     policy: tuple[str, ...]
-    """What to compare: `default`, policy files, or rules such as fixed:64."""
+    """What to compare: `default`, policy files, rules such as fixed:64, or the searches `sweep`,
+    `bayesian` and `bandit`, charged for their trials in one run and in ten recurring ones."""
     out: Path
     """Folder for the results: a new one, or that of the same benchmark to go on with."""
     task: tuple[str, ...] = ()
@@ -79,6 +80,7 @@ class Command:
     def _rows(self) -> list[dict[str, Any]]:
         from rlbatch.agents.evaluate.bench import run_bench
         from rlbatch.agents.evaluate.settings import BenchSettings
+        from rlbatch.agents.search.searcher_names import with_recurring
         from rlbatch.errors import ConfigurationError
 
         if bool(self.task) == (self.suite is not None):
@@ -87,7 +89,7 @@ class Command:
             return self._suite_rows(self.suite)
         settings = BenchSettings(
             tasks=self.task,
-            policies=self.policy,
+            policies=with_recurring(self.policy),
             couplings=self.lr_coupling,
             profiles=self.profile,
             starts=self.start,
