@@ -11,23 +11,26 @@ from contextlib import contextmanager
 from rlbatch.errors import MissingExtraError
 
 _CLI = {"tyro": "tyro", "rich": "rich"}
+_TRAIN: Mapping[str, str] = {
+    **_CLI,
+    "gymnasium": "gymnasium",
+    "stable_baselines3": "stable-baselines3",
+    "cloudpickle": "cloudpickle",
+    "sklearn": "scikit-learn",
+    "tensorboard": "tensorboard",
+    "threadpoolctl": "threadpoolctl",
+}
+_REPORT: Mapping[str, str] = {"matplotlib": "matplotlib", "rich": "rich"}
+
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "cli": _CLI,
-    "train": {
-        **_CLI,
-        "gymnasium": "gymnasium",
-        "stable_baselines3": "stable-baselines3",
-        "cloudpickle": "cloudpickle",
-        "sklearn": "scikit-learn",
-        "tensorboard": "tensorboard",
-        "threadpoolctl": "threadpoolctl",
-    },
+    "train": _TRAIN,
     "lightning": {"lightning": "lightning"},
     "transformers": {"transformers": "transformers", "accelerate": "accelerate"},
     "keras": {"keras": "keras", "tensorflow": "tensorflow"},
-    "report": {"matplotlib": "matplotlib", "rich": "rich"},
+    "report": _REPORT,
     "data": {"pandas": "pandas", "pyarrow": "pyarrow"},
-    "search": {"optuna": "optuna"},
+    "search": {**_TRAIN, **_REPORT, "optuna": "optuna"},
     "trackers": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
     "energy": {"pynvml": "nvidia-ml-py"},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.log.episode_log import read_episode
 from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
+from rlbatch.signals.monitor import ChunkMonitor
 from rlbatch.testing import ScriptedPolicy, random_policy
 
 CPU = torch.device("cpu")
@@ -72,8 +73,11 @@ def test_few_values_give_their_range() -> None:
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_the_shares_are_those_of_a_real_run(index: int, tmp_path: Path) -> None:
+def test_the_shares_are_those_of_a_real_run(
+    index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, batch_size, steps = policies()[index], 4, 90
+    measured = count_measured(monkeypatch)
     model = nn.Linear(3, 1)
     controller = BatchController(
         model,
@@ -84,9 +88,7 @@ def test_the_shares_are_those_of_a_real_run(index: int, tmp_path: Path) -> None:
         log_dir=tmp_path / "log",
     )
     data = TensorDataset(torch.randn(batch_size * steps, 3))
-    parts = 0
     for (x,) in controller.loader(DataLoader(data, batch_size=batch_size)):
-        parts += 1
         controller.backward(model(x).square().mean())
         controller.step()
     controller.close()
@@ -96,7 +98,7 @@ def test_the_shares_are_those_of_a_real_run(index: int, tmp_path: Path) -> None:
     shares = run_shares(policy, steps)
     assert shares.pop("step") == 1.0
     assert shares.pop("decision") == decisions / steps
-    assert shares.pop("measured", 0.0) == (parts - steps) / steps
+    assert shares.pop("measured", 0.0) == sum(measured) / steps
     assert not shares
 
 
@@ -190,8 +192,22 @@ def test_a_run_is_the_sum_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.host_reads is None
 
 
-def test_every_step_or_none_pays_a_part() -> None:
+def count_measured(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Note of every step whether its gradient noise is measured."""
+    steps: list[bool] = []
+    begin = ChunkMonitor.begin_step
+
+    def noting(self: ChunkMonitor, sizes: Sequence[int], *, measured: bool = False) -> None:
+        steps.append(measured)
+        begin(self, sizes, measured=measured)
+
+    monkeypatch.setattr(ChunkMonitor, "begin_step", noting)
+    return steps
+
+
+def test_every_step_or_none_pays_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings under which a part is measured, seen from outside."""
+    measured = count_measured(monkeypatch)
     policy = resolve_policy("goodput")
     workload = Workload("mlp", 8, CPU)
     configs = part_configs(policy)
@@ -202,14 +218,16 @@ def test_every_step_or_none_pays_a_part() -> None:
             == config.cadence.chunk_steps(10**6)
             == (1 if part == "decision" else 10**9)
         )
-    passes = {part: 0 for part in configs}
+    passes, noisy = {part: 0 for part in configs}, {part: 0 for part in configs}
     for part, config in configs.items():
         arm = controlled(workload, policy, config)
         advance(arm, 4)
+        measured.clear()
         with _CountBackward() as counter:
             advance(arm, STEPS)
-        passes[part] = counter.passes
-    assert passes == {"step": STEPS, "decision": STEPS, "measured": 2 * STEPS}
+        passes[part], noisy[part] = counter.passes, sum(measured)
+    assert passes == {"step": STEPS, "decision": STEPS, "measured": STEPS}  # none is divided
+    assert noisy == {"step": 0, "decision": 0, "measured": STEPS}
 
 
 class _CountBackward(TorchDispatchMode):
