@@ -25,7 +25,7 @@ DONE, STOPPED = 0, 130
 _DESCRIPTION = """Reinforcement learning adapts the batch size while a model trains.
 
 For example: rlbatch demo"""
-_FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "inspect")
+_FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "export", "inspect")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
