@@ -158,4 +158,6 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     def render(self) -> Any:
         """Return the run so far: a line in the mode `ansi`, a figure in `rgb_array`."""
-        return render(self._history, {} if self._episode is None else self._info(), self.render_mode)
+        return render(
+            self._history, {} if self._episode is None else self._info(), self.render_mode
+        )

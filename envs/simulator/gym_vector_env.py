@@ -67,7 +67,7 @@ class QuadraticGymVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], ND
         require_render_mode(render_mode)
         if render_mode is not None:
             raise ConfigurationError(
-                "Runs side by side are not rendered. Leave render_mode out, or make one environment."
+                "Runs side by side are not rendered. Leave render_mode out, or make a single one."
             )
         self.num_envs, self.render_mode = num_envs, None
         self.actions_log2 = action_grid(actions)
@@ -101,12 +101,11 @@ class QuadraticGymVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], ND
             super().reset(seed=int(seed))
         elif seed is not None:
             self.np_random = np.random.default_rng(list(seed))
-        self._episodes = QuadraticEpisodes(self._pool, self.num_envs, self.np_random)
         self._ended[:] = False
-        everything = np.arange(self.num_envs)
+        everything, info = np.arange(self.num_envs), self._empty_info()
         observation = np.zeros((self.num_envs, OBSERVATION_SIZE), dtype=np.float32)
-        info = self._empty_info()
-        self._begin(self._episodes, everything, observation, info)
+        self._episodes, ended = self._fresh(everything, observation, info)
+        self._replace(self._episodes, everything[ended], observation, info)
         return observation, _masked(info)
 
     def step(self, actions: NDArray[np.int64]) -> _Step:
@@ -132,30 +131,37 @@ class QuadraticGymVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], ND
         fresh = np.flatnonzero(self._ended)
         if len(fresh):
             reward[fresh], terminated[fresh], truncated[fresh] = 0.0, False, False
-            self._begin(episodes, fresh, observation, info)
+            self._replace(episodes, fresh, observation, info)
         self._ended = terminated | truncated
         return observation, reward, terminated, truncated, _masked(info)
 
-    def _begin(
+    def _replace(
         self,
         episodes: QuadraticEpisodes,
         index: NDArray[np.intp],
         observation: NDArray[np.float32],
         info: dict[str, NDArray[Any]],
     ) -> None:
-        """Put new runs at these positions, after their first chunk; write what they show."""
-        left = index
-        while len(left):
-            tasks = self.np_random.integers(len(self._pool), size=len(left))
-            fresh = QuadraticEpisodes(self._pool, len(left), self.np_random)
-            fresh.begin(np.arange(len(left)), tasks)
-            first = fresh.step(None)
-            copy_runs(fresh, episodes, left)
-            observation[left] = first.observation
-            ratio = fresh.runs.cost / fresh.reference[tasks]
-            _tell(info, left, fresh, ratio, first.reached)
-            # A run that is over within its first chunk leaves nothing to decide.
-            left = left[first.ended]
+        """Put new runs at these positions; one that is over within its first chunk is no run."""
+        while len(index):
+            fresh, ended = self._fresh(index, observation, info)
+            copy_runs(fresh, episodes, index)
+            index = index[ended]
+
+    def _fresh(
+        self,
+        index: NDArray[np.intp],
+        observation: NDArray[np.float32],
+        info: dict[str, NDArray[Any]],
+    ) -> tuple[QuadraticEpisodes, NDArray[np.bool_]]:
+        """Return new runs after their first chunk, and which have ended; write what they show."""
+        fresh = QuadraticEpisodes(self._pool, len(index), self.np_random)
+        tasks = self.np_random.integers(len(self._pool), size=len(index))
+        fresh.begin(np.arange(len(index)), tasks)
+        first = fresh.step(None)
+        observation[index] = first.observation
+        _tell(info, index, fresh, fresh.runs.cost / fresh.reference[tasks], first.reached)
+        return fresh, first.ended
 
     def _empty_info(self) -> dict[str, NDArray[Any]]:
         floats = ("train_loss", "val_loss", "noise_scale", "cost", "ratio")
