@@ -59,8 +59,8 @@ class FixedSource:
     def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
         """Return the setting with a seed from the generator."""
         if self._reference is None:
-            wall = self._profile is None
-            self._reference = self._wall_cost() if wall else self._profile_cost(self._profile)
+            profile = self._profile
+            self._reference = self._wall_cost() if profile is None else self._profile_cost(profile)
         return EpisodeSetting(
             task=self._task,
             seed=int(rng.integers(2**31)),

@@ -183,7 +183,7 @@ def resolve_task(spec: str | Task) -> Task:
     """
     if isinstance(spec, Task):
         return spec
-    if not isinstance(spec, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(spec, str):
         raise ConfigurationError(
             f"A task is given as its name, as path/to/file.py:function or as a Task, got {spec!r}."
         )

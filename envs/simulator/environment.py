@@ -89,7 +89,7 @@ class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
                 f"{given['task']!r}."
             )
         while True:
-            task = given["task"] if "task" in given else self.np_random.integers(count)
+            task = int(given["task"]) if "task" in given else self.np_random.integers(count)
             self._episodes = QuadraticEpisodes(self._pool, 1, self.np_random)
             self._episodes.begin(np.zeros(1, dtype=np.int64), np.array([task]))
             self._history = History()

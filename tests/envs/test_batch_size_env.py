@@ -27,7 +27,7 @@ def test_both_checkers_pass_without_a_warning(name: str) -> None:
     env = gymnasium.make(f"rlbatch.envs:{name}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env.unwrapped, skip_render_check=True)
+        check_env(env.unwrapped)
         sb3_check_env(env.unwrapped)
 
 
@@ -119,7 +119,7 @@ def test_wrong_use_is_said(made: type[BatchSizeEnv]) -> None:
         made().step(np.int64(0))
     for actions in ((), (0.0, math.inf), ("a",)):
         with pytest.raises(ConfigurationError, match="actions must be finite"):
-            made(actions=actions)
+            made(actions=actions)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="render_mode must be"):
         made(render_mode="human")
     with pytest.raises(ConfigurationError, match="got 'speed'"):

@@ -44,7 +44,7 @@ def test_one_run_among_one_is_the_single_environments() -> None:
 
 def test_equal_seeds_give_equal_data() -> None:
     def play(seed: int | list[int]) -> list[object]:
-        envs = gymnasium.make_vec(ID, 8)
+        envs = QuadraticGymVectorEnv(8)
         envs.action_space.seed(2)
         data: list[object] = [envs.reset(seed=seed)[0]]
         for _ in range(60):
