@@ -32,8 +32,8 @@ class RunConditions:
             run is made for.
         max_steps: Steps after which the run counts as exhausted.
         guard: When damaged chunks are rolled back; True by the default limits, False never.
-        noise_rate: Of the first n steps, about this times the square root of n are measured. Each
-            is divided in two, and the clock charges the additional pass. 0 for none; but AdaScale
+        noise_rate: Of the first n steps, about this times the square root of n are measured. The
+            clock charges what that costs. 0 for none; but AdaScale
             needs it and measures anyway.
         curve_known: Tell the profile's costs at every size, instead of what a run without a profile
             learns from its steps.

@@ -237,12 +237,12 @@ class LiveRun:
     def _train_step(self, measured: bool) -> None:
         indices = self._order.take(self.batch_size)
         size = len(indices)
-        sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
-        self.backend.step(indices, sizes, measured, self._coupling.applied)
+        measured = measured and size > 1
+        self.backend.step(indices, measured, self._coupling.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)
-        self.cost += self._clock.lap(size, len(sizes))
+        self.cost += self._clock.lap(size, measured)
 
     def validate(self) -> float:
         """Evaluate the model now, note the loss, and return it. Costs nothing."""

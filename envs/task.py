@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from rlbatch.envs.task_files import refuse_namesakes, remember_loaded
 from rlbatch.envs.tasks import RANDOM_KINDS, TASK_FUNCTIONS
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
@@ -213,6 +214,7 @@ def _task_from_file(spec: str) -> Task:
             f"Check the path; a relative one starts at {Path.cwd()}."
         )
     with _importable(path.parent):
+        before = set(sys.modules)
         module = _execute(path, spec)
         function = getattr(module, function_name, None)
         if not callable(function):
@@ -226,6 +228,8 @@ def _task_from_file(spec: str) -> Task:
                 f"Task {spec!r}: {function_name}() must return a Task, but raised "
                 f"{type(error).__name__}: {error}. Call it by itself to find the cause."
             ) from error
+        remember_loaded(path, before)
+        refuse_namesakes(spec, path)
     if not isinstance(task, Task):
         raise ConfigurationError(
             f"Task {spec!r}: {function_name}() must return an rlbatch.envs.Task, got "

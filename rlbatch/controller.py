@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from rlbatch.control import checks
 from rlbatch.control.build import make_control_loop, named_policy, run_info
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
@@ -28,12 +30,18 @@ from rlbatch.control.loader import (
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.settings import Settings, make_config
+from rlbatch.control.user_state import UserState
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
+from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
+from rlbatch.text import shown
 
 STATE_VERSION = 1
 _NO_LOADER = (
@@ -54,15 +62,17 @@ class BatchController:
             scheduler.step()
 
     What the loader hands out are micro-batches: of the whole batch, or of a part of it where the
-    batch exceeds `micro_batch_size` or its gradient noise is measured. `step` does nothing before
-    the last part. With the policy `fixed`, the run is the plain one, bit for bit.
+    batch exceeds `micro_batch_size`. `step` does nothing before the last part. With the policy
+    `fixed`, the run is the plain one, bit for bit.
 
     Clipping: `controller.step(clip_norm=1.0)`, or clip between `backward` and `step`, when
     `controller.batch_complete`, after `controller.unscale_()` if there is a GradScaler.
 
-    Schedules: those by epochs are stepped as always. One by steps goes by samples instead:
-    `schedule = rlbatch.data.SampleSchedule(scheduler, 64)`,
-    `schedule.step(controller.step())`.
+    A loss that is no mean over samples (over tokens, with class weights) says what it is the mean
+    of: `controller.backward(loss, weight=tokens)`. A batch is left out by `controller.skip()`.
+
+    Schedules: those by epochs are stepped as always. One by steps goes by samples with
+    `scheduler = controller.schedule(scheduler)`; the loop steps it as before.
 
     Checkpoints: right after a `step`, save `controller.state_dict()` beside those of model,
     optimizer and scheduler. To resume, make all objects as before, load, and iterate again: an
@@ -99,6 +109,7 @@ class BatchController:
         """
         require_samples("batch_size", batch_size)
         self.config = make_config(config, settings)
+        checks.check_training(model, optimizer)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
@@ -111,6 +122,8 @@ class BatchController:
         self._state: Mapping[str, Any] | None = None  # that was loaded
         self._log_opened = self._validated = False
         self._dataset_size, self._epochs_done = 1, 0.0
+        self._user = UserState()
+        self._plain_steps = PlainSteps(SampleCount(batch_size, 1))
 
     def loader(self, loader: DataLoader[Any]) -> ControlledLoader:
         """Return a loader like the given one, whose batch size the controller changes.
@@ -134,11 +147,16 @@ class BatchController:
             )
         self._memory = self._make_memory(ranks)
         self._accumulator = self._make_accumulator(ranks)
+        self._accumulator.ranks = ranks
+        self._accumulator.schedules = self._watch_schedules(ranks)
+        self._plain_steps = PlainSteps(
+            SampleCount(self.base_batch_size, self._dataset_size, bool(loader.drop_last))
+        )
         self._control_loop = make_control_loop(
             self.model,
             self.optimizer,
             self.policy,
-            self.config,
+            self._sizes_for_model(ranks),
             base_batch_size=self.base_batch_size,
             dataset_size=self._dataset_size,
             scaler=self._scaler,
@@ -148,20 +166,67 @@ class BatchController:
             loader,
             self,
             batch_size=self.base_batch_size,
-            micro_batch_size=self._memory.limit,
-            measure=self._control_loop.measure,
-            smallest_part=smallest_part(self.model),
+            micro_batch_size=self._memory.limit if self.config.limits.divisible else None,
             ranks=ranks,
         )
+        self._user.attach(self._control_loop.guard.snapshot)
         if self._state is not None:
-            self._apply_state(self._state)
+            state, self._state = self._state, None
+            with all_or_nothing(self):  # a state that is refused is not tried again
+                self._apply_state(state)
+                self._state = state
         return self._loader
 
-    def backward(self, loss: Tensor) -> None:
-        """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
+    def schedule(self, scheduler: Any) -> RunSchedule:
+        """Let a learning-rate schedule by steps go by samples, as long as the user's steps are.
+
+            scheduler = controller.schedule(OneCycleLR(optimizer, 0.1, total_steps=steps))
+
+        The loop calls `scheduler.step()` as before, behind each batch. Its `state_dict` holds the
+        wrapped scheduler's, too.
+
+        Args:
+            scheduler: Made for steps of the user's batch size.
 
         Raises:
-            DeliveryError: There is no micro-batch to which the loss could belong.
+            ConfigurationError: It follows a metric instead of counting steps.
+        """
+        return self._user.schedule(scheduler, lambda: self._plain_steps.total)
+
+    def on_rollback(
+        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Let a roll-back restore something else than what the optimizer and the model hold.
+
+            controller.on_rollback(ema_model)  # anything with state_dict and load_state_dict
+            controller.on_rollback(lambda: queue.clone(), queue.copy_)
+
+        What is saved is part of `state_dict` where the copy of the weights is.
+
+        Args:
+            save: Returns what is to be kept, before a chunk; or an object with a state.
+            restore: Is given that when the chunk is undone.
+
+        Raises:
+            ConfigurationError: There is no way to save or restore it.
+        """
+        self._user.on_rollback(save, restore)
+
+    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+        """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
+
+        With weights w and the gradients g of the parts (of all ranks), the step's gradient is
+        sum(w g) / sum(w), before anything clips it.
+
+        Args:
+            loss: A mean.
+            weight: What it is the mean of, where that is not the samples: the number of tokens, the
+                sum of class weights. Give it in every call. Where it is 0, the part adds nothing.
+                It is read only if the batch is divided, or has several ranks.
+
+        Raises:
+            DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
+                of the parts before it were touched.
         """
         memory = self._memory
         if memory is not None and self._finds_limit and not memory.active:
@@ -169,13 +234,15 @@ class BatchController:
                 "micro_batch_size='auto' needs forward and backward pass in the block of `with "
                 "controller.within_memory():`."
             )
-        self._accumulator.backward(loss)
-        if (
-            self._averages(self._parts.ranks)
-            and self._accumulator.batch_complete
-            and not self._settle()
-        ):
-            return
+        accumulator = self._accumulator
+        accumulator.backward(loss, weight)
+        if self._averages(self._parts.ranks) and accumulator.batch_complete:
+            if not self._settle():
+                return
+            accumulator.correct()
+        if accumulator.is_weighted:
+            self._parts.leave_unmeasured()
+            loss = accumulator.told(loss)
         self._parts.after_backward(loss)
 
     @contextmanager
@@ -234,10 +301,32 @@ class BatchController:
         if self._repeating:
             self._repeating = False
             return 0
+        checks.require_owner(self.model, self)
         delivered = self._accumulator.step(self._parts.rate.applied(), clip_norm)
         if delivered is None:
             return 0
         return self._end_step(delivered)
+
+    def skip(self) -> None:
+        """Leave out a batch, in place of `backward` and `step`: the optimizer does not step.
+
+            if not torch.isfinite(loss):
+                controller.skip()
+                continue
+
+        The whole optimizer step is left out that it belongs to: parts that came before are dropped,
+        those behind it do not come. With several ranks, all of them have to leave it out.
+
+        Raises:
+            DeliveryError: There is no batch under way.
+        """
+        delivered = self._accumulator.skip()
+        self._repeating = False
+        self._parts.abandon_step()
+        self._plain_steps.leave_out(
+            delivered.step_samples, delivered.step_start + delivered.step_samples
+        )
+        self._require_loader().skip_step()
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
@@ -300,6 +389,8 @@ class BatchController:
             "control_loop": self._parts.state_dict(),
             "loader": loader.state_dict(),
             "memory": None if self._memory is None else self._memory.state_dict(),
+            "plain_steps": self._plain_steps.state_dict(),
+            "schedules": self._user.state_dict(),
             "rng": random_state.cpu,
             "cuda_rng": random_state.cuda,
         }
@@ -311,30 +402,39 @@ class BatchController:
         knows of; later ones, of steps that are now lost, are dropped.
 
         Raises:
-            ConfigurationError: The state is of another version, batch size or policy.
+            ConfigurationError: The state is of another version, batch size or policy, or damaged.
+                Nothing of it was taken then: the controller is what it was.
         """
-        if state.get("version") != STATE_VERSION:
+        is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
+        version = state.get("version") if is_state else "no state"
+        if version != STATE_VERSION:
             raise ConfigurationError(
                 f"A controller state of version {STATE_VERSION} was expected, got "
-                f"{state.get('version')!r}. Resume with the rlbatch that saved it."
+                f"{shown(repr(version))}. Resume with the rlbatch that saved it."
             )
-        if state["base_batch_size"] != self.base_batch_size:
+        if state.get("base_batch_size") != self.base_batch_size:
             raise ConfigurationError(
-                f"The state was saved with batch size {state['base_batch_size']}, and this "
+                f"The state was saved with batch size {state.get('base_batch_size')}, and this "
                 f"controller was made for {self.base_batch_size}. Make it for the same one."
             )
-        self._state = state
-        if self._loader is not None:
-            self._apply_state(state)
+        with all_or_nothing(self):
+            self._state = state
+            if self._loader is not None:
+                self._apply_state(state)
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
+        self._accumulator.close()
+        checks.release(self.model, self)
         if self._control_loop is not None:
             self._control_loop.close(self._place())
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
         parts = self._parts
+        checks.take_over(self.model, self)
+        if not self._require_loader().sampler.resumes_within_epoch:
+            self._plain_steps.begin_epoch()
         self._warn_without_validations()
         if self.config.log_dir is not None and not self._log_opened and parts.ranks.is_main:
             self._log_opened = True
@@ -361,6 +461,7 @@ class BatchController:
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
+        checks.require_owner(self.model, self)
         self._accumulator.arrive(delivered)
         if delivered.position == 0:
             self._begin_step(delivered)
@@ -368,6 +469,11 @@ class BatchController:
     def end_epoch(self) -> None:
         """The loader has nothing more."""
         self._parts.cost_tracker.pause()
+        self._plain_steps.end_epoch()
+
+    def leave(self) -> None:
+        """The loop has left the iteration, at its end or before."""
+        self._accumulator.rest()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         return GradientAccumulator(
@@ -377,6 +483,21 @@ class BatchController:
             ranks.world_size,
             synchronises=not self._averages(ranks),
         )
+
+    def _watch_schedules(self, ranks: Ranks) -> ScheduleWatch | None:
+        limits, share = self.config.limits, self.base_batch_size // ranks.world_size
+        limit = limits.micro_batch_size
+        divides = limits.divisible and isinstance(limit, int) and limit < share
+        stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
+        return None if stays and not divides else ScheduleWatch(self.optimizer)
+
+    def _sizes_for_model(self, ranks: Ranks) -> ControllerConfig:
+        """Return the settings without batch sizes on which the model cannot be trained."""
+        least = smallest_part(self.model) * ranks.world_size
+        low, _ = self.config.bounds(self.base_batch_size, self._dataset_size, ranks.world_size)
+        if low >= least or self.base_batch_size < least:
+            return self.config
+        return replace(self.config, limits=replace(self.config.limits, min_batch_size=least))
 
     @property
     def _finds_limit(self) -> bool:
@@ -420,8 +541,8 @@ class BatchController:
     def _end_step(self, delivered: Delivered) -> int:
         parts = self._parts
         self._require_loader().end_step()
-        done = delivered.step_start + delivered.step_samples
-        self._epochs_done = delivered.epoch + done / self._dataset_size
+        position = delivered.step_start + delivered.step_samples
+        self._epochs_done = delivered.epoch + position / self._dataset_size
         before = parts.batch_size
         if self._finds_limit:
             if not self._averages(parts.ranks):
@@ -430,7 +551,9 @@ class BatchController:
         parts.end_step(delivered.step_samples, self._place)
         if parts.batch_size != before:
             self._apply_batch_size()
-        return delivered.step_samples
+        return StepSamples.of(
+            delivered.step_samples, self.base_batch_size, self._plain_steps.advance(position)
+        )
 
     def _apply_batch_size(self) -> None:
         self._require_loader().sampler.set_batch_size(self._parts.batch_size)
@@ -439,12 +562,21 @@ class BatchController:
         return Place(self._epochs_done, self._require_loader().next_step)
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
-        self._parts.load_state_dict(state["control_loop"])
+        # The loop comes last: it drops lines of the log, for which there is no way back.
+        require_like(
+            {**state, "control_loop": None},
+            {**self.state_dict(), "control_loop": None},
+            "the controller's state",
+        )
         if self._finds_limit and state.get("memory") is not None:
             self._guard.load_state_dict(state["memory"])
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
+        if "plain_steps" in state:
+            self._plain_steps.load_state_dict(state["plain_steps"])
+            self._user.load_state_dict(state["schedules"])
         random_state = RandomState(state["rng"], state["cuda_rng"])
         self._require_loader().load_state_dict(state["loader"], random_state)
+        self._parts.load_state_dict(state["control_loop"])
 
     @cached_property
     def _parts(self) -> ControlLoop:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlbatch.control.guard import GuardConfig
+from rlbatch.envs.clock import MEASURED_SHARE
 from rlbatch.envs.simulator import dynamics
 from rlbatch.envs.simulator.arrays import Array
 from rlbatch.envs.simulator.guard import ChunkLosses, initial_states, judge_all
@@ -16,7 +17,8 @@ from rlbatch.signals import cadence
 from rlbatch.signals.record import RunContext, Signals
 
 _TINY = 1e-30
-_PASS_SHARE = 0.8  # of a step's launch cost; the rest is the update's
+_PASS_SHARE = 0.8  # of a step's cost; the rest is the update's
+_SAMPLE_SPREAD = 2.0  # variance of the samples' squared gradient norms, over their mean's square
 _EDGE = 0.75  # of the stability limit
 _GUARD = GuardConfig()
 
@@ -224,11 +226,8 @@ class QuadraticRuns:
         return ChunkOutcome(signals, before, after, cost, undone)
 
     def _cost(self, batch_size: Array, steps: Array, measured: Array) -> Array:
-        curve, size = self.tasks.step_cost_curve, np.log2(batch_size)
-        single = 2.0 ** step_cost_at(curve, size)
-        halves = 2.0 ** (1.0 + step_cost_at(curve, size - 1.0))
-        # A measured step is two passes over half a batch each, the optimizer's update but once.
-        return steps * single + measured * _PASS_SHARE * np.maximum(halves - single, 0.0)
+        single = 2.0 ** step_cost_at(self.tasks.step_cost_curve, np.log2(batch_size))
+        return (steps + measured * _PASS_SHARE * MEASURED_SHARE) * single
 
     def _training_losses(
         self, batch_size: Array, steps: Array, exploded: Array, level: Array, loss_before: Array
@@ -271,7 +270,7 @@ class QuadraticRuns:
         return damaged & ~released
 
     def _measured(self, batch_size: Array, steps: Array) -> Array:
-        """How many of the coming steps are divided for measurement; a single sample cannot be."""
+        """How many of the coming steps are measured; a single sample shows no noise."""
         rate = self._noise_rate
         count = cadence.measured_among(self.steps + steps, rate)
         return np.where(batch_size > 1, count - cadence.measured_among(self.steps, rate), 0.0)
@@ -346,23 +345,25 @@ class QuadraticRuns:
     def _measure(
         self, batch_size: Array, count: Array, precondition: Array | float
     ) -> tuple[Array, ...]:
-        """Gradient statistics as the two-half-batch estimator would see them.
+        """Gradient statistics as the samples' gradients would show them.
 
-        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = 2 halves, tr(S^2) =
-            tr(S)^2 / n_eff and
-        G'SG = |G|^2 tr(S) / n_eff; the trace has relative variance about 2 / n_eff + 4 |G|^2 / (B
-        n_eff ...), of which the first term dominates.
+        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = B samples, tr(S^2) =
+        tr(S)^2 / n_eff and G'SG = |G|^2 tr(S) / n_eff; the trace is a mean over B samples.
         """
         t, n = self.tasks, len(self.tasks)
         squared, trace = self._gradient_norm(precondition), self._noise_trace(precondition)
         measured = np.maximum(count, 1.0)
         dimension = t.effective_dimension
         grad_se = np.sqrt(
-            (4 * squared * trace / batch_size + 4 * np.square(trace / batch_size))
+            (
+                4 * squared * trace / batch_size
+                + 2 * np.square(trace) / (batch_size * np.maximum(batch_size - 1.0, 1.0))
+            )
             / dimension
             / measured
         )
-        trace_se = trace * np.sqrt(2.0 / dimension / measured)
+        variance = 2.0 / dimension / np.maximum(batch_size - 1.0, 1.0) + _SAMPLE_SPREAD / batch_size
+        trace_se = trace * np.sqrt(variance / measured)
         draws = self.rng.standard_normal((4, n))
         spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
         cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)

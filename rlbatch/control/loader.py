@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
+from rlbatch.control.checks import check_order, check_sampler
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.elastic import ElasticSource
@@ -34,6 +35,10 @@ class Consumer(Protocol):
         """The iteration has nothing more."""
         ...
 
+    def leave(self) -> None:
+        """The loop has left the iteration, at its end or before."""
+        ...
+
 
 class ControlledLoader:
     """Iterates like the loader that it was made from, in micro-batches of changing size.
@@ -52,8 +57,6 @@ class ControlledLoader:
         *,
         batch_size: int,
         micro_batch_size: int | None,
-        measure: Callable[[int], bool],
-        smallest_part: int = 1,
         ranks: Ranks | None = None,
     ) -> None:
         """Make a loader elastic; it is not used itself any more.
@@ -63,9 +66,6 @@ class ControlledLoader:
             consumer: Is told about each micro-batch.
             batch_size: First batch size.
             micro_batch_size: Most samples of one pass; None for no limit.
-            measure: Says of an optimizer step, by its number, whether its batch is divided so that
-                gradient noise can be measured.
-            smallest_part: Fewest samples of a micro-batch that this may leave.
             ranks: The processes that share each batch, of a loader from `Ranks.share`; None for
                 this one alone.
 
@@ -96,8 +96,12 @@ class ControlledLoader:
                 world_size=ranks.world_size,
             )
             self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
-        self.sampler.measure_next = measure
-        self.sampler.smallest_part = smallest_part
+            self._check_groups(loader, ranks)
+        size, self.sampler.epoch_size = loader_sizes(loader)
+        self.sampler.least_rest = least_rest(self.sampler.epoch_size, size, ranks.world_size)
+        self._left_out = 0  # steps that the loop has skipped
+        self._skipped = False
+        self._current: Iterator[Any] = iter(())
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_step = RandomState.now()  # when the latest step was asked for
         self._repeats = False  # the step under way is to come again
@@ -105,9 +109,15 @@ class ControlledLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Hand out one epoch, or what is left of an interrupted one."""
+        try:
+            yield from self._hand_out()
+        finally:
+            self._consumer.leave()
+
+    def _hand_out(self) -> Iterator[Any]:
         self._consumer.begin_epoch()
         self._step_open = False
-        batches = self._start()
+        batches = self._current = self._start()
         is_first = between = True
         while True:
             if between:
@@ -126,12 +136,21 @@ class ControlledLoader:
             between = delivered.position + 1 == delivered.micro_batches
             self._consumer.arrive(delivered)
             yield batch
+            if self._skipped:
+                self._skipped, between = False, True
             if self._repeats:
                 self._repeats, is_first, between = False, True, True
                 self.load_state_dict(self.state_dict(), self.random_state())
+                self._current = iter(())
                 del batch, batches  # and with it the workers
-                batches = self._start()
+                self._current = batches = self._start()
         self._consumer.end_epoch()
+
+    def _check_groups(self, loader: DataLoader[Any], ranks: Ranks) -> None:
+        batches: Any = self.sampler
+        order, dataset = batches.sampler, loader.dataset
+        check_sampler(order, batches.requested_batch_size // ranks.world_size)
+        batches.on_first_step = lambda indices: check_order(order, dataset, indices)
 
     def _start(self) -> Iterator[Any]:
         resume_at, self._resume_at = self._resume_at, None
@@ -156,10 +175,18 @@ class ControlledLoader:
         """Take note that the loop has stepped with what it was handed."""
         self._step_open = False
 
+    def skip_step(self) -> None:
+        """Take note that the loop leaves out the step under way; its other parts do not come."""
+        while self.sampler.within_step:
+            next(self._current)
+            self.sampler.next_delivered()
+        self._left_out += 1
+        self._skipped, self._step_open = True, False
+
     @property
     def next_step(self) -> int:
         """Number of the optimizer step that a change of the batch size takes effect at."""
-        return self.sampler.next_step
+        return self.sampler.next_step - self._left_out
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, or the stream's dataset, the epoch, if it shuffles by it."""
@@ -177,7 +204,8 @@ class ControlledLoader:
 
         A step that the loop has in its hands comes again in the resumed run.
         """
-        return self.sampler.state_dict(self._before_step.cpu if self._step_open else None)
+        state = self.sampler.state_dict(self._before_step.cpu if self._step_open else None)
+        return {**state, "left_out": self._left_out}
 
     def load_state_dict(self, state: dict[str, Any], random_state: RandomState) -> None:
         """Continue from there with the next iteration.
@@ -187,6 +215,7 @@ class ControlledLoader:
             random_state: What `random_state` returned; put back when the loop goes on.
         """
         self.sampler.load_state_dict(state)
+        self._left_out = state.get("left_out", 0)
         self._step_open = False
         self._resume_at = random_state
 
@@ -248,6 +277,21 @@ def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:
             f"Expected a {type(source).__name__} that knows how many samples an epoch has, by "
             "which progress is counted, and it has no __len__. Give it one; an estimate will do."
         ) from None
+
+
+def least_rest(samples: int, batch_size: int, world_size: int) -> int:
+    """Return the fewest samples that a step may be left with at the end of an epoch.
+
+    No rank is left with a single one, unless the plain loop is: there each has as many, some of
+    them twice.
+
+    Args:
+        samples: Of an epoch.
+        batch_size: Of the plain loop, on one rank.
+        world_size: Ranks that share each step.
+    """
+    plain = -(-samples // world_size) % batch_size
+    return world_size if 1 in (plain, batch_size) else 2 * world_size
 
 
 def smallest_part(model: nn.Module) -> int:

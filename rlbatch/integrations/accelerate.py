@@ -15,7 +15,8 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
-from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.errors import ConfigurationError
+from rlbatch.extras import needs_extra
 from rlbatch.integrations._shared import (
     SampleCount,
     SampleScheduler,
@@ -24,12 +25,10 @@ from rlbatch.integrations._shared import (
 )
 from rlbatch.policy.base import Policy
 
-try:
+with needs_extra("transformers", "accelerate"):
     from accelerate import Accelerator
     from accelerate.scheduler import AcceleratedScheduler
     from accelerate.utils import DistributedType, send_to_device
-except ImportError as error:
-    raise MissingExtraError("accelerate", "transformers") from error
 
 
 class AcceleratedController(BatchController):

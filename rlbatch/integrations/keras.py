@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rlbatch.data.order import ShuffledSampler
-from rlbatch.errors import ConfigurationError, DeliveryError, MissingExtraError
+from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.extras import needs_extra
 
-try:
+with needs_extra("keras", "keras"):
     import keras  # noqa: F401 - the modules below take it for granted
-except ImportError as error:
-    raise MissingExtraError("keras", "keras") from error
 
 from rlbatch.integrations._keras_backup import Backup
 from rlbatch.integrations._keras_checks import check_fit

@@ -65,9 +65,8 @@ class Policy(Protocol):
     def needs_gradient_noise(self) -> bool:
         """False tells the run that no gradient statistics are wanted.
 
-        Its batches are then left undivided (the `fixed` policy is bit-equal to a run without
-        rlbatch). A class attribute, an instance attribute, a frozen dataclass's field or a property
-        will do: it is only read.
+        Then none are taken. A class attribute, an instance attribute, a frozen dataclass's field or
+        a property will do: it is only read.
         """
         ...
 

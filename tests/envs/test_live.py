@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.backend import TorchBackend
+from rlbatch.envs.clock import MEASURED_SHARE
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
@@ -184,17 +185,17 @@ def test_all_batch_sizes_see_the_same_samples_in_the_same_order() -> None:
     assert orders[0][:100] != orders[0][100:200]
 
 
-def test_the_cost_is_the_profiles_and_division_is_charged() -> None:
+def test_the_cost_is_the_profiles_and_measuring_is_charged() -> None:
     run = make_run(noise_rate=0.0, max_batch_size=50)
     run.advance(50)
     run.advance(20)
     expected = 4 * float(PROFILE.step_seconds(50)) + 4 * float(PROFILE.step_seconds(20))
     assert run.cost == pytest.approx(expected)
-    divided = make_run(max_batch_size=50, noise_rate=math.inf)
-    divided.advance(50)
-    one = 2 * (float(PROFILE.step_seconds(25)) - 1e-4) + 1e-4
-    # Adam has no second moment at the first two steps: they are not divided
-    assert divided.cost == pytest.approx(2 * one + 2 * float(PROFILE.step_seconds(50)))
+    measuring = make_run(max_batch_size=50, noise_rate=math.inf)
+    measuring.advance(50)
+    plain = float(PROFILE.step_seconds(50))
+    # Adam has no second moment at the first two steps: they are not measured. An update is 1e-4.
+    assert measuring.cost == pytest.approx(4 * plain + 2 * MEASURED_SHARE * (plain - 1e-4))
 
 
 def test_the_profiles_curve_is_exact() -> None:

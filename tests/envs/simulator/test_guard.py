@@ -89,10 +89,8 @@ class ScriptedBackend:
     def chunk(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def step(
-        self, indices: Sequence[int], sizes: Sequence[int], measured: bool, applied: Any
-    ) -> None:
-        del indices, sizes, measured, applied
+    def step(self, indices: Sequence[int], measured: bool, applied: Any) -> None:
+        del indices, measured, applied
         self._steps += 1
 
     def finish(self) -> ChunkMeasurement:

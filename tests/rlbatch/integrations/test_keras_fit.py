@@ -354,7 +354,7 @@ def test_gradient_norms_are_those_of_the_half_batches(kind: str, scale: float | 
     model.compile(optimizer=optimizer, loss="mse")
     policy = Noisy(())
     chunk_steps = {f"{name}_chunk_steps": 9 for name in ("first", "min", "max")}
-    controller = control(policy, noise_rate=np.inf, **chunk_steps)
+    controller = control(policy, micro_batch_size=BASE // 2, **chunk_steps)
 
     class Stop(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -380,9 +380,9 @@ def test_gradient_norms_are_those_of_the_half_batches(kind: str, scale: float | 
         expected.append([0.5 * (norms[0] + norms[1]), norms[2], cosine])
         decay = 0.9 if kind == "Adam" else 0.8
         moment = decay * moment + (1.0 - decay) * both**2
-    assert chunk["owners"] == [2, 3, 4]
-    assert chunk["sizes"] == [[4.0, 8.0]] * 3
-    np.testing.assert_allclose(np.reshape(chunk["norms"], (-1, 3)), expected[2:], rtol=2e-4)
+    assert chunk["owners"][-3:] == [2, 3, 4]
+    assert chunk["sizes"][-3:] == [[4.0, 8.0]] * 3
+    np.testing.assert_allclose(np.reshape(chunk["norms"], (-1, 3))[-3:], expected[2:], rtol=2e-4)
 
 
 def test_signal_and_noise_are_those_of_the_data(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_signal_and_noise_are_those_of_the_data(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((6,)), layer])
     model.compile(optimizer=optimizers.SGD(0.0), loss="mse")
     targets = np.zeros((4000, 1), dtype="float32")
-    controller = control(Noisy(()), noise_rate=np.inf, log_dir=tmp_path / "log")
+    controller = control(Noisy(()), micro_batch_size=BASE // 2, log_dir=tmp_path / "log")
     fit(model, controller, controller.dataset(many, targets), 1)
 
     gradients = 2.0 * many.sum(1, keepdims=True) * many
@@ -410,7 +410,7 @@ def test_signal_and_noise_are_those_of_the_data(tmp_path: Path) -> None:
 
 
 def test_steps_in_parts_are_the_whole_steps() -> None:
-    """Dividing a batch, to measure or to spare memory, changes no gradient."""
+    """Dividing a batch to spare memory changes no gradient."""
 
     def trained(policy: Any, **settings: Any) -> Any:
         optimizer = optimizers.Adam(0.01, global_clipnorm=0.1)
@@ -422,7 +422,6 @@ def test_steps_in_parts_are_the_whole_steps() -> None:
     script = (1.0, 0.5, -2.0, 2.5)
     whole, _ = trained(ScriptedPolicy(script))
     for policy, settings in (
-        (Noisy(script), {"noise_rate": np.inf}),
         (ScriptedPolicy(script), {"micro_batch_size": 5}),
         (Noisy(script), {"micro_batch_size": 3}),
     ):
@@ -858,10 +857,8 @@ def test_models_for_one_size_only_are_refused() -> None:
 def test_sums_over_a_batch_are_not_computed_in_parts() -> None:
     model = network(loss=keras.losses.MeanSquaredError(reduction="sum"))
     refused("reduction='sum'", model, settings={"micro_batch_size": 4})
-    controller = control(Noisy(()), noise_rate=np.inf)
-    data = controller.dataset(X, Y)
-    with pytest.warns(RuntimeWarning, match="gradient noise is not measured"):
-        fit(model, controller, data, 1)
+    controller = control(Noisy(()), noise_rate=np.inf)  # which divides nothing that fits
+    fit(model, controller, controller.dataset(X, Y), 1)
 
 
 def test_data_without_the_controller_is_refused() -> None:
