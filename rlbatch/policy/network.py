@@ -166,16 +166,20 @@ class Network:
     def largest_output(self, net: str) -> float:
         """Return a bound of every number on the way through a net, for inputs within [-1, 1].
 
-        By the triangle inequality: |W x + b| <= |W| |x| + |b|. tanh gives at most 1, and relu at
-        most what it is given.
+        By the triangle inequality: |W x + b| <= |W| |x| + |b|. tanh, sigmoid and softsign give at
+        most 1, softplus at most ln(2) more than it is given, selu 1.76 times it, the others no more.
         """
         bound, largest = np.float64(1.0), 0.0
         for layer in getattr(self, net):
             sums = np.abs(layer.weight).sum(axis=1, dtype=np.float64) * bound
             top = float((sums + np.abs(layer.bias)).max())
             largest, bound = max(largest, top), np.float64(top)
-            if self.activation == "tanh":
-                bound = np.float64(min(top, 1.0))
+            if self.activation in ("tanh", "sigmoid", "softsign"):
+                bound = np.float64(1.0)
+            elif self.activation == "softplus":
+                bound = np.float64(top + math.log(2.0))
+            elif self.activation == "selu":
+                bound = np.float64(1.76 * top)
         return largest
 
     def sizes(self, net: str) -> tuple[int, ...]:
