@@ -167,7 +167,7 @@ class Network:
         """Return a bound of every number on the way through a net, for inputs within [-1, 1].
 
         By the triangle inequality: |W x + b| <= |W| |x| + |b|. tanh, sigmoid and softsign give at
-        most 1, softplus at most ln(2) more than it is given, selu 1.76 times it, the others no more.
+        most 1, softplus at most ln(2) more than it is given, selu 1.76 times it, the others it.
         """
         bound, largest = np.float64(1.0), 0.0
         for layer in getattr(self, net):
