@@ -17,14 +17,39 @@ from rlbatch.policy.file import save_policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Network
 
-MODULES = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
-"""Of `rlbatch.policy.network.ACTIVATIONS`."""
+MODULES = {
+    "tanh": torch.nn.Tanh,
+    "relu": torch.nn.ReLU,
+    "leaky-relu": torch.nn.LeakyReLU,
+    "elu": torch.nn.ELU,
+    "selu": torch.nn.SELU,
+    "silu": torch.nn.SiLU,
+    "gelu": torch.nn.GELU,
+    "mish": torch.nn.Mish,
+    "sigmoid": torch.nn.Sigmoid,
+    "softplus": torch.nn.Softplus,
+    "softsign": torch.nn.Softsign,
+    "identity": torch.nn.Identity,
+}
+"""torch's of `rlbatch.policy.network.ACTIVATIONS`, with their default settings."""
 
 
 def export_policy(
     model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None
 ) -> None:
-    """Write the deployable policy file of a trained model."""
+    """Write the deployable policy file of a model that was trained by a recipe.
+
+    Raises:
+        ConfigurationError: The model is no actor-critic, or its activation is none of `MODULES`.
+    """
+    used = getattr(model.policy, "activation_fn", None)
+    activation = next((name for name, module in MODULES.items() if module is used), None)
+    if activation is None or not hasattr(model.policy, "action_net"):
+        raise ConfigurationError(
+            f"Expected an actor-critic with one of the activations {', '.join(MODULES)}, got "
+            f"{type(model.policy).__name__} with {used}. For models that were trained by other "
+            "means there is rlbatch.agents.export.export_model."
+        )
     card = PolicyCard(
         objectives=recipe.objectives,
         couplings=("none", "sqrt", "linear", "adascale"),
@@ -34,7 +59,7 @@ def export_policy(
         results=results or {},
     )
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
-    network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), recipe.activation)
+    network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), activation)
     policy = LearnedPolicy(
         (network,),
         action_grid=recipe.actions,

@@ -23,6 +23,10 @@ _ENVIRONMENTS: dict[str, tuple[str, dict[str, str], bool]] = {
     "rlbatch/BatchSizeQuadratic-v0": ("rlbatch.envs.simulator.environment:QuadraticEnv", {}, False),
 }
 
+_VECTOR_ENTRY_POINTS = {
+    "rlbatch/BatchSizeQuadratic-v0": "rlbatch.envs.simulator.gym_vector_env:QuadraticGymVectorEnv",
+}
+
 
 def register() -> None:
     """Register the environments with Gymnasium, where it is installed."""
@@ -35,6 +39,7 @@ def register() -> None:
             gymnasium.register(
                 name,
                 entry_point=entry_point,
+                vector_entry_point=_VECTOR_ENTRY_POINTS.get(name),
                 kwargs=dict(arguments),
                 nondeterministic=nondeterministic,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -10,19 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch import observation
+from rlbatch.envs.arguments import (
+    RENDER_MODES,
+    action_grid,
+    changes,
+    coupling_of,
+    known_options,
+    profile_of,
+    require_render_mode,
+    start_batch_size,
+)
 from rlbatch.envs.episode import LiveEpisode
-from rlbatch.envs.fixed_run import fixed_run_curve
+from rlbatch.envs.fixed_source import FixedSource
+from rlbatch.envs.history import History, render
 from rlbatch.envs.live import LiveRun
-from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile, step_cost
+from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.settings import EpisodeSetting
-from rlbatch.envs.task import resolve_task
+from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling, Signals
 
 DEFAULT_ACTIONS: tuple[float, ...] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """Changes of log2(batch size) that the actions stand for."""
-
-_LONGEST_DEFAULT_RUN = 20_000  # optimizer steps after which a task's target counts as out of reach
 
 SettingSource = Callable[[np.random.Generator], EpisodeSetting]
 
@@ -38,64 +48,88 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
     * terminated: target reached, or diverged. truncated: the cost limit is spent.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's convention
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012 - Gymnasium's convention
 
     def __init__(
         self,
-        task: str = "digits-mlp",
+        task: str | Task = "digits-mlp",
         *,
-        lr_coupling: str = "sqrt",
-        profile: str = "cpu",
+        lr_coupling: str | Coupling = "sqrt",
+        profile: str | DeviceProfile = "cpu",
         start: float = 1.0,
         actions: Sequence[float] = DEFAULT_ACTIONS,
+        planned_steps: int | None = None,
         source: SettingSource | None = None,
         render_mode: str | None = None,
     ) -> None:
         """Prepare an environment; the run itself begins with `reset`.
 
         Args:
-            task: Name of a task, or `file.py:function`.
+            task: A task, its name, or `file.py:function`.
             lr_coupling: `none`, `sqrt`, `linear` or `adascale`.
-            profile: Name of a device profile, or `wall` for this machine's clock.
+            profile: A device profile, its name, a JSON file of one, or `wall` for this machine's
+                clock.
             start: First batch size relative to the task's.
             actions: Changes of log2(batch size).
+            planned_steps: Steps at the task's batch size for which its learning rate schedule is
+                made; needed where it has one.
             source: Draws the setting of each episode instead (a callable of a NumPy generator).
-            render_mode: None or `ansi`.
+            render_mode: None, `ansi` or `rgb_array`.
+
+        Raises:
+            ConfigurationError: An argument is out of range.
+            UnknownNameError: There is no such task, coupling or profile.
         """
-        if not actions or not all(np.isfinite(actions)):
-            raise ConfigurationError(
-                f"actions must be finite changes of log2(batch size), got {actions!r}."
-            )
-        self.actions_log2 = tuple(float(a) for a in actions)
+        require_render_mode(render_mode)
+        self.actions_log2 = action_grid(actions)
         self.observation_space = gymnasium.spaces.Box(
             -1.0, 1.0, (observation.OBSERVATION_SIZE,), np.float32
         )
         self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
         self.render_mode = render_mode
-        self._source = source or _FixedSource(task, Coupling(lr_coupling), _profile(profile), start)
+        self._source = source or FixedSource(
+            task, coupling_of(lr_coupling), profile_of(profile), start, planned_steps
+        )
         self._episode: LiveEpisode | None = None
+        self._history = History()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin a run and train its first chunk at the start batch size."""
+        """Begin a run and train its first chunk at the start batch size.
+
+        Args:
+            seed: Of this run and those that follow.
+            options: `{"start": ...}`, for this run instead of the environment's own.
+
+        Raises:
+            ConfigurationError: Of an option that is not known, or out of range.
+        """
         super().reset(seed=seed)
+        given = known_options(options, "start")
         while True:
-            self._episode = LiveEpisode(self._source(self.np_random))
+            setting = self._source(self.np_random)
+            if "start" in given:
+                first = start_batch_size(resolve_task(setting.task), given["start"])
+                setting = replace(setting, start_batch_size=first)
+            self._episode = LiveEpisode(setting)
             # A run that is over within its first chunk leaves nothing to decide.
             if not self.run.finished:
                 break
-        self._state = observation.initial_state()
-        return self._encode(self._episode.first), self._episode.info()
+        self._state, self._history = observation.initial_state(), History()
+        return self._encode(self._episode.first), self._info()
 
     def step(
         self, action: np.int64
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Change the batch size and train one chunk."""
-        episode = self.episode
-        step = episode.step(self.actions_log2[int(action)])
+        """Change the batch size and train one chunk.
+
+        Raises:
+            ConfigurationError: There is no such action, or no run in progress.
+        """
+        step = self.episode.step(float(changes(self.actions_log2, action)))
         seen = self._encode(step.signals)
-        return seen, step.reward, step.terminated, step.truncated, episode.info()
+        return seen, step.reward, step.terminated, step.truncated, self._info()
 
     @property
     def episode(self) -> LiveEpisode:
@@ -116,67 +150,14 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     def _encode(self, signals: Signals) -> NDArray[np.float32]:
         seen, self._state = observation.encode(signals, self._state)
+        self._history.note(signals, self.run.batch_size)
         return seen
 
-    def render(self) -> str | None:
-        """One line about the run, in `ansi` mode."""
-        if self.render_mode != "ansi":
-            return None
-        run = self.run
-        where = f"step {run.steps}  samples {run.samples_seen}"
-        return f"{where}  batch size {run.batch_size}  loss {run.val_loss:.4g}"
+    def _info(self) -> dict[str, Any]:
+        return {**self._history.latest, **self.episode.info()}
 
-
-class _FixedSource:
-    """The same setting every time, with a new seed.
-
-    Its reward is in units of the default batch size's cost.
-    """
-
-    def __init__(
-        self, task: str, coupling: Coupling, profile: DeviceProfile | None, start: float
-    ) -> None:
-        self._task_name, self._coupling, self._profile = task, coupling, profile
-        self._task = resolve_task(task)
-        size: int = len(self._task.train_set)  # type: ignore[arg-type]
-        largest = self._task.max_batch_size or size
-        self._start = int(np.clip(round(self._task.batch_size * start), 1, largest))
-        self._reference: float | None = None
-
-    def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
-        if self._reference is None:
-            self._reference = self._default_cost()
-        return EpisodeSetting(
-            task=self._task_name,
-            seed=int(rng.integers(2**31)),
-            coupling=self._coupling,
-            profile=self._profile,
-            target_loss=self._task.target,
-            start_batch_size=self._start,
-            reference_cost=self._reference,
+    def render(self) -> Any:
+        """Return the run so far: a line in the mode `ansi`, a figure in `rgb_array`."""
+        return render(
+            self._history, {} if self._episode is None else self._info(), self.render_mode
         )
-
-    def _default_cost(self) -> float:
-        curve = fixed_run_curve(
-            self._task,
-            self._task.batch_size,
-            seed=0,
-            coupling=self._coupling,
-            target_loss=self._task.target,
-            max_steps=_LONGEST_DEFAULT_RUN,
-        )
-        if not curve.reached:
-            raise ConfigurationError(
-                f"Task {self._task_name!r}: the default batch size {self._task.batch_size} did not "
-                f"reach the target {self._task.target} in {_LONGEST_DEFAULT_RUN} steps. "
-                "Choose an easier target."
-            )
-        clock = self._profile or resolve_profile("cpu")
-        return float(
-            curve.steps[-1]
-            * step_cost(clock, CostWeights(), self._task.batch_size, self._task.batch_size)
-        )
-
-
-def _profile(name: str) -> DeviceProfile | None:
-    return None if name == "wall" else resolve_profile(name)

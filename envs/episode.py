@@ -117,7 +117,7 @@ class LiveEpisode:
         """Return what loggers want to know."""
         run = self.run
         return {
-            "task": self.setting.task,
+            "task": self.setting.task_name,
             "batch_size": run.batch_size,
             "steps": run.steps,
             "samples_seen": run.samples_seen,

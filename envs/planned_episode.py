@@ -80,7 +80,7 @@ class PlannedSampler:
         length = 2.0 ** rng.uniform(*self._log2_length)
         watched = rng.random() < 0.5
         return PlannedSetting(
-            task=drawn.task,
+            task=drawn.task_name,
             seed=drawn.seed,
             coupling=drawn.coupling,
             profile=profile,

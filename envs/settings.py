@@ -13,7 +13,7 @@ import numpy as np
 from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.profiles import CostWeights, DeviceProfile
-from rlbatch.envs.task import resolve_task
+from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
@@ -25,7 +25,7 @@ class EpisodeSetting:
     """Everything that defines one episode of real training.
 
     Attributes:
-        task: Name of a task, or `file.py:function`.
+        task: A task, its name, or `file.py:function`.
         seed: Of the run.
         coupling: How the learning rate follows the batch size.
         profile: Whose clock counts; None for the wall clock.
@@ -42,7 +42,7 @@ class EpisodeSetting:
         plan_known: The policy is told `planned_steps`.
     """
 
-    task: str
+    task: str | Task
     seed: int
     coupling: Coupling
     profile: DeviceProfile | None
@@ -56,6 +56,11 @@ class EpisodeSetting:
     fixed_costs: Mapping[int, float] = field(default_factory=dict[int, float])
     curve_known: bool = True
     plan_known: bool = True
+
+    @property
+    def task_name(self) -> str:
+        """How logs call the task."""
+        return self.task if isinstance(self.task, str) else self.task.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,14 +166,15 @@ def task_names() -> list[str]:
     return sorted(TASK_FUNCTIONS)
 
 
-def resolve_task(spec: str) -> Task:
-    """Return the task that `spec` names.
+def resolve_task(spec: str | Task) -> Task:
+    """Return the task that `spec` names, or is.
 
     Args:
         spec: A built-in name (`digits-mlp`); `path/to/file.py:function`, where the function takes
             no argument and returns a `Task` (the file may import its neighbours, as a script may);
             or `random:NUMBER` or `random-transformer:NUMBER`, see
-            `rlbatch.envs.tasks.random_perceptron` and `random_transformer`.
+            `rlbatch.envs.tasks.random_perceptron` and `random_transformer`. A `Task` is returned
+            as it is.
 
     Raises:
         UnknownNameError: No built-in task has that name.
@@ -181,6 +182,12 @@ def resolve_task(spec: str) -> Task:
         RlbatchError: The file or its function raised; the original error is the cause.
         MissingExtraError: The task needs a package that is not installed.
     """
+    if isinstance(spec, Task):
+        return spec
+    if not isinstance(spec, str):
+        raise ConfigurationError(
+            f"A task is given as its name, as path/to/file.py:function or as a Task, got {spec!r}."
+        )
     if spec.partition(":")[0] in RANDOM_KINDS:
         maker = RANDOM_KINDS[spec.partition(":")[0]]
         return getattr(importlib.import_module(f"rlbatch.envs.tasks.{maker}"), maker)(spec)

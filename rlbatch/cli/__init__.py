@@ -30,7 +30,10 @@ _DESCRIPTION = """Reinforcement learning adapts the batch size while a model tra
 For example: rlbatch demo"""
 _CLI_ONLY = ("tasks", "policies", "inspect", "report", "replay")
 """Commands for which the extra `cli` is enough; the others need `train`, which holds it."""
-_FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "inspect", "report", "replay")
+_FIRST = (
+    *("demo", "tasks", "policies", "run", "bench", "train", "export"),
+    *("inspect", "report", "replay", "advise", "profile", "sweep"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,70 @@ def _relu(values: Float32) -> Float32:
     return np.maximum(values, np.float32(0.0))
 
 
-ACTIVATIONS: dict[str, Activation] = {"tanh": np.tanh, "relu": _relu}
+def _leaky_relu(values: Float32) -> Float32:
+    return np.where(values > 0, values, np.float32(0.01) * values)
+
+
+def _elu(values: Float32) -> Float32:
+    return np.where(values > 0, values, np.expm1(np.minimum(values, np.float32(0.0))))
+
+
+def _selu(values: Float32) -> Float32:
+    """Return Klambauer et al. 2017's, with their two constants."""
+    return np.float32(1.0507009873554805) * np.where(
+        values > 0, values, np.float32(1.6732632423543772) * np.expm1(np.minimum(values, 0))
+    )
+
+
+def _sigmoid(values: Float32) -> Float32:
+    return np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * values)
+
+
+def _silu(values: Float32) -> Float32:
+    return values * _sigmoid(values)
+
+
+def _softplus(values: Float32) -> Float32:
+    return np.logaddexp(values, np.float32(0.0))
+
+
+def _mish(values: Float32) -> Float32:
+    return values * np.tanh(_softplus(values))
+
+
+def _softsign(values: Float32) -> Float32:
+    return values / (np.float32(1.0) + np.abs(values))
+
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def _gelu(values: Float32) -> Float32:
+    """Return x Phi(x), Phi being the normal distribution's."""
+    scaled = values.astype(np.float64) / math.sqrt(2.0)
+    normal = 0.5 + 0.5 * np.asarray(_erf(scaled), dtype=np.float64)
+    return np.asarray(values * normal, dtype=np.float32)
+
+
+def _identity(values: Float32) -> Float32:
+    return values
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": np.tanh,
+    "relu": _relu,
+    "leaky-relu": _leaky_relu,
+    "elu": _elu,
+    "selu": _selu,
+    "silu": _silu,
+    "gelu": _gelu,
+    "mish": _mish,
+    "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "softsign": _softsign,
+    "identity": _identity,
+}
+"""What may stand between two layers, with torch's default settings."""
 
 
 class Layer(NamedTuple):
@@ -37,7 +101,7 @@ class Network:
     Attributes:
         policy: Layers from the observation to one logit an action.
         value: Layers from the observation to one value.
-        activation: "tanh" or "relu".
+        activation: One of `ACTIVATIONS`.
     """
 
     policy: tuple[Layer, ...]
@@ -102,16 +166,20 @@ class Network:
     def largest_output(self, net: str) -> float:
         """Return a bound of every number on the way through a net, for inputs within [-1, 1].
 
-        By the triangle inequality: |W x + b| <= |W| |x| + |b|. tanh gives at most 1, and relu at
-        most what it is given.
+        By the triangle inequality: |W x + b| <= |W| |x| + |b|. tanh, sigmoid and softsign give at
+        most 1, softplus at most ln(2) more than it is given, selu 1.76 times it, the others it.
         """
         bound, largest = np.float64(1.0), 0.0
         for layer in getattr(self, net):
             sums = np.abs(layer.weight).sum(axis=1, dtype=np.float64) * bound
             top = float((sums + np.abs(layer.bias)).max())
             largest, bound = max(largest, top), np.float64(top)
-            if self.activation == "tanh":
-                bound = np.float64(min(top, 1.0))
+            if self.activation in ("tanh", "sigmoid", "softsign"):
+                bound = np.float64(1.0)
+            elif self.activation == "softplus":
+                bound = np.float64(top + math.log(2.0))
+            elif self.activation == "selu":
+                bound = np.float64(1.76 * top)
         return largest
 
     def sizes(self, net: str) -> tuple[int, ...]:

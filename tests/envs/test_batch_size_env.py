@@ -3,16 +3,20 @@ to."""
 
 import math
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, check_reset_seed_determinism, data_equivalence
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from rlbatch.envs.batch_size_env import BatchSizeEnv
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.errors import ConfigurationError
+from rlbatch.envs.simulator.environment import QuadraticEnv
+from rlbatch.envs.task import Task, resolve_task
+from rlbatch.errors import ConfigurationError, RlbatchError
+from tests.agents.evaluate.cheap_task import make as cheap_task
 
 IDS = ("rlbatch/BatchSize-v0", "rlbatch/BatchSizeQuadratic-v0")
 STAY = BatchSizeEnv().actions_log2.index(0.0)
@@ -95,9 +99,125 @@ def test_the_action_multiplies_the_batch_size_within_bounds() -> None:
     assert info["batch_size"] >= 1
 
 
-def test_wrong_use_is_said() -> None:
+ENVIRONMENTS: list[type[BatchSizeEnv] | type[QuadraticEnv]] = [BatchSizeEnv, QuadraticEnv]
+
+
+@pytest.mark.parametrize("made", ENVIRONMENTS)
+@pytest.mark.parametrize("action", [7, -1, 0.0, 1.5, "stay", None, [0, 1], True, float("nan")])
+def test_an_action_that_is_none_is_refused(made: type[BatchSizeEnv], action: object) -> None:
+    env = made()
+    _, before = env.reset(seed=0)
+    with pytest.raises(ConfigurationError, match="An action must be a whole number from 0 to 6"):
+        env.step(action)  # pyright: ignore[reportArgumentType]
+    _, _, _, _, info = env.step(np.int64(STAY))  # nothing was done to the run
+    assert info["batch_size"] == before["batch_size"]
+
+
+@pytest.mark.parametrize("made", ENVIRONMENTS)
+def test_wrong_use_is_said(made: type[BatchSizeEnv]) -> None:
     with pytest.raises(ConfigurationError, match="No run is in progress"):
-        BatchSizeEnv().step(np.int64(0))
-    with pytest.raises(ConfigurationError, match="actions must be finite"):
-        BatchSizeEnv(actions=())
-    assert BatchSizeEnv(render_mode=None).render() is None
+        made().step(np.int64(0))
+    for actions in ((), (0.0, math.inf), ("a",)):
+        with pytest.raises(ConfigurationError, match="actions must be finite"):
+            made(actions=actions)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigurationError, match="render_mode must be"):
+        made(render_mode="human")
+    with pytest.raises(ConfigurationError, match="got 'speed'"):
+        made().reset(options={"speed": 3})
+    with pytest.raises(ConfigurationError, match="No run is in progress"):
+        made(render_mode="ansi").render()
+    env = made()
+    env.reset(seed=0)
+    run_episode(env, STAY)
+    with pytest.raises(ConfigurationError, match="run has finished"):
+        env.step(np.int64(STAY))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": 0.0}, "start multiplies the batch size"),
+        ({"start": -2.0}, "start multiplies the batch size"),
+        ({"start": math.nan}, "start multiplies the batch size"),
+        ({"start": 1e9}, "to a size from 1 to"),
+        ({"start": "8"}, "start multiplies the batch size"),
+        ({"lr_coupling": "cubic"}, "Unknown coupling 'cubic'"),
+        ({"profile": "gpu"}, "Unknown profile 'gpu'"),
+        ({"task": "digits-mpl"}, "Did you mean 'digits-mlp'"),
+        ({"task": 3}, "A task is given as its name"),
+    ],
+)
+def test_settings_that_are_none_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(RlbatchError, match=message):
+        BatchSizeEnv(**arguments)
+
+
+def test_a_task_is_a_name_a_path_or_an_object() -> None:
+    """All three are the same runs."""
+    file = Path(__file__).parents[1] / "agents/evaluate/cheap_task.py"
+    episodes = []
+    for task in (cheap_task(), f"{file}:make"):
+        env = BatchSizeEnv(task)
+        episodes.append([env.reset(seed=4)[0], *(env.step(np.int64(STAY))[:4] for _ in range(3))])
+    assert data_equivalence(episodes[0], episodes[1], exact=True)
+    assert isinstance(resolve_task(cheap_task()), Task)
+
+
+def test_the_start_is_an_option_of_one_run() -> None:
+    env = BatchSizeEnv()
+    assert env.reset(seed=0, options={"start": 4.0})[1]["batch_size"] == 128
+    assert env.reset(seed=0)[1]["batch_size"] == 32
+    with pytest.raises(ConfigurationError, match="start multiplies"):
+        env.reset(options={"start": 0})
+    single = QuadraticEnv()
+    assert single.reset(seed=0, options={"task": 5})[1]["task"] == 5
+    with pytest.raises(ConfigurationError, match="from 0 to 511"):
+        single.reset(options={"task": 512})
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_helpers_find_equal_seeds_equal(name: str) -> None:
+    check_reset_seed_determinism(gymnasium.make(name).unwrapped)
+    one, two = gymnasium.make(name), gymnasium.make(name)
+    assert data_equivalence(one.reset(seed=2), two.reset(seed=2), exact=True)
+    assert data_equivalence(one.step(STAY), two.step(STAY), exact=True)
+    assert not data_equivalence(one.reset(seed=2), two.reset(seed=3), exact=True)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_info_tells_of_the_run_and_both_modes_show_it(name: str) -> None:
+    texts, figures = (gymnasium.make(name, render_mode=mode) for mode in ("ansi", "rgb_array"))
+    spent = 0.0
+    _, info = texts.reset(seed=1)
+    figures.reset(seed=1)
+    before = np.asarray(figures.render())
+    for _ in range(5):
+        assert info["cost"] > spent
+        spent = info["cost"]
+        assert info["train_loss"] > 0
+        assert info["val_loss"] is None or info["val_loss"] > 0
+        assert info["noise_scale"] is None or info["noise_scale"] > 0
+        *_, info = texts.step(STAY)
+        figures.step(STAY)
+    line = str(texts.render())
+    assert f"batch size {info['batch_size']}" in line
+    assert f"step {info['steps']}" in line
+    after = np.asarray(figures.render())
+    assert after.shape == (400, 600, 3)
+    assert after.dtype == np.uint8
+    assert (after != before).any()
+
+
+def test_on_the_wall_clock_staying_takes_as_many_steps_as_on_a_profile() -> None:
+    """And costs about the reference, which is the same on another seed."""
+    lengths, ratios = [], []
+    for name in ("rlbatch/BatchSize-v0", "rlbatch/BatchSizeWallClock-v0"):
+        env = gymnasium.make(name)
+        env.reset(seed=0)
+        run_episode(env, STAY)
+        info = env.unwrapped.episode.info()  # pyright: ignore[reportAttributeAccessIssue]
+        assert info["reached"]
+        lengths.append(info["steps"])
+        ratios.append(info["ratio"])
+    assert lengths[0] == lengths[1]
+    assert 0.2 < ratios[1] < 3.9  # whatever else the machine does

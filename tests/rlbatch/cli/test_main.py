@@ -16,7 +16,10 @@ from rlbatch.cli import command_names, main
 
 CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
 CHEAP = f"{CHEAP_FILE}:make"
-COMMANDS = ("demo", "tasks", "policies", "run", "bench", "train", "inspect", "report", "replay")
+COMMANDS = (
+    *("demo", "tasks", "policies", "run", "bench", "train", "export"),
+    *("inspect", "report", "replay", "advise", "profile", "sweep"),
+)
 HEAVY = {"torch", "numpy", "stable_baselines3", "gymnasium", "matplotlib", "sklearn"}
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from rlbatch.errors import ConfigurationError
-from rlbatch.policy.network import Layer, Network, softmax
+from rlbatch.policy.network import ACTIVATIONS, Layer, Network, softmax
 from rlbatch.testing import random_policy
 
 
@@ -81,5 +81,18 @@ def test_foreign_parameters_are_refused_by_name() -> None:
 
 def test_an_unknown_activation_is_refused() -> None:
     (member,) = random_policy(np.random.default_rng(0)).members
-    with pytest.raises(ConfigurationError, match="one of tanh, relu; got 'gelu'"):
-        Network(member.policy, member.value, "gelu")
+    with pytest.raises(ConfigurationError, match=r"one of tanh, relu, .*; got 'cube'"):
+        Network(member.policy, member.value, "cube")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_output_is_larger_than_the_bound(activation: str) -> None:
+    rng = np.random.default_rng(0)
+    (member,) = random_policy(rng).members
+    network = Network(member.policy, member.value, activation)
+    inputs = rng.uniform(-1, 1, (500, network.sizes("policy")[0])).astype(np.float32)
+    first, *_ = network.policy
+    aligned = np.sign(first.weight)  # the inputs for which the first layer's sums are largest
+    for net in ("policy", "value"):
+        outputs = network.forward(net, np.concatenate([inputs, aligned, -aligned]))
+        assert np.abs(outputs).max() <= network.largest_output(net)

@@ -1,0 +1,61 @@
+"""`rlbatch export`: a policy file from a model of stable-baselines3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlbatch.cli import _shared
+
+
+@dataclass(frozen=True)
+class Command:
+    """Make a policy file from a model that stable-baselines3 trained.
+
+    PPO, A2C and DQN with MlpPolicy, of any size; the checkpoint.zip of rlbatch train as well. The
+    file is compared with the model on 10,000 observations, and refused where it decides otherwise.
+
+    Loading such a zip with stable-baselines3 runs the code in it. This command does not: of the
+    settings it reads names and numbers only, and of the weights tensors only. If the model was
+    trained on normalised observations (VecNormalize with norm_obs=True), the zip does not say so,
+    and the policy file would be of no use.
+
+    For example: rlbatch export model.zip -o policy.safetensors
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """The zip that model.save wrote."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The policy file to write (.safetensors)."""
+    actions: tuple[float, ...] | None = None
+    """The environment's changes of log2(batch size), in the order of its actions, if they were not
+    the default ones."""
+    limits: bool = False
+    """For a checkpoint of rlbatch train: add the limits of its recipe, as the training does at its
+    end."""
+
+    def run(self) -> int:
+        """Write the file."""
+        from rlbatch.errors import ConfigurationError, MissingExtraError
+
+        if self.out.suffix != ".safetensors":
+            raise ConfigurationError(
+                f"--out names the policy file, which ends in .safetensors; got {self.out}."
+            )
+        if self.out.exists():
+            raise ConfigurationError(
+                f"{self.out} already exists. Name a new file; nothing is overwritten."
+            )
+        _shared.require_possible_folder(self.out.parent)
+        try:
+            from rlbatch.agents.export import export_model
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(error.name or "stable-baselines3", "train") from error
+        policy = export_model(self.model, self.out, actions=self.actions, limits=self.limits)
+        grid = ", ".join(f"{change:+g}" if change else "0" for change in policy.action_grid)
+        _shared.note(f"Changes of log2(batch size) among which it chooses: {grid}.")
+        print(self.out)
+        return 0

@@ -1,0 +1,37 @@
+"""The examples of docs/environment.md run, each by itself; what they write are policy files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlbatch.observation import OBSERVATION_NAMES
+from rlbatch.policy.file import load_policy
+
+PAGE = (Path(__file__).parents[1] / "docs" / "environment.md").read_text()
+EXAMPLES = dict(re.findall(r"```python\n# environment: (\w+)\n(.*?)```", PAGE, re.DOTALL))
+
+
+def test_every_example_is_found() -> None:
+    assert len(EXAMPLES) == PAGE.count("```python") == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EXAMPLES[name]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    files = list(tmp_path.glob("*.safetensors"))
+    assert bool(files) == ("export_model" in EXAMPLES[name])
+    for file in files:
+        assert load_policy(file).members[0].sizes("policy")[0] == len(OBSERVATION_NAMES)
