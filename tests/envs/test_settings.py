@@ -75,7 +75,7 @@ def test_the_reference_is_the_cheapest_fixed_size_and_the_default_reaches_the_ta
 ) -> None:
     tasks = {name: resolve_task(name) for name in NAMES}
     for setting in drawn:
-        task = tasks[setting.task]
+        task = tasks[str(setting.task)]
         costs = {
             shift: fixed_run_cost(setting, task, shift)
             for shift in range(-4, 6)
@@ -111,12 +111,12 @@ def test_every_choice_is_drawn_about_as_often_as_meant(drawn: list[EpisodeSettin
 
     samples = [s for s in drawn if s.weights.samples == 1.0]
     assert len(samples) / len(drawn) == pytest.approx(0.1, abs=0.04)
-    shifts = Counter(np.log2(s.start_batch_size / tasks[s.task].batch_size) for s in drawn)
+    shifts = Counter(np.log2(s.start_batch_size / tasks[str(s.task)].batch_size) for s in drawn)
     # Of 35 % the start is the default size, and of a ninth of the others by chance.
     assert shifts[0.0] / len(drawn) == pytest.approx(0.35 + 0.65 / 9, abs=0.06)
     assert set(range(-4, 5)) <= shifts.keys()
 
-    targets = np.array([s.target_loss / tasks[s.task].target for s in drawn])
+    targets = np.array([s.target_loss / tasks[str(s.task)].target for s in drawn])
     assert 0.97 <= targets.min() < 1.0
     assert 1.4 < targets.max() <= 1.5
 
@@ -178,7 +178,7 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
         tmp_path / "random-transformer-0004.npz"
     )
     both = SettingSampler(tmp_path, ("random", "random-transformer"))
-    kinds = Counter(both(rng).task.split(":")[0] for _ in range(600))
+    kinds = Counter(str(both(rng).task).split(":")[0] for _ in range(600))
     shares = RANDOM_SHARES["random-transformer"] / sum(RANDOM_SHARES.values())
     assert kinds["random-transformer"] / 600 == pytest.approx(shares, abs=0.06)
 
