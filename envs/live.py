@@ -9,6 +9,7 @@ import numpy as np
 
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
+from rlbatch.control.torch_parts import TorchRate
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.clock import Clock, make_clock
 from rlbatch.envs.objectives import Cadence, Objective
@@ -119,7 +120,8 @@ class LiveRun:
         self._clock: Clock = make_clock(
             profile, objective.weights, task.batch_size, curve_known=curve_known
         )
-        self._coupling = CoupledRate(self.optimizer, coupling, task.batch_size)
+        self._rate = TorchRate(self.optimizer)
+        self._coupling = CoupledRate(self._rate, coupling, task.batch_size)
         self._noise_rate = noise_rate or NOISE_RATE * (coupling is Coupling.ADASCALE)
         self._guard = (GuardConfig() if guard is True else guard) or None
         self._guard_state = GuardState()
@@ -128,7 +130,7 @@ class LiveRun:
         weights = objective.weights
         plan = planned_steps * task.batch_size if planned_steps and plan_known else None
         self.context = run_context(
-            self.optimizer,
+            self._rate,
             coupling,
             base_batch_size=task.batch_size,
             min_batch_size=min_batch_size,
@@ -256,7 +258,7 @@ class LiveRun:
         indices = self._order.take(self.batch_size)
         size = len(indices)
         sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
-        self.backend.step(indices, sizes, measured, self._coupling.applied)
+        self.backend.step(indices, sizes, measured, self._rate.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)

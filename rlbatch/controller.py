@@ -13,27 +13,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from rlbatch.control.build import make_control_loop, named_policy, run_info
+from rlbatch.control.build import chosen_config, named_policy
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.control_loop import ControlLoop
-from rlbatch.control.decision_logger import Place
 from rlbatch.control.gradient_accumulator import GradientAccumulator
-from rlbatch.control.loader import (
-    ControlledLoader,
-    RandomState,
-    loader_sizes,
-    smallest_part,
-)
+from rlbatch.control.loader import ControlledLoader, loader_sizes, smallest_part
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.torch_parts import torch_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.log.episode_log import EpisodeLog
+from rlbatch.loop_adapter import LoopAdapter, check_state
 from rlbatch.policy.base import Policy
 
-STATE_VERSION = 1
 _NO_LOADER = (
     "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
 )
@@ -95,23 +88,17 @@ class BatchController:
             ConfigurationError: Settings contradict themselves, or are given twice.
             UnknownNameError: There is no policy of that name.
         """
-        if config is not None and settings:
-            raise ConfigurationError(
-                f"Give either config or single settings, got config and {', '.join(settings)}."
-            )
-        self.config = ControllerConfig(**settings) if config is None else config
+        self.config = chosen_config(config, settings)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
         self._scaler = scaler
-        self._control_loop: ControlLoop | None = None
+        self._adapter: LoopAdapter | None = None
         self._loader: ControlledLoader | None = None
         self._accumulator = self._make_accumulator(Ranks())
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
-        self._log_opened = False
-        self._dataset_size, self._epochs_done = 1, 0.0
 
     def loader(self, loader: DataLoader[Any]) -> ControlledLoader:
         """Return a loader like the given one, whose batch size the controller changes.
@@ -124,7 +111,7 @@ class BatchController:
             raise ConfigurationError("A controller has one loader, and it was made already.")
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
-        batch_size, self._dataset_size = loader_sizes(loader)
+        batch_size, dataset_size = loader_sizes(loader)
         if batch_size * ranks.world_size != self.base_batch_size:
             raise ConfigurationError(
                 f"The controller was made for batch size {self.base_batch_size}, and the loader "
@@ -135,14 +122,15 @@ class BatchController:
             )
         self._memory = self._make_memory(ranks)
         self._accumulator = self._make_accumulator(ranks)
-        self._control_loop = make_control_loop(
-            self.model,
-            self.optimizer,
-            self.policy,
-            self.config,
-            base_batch_size=self.base_batch_size,
-            dataset_size=self._dataset_size,
-            scaler=self._scaler,
+        training = torch_parts(self.model, self.optimizer, scaler=self._scaler, ranks=ranks)
+        self._rate = training.rate
+        self._adapter = LoopAdapter(
+            training,
+            batch_size=self.base_batch_size,
+            dataset_size=dataset_size,
+            policy=self.policy,
+            policy_name=self._policy_name,
+            config=self.config,
             ranks=ranks,
         )
         self._loader = ControlledLoader(
@@ -150,10 +138,11 @@ class BatchController:
             self,
             batch_size=self.base_batch_size,
             micro_batch_size=self._memory.limit,
-            measure=self._control_loop.measure,
+            measure=self._adapter.measure,
             smallest_part=smallest_part(self.model),
             ranks=ranks,
         )
+        self._adapter.loader = self._loader
         if self._state is not None:
             self._apply_state(self._state)
         return self._loader
@@ -172,12 +161,12 @@ class BatchController:
             )
         self._accumulator.backward(loss)
         if (
-            self._averages(self._parts.ranks)
+            self._averages(self._run.ranks)
             and self._accumulator.batch_complete
             and not self._settle()
         ):
             return
-        self._parts.after_backward(loss)
+        self._run.after_backward(loss)
 
     @contextmanager
     def within_memory(self) -> Generator[None]:
@@ -201,7 +190,7 @@ class BatchController:
         memory, delivered = self._memory, self._accumulator.delivered
         if memory is None or delivered is None:
             raise DeliveryError("within_memory() belongs to one batch of the controller's loader.")
-        if self._parts.ranks.world_size > 1 and not self._finds_limit:
+        if self._run.ranks.world_size > 1 and not self._finds_limit:
             raise ConfigurationError(
                 "With several ranks within_memory() needs micro_batch_size='auto', by which they "
                 "know before the pass not to wait for each other in it."
@@ -235,55 +224,44 @@ class BatchController:
         if self._repeating:
             self._repeating = False
             return 0
-        delivered = self._accumulator.step(self._parts.rate.applied(), clip_norm)
+        delivered = self._accumulator.step(self._rate.applied(), clip_norm)
         if delivered is None:
             return 0
         return self._end_step(delivered)
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
-        self._parts.report_validation(float(loss))
+        self._run.report_validation(loss)
 
     @contextmanager
     def paused(self) -> Generator[None]:
         """Stop the wall clock within the block, for a validation in the middle of an epoch."""
-        self._parts.cost_tracker.pause()
-        try:
+        with self._run.paused():
             yield
-        finally:
-            self._parts.cost_tracker.resume()
 
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""
-        self._parts.disable(reason, self._place())
-        self._apply_batch_size()
+        self._run.disable(reason)
 
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self._control_loop is None else self._control_loop.batch_size
+        return self.base_batch_size if self._adapter is None else self._adapter.batch_size
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return 0 if self._control_loop is None else self._control_loop.steps
+        return 0 if self._adapter is None else self._adapter.steps
 
     @property
     def samples_seen(self) -> int:
         """Samples so far, over all ranks."""
-        return 0 if self._control_loop is None else self._control_loop.samples_seen
+        return 0 if self._adapter is None else self._adapter.samples_seen
 
     @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
-        loader = self._require_loader()
-        return {
-            "policy": self._policy_name,
-            "shadow": self.config.shadow,
-            "epoch": loader.sampler.epoch,
-            "next_step": loader.next_step,
-            **self._parts.summary(),
-        }
+        return self._run.components
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last optimizer step, torch's global generators included.
@@ -292,17 +270,8 @@ class BatchController:
         workers have prefetched, in the sizes they have. `torch.load` reads the state with
         `weights_only=True`.
         """
-        loader = self._require_loader()
-        random_state = loader.random_state()
-        return {
-            "version": STATE_VERSION,
-            "base_batch_size": self.base_batch_size,
-            "control_loop": self._parts.state_dict(),
-            "loader": loader.state_dict(),
-            "memory": None if self._memory is None else self._memory.state_dict(),
-            "rng": random_state.cpu,
-            "cuda_rng": random_state.cuda,
-        }
+        memory = None if self._memory is None else self._memory.state_dict()
+        return {**self._run.state_dict(), "memory": memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, before or after `loader` is called.
@@ -313,38 +282,21 @@ class BatchController:
         Raises:
             ConfigurationError: The state is of another version, batch size or policy.
         """
-        if state.get("version") != STATE_VERSION:
-            raise ConfigurationError(
-                f"A controller state of version {STATE_VERSION} was expected, got "
-                f"{state.get('version')!r}. Resume with the rlbatch that saved it."
-            )
-        if state["base_batch_size"] != self.base_batch_size:
-            raise ConfigurationError(
-                f"The state was saved with batch size {state['base_batch_size']}, and this "
-                f"controller was made for {self.base_batch_size}. Make it for the same one."
-            )
+        check_state(state, self.base_batch_size)
         self._state = state
         if self._loader is not None:
             self._apply_state(state)
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
-        if self._control_loop is not None:
-            self._control_loop.close(self._place())
+        if self._adapter is not None:
+            self._adapter.close()
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
-        parts = self._parts
-        if self.config.log_dir is not None and not self._log_opened and parts.ranks.is_main:
-            self._log_opened = True
-            info = run_info(self._policy_name, self.model, self.optimizer, parts)
-            info["action_grid"] = getattr(self.policy, "action_grid", None)
-            resume = self._state is not None
-            parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
-        parts.abandon_step()
+        self._run.begin_epoch()
         self._accumulator.abandon()
         self._repeating = False
-        parts.cost_tracker.resume()
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
@@ -354,7 +306,7 @@ class BatchController:
 
     def end_epoch(self) -> None:
         """The loader has nothing more."""
-        self._parts.cost_tracker.pause()
+        self._run.end_epoch()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         return GradientAccumulator(
@@ -383,15 +335,15 @@ class BatchController:
 
     def _settle(self) -> bool:
         """Return whether all ranks have their gradients, now averaged; or else begin again."""
-        memory, parts, loader = self._guard, self._parts, self._require_loader()
+        memory, run, loader = self._guard, self._run, self._require_loader()
         failed = memory.settle()
         if not failed:
             memory.average_gradients(self.model)
             return True
         reason = f"out of memory with micro-batches of {failed}; going on with {memory.limit}"
         warnings.warn(f"rlbatch: {reason}", RuntimeWarning, stacklevel=4)
-        parts.note_memory(reason, self._place())
-        parts.abandon_step()
+        run.note_memory(reason)
+        run.abandon_step()
         self._accumulator.abandon()
         loader.repeat_step(memory.limit)
         self._repeating = True
@@ -401,43 +353,30 @@ class BatchController:
         samples, count = delivered.step_samples, delivered.micro_batches
         sizes = (samples,)
         if count > 1:
-            sizes = micro_batch_totals(samples, count, self._parts.ranks.world_size)
-        self._parts.begin_step(delivered.batch_size, sizes)
+            sizes = micro_batch_totals(samples, count, self._run.ranks.world_size)
+        self._run.begin_step(delivered.batch_size, sizes)
 
     def _end_step(self, delivered: Delivered) -> int:
-        parts = self._parts
-        self._require_loader().end_step()
-        done = delivered.step_start + delivered.step_samples
-        self._epochs_done = delivered.epoch + done / self._dataset_size
-        before = parts.batch_size
         if self._finds_limit:
-            if not self._averages(parts.ranks):
+            if not self._averages(self._run.ranks):
                 self._guard.settle()
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        parts.end_step(delivered.step_samples, self._place)
-        if parts.batch_size != before:
-            self._apply_batch_size()
+        self._run.end_step(
+            delivered.step_samples, epoch=delivered.epoch, position=delivered.step_end
+        )
         return delivered.step_samples
 
-    def _apply_batch_size(self) -> None:
-        self._require_loader().sampler.set_batch_size(self._parts.batch_size)
-
-    def _place(self) -> Place:
-        return Place(self._epochs_done, self._require_loader().next_step)
-
     def _apply_state(self, state: Mapping[str, Any]) -> None:
-        self._parts.load_state_dict(state["control_loop"])
         if self._finds_limit and state.get("memory") is not None:
             self._guard.load_state_dict(state["memory"])
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        random_state = RandomState(state["rng"], state["cuda_rng"])
-        self._require_loader().load_state_dict(state["loader"], random_state)
+        self._run.load_state_dict(state)
 
     @cached_property
-    def _parts(self) -> ControlLoop:
-        if self._control_loop is None:
+    def _run(self) -> LoopAdapter:
+        if self._adapter is None:
             raise ConfigurationError(_NO_LOADER)
-        return self._control_loop
+        return self._adapter
 
     @property
     def _guard(self) -> MemoryGuard:

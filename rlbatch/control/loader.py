@@ -128,7 +128,7 @@ class ControlledLoader:
             yield batch
             if self._repeats:
                 self._repeats, is_first, between = False, True, True
-                self.load_state_dict(self.state_dict(), self.random_state())
+                self.load_state_dict(self.state_dict())
                 del batch, batches  # and with it the workers
                 batches = self._start()
         self._consumer.end_epoch()
@@ -157,9 +157,18 @@ class ControlledLoader:
         self._step_open = False
 
     @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, or of the next one."""
+        return self.sampler.epoch
+
+    @property
     def next_step(self) -> int:
         """Number of the optimizer step that a change of the batch size takes effect at."""
         return self.sampler.next_step
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Change the size of the optimizer steps from `next_step` on."""
+        self.sampler.set_batch_size(batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, or the stream's dataset, the epoch, if it shuffles by it."""
@@ -168,27 +177,21 @@ class ControlledLoader:
         if callable(set_epoch):
             set_epoch(epoch)
 
-    def random_state(self) -> RandomState:
-        """Return torch's global random states that belong to `state_dict`."""
-        return self._before_step if self._step_open else RandomState.now()
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data behind the last optimizer step.
+        """Return the place in the data after the last optimizer step, and torch's random states.
 
         A step that the loop has in its hands comes again in the resumed run.
         """
-        return self.sampler.state_dict(self._before_step.cpu if self._step_open else None)
+        again = self._before_step if self._step_open else None
+        place = self.sampler.state_dict(None if again is None else again.cpu)
+        random_state = again or RandomState.now()
+        return {**place, "rng": random_state.cpu, "cuda_rng": random_state.cuda}
 
-    def load_state_dict(self, state: dict[str, Any], random_state: RandomState) -> None:
-        """Continue from there with the next iteration.
-
-        Args:
-            state: What `state_dict` returned.
-            random_state: What `random_state` returned; put back when the loop goes on.
-        """
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there with the next iteration, with the same random numbers."""
         self.sampler.load_state_dict(state)
         self._step_open = False
-        self._resume_at = random_state
+        self._resume_at = RandomState(state["rng"], state["cuda_rng"])
 
     def restore_random_state(self) -> None:
         """Put back now what `load_state_dict` took: something draws before the next iteration."""

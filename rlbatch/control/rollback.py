@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.snapshot import Snapshot
+from rlbatch.control.training_parts import WeightCopy
 from rlbatch.signals.monitor import ChunkMeasurement
 
 _CHEAP = 0.02  # share of a chunk's time that a copy before every chunk may take
@@ -30,23 +27,19 @@ class Rollback:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
+        weights: WeightCopy,
         config: GuardConfig | None,
-        snapshot: Snapshot | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Watch these; without a configuration nothing is ever done.
+        """Watch a training; without a configuration nothing is ever done.
 
         Args:
-            model: What is trained.
-            optimizer: Its optimizer.
+            weights: Copies what a chunk changes.
             config: Limits; None for none.
-            snapshot: Copies what a chunk changes; None: one of torch's model and optimizer.
             ranks: The processes that train together; None for this one alone.
         """
         self._config, self._ranks = config, ranks or Ranks()
-        self._snapshot = snapshot or Snapshot(model, optimizer)
+        self._snapshot = weights
         self._state = GuardState()
         self._seconds = self._chunk_seconds = 0.0
         self._began = time.perf_counter()
