@@ -122,9 +122,7 @@ def make_control_loop(
     return ControlLoop(parts, engine, context, config, ranks)
 
 
-def run_info(
-    policy_name: str, parts: TrainingParts, control_loop: ControlLoop
-) -> dict[str, Any]:
+def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) -> dict[str, Any]:
     """Return what the head of the log says about a run."""
     config = control_loop.config
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -40,6 +41,41 @@ class ChunkMeasurement:
     gradient_cosine: float
     nonfinite_losses: int
     nonfinite_steps: int
+
+
+def chunk_measurement(
+    losses: Array,
+    norms: Array,
+    owners: Sequence[int],
+    sizes: Sequence[tuple[float, float]],
+    known: NDArray[np.bool_] | None = None,
+) -> ChunkMeasurement:
+    """Return what a chunk's steps showed, from what was left on the device.
+
+    Args:
+        losses: Of each step.
+        norms: Small and big squared norm and the cosine of each measured step, one after the other.
+        owners: Which step each of these is of.
+        sizes: Samples of a micro-batch and of the batch, of each measured step.
+        known: Whether each loss is what it was when it was computed; None: all are.
+    """
+    known = np.ones(len(losses), dtype=bool) if known is None else known
+    finite = np.isfinite(losses) | ~known
+    bad = set(np.flatnonzero(~finite).tolist())
+    nonfinite_losses = len(bad)
+    noise, cosine = NoiseStatistics(), math.nan
+    if owners:
+        noise, cosine = measured_noise(norms.reshape(-1, 3), owners, sizes, bad)
+    kept = losses[finite & known]
+    return ChunkMeasurement(
+        steps=len(losses),
+        train_loss=float(kept.mean()) if len(kept) else math.nan,
+        train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
+        noise=noise,
+        gradient_cosine=cosine,
+        nonfinite_losses=nonfinite_losses,
+        nonfinite_steps=len(bad),
+    )
 
 
 @dataclass
@@ -160,25 +196,9 @@ class ChunkMonitor:
         ]
         values = self._read(self._losses, self._norms)
         self._clear()
-        losses, norms = values[:steps], values[steps:].reshape(-1, 3)
         # What the loop has changed in place since then is no loss any more, which is no fault.
         known = ~np.array(changed, dtype=bool)
-        finite = np.isfinite(losses) | ~known
-        bad = set(np.flatnonzero(~finite).tolist())
-        nonfinite_losses = len(bad)
-        noise, cosine = NoiseStatistics(), math.nan
-        if owners:
-            noise, cosine = measured_noise(norms, owners, sizes, bad)
-        kept = losses[finite & known]
-        return ChunkMeasurement(
-            steps=steps,
-            train_loss=float(kept.mean()) if len(kept) else math.nan,
-            train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-            noise=noise,
-            gradient_cosine=cosine,
-            nonfinite_losses=nonfinite_losses,
-            nonfinite_steps=len(bad),
-        )
+        return chunk_measurement(values[:steps], values[steps:], owners, sizes, known)
 
     def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
         """Return what the chunk left on the device as one array, moved from there together."""

@@ -182,11 +182,11 @@ def test_a_step_in_the_hands_of_the_loop_is_not_counted() -> None:
     places: list[tuple[int, int]] = []
     for _, x in training.loader:
         state = training.controller.state_dict()
-        places.append((state["loader"]["batches"], state["loader"]["position"]))
+        places.append((state["loader"]["steps"], state["loader"]["position"]))
         training.controller.backward(training.model(x).mean())
         if training.controller.step():
             state = training.controller.state_dict()
-            places.append((state["loader"]["batches"], state["loader"]["position"]))
+            places.append((state["loader"]["steps"], state["loader"]["position"]))
             break
     assert places == [(0, 0)] * (len(places) - 1) + [(1, BASE)]
 
