@@ -42,6 +42,7 @@ class KerasRate:
         self._now = (1.0, 0)  # what the two hold, known without asking the device
         self._epoch_rate: float | None = None
         self._warned = False
+        self._has_moments = self.iterations > 0
         self.factor = 1.0
         self.user_rate: Any = self.optimizer._learning_rate
         self.initial = self._largest()
@@ -107,6 +108,7 @@ class KerasRate:
         object.__setattr__(self.optimizer, "_learning_rate", self._rate)
         try:
             yield
+            self._has_moments = True
         finally:
             object.__setattr__(self.optimizer, "_learning_rate", self.user_rate)
 
@@ -122,7 +124,7 @@ class KerasRate:
             return [scale] * len(weights)
         optimizer = self.optimizer
         name = next((n for n in _SECOND_MOMENTS if hasattr(optimizer, n)), None)
-        if name is None or not optimizer.built:
+        if name is None or not self._has_moments:
             return None
         moments: list[Any] = getattr(optimizer, name)
         correction: Any = 1.0
@@ -203,15 +205,19 @@ class KerasMonitor:
         self.drop_step()
         self._samples = sum(micro_batch_sizes)
         self._shares = [size / self._samples for size in micro_batch_sizes]
-        if measured and len(self._shares) > 1:
-            scales = self._rate.scales()
-            if scales is not None:
-                self._noise = _StepNoise(self._shares, scales, self._sqr)
+        self._measures = measured and len(self._shares) > 1
 
     def take_gradient(self, part: list[Any]) -> None:
         """Take a micro-batch's gradient times its share in the step; None counts as zero."""
-        if self._noise is not None:
-            self._noise.add(part)
+        if not self._measures:
+            return
+        if self._noise is None:  # by now the model has its weights, and the optimizer no new ones
+            scales = self._rate.scales()
+            if scales is None:
+                self._measures = False
+                return
+            self._noise = _StepNoise(self._shares, scales, self._sqr)
+        self._noise.add(part)
 
     def after_backward(self, loss: Any) -> None:
         """Take the micro-batch's mean loss."""
@@ -239,6 +245,7 @@ class KerasMonitor:
         """Forget the step under way, and those after the first `steps` of the chunk."""
         self._loss: Any = None
         self._noise: _StepNoise | None = None
+        self._measures = False
         self._done = 0
         if steps is not None:
             measured = sum(owner < steps for owner in self._owners)

@@ -463,7 +463,7 @@ def test_fit_tells_how_long_the_run_is(tmp_path: Path) -> None:
 
 def test_steps_of_any_size_are_traced_once() -> None:
     model = network(count=True)
-    controller = control(Noisy((1.0, 0.5, -2.0, 2.5, -1.3, 0.7)), micro_batch_size=7)
+    controller = control(Noisy((1.0, 0.5, -2.0, 2.5, -1.3, 0.7)), micro_batch_size=8)
     fit(model, controller, controller.dataset(ROWS, Y), 6)
     traces = controller.components["traces"]
     if TENSORFLOW:  # the first trace of all makes the optimizer's variables, and another follows
