@@ -9,7 +9,7 @@ import numpy as np
 
 from rlbatch.envs.profiles import CostWeights
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.cadence import chunk_steps
+from rlbatch.signals import cadence
 from rlbatch.signals.record import Array
 
 UNREACHED_RATIO = 4.0
@@ -71,34 +71,23 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Cadence:
+class Cadence(cadence.Cadence):
     """Optimizer steps between two decisions, and between two validations.
 
-    A chunk is `max(minimum, growth x steps so far)` steps, at most `maximum`; the first ones are
-    shorter. See `rlbatch.signals.cadence.chunk_steps`.
+    Attributes:
+        validation_growth: The next validation comes after this share of the steps so far.
     """
 
-    minimum: int = 4
-    growth: float = 0.1
-    maximum: int = 200
     validation_growth: float = 0.03
-    first: int = 1
 
     def __post_init__(self) -> None:
         """Refuse chunks without a step."""
-        ordered = 1 <= self.first <= self.minimum <= self.maximum
-        shares = (self.growth, self.validation_growth)
-        if not (ordered and all(0 <= share < math.inf for share in shares)):
+        super().__post_init__()
+        if not 0 <= self.validation_growth < math.inf:
             raise ConfigurationError(
-                "A cadence needs 1 <= first <= minimum <= maximum, and a growth and a "
-                f"validation_growth that are finite and not negative; got first={self.first}, "
-                f"minimum={self.minimum}, maximum={self.maximum}, growth={self.growth}, "
+                "A cadence needs a finite validation_growth of at least 0, got "
                 f"validation_growth={self.validation_growth}."
             )
-
-    def chunk_steps(self, steps_done: int) -> int:
-        """Steps of the chunk that starts after `steps_done` steps."""
-        return int(chunk_steps(steps_done, self.minimum, self.growth, self.maximum, self.first))
 
     def validation_steps(self, steps_done: int) -> int:
         """Steps from `steps_done` to the next validation."""

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.limits import Limits
 from rlbatch.integrations.transformers import ControlledTrainer
 
 BLOCK = 32
@@ -71,7 +72,7 @@ def main() -> None:
             ),
             train_dataset=train_set,
             eval_dataset=Text(text[48_000:54_000]),
-            controller=ControllerConfig(target_loss=2.5, micro_batch_size=64),
+            controller=ControllerConfig(target_loss=2.5, limits=Limits(micro_batch_size=64)),
         )
         trainer.train()
     history = trainer.state.log_history

@@ -6,20 +6,22 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from rlbatch.control.build import chosen_config, named_policy
+from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
+from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import ControlledLoader, loader_sizes, smallest_part
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.torch_parts import torch_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
@@ -69,7 +71,7 @@ class BatchController:
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         scaler: Any = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a run; nothing happens before `loader` is called.
 
@@ -82,13 +84,14 @@ class BatchController:
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or are given twice.
             UnknownNameError: There is no policy of that name.
         """
-        self.config = chosen_config(config, settings)
+        require_samples("batch_size", batch_size)
+        self.config = make_config(config, settings)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
@@ -319,18 +322,18 @@ class BatchController:
 
     @property
     def _finds_limit(self) -> bool:
-        return self.config.micro_batch_size == "auto"
+        return self.config.limits.micro_batch_size == "auto"
 
     def _averages(self, ranks: Ranks) -> bool:
         """Whether gradients are averaged here, once all ranks have theirs."""
         return self._finds_limit and ranks.world_size > 1 and not ranks.sharded
 
     def _make_memory(self, ranks: Ranks) -> MemoryGuard:
-        limit = self.config.micro_batch_size
+        limit = self.config.limits.micro_batch_size
         if limit == "auto":  # the user's own size is known to fit
             limit = -(-self.base_batch_size // ranks.world_size)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        gauge = make_gauge(device, self.config.memory_limit)
+        gauge = make_gauge(device, self.config.limits.memory_limit)
         return MemoryGuard(gauge, limit, adapts=self._finds_limit, ranks=ranks)
 
     def _settle(self) -> bool:

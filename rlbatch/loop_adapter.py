@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rlbatch.control.build import make_control_loop, make_engine, named_policy, run_info
+from rlbatch.control.build import (
+    make_control_loop,
+    make_engine,
+    named_policy,
+    require_within,
+    run_info,
+)
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.decision_logger import Place
 from rlbatch.control.few_sizes import PowersOfTwo, Rounded
@@ -119,9 +126,10 @@ class LoopAdapter:
         self.base_batch_size, self.dataset_size = batch_size, dataset_size
         self.ranks, self.loader = ranks or Ranks(), loader
         self.few_sizes: PowersOfTwo | None = None
+        bounds = config.bounds(batch_size, dataset_size, self.ranks.world_size)
+        require_within(self.policy, *bounds)
         if powers_of_two:
-            limits = config.limits(batch_size, dataset_size, self.ranks.world_size)
-            self.few_sizes = PowersOfTwo.between(*limits, batch_size, dataset_size)
+            self.few_sizes = PowersOfTwo.between(*bounds, batch_size, dataset_size)
             config = self.few_sizes.limited(config)
         engine = make_engine(self.policy, config)
         if self.few_sizes is not None:
@@ -137,12 +145,13 @@ class LoopAdapter:
         )
         self._parts, self._log_info = parts, dict(log_info or {})
         self._epochs_done = 0.0
-        self._log_is_open = self._log_exists = False
+        self._log_is_open = self._log_exists = self._validated = False
 
     # -- what a loop tells --
 
     def begin_epoch(self) -> None:
         """An epoch begins, or what is left of an interrupted one: the clock runs."""
+        self._warn_without_validations()
         self._open_log()
         self._loop.abandon_step()
         self._loop.cost_tracker.resume()
@@ -186,6 +195,7 @@ class LoopAdapter:
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
+        self._validated = True
         self._loop.report_validation(float(loss))
 
     def note_memory(self, reason: str) -> None:
@@ -283,6 +293,18 @@ class LoopAdapter:
             self.loader.load_state_dict(state["loader"])
 
     # -- inside --
+
+    def _warn_without_validations(self) -> None:
+        """Say once that a target can be met only by validations, which nobody reports."""
+        if self._validated or self.config.target_loss is None or self._epochs_done < 1.0:
+            return
+        self._validated = True
+        warnings.warn(
+            "rlbatch: target_loss is a validation loss, and none was reported in the first epoch. "
+            "Call controller.report_validation(loss) after each validation.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
     def _open_log(self) -> None:
         if self.config.log_dir is None or self._log_is_open or not self.ranks.is_main:

@@ -33,7 +33,9 @@ FULL = RECIPES["simulated"]
 CHANGES: dict[str, Recipe] = {
     "full": FULL,
     **{f"no-{group}": replace(FULL, hidden=(group,)) for group in GROUPS},
-    "no-memory": replace(FULL, hidden=("trend", "progress", "history", "validation", "experience")),
+    "no-memory": replace(
+        FULL, hidden=("trend", "progress", "history", "validation", "size_statistics")
+    ),
     "blind-critic": replace(FULL, privileged_critic=False),
     "layers-32": replace(FULL, policy_layers=(32, 32)),
     "layers-96": replace(FULL, policy_layers=(96, 96)),

@@ -46,7 +46,7 @@ def test_import_rlbatch_loads_nothing_heavy_and_not_even_torch() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "from rlbatch import BatchController, Decision, ElasticBatchSampler, LearningRateCoupling",
+        "from rlbatch import BatchController, Cadence, ControllerConfig, Decision, Limits",
         "from rlbatch import Policy, Signals, load_policy, resolve_policy",
         "import rlbatch.log.episode_log",
     ],

@@ -48,7 +48,7 @@ from rlbatch.envs.threads import one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy, noise_rate_of
 from rlbatch.policy.registry import resolve_policy
-from rlbatch.signals.cadence import is_measured
+from rlbatch.signals.cadence import Cadence, is_measured
 
 _NEVER = 10**9
 _Key = tuple[str, str]
@@ -162,15 +162,9 @@ def measure_overhead(
 
 def part_configs(policy: Policy) -> dict[str, ControllerConfig]:
     """Return settings under which every step, or none, pays a part; the batch size stays."""
-    step = ControllerConfig(
-        shadow=True,
-        noise_rate=0.0,
-        first_chunk_steps=_NEVER,
-        min_chunk_steps=_NEVER,
-        max_chunk_steps=_NEVER,
-    )
-    every = {"first_chunk_steps": 1, "min_chunk_steps": 1, "max_chunk_steps": 1}
-    parts = {"step": step, "decision": replace(step, **every)}
+    never, always = (Cadence(first=n, minimum=n, maximum=n) for n in (_NEVER, 1))
+    step = ControllerConfig(shadow=True, noise_rate=0.0, cadence=never)
+    parts = {"step": step, "decision": replace(step, cadence=always)}
     if policy.needs_gradient_noise:
         parts["measured"] = replace(step, noise_rate=math.inf)
     return parts
@@ -180,7 +174,7 @@ def run_shares(policy: Policy, steps: int) -> dict[str, float]:
     """Return how often a run of so many steps pays each part, a step, with default settings."""
     config = ControllerConfig()
     decisions, done = 0, 0
-    while (done := done + config.chunk_steps(done)) <= steps:
+    while (done := done + config.cadence.chunk_steps(done)) <= steps:
         decisions += 1
     measured = sum(is_measured(step, noise_rate_of(policy)) for step in range(steps))
     shares = {"step": 1.0, "decision": decisions / steps, "measured": measured / steps}

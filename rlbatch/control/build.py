@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -26,21 +25,6 @@ run is over. Who trains on without either wants no worse a loss in less time. So
 falls below the user's, and grows only where it stays far below the gradient noise scale.
 `scripts/measure_epochs.py` measures what that gives.
 """
-
-
-def chosen_config(config: ControllerConfig | None, settings: Mapping[str, Any]) -> ControllerConfig:
-    """Return the settings, which are given as a whole or one by one.
-
-    Raises:
-        ConfigurationError: They are given both ways, or contradict themselves.
-    """
-    if config is None:
-        return ControllerConfig(**settings)
-    if settings:
-        raise ConfigurationError(
-            f"Give either config or single settings, got config and {', '.join(settings)}."
-        )
-    return config
 
 
 def choose_policy(policy: str, config: ControllerConfig) -> str:
@@ -101,7 +85,7 @@ def make_control_loop(
         ConfigurationError: The user's batch size lies outside of the limits.
     """
     world_size = 1 if ranks is None else ranks.world_size
-    low, high = config.limits(base_batch_size, dataset_size, world_size)
+    low, high = config.bounds(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"
     # Beside an aim the schedule's plan is what counts; where a schedule has one.
     planned = None
@@ -120,6 +104,16 @@ def make_control_loop(
         planned_samples=planned,
     )
     return ControlLoop(parts, engine, context, config, ranks)
+
+
+def require_within(policy: Policy, low: int, high: int) -> None:
+    """Refuse a policy that names a batch size which the limits exclude."""
+    size = getattr(policy, "batch_size", None)
+    if isinstance(size, int) and not low <= size <= high:
+        raise ConfigurationError(
+            f"The policy wants batch size {size}, and sizes from {low} to {high} are allowed. "
+            "Set min_batch_size or max_batch_size, or name another size."
+        )
 
 
 def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) -> dict[str, Any]:

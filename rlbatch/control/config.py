@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from rlbatch.control.guard import GuardConfig
+from rlbatch.control.limits import Limits
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals import cadence
+from rlbatch.signals.cadence import Cadence
 from rlbatch.signals.record import Array, Coupling
 
 
@@ -19,14 +22,8 @@ class ControllerConfig:
     """What a controller may do, and what it counts.
 
     Attributes:
-        min_batch_size: Smallest batch size it may choose; None: a sixteenth of the user's, or the
-            user's own in a run without a target or budget.
-        max_batch_size: Largest; None: 64 times the user's. At most the data set's size in any case.
-        micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
-            what fits into the device's memory: larger batches are then accumulated. `auto` finds
-            it out, with passes inside of `BatchController.within_memory`.
-        memory_limit: Bytes that `auto` may use; None: what is free on a GPU, and half of a
-            machine's memory on a CPU, where the bytes saved for the backward pass are counted.
+        limits: Which batch sizes it may choose, and how many samples fit into a pass.
+        cadence: How many optimizer steps lie between two decisions.
         lr_coupling: How the learning rate follows the batch size.
         target_loss: Validation loss that the run wants to reach, if there is one. Give the losses
             to `BatchController.report_validation`.
@@ -38,10 +35,6 @@ class ControllerConfig:
         cost: What is saved: `seconds` or `samples`.
         step_seconds: Seconds of one step at batch sizes of any shape, for example a device
             profile's `step_seconds`; None measures by the clock on the wall.
-        first_chunk_steps: Optimizer steps before the first decision.
-        min_chunk_steps: Fewest between two decisions, after the first few.
-        chunk_growth: A chunk has at least this share of the steps so far.
-        max_chunk_steps: Most optimizer steps between two decisions.
         max_log2_change: Limit of one decision's change of log2(batch size); None for none.
         cooldown: Decisions to stay after a change.
         fallback: Name of the policy that decides where a learned one sees what it never saw in
@@ -57,20 +50,14 @@ class ControllerConfig:
         log_dir: Folder of the episode log; None writes none.
     """
 
-    min_batch_size: int | None = None
-    max_batch_size: int | None = None
-    micro_batch_size: int | Literal["auto"] | None = None
-    memory_limit: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    cadence: Cadence = field(default_factory=Cadence)
     lr_coupling: Coupling | str = Coupling.SQRT
     target_loss: float | None = None
     budget: float | None = None
     epochs: float | None = None
     cost: Literal["seconds", "samples"] = "seconds"
     step_seconds: Callable[[float | Array], Array] | None = None
-    first_chunk_steps: int = 1
-    min_chunk_steps: int = 4
-    chunk_growth: float = 0.1
-    max_chunk_steps: int = 200
     max_log2_change: float | None = None
     cooldown: int = 0
     fallback: str | None = None
@@ -90,23 +77,14 @@ class ControllerConfig:
             raise ConfigurationError(
                 f"lr_coupling must be one of {known}, got {self.lr_coupling!r}."
             ) from error
-        for name in ("min_batch_size", "max_batch_size", "micro_batch_size"):
-            value = getattr(self, name)
-            if name == "micro_batch_size" and value == "auto":
-                continue
-            if value is not None and (isinstance(value, bool | str) or value < 1):
-                raise ConfigurationError(f"{name} must be at least 1 sample, got {value!r}.")
-        if self.memory_limit is not None and self.memory_limit < 1:
+        for name in ("target_loss", "budget", "epochs"):
+            _require_positive(name, getattr(self, name))
+        if self.target_loss is not None and self.budget is not None:
             raise ConfigurationError(
-                f"memory_limit must be a number of bytes, got {self.memory_limit}."
+                "Give a target_loss or a budget, got both: a run ends at one of them."
             )
-        steps = self.first_chunk_steps, self.min_chunk_steps, self.max_chunk_steps
-        if not 1 <= steps[0] <= steps[1] <= steps[2] or self.chunk_growth < 0:
-            raise ConfigurationError(
-                "Expected 1 <= first_chunk_steps <= min_chunk_steps <= max_chunk_steps and "
-                f"chunk_growth >= 0, got {steps} and {self.chunk_growth}."
-            )
-        self._require_epochs()
+        if self.cooldown < 0:
+            raise ConfigurationError(f"cooldown must not be negative, got {self.cooldown}.")
         if self.noise_rate is not None and not self.noise_rate >= 0.0:
             raise ConfigurationError(f"noise_rate must not be negative, got {self.noise_rate}.")
         choices = {"cost": ("seconds", "samples"), "on_error": ("off", "raise")}
@@ -115,12 +93,6 @@ class ControllerConfig:
                 raise ConfigurationError(
                     f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
                 )
-
-    def _require_epochs(self) -> None:
-        if self.epochs is not None and not 0.0 < self.epochs < math.inf:
-            raise ConfigurationError(
-                f"epochs must be positive and finite, or None if unknown, got {self.epochs}."
-            )
 
     @property
     def has_aim(self) -> bool:
@@ -133,51 +105,28 @@ class ControllerConfig:
             return self
         return replace(self, epochs=epochs)
 
-    @property
-    def known_micro_batch_size(self) -> int | None:
-        """`micro_batch_size` where nothing can find it out: a framework runs the passes.
+    def in_parts_of(self, samples: int) -> ControllerConfig:
+        """Return the settings of a run whose passes take so many samples at most."""
+        return replace(self, limits=replace(self.limits, micro_batch_size=samples))
 
-        Raises:
-            ConfigurationError: It is `auto`.
-        """
-        if self.micro_batch_size == "auto":
-            raise ConfigurationError(
-                "micro_batch_size='auto' needs a loop whose passes stand within "
-                "BatchController.within_memory(), and this framework runs them itself. Give a "
-                "number of samples that fits."
-            )
-        return self.micro_batch_size
-
-    def limits(
+    def bounds(
         self, base_batch_size: int, dataset_size: int, world_size: int = 1
     ) -> tuple[int, int]:
-        """Return the smallest and largest batch size for a user's batch size and data set.
-
-        Every rank gets a sample of each batch.
+        """Return the smallest and largest batch size, see `Limits.bounds`.
 
         Raises:
             ConfigurationError: The user's batch size lies outside of them.
         """
-        lowest = max(1, base_batch_size // 16) if self.has_aim else base_batch_size
-        low = self.min_batch_size or lowest
-        low = max(low, world_size)
-        high = 64 * base_batch_size if self.max_batch_size is None else self.max_batch_size
-        high = min(high, max(dataset_size, base_batch_size))
-        if not low <= base_batch_size <= high:
-            raise ConfigurationError(
-                f"The loader's batch size {base_batch_size} must lie between min_batch_size {low} "
-                f"and max_batch_size {high}. Move the limits."
-            )
-        return low, high
+        return self.limits.bounds(
+            base_batch_size, dataset_size, world_size, may_shrink=self.has_aim
+        )
 
-    def chunk_steps(self, steps_done: int) -> int:
-        """Return the optimizer steps of the chunk that starts after `steps_done` steps."""
-        return int(
-            cadence.chunk_steps(
-                steps_done,
-                self.min_chunk_steps,
-                self.chunk_growth,
-                self.max_chunk_steps,
-                self.first_chunk_steps,
-            )
+
+def _require_positive(name: str, value: Any) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0.0 < float(value) < math.inf:
+        raise ConfigurationError(
+            f"{name} must be a positive, finite number, or None where there is none; got {value!r}."
         )

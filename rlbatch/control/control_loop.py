@@ -177,7 +177,7 @@ class ControlLoop:
         self._logger.note(event, reason, place, counts=counts, batch_sizes=sizes)
 
     def _begin_chunk(self) -> None:
-        self._chunk_steps = self.config.chunk_steps(self.steps)
+        self._chunk_steps = self.config.cadence.chunk_steps(self.steps)
         self._chunk_done = 0
         self.cost_tracker.begin_chunk()
         self.guard.begin_chunk(touched=self._touched, rises=self.batch_size > self._before)

@@ -24,7 +24,7 @@ from rlbatch.policy.shadow import Shadow
 from rlbatch.policy.state import pack_state, unpack_state
 from rlbatch.signals.record import Signals
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ class DecisionEngine:
         """Return the averages and the policy's state as JSON-compatible values."""
         return {
             "version": STATE_VERSION,
-            "encoder": pack_state(tuple(self._encoder_state)),
+            "encoder": {
+                name: pack_state(value) for name, value in self._encoder_state._asdict().items()
+            },
             "policy": pack_state(self._policy_state),
         }
 
@@ -157,13 +159,14 @@ class DecisionEngine:
                 f"A decision state of version {STATE_VERSION} was expected, got "
                 f"{state.get('version')!r}. Resume with the rlbatch that wrote it."
             )
-        encoder, policy = unpack_state(state["encoder"]), unpack_state(state["policy"])
-        if len(encoder) != len(EncoderState._fields) or not _alike(policy, self._policy_state):
+        encoder = {name: unpack_state(value) for name, value in state["encoder"].items()}
+        policy = unpack_state(state["policy"])
+        if encoder.keys() != set(EncoderState._fields) or not _alike(policy, self._policy_state):
             raise ConfigurationError(
                 "The decision state was written by another policy or with other wrappers. "
                 "Resume with the same ones, or start anew."
             )
-        self._encoder_state = EncoderState(*encoder)
+        self._encoder_state = EncoderState(**encoder)
         self._policy_state = policy
 
 

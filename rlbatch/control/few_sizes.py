@@ -64,8 +64,11 @@ class PowersOfTwo:
             )
         return replace(
             config,
-            min_batch_size=self.allowed[0],
-            max_batch_size=self.allowed[-1],
+            limits=replace(
+                config.limits,
+                min_batch_size=self.allowed[0],
+                max_batch_size=self.allowed[-1],
+            ),
             max_log2_change=config.max_log2_change and float(int(config.max_log2_change)),
         )
 

@@ -58,7 +58,7 @@ class TrainFunction:
             ConfigurationError: Something about the model cannot be steered.
         """
         check_model(model)
-        self._micro_batch_size = config.known_micro_batch_size
+        self._micro_batch_size = config.limits.known_micro_batch_size
         if self._micro_batch_size is not None:
             check_divisible(model)
         self.model, self._planner = model, planner

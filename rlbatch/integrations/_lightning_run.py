@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,8 +66,8 @@ class ControlledFit:
             ConfigurationError: The checkpoint is from the middle of an epoch without a controller.
         """
         self._loader, trainer, count = loader, self.trainer, loader.count
-        if count.accumulation > 1 and config.known_micro_batch_size is None:
-            config = replace(config, micro_batch_size=loader.users.batch_size)
+        if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
+            config = config.in_parts_of(loader.users.batch_size)
         first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
         config = config.lasting(self._planned_epochs() - first_epoch)
         controller = LightningController(
@@ -246,7 +245,7 @@ class ControlledFit:
     def batches_for(self, samples: int) -> int:
         """Return the batches of so many samples if the batch size stays; at least one."""
         controller = self._require_controller()
-        size, limit = controller.batch_size, controller.config.known_micro_batch_size
+        size, limit = controller.batch_size, controller.config.limits.known_micro_batch_size
         if limit is not None:
             size = min(size, limit * self.trainer.world_size)
         return max(1, -(-samples // size))

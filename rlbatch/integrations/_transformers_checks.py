@@ -57,7 +57,7 @@ def check_trainer(trainer: Any) -> None:
     if args.auto_find_batch_size:
         problems.append(
             "auto_find_batch_size changes the batch size too. Turn it off, and give what fits into "
-            "memory as ControllerConfig(micro_batch_size=...)"
+            "memory as ControllerConfig(limits=Limits(micro_batch_size=...))"
         )
     optim = str(getattr(args.optim, "value", args.optim)).lower()
     if "lomo" in optim or "layerwise" in optim:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -13,6 +12,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader, RandomState
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, MissingExtraError
@@ -63,7 +63,7 @@ class AcceleratedController(BatchController):
         scheduler: Any = None,
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a run; nothing happens before `loader` is called.
 
@@ -79,7 +79,7 @@ class AcceleratedController(BatchController):
                 then goes by samples. Schedules by epochs or by a metric are stepped as always.
             policy: A name (`default`, `fixed`, a policy file ...) or a policy.
             config: The settings, or give them as further arguments.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or the processes share the training
@@ -98,11 +98,11 @@ class AcceleratedController(BatchController):
             raise ConfigurationError(
                 f"Give either config or single settings, got config and {', '.join(settings)}."
             )
-        config = config or ControllerConfig(**settings)
+        config = make_config(config, settings)
         self._loader_batch_size = batch_size // steps // accelerator.num_processes
-        limit = config.known_micro_batch_size
+        limit = config.limits.known_micro_batch_size
         if steps > 1 and limit is None:
-            config = replace(config, micro_batch_size=self._loader_batch_size)
+            config = config.in_parts_of(self._loader_batch_size)
         super().__init__(
             model if accelerator.num_processes > 1 else accelerator.unwrap_model(model),
             getattr(optimizer, "optimizer", optimizer),

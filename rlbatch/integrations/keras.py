@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from rlbatch.control.build import chosen_config, named_policy
+from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError, DeliveryError, MissingExtraError
@@ -75,7 +76,7 @@ class BatchSizeControl(keras.callbacks.Callback):
         batch_size: int,
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a controller.
 
@@ -83,7 +84,7 @@ class BatchSizeControl(keras.callbacks.Callback):
             batch_size: For which the optimizer's learning rate was chosen.
             policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
             config: The settings, or give them as further arguments.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or Keras runs on JAX.
@@ -91,8 +92,8 @@ class BatchSizeControl(keras.callbacks.Callback):
         """
         super().__init__()
         check_backend()
-        self.config = chosen_config(config, settings)
-        _ = self.config.known_micro_batch_size  # refuses what no fit could follow
+        self.config = make_config(config, settings)
+        _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         named_policy(policy, self.config)  # likewise
         self.base_batch_size, self._policy = batch_size, policy
         self._source: Source | None = None

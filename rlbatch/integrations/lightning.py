@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.errors import ConfigurationError, MissingExtraError
 from rlbatch.policy.base import Policy
@@ -43,7 +44,7 @@ class BatchSizeCallback(Callback):
         *,
         monitor: str | None = None,
         config: ControllerConfig | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> None:
         """Prepare a callback; a controller is made when a fit begins.
 
@@ -54,7 +55,7 @@ class BatchSizeCallback(Callback):
             config: The controller's settings, or give them as further arguments. With
                 `accumulate_grad_batches`, `micro_batch_size` is the loader's batch size unless it
                 is given.
-            **settings: Fields of `ControllerConfig`.
+            **settings: Fields of `ControllerConfig` and of its parts.
 
         Raises:
             ConfigurationError: Settings contradict themselves, or are given twice.
@@ -64,8 +65,8 @@ class BatchSizeCallback(Callback):
                 f"Give either config or single settings, got config and {', '.join(settings)}."
             )
         self.policy, self.monitor = policy, monitor
-        self.config = ControllerConfig(**settings) if config is None else config
-        _ = self.config.known_micro_batch_size  # refuses what no fit could follow
+        self.config = make_config(config, settings)
+        _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         self._source: TrainSource | None = None
         self._fit: ControlledFit | None = None
         self._loaded: Mapping[str, Any] | None = None

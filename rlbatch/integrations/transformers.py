@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +78,7 @@ class ControlledTrainerMixin(_Base):
         check_version(type(self))
         self._run: ControlledRun | None = None
         self._policy, self._config = policy, controller or ControllerConfig()
-        _ = self._config.known_micro_batch_size  # refuses what no Trainer could follow
+        _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
         self._loop_was_stopped = False
         super().__init__(*args, **kwargs)
         check_trainer(self)
@@ -152,8 +151,8 @@ class ControlledTrainerMixin(_Base):
             max_steps, train_dataloader, resume_from_checkpoint
         )
         run, config = self._require_run(), self._config
-        if run.accumulation_steps > 1 and config.known_micro_batch_size is None:
-            config = replace(config, micro_batch_size=run.micro_batch_size)
+        if run.accumulation_steps > 1 and config.limits.known_micro_batch_size is None:
+            config = config.in_parts_of(run.micro_batch_size)
         run.start(self, self._policy, config)
         if isinstance(self.lr_scheduler, SampleScheduler):
             self.lr_scheduler.skip()

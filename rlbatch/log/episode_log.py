@@ -83,7 +83,8 @@ class EpisodeLog:
         if exists and not resume:
             raise EpisodeLogError(
                 f"{self.folder} already holds an episode log, which is never overwritten. "
-                "Name another folder, or continue the log with resume=True."
+                "Name another folder; or, to continue that run, load its saved state into the "
+                "controller before the first step (for EpisodeLog itself: resume=True)."
             )
         header = dumps(_header(run_info), indent=2) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,12 @@ Pure functions of the steps done, so that a live run, the simulator and a resume
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
+from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Array
 
 NOISE_RATE = 0.6
@@ -47,6 +49,38 @@ def chunk_steps(
     begun = np.minimum(minimum, first + np.floor(0.5 * steps_done))
     wanted = np.maximum(begun, np.floor(growth * steps_done))
     return cast("Array", np.minimum(wanted, maximum))
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How many optimizer steps lie between two decisions; see `chunk_steps`.
+
+    Attributes:
+        minimum: Fewest steps of a chunk, after the first few chunks.
+        growth: A chunk has at least this share of the steps so far.
+        maximum: Most steps of a chunk.
+        first: Steps of the first chunk.
+    """
+
+    minimum: int = 4
+    growth: float = 0.1
+    maximum: int = 200
+    first: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse chunks without a step."""
+        ordered = 1 <= self.first <= self.minimum <= self.maximum
+        if not (ordered and 0 <= self.growth < math.inf):
+            raise ConfigurationError(
+                "A cadence needs 1 <= first <= minimum <= maximum (first_chunk_steps, "
+                "min_chunk_steps, max_chunk_steps) and a finite growth (chunk_growth) of at least "
+                f"0; got first={self.first}, minimum={self.minimum}, maximum={self.maximum}, "
+                f"growth={self.growth}."
+            )
+
+    def chunk_steps(self, steps_done: int) -> int:
+        """Return the steps of the chunk that starts after `steps_done` steps."""
+        return int(chunk_steps(steps_done, self.minimum, self.growth, self.maximum, self.first))
 
 
 def measured_among(steps: float | Array, rate: float) -> Array:

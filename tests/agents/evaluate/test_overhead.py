@@ -198,8 +198,8 @@ def test_every_step_or_none_pays_a_part() -> None:
     for part, config in configs.items():
         assert config.shadow
         assert (
-            config.chunk_steps(0)
-            == config.chunk_steps(10**6)
+            config.cadence.chunk_steps(0)
+            == config.cadence.chunk_steps(10**6)
             == (1 if part == "decision" else 10**9)
         )
     passes = {part: 0 for part in configs}

@@ -132,5 +132,5 @@ def test_a_state_of_another_kind_is_refused() -> None:
     other = DecisionEngine(ScriptedPolicy(()), EngineConfig(cooldown=1))
     with pytest.raises(ConfigurationError, match="other wrappers"):
         other.load_state_dict(engine.state_dict())
-    with pytest.raises(ConfigurationError, match="version 2 was expected"):
+    with pytest.raises(ConfigurationError, match="version 3 was expected"):
         engine.load_state_dict({**engine.state_dict(), "version": 7})

@@ -230,7 +230,7 @@ def test_wrong_use_is_said() -> None:
             run.controller.backward(nn.functional.mse_loss(run.model(x), y))
         break
     with pytest.raises(ConfigurationError, match="a number of samples that fits"):
-        _ = run.controller.config.known_micro_batch_size  # as frameworks ask
+        _ = run.controller.config.limits.known_micro_batch_size  # as frameworks ask
     with pytest.raises(ConfigurationError, match="'all'"):
         Run(micro_batch_size="all")
     with pytest.raises(ConfigurationError, match="memory_limit"):

@@ -202,7 +202,7 @@ def test_limits_are_allowed_sizes() -> None:
     sizes = PowersOfTwo.between(3, 700, 48, 900)
     assert sizes.allowed == (3, 6, 12, 24, 48, 96, 192, 384)
     limited = sizes.limited(ControllerConfig(max_log2_change=2.5))
-    assert (limited.min_batch_size, limited.max_batch_size) == (3, 384)
+    assert (limited.limits.min_batch_size, limited.limits.max_batch_size) == (3, 384)
     assert limited.max_log2_change == 2.0
     with pytest.raises(ConfigurationError, match="jit_compile=False"):
         sizes.limited(ControllerConfig(max_log2_change=0.5))

@@ -182,6 +182,10 @@ class TestContract(ActuatorContract):
         loader = DataLoader(job.dataset, job.batch_size // self.accumulation, shuffle=True)
         optimizer = SGD(job.model.parameters(), lr=job.learning_rate)
         model, optimizer, loader = accelerator.prepare(job.model, optimizer, loader)
+        every_step: dict[str, Any] = {
+            **CONFIG,
+            **dict.fromkeys(("first_chunk_steps", "min_chunk_steps", "max_chunk_steps"), 1),
+        }
         controller = AcceleratedController(
             accelerator,
             model,
@@ -190,7 +194,7 @@ class TestContract(ActuatorContract):
             policy=Follow(job.decide),
             micro_batch_size=job.micro_batch_size,
             max_batch_size=24,
-            **{**CONFIG, "first_chunk_steps": 1, "min_chunk_steps": 1, "max_chunk_steps": 1},
+            **every_step,
         )
         batches = controller.loader(loader)
         steps: list[Step] = []

@@ -94,11 +94,12 @@ class TestContract(ActuatorContract):
 
     def train(self, job: Job) -> list[Step]:
         recorder = Recorder()
+        settings: dict[str, Any] = {**CONFIG, **EVERY_STEP}
         recorder.callback = BatchSizeCallback(
             Follow(job.decide),
             micro_batch_size=job.micro_batch_size,
             max_batch_size=24,
-            **{**CONFIG, **EVERY_STEP},
+            **settings,
         )
         trainer = Trainer(
             max_epochs=job.epochs,

@@ -36,6 +36,7 @@ from transformers import (  # noqa: E402
 
 from rlbatch.control.config import ControllerConfig  # noqa: E402
 from rlbatch.control.guard import GuardConfig  # noqa: E402
+from rlbatch.control.settings import make_config  # noqa: E402
 from rlbatch.errors import ConfigurationError  # noqa: E402
 from rlbatch.integrations.transformers import (  # noqa: E402
     ControlledTrainer,
@@ -137,7 +138,7 @@ def arguments(out: Path, **changes: Any) -> TrainingArguments:
 
 
 def config(**changes: Any) -> ControllerConfig:
-    return ControllerConfig(**{**TWO_STEP_CHUNKS, **changes})
+    return make_config(None, {**TWO_STEP_CHUNKS, **changes})
 
 
 @dataclass

@@ -1,0 +1,99 @@
+"""The batch sizes that a controller may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlbatch.errors import ConfigurationError
+
+_LARGEST_GROWTH, _LARGEST_SHRINKAGE = 64, 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the batch size and of what one pass takes.
+
+    Attributes:
+        min_batch_size: Smallest batch size; None: a sixteenth of the user's, or the user's own in a
+            run without a target or budget.
+        max_batch_size: Largest; None: 64 times the user's. At most the data set's size in any case.
+        micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
+            what fits into the device's memory: larger batches are then accumulated. `auto` finds
+            it out, with passes inside of `BatchController.within_memory`.
+        memory_limit: Bytes that `auto` may use; None: what is free on a GPU, and half of a
+            machine's memory on a CPU, where the bytes saved for the backward pass are counted.
+    """
+
+    min_batch_size: int | None = None
+    max_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of samples or bytes."""
+        for name in ("min_batch_size", "max_batch_size", "micro_batch_size"):
+            if name != "micro_batch_size" or self.micro_batch_size != "auto":
+                require_samples(name, getattr(self, name))
+        low, high = self.min_batch_size, self.max_batch_size
+        if low is not None and high is not None and low > high:
+            raise ConfigurationError(
+                f"min_batch_size must be at most max_batch_size, got {low} and {high}."
+            )
+        limit: object = self.memory_limit
+        if limit is not None and (isinstance(limit, bool | str) or self.memory_limit < 1):  # pyright: ignore[reportOptionalOperand]
+            raise ConfigurationError(f"memory_limit must be a number of bytes, got {limit!r}.")
+
+    @property
+    def known_micro_batch_size(self) -> int | None:
+        """`micro_batch_size` where nothing can find it out: a framework runs the passes.
+
+        Raises:
+            ConfigurationError: It is `auto`.
+        """
+        if self.micro_batch_size == "auto":
+            raise ConfigurationError(
+                "micro_batch_size='auto' needs a loop whose passes stand within "
+                "BatchController.within_memory(), and this framework runs them itself. Give a "
+                "number of samples that fits."
+            )
+        return self.micro_batch_size
+
+    def bounds(
+        self, base_batch_size: int, dataset_size: int, world_size: int = 1, *, may_shrink: bool
+    ) -> tuple[int, int]:
+        """Return the smallest and largest batch size for a user's batch size and data set.
+
+        Every rank gets a sample of each batch.
+
+        Args:
+            base_batch_size: The user's.
+            dataset_size: Samples of an epoch.
+            world_size: Ranks that share each batch.
+            may_shrink: Whether sizes below the user's are of use where no limit is set.
+
+        Raises:
+            ConfigurationError: The user's batch size lies outside of them.
+        """
+        lowest = max(1, base_batch_size // _LARGEST_SHRINKAGE) if may_shrink else base_batch_size
+        low = max(self.min_batch_size or lowest, world_size)
+        high = self.max_batch_size or _LARGEST_GROWTH * base_batch_size
+        high = min(high, max(dataset_size, base_batch_size))
+        if not low <= base_batch_size <= high:
+            raise ConfigurationError(
+                f"The loader's batch size {base_batch_size} must lie between min_batch_size {low} "
+                f"and max_batch_size {high}. Move the limits."
+            )
+        return low, high
+
+
+def require_samples(name: str, value: object) -> None:
+    """Refuse what is no whole number of samples of at least 1; None passes.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigurationError(
+            f"{name} must be a whole number of samples, at least 1; got {value!r}."
+        )

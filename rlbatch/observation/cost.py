@@ -1,0 +1,50 @@
+"""The cost of a step as a function of the batch size, read between the sizes that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlbatch.observation.state import as_array
+from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
+
+
+def step_cost_at(curve: Array, log2_size: Array) -> Array:
+    """Return log2 of the cost of one step at a batch size, by linear interpolation in log-log.
+
+    Args:
+        curve: `Signals.step_cost_curve`, shape (..., 17).
+        log2_size: log2 of the batch size, shape (...); clipped to the curve's range.
+    """
+    return interpolated(curve, as_array(log2_size)[..., None])[..., 0]
+
+
+def interpolated(curve: Array, log2_sizes: Array) -> Array:
+    """Return `step_cost_at` several sizes of each run, which lie along the last axis."""
+    position = np.minimum(np.maximum(log2_sizes, 0.0), len(COST_CURVE_SIZES) - 1.0)
+    lower = np.minimum(position.astype(np.int64), len(COST_CURVE_SIZES) - 2)
+    if curve.ndim == 1:
+        left, right = curve[lower], curve[lower + 1]
+    else:
+        left = np.take_along_axis(curve, lower, axis=-1)
+        right = np.take_along_axis(curve, lower + 1, axis=-1)
+    return left + (right - left) * (position - lower)
+
+
+def goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> Array:
+    """Return log2 of the size of most progress per cost (Pollux, Qiao et al. 2021, section 3).
+
+    Args:
+        signals: Of a chunk, for the cost of a step.
+        context: Of the run, for the limits.
+        noise_scale: log2 of the gradient noise scale in samples.
+    """
+    sizes = np.log2(COST_CURVE_SIZES)
+    # progress per cost = B / (phi + B) / cost(B); the constant phi + B0 does not move the argmax.
+    score = (
+        -np.log2(1.0 + 2.0 ** (np.asarray(noise_scale)[..., None] - sizes))
+        - signals.step_cost_curve
+    )
+    low = np.asarray(np.log2(context.min_batch_size))[..., None]
+    high = np.asarray(np.log2(context.max_batch_size))[..., None]
+    score = np.where((sizes >= low - 0.5) & (sizes <= high + 0.5), score, -np.inf)
+    return sizes[np.argmax(score, axis=-1)]

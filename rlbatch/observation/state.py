@@ -1,0 +1,261 @@
+"""Averages over the chunks of a run: what the encoder remembers from one chunk to the next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rlbatch.observation import size_statistics, trend
+from rlbatch.signals.record import Array, Signals
+
+NOISE_DECAY = 0.7  # a chunk: with the default cadence a chunk is about a tenth of the run so far
+RATE_DECAY = 0.6
+TINY = 1e-30
+
+
+class EncoderState(NamedTuple):
+    """Averages over the chunks so far; every entry is an array with the runs' leading axes."""
+
+    chunks: Array
+    initial_loss: Array
+    last_loss: Array
+    last_loss_var: Array
+    sample_var: Array  # of one sample's loss: decayed sum; divide by `sample_var_weight`
+    sample_var_weight: Array  # degrees of freedom in it
+    lowest_loss: Array
+    grad_sqr: Array  # decayed sums; divide by `noise_weight`
+    grad_sqr_var: Array
+    noise_trace: Array
+    noise_weight: Array
+    noise_fast: Array  # log2 of the last chunk's own noise scale
+    cosine: Array
+    gradient_level: Array
+    rate: Array  # decayed log-loss decrease
+    rate_cost: Array  # decayed log-cost growth
+    previous_size_rate: Array  # decrease per cost at the size before the last change
+    current_size_rate: Array
+    actual_decrease: Array
+    predicted_decrease: Array
+    last_size: Array
+    last_change: Array
+    since_change: Array
+    largest: Array
+    smallest: Array
+    last_cost: Array
+    one_sample_var: Array
+    fast_loss: Array  # see `rlbatch.observation.trend`; each sum beside its weight
+    fast_weight: Array
+    slow_loss: Array
+    slow_weight: Array
+    size_cost: Array
+    size_cost_weight: Array
+    rate_weight: Array
+    rate_size: Array
+    rate_sum: Array
+    rate_size_sqr: Array
+    rate_product: Array
+    last_val: Array
+    lowest_val: Array
+    val_cost: Array  # cost of the run at that validation
+    val_size: Array  # cost-weighted sum of log2 size since then
+    val_rate: Array  # decayed log-loss decrease between validations, and log-cost growth
+    val_growth: Array
+    kept_loss: Array  # training loss of the last chunk that was not rolled back, and its variance
+    kept_loss_var: Array
+    size_rates: Array  # see `size_statistics`; these two have a last axis of sizes
+    size_weights: Array
+
+
+_UNSET = frozenset(
+    (
+        *("initial_loss", "last_loss", "lowest_loss", "kept_loss", "last_val", "lowest_val"),
+        *("noise_fast", "gradient_level", "previous_size_rate", "current_size_rate"),
+        *("last_size", "largest", "smallest"),
+    )
+)
+"""Entries that are NaN before they are first seen; the others begin at 0."""
+
+_TABLES = frozenset(("size_rates", "size_weights"))
+
+
+def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
+    """Return the state before the first chunk, for runs with these leading axes."""
+
+    def initial(name: str) -> Array:
+        if name in _TABLES:
+            return np.zeros((*shape, size_statistics.TABLE_SIZES))
+        return np.full(shape, np.nan) if name in _UNSET else np.zeros(shape)
+
+    return EncoderState(**{name: initial(name) for name in EncoderState._fields})
+
+
+def advance(signals: Signals, state: EncoderState) -> EncoderState:
+    """Return the state after a chunk, for arrays with free leading axes."""
+    loss = as_array(signals.train_loss)
+    good = np.isfinite(loss) & (loss > 0)
+    loss = np.where(good, loss, state.last_loss)
+    first = np.isnan(state.initial_loss)
+    # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
+    # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
+    freedom = np.where(good, np.maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
+    spread = np.square(finite(signals.train_loss_std)) * signals.batch_size
+    sample_var = NOISE_DECAY * state.sample_var + freedom * spread
+    var_weight = NOISE_DECAY * state.sample_var_weight + freedom
+    one_sample = np.where(var_weight > 0.5, sample_var / np.maximum(var_weight, TINY), loss**2)
+    loss_var = one_sample / (signals.batch_size * np.maximum(signals.steps, 1))
+
+    size = np.log2(signals.batch_size)
+    changed = ~np.isnan(state.last_size) & (np.abs(size - state.last_size) > 1e-9)
+    change = np.where(np.isnan(state.last_size), 0.0, size - state.last_size)
+
+    decrease = np.where(first, 0.0, np.log(state.last_loss / loss))
+    decrease = finite(decrease)
+    cost_growth = np.where(
+        first, 0.0, np.log(as_array(signals.total_cost) / np.maximum(state.last_cost, TINY))
+    )
+    cost_rate = decrease / np.maximum(signals.chunk_cost, TINY)
+    current = np.where(
+        np.isnan(state.current_size_rate) | changed,
+        cost_rate,
+        0.5 * (state.current_size_rate + cost_rate),
+    )
+
+    grad_sqr, trace = as_array(signals.grad_sqr), as_array(signals.noise_trace)
+    measured = np.isfinite(grad_sqr) & np.isfinite(trace)
+    decay = np.where(measured, NOISE_DECAY, 1.0)
+    grad_se = np.where(np.isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
+    level = np.maximum(grad_sqr, 0.0) + finite(trace) / signals.batch_size
+    actual = np.where(first, 0.0, state.last_loss - loss)
+    predicted = as_array(signals.predicted_decrease)
+    has_prediction = np.isfinite(predicted) & ~first
+
+    return EncoderState(
+        chunks=state.chunks + 1,
+        initial_loss=np.where(first, loss, state.initial_loss),
+        last_loss=loss,
+        last_loss_var=loss_var,
+        sample_var=sample_var,
+        sample_var_weight=var_weight,
+        lowest_loss=np.fmin(state.lowest_loss, loss),
+        grad_sqr=decay * state.grad_sqr + np.where(measured, grad_sqr, 0.0),
+        grad_sqr_var=decay**2 * state.grad_sqr_var + np.where(measured, np.square(grad_se), 0.0),
+        noise_trace=decay * state.noise_trace + np.where(measured, trace, 0.0),
+        noise_weight=decay * state.noise_weight + measured,
+        noise_fast=np.where(
+            measured & (grad_sqr > 0),
+            np.log2(np.maximum(trace, TINY) / grad_sqr),
+            state.noise_fast,
+        ),
+        cosine=np.where(
+            np.isfinite(signals.gradient_cosine), signals.gradient_cosine, state.cosine
+        ),
+        gradient_level=np.where(
+            measured,
+            np.where(np.isnan(state.gradient_level), level, 0.5 * (state.gradient_level + level)),
+            state.gradient_level,
+        ),
+        rate=RATE_DECAY * state.rate + decrease,
+        rate_cost=RATE_DECAY * state.rate_cost + cost_growth,
+        previous_size_rate=np.where(changed, state.current_size_rate, state.previous_size_rate),
+        current_size_rate=current,
+        actual_decrease=RATE_DECAY * state.actual_decrease
+        + np.where(has_prediction, finite(actual), 0.0),
+        predicted_decrease=RATE_DECAY * state.predicted_decrease
+        + np.where(has_prediction, predicted, 0.0),
+        last_size=size + np.zeros_like(loss),
+        last_change=np.where(changed, change, 0.0),
+        since_change=np.where(changed, 0.0, state.since_change + 1),
+        largest=np.fmax(state.largest, size),
+        smallest=np.fmin(state.smallest, size),
+        last_cost=as_array(signals.total_cost),
+        **_trend_state(signals, state, loss, one_sample, loss_var, decrease, cost_growth),
+        **_size_statistics_state(signals, state, loss, loss_var, cost_growth),
+    )
+
+
+def _trend_state(
+    signals: Signals,
+    state: EncoderState,
+    loss: Array,
+    one_sample: Array,
+    loss_var: Array,
+    decrease: Array,
+    cost_growth: Array,
+) -> dict[str, Array]:
+    size = np.log2(signals.batch_size) + np.zeros_like(loss)
+    samples = signals.batch_size * np.maximum(signals.steps, 1)
+    seen = np.isfinite(loss)
+    samples, level = np.where(seen, samples, 0.0), np.where(seen, loss, 0.0)
+    fast = trend.add(state.fast_loss, state.fast_weight, level, samples, trend.FAST_DECAY)
+    slow = trend.add(state.slow_loss, state.slow_weight, level, samples, trend.SLOW_DECAY)
+    cost = as_array(signals.chunk_cost) + np.zeros_like(loss)
+    sizes = trend.add(state.size_cost, state.size_cost_weight, size, cost, trend.SLOW_DECAY)
+    variance = finite((loss_var + state.last_loss_var) / np.square(loss))
+    rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
+    precision = np.where(np.isnan(state.initial_loss) | ~seen, 0.0, precision)
+    decay = trend.RATE_DECAY
+    return {
+        "one_sample_var": one_sample,
+        "fast_loss": fast[0],
+        "fast_weight": fast[1],
+        "slow_loss": slow[0],
+        "slow_weight": slow[1],
+        "size_cost": sizes[0],
+        "size_cost_weight": sizes[1],
+        "rate_weight": decay * state.rate_weight + precision,
+        "rate_size": decay * state.rate_size + precision * size,
+        "rate_sum": decay * state.rate_sum + precision * rate,
+        "rate_size_sqr": decay * state.rate_size_sqr + precision * size**2,
+        "rate_product": decay * state.rate_product + precision * size * rate,
+    }
+
+
+def _size_statistics_state(
+    signals: Signals, state: EncoderState, loss: Array, loss_var: Array, cost_growth: Array
+) -> dict[str, Array]:
+    size = np.log2(signals.batch_size) + np.zeros_like(loss)
+    kept = (as_array(signals.rolled_back) < 0.5) & np.isfinite(loss)
+    # Progress since the last chunk that was kept: what follows a rolled-back one gained nothing.
+    decrease = np.log(state.kept_loss / loss)
+    variance = (loss_var + state.kept_loss_var) / np.square(loss)
+    rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
+    precision = np.where(np.isfinite(decrease), precision, 0.0)
+    decayed = size_statistics.DECAY * state.size_rates, size_statistics.DECAY * state.size_weights
+    table = size_statistics.note(decayed, size, rate, precision)
+
+    val, total = as_array(signals.val_loss), as_array(signals.total_cost)
+    validated = np.isfinite(val) & (val > 0)
+    mean_size = state.val_size + size * as_array(signals.chunk_cost)
+    again = validated & np.isfinite(state.last_val)
+    val_decrease = np.where(again, np.log(state.last_val / val), 0.0)
+    val_growth = np.where(again, np.log(total / state.val_cost), 0.0)
+    rate, precision = trend.rate_and_precision(
+        val_decrease, val_growth, np.full_like(loss, size_statistics.VALIDATION_VARIANCE)
+    )
+    where = mean_size / np.maximum(total - state.val_cost, TINY)
+    table = size_statistics.note(table, where, rate, np.where(again, precision, 0.0))
+    decay = np.where(again, RATE_DECAY, 1.0)
+    return {
+        "last_val": np.where(validated, val, state.last_val),
+        "lowest_val": np.where(validated, np.fmin(state.lowest_val, val), state.lowest_val),
+        "val_cost": np.where(validated, total, state.val_cost),
+        "val_size": np.where(validated, 0.0, mean_size),
+        "val_rate": decay * state.val_rate + val_decrease,
+        "val_growth": decay * state.val_growth + val_growth,
+        "kept_loss": np.where(kept, loss, state.kept_loss),
+        "kept_loss_var": np.where(kept, loss_var, state.kept_loss_var),
+        "size_rates": table[0],
+        "size_weights": table[1],
+    }
+
+
+def as_array(value: float | Array) -> Array:
+    """Return a number or an array as an array of double precision."""
+    return np.asarray(value, dtype=np.float64)
+
+
+def finite(value: float | Array) -> Array:
+    """Return the value, 0 where it is not finite."""
+    given = np.asarray(value, dtype=np.float64)
+    return np.where(np.isfinite(given), given, 0.0)  # a third of the time of np.nan_to_num
