@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Unpack
@@ -71,6 +71,7 @@ class BatchController:
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         scaler: Any = None,
+        accumulator: Callable[[Ranks], GradientAccumulator] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         """Prepare a run; nothing happens before `loader` is called.
@@ -84,6 +85,8 @@ class BatchController:
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
+            accumulator: Makes what runs backward passes and steps, for a framework that has its
+                own way; None: torch's.
             **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
@@ -95,7 +98,7 @@ class BatchController:
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
-        self._scaler = scaler
+        self._scaler, self._accumulator_of = scaler, accumulator
         self._adapter: LoopAdapter | None = None
         self._loader: ControlledLoader | None = None
         self._accumulator = self._make_accumulator(Ranks())
@@ -202,6 +205,11 @@ class BatchController:
             yield
         if memory.has_failed:
             self._settle()
+
+    @property
+    def delivered(self) -> Delivered | None:
+        """The micro-batch in the hands of the loop, as it was planned; None between two."""
+        return self._accumulator.delivered
 
     @property
     def batch_complete(self) -> bool:
@@ -312,6 +320,8 @@ class BatchController:
         self._run.end_epoch()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
+        if self._accumulator_of is not None:
+            return self._accumulator_of(ranks)
         return GradientAccumulator(
             self.model,
             self.optimizer,

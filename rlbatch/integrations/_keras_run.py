@@ -16,7 +16,7 @@ from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
 from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host
-from rlbatch.integrations._progress import SampleCount
+from rlbatch.integrations._shared import SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
