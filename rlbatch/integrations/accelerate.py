@@ -88,7 +88,7 @@ class AcceleratedController:
             ConfigurationError: Settings contradict themselves, or the processes share the training
                 in another way than by DistributedDataParallel.
         """
-        self._accelerator, self._prepared = accelerator, optimizer
+        self._accelerator = accelerator
         _check(accelerator)
         steps = accelerator.gradient_accumulation_steps
         if batch_size % (steps * accelerator.num_processes):
