@@ -29,7 +29,6 @@ from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.rlbatch.control.rank_runs import leave
-from tests.rlbatch.integrations.steered import Follow
 
 SAMPLES = 75
 BASE = 8

@@ -28,7 +28,6 @@ from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.rlbatch.integrations.lightning_runs import (
     BASE,
-    CONFIG,
     EVERY_STEP,
     GROW,
     MARKS,

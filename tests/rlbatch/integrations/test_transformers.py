@@ -47,7 +47,6 @@ from rlbatch.testing import ScriptedPolicy  # noqa: E402
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step  # noqa: E402
 from tests.rlbatch.integrations.steered import (  # noqa: E402
     TWO_STEP_CHUNKS,
-    Follow,
     known_plan,
 )
 
