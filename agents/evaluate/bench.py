@@ -28,6 +28,7 @@ from typing import Any
 
 from rlbatch.agents.evaluate import simulated
 from rlbatch.agents.evaluate.curve_store import cut_torn_line
+from rlbatch.agents.evaluate.frontier_runs import FrontierWork, made_ends, plans, run_frontier
 from rlbatch.agents.evaluate.group import (
     RESULTS_FILE,
     TIMINGS_FILE,
@@ -35,6 +36,7 @@ from rlbatch.agents.evaluate.group import (
     GroupWork,
     run_group,
 )
+from rlbatch.agents.evaluate.planned_runs import frontier_works
 from rlbatch.agents.evaluate.rows import Row, read_results, sort_file
 from rlbatch.agents.evaluate.settings import (
     SIMULATED,
@@ -63,6 +65,7 @@ def run_bench(
     logs: bool = False,
     full_sweep: bool = False,
     on_progress: Progress | None = None,
+    on_fixed: Progress | None = None,
 ) -> list[Row]:
     """Run what is missing of a benchmark and return all of its results, sorted.
 
@@ -75,6 +78,7 @@ def run_bench(
         logs: Also write an episode log of each real run, under `runs/`.
         full_sweep: Follow every fixed size up to the cap, even if it is dearer than the best.
         on_progress: Called with the runs that are finished and the number of all.
+        on_fixed: Likewise, of the fixed runs that make the frontier under `epochs=N`.
 
     Raises:
         ConfigurationError: The folder holds something else, or `jobs` is no positive number.
@@ -90,6 +94,7 @@ def run_bench(
         for name in (RESULTS_FILE, TRAJECTORIES_FILE, TIMINGS_FILE):
             cut_torn_line(out / name)
         folder = out / REFERENCES if references is None else references
+        _make_frontiers(frontier_works(settings, folder), jobs, on_fixed)
         works = [
             GroupWork(settings, group, out, folder, logs, full_sweep) for group in groups(settings)
         ]
@@ -101,7 +106,7 @@ def run_bench(
             for work in works:
                 run_group(work, counter.update)
         else:
-            _run_in_processes(works, jobs, counter.update)
+            _run_in_processes(run_group, works, jobs, counter.update)
         sort_file(out / RESULTS_FILE)
         return read_results(out)
     finally:
@@ -121,14 +126,34 @@ class _Counter:
             self._on_progress(min(lines, self._total), self._total)
 
 
-def _run_in_processes(works: Sequence[GroupWork], jobs: int, update: Callable[[], None]) -> None:
+def _make_frontiers(works: Sequence[FrontierWork], jobs: int, on_fixed: Progress | None) -> None:
+    """Make the fixed runs of every seed first: each run is held against the mean over all."""
+    if not works:
+        return
+    total = sum(len(plans(work.setting, work.planned)) for work in works)
+
+    def update() -> None:
+        if on_fixed is not None:
+            on_fixed(sum(made_ends(work) for work in works), total)
+
+    update()
+    if jobs == 1:
+        for work in works:
+            run_frontier(work, update)
+    else:
+        _run_in_processes(run_frontier, works, jobs, update)
+
+
+def _run_in_processes(
+    run: Callable[..., None], works: Sequence[Any], jobs: int, update: Callable[[], None]
+) -> None:
     """Run groups side by side. Each process has one thread; none outlives this one for long."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     ) as pool:
-        futures = {pool.submit(run_group, work, None, os.getpid()) for work in works}
+        futures = {pool.submit(run, work, None, os.getpid()) for work in works}
         try:
             while futures:
                 finished, futures = wait(futures, timeout=0.5)[:2]

@@ -12,6 +12,7 @@ from rlbatch.signals.record import Array
 
 WALL = "wall"
 SAMPLES = "samples"
+UNTOLD = "untold"
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,14 @@ class CostClock:
         name: As on the command line.
         profile: Whose step costs count; None for the wall clock.
         weights: What counts as cost.
+        told: A policy is told the profile's costs from the start; else it learns from its steps
+            what they cost, as a user's run does.
     """
 
     name: str
     profile: DeviceProfile | None
     weights: CostWeights
+    told: bool = True
 
     def run_cost(
         self, steps: int | Array, batch_size: int, dataset_size: int, base_batch_size: int
@@ -61,7 +65,8 @@ def resolve_clock(name: str) -> CostClock:
 
     Args:
         name: `wall` (seconds as they pass), `samples`, a profile's name or JSON file (its seconds),
-            or one of these profiles and `:joules` (its energy).
+            or one of these profiles and `:joules` (its energy) or `:untold` (its seconds, which
+            the policy has to learn from its steps).
 
     Raises:
         UnknownNameError: There is no such profile.
@@ -71,14 +76,14 @@ def resolve_clock(name: str) -> CostClock:
     if name == SAMPLES:  # the profile is never asked: samples are all that counts
         return CostClock(name, resolve_profile("cpu"), CostWeights(seconds=0.0, samples=1.0))
     profile, colon, unit = name.partition(":")
-    if colon and unit not in ("seconds", "joules"):
+    if colon and unit not in ("seconds", "joules", UNTOLD):
         raise ConfigurationError(
             f"A profile counts seconds or joules, got {name!r}. "
-            f"Write {profile} or {profile}:joules."
+            f"Write {profile}, {profile}:joules or {profile}:{UNTOLD}."
         )
     weights = CostWeights(seconds=0.0, joules=1.0) if unit == "joules" else CostWeights()
     try:
-        return CostClock(name, resolve_profile(profile), weights)
+        return CostClock(name, resolve_profile(profile), weights, told=unit != UNTOLD)
     except UnknownNameError as error:
         from rlbatch.envs.profiles import profile_names
 

@@ -39,6 +39,8 @@ class FixedSetting:
         cadence: Spacing of the validations, that of the runs to compare.
         max_steps: Limit of a run while nothing else limits it.
         backend: Makes the weights of runs on a computed clock: as those of the runs to compare.
+        planned: Length of the schedule in steps at the task's batch size, as its user gave it; None
+            works one out.
     """
 
     task: Task
@@ -48,6 +50,7 @@ class FixedSetting:
     cadence: Cadence = field(default_factory=Cadence)
     max_steps: int = MAX_STEPS
     backend: BackendMaker = TorchBackend
+    planned: int | None = None
 
     @property
     def dataset_size(self) -> int:
@@ -208,8 +211,11 @@ def planned_steps(setting: FixedSetting, store: CurveStore) -> int | None:
 
     It is `SCHEDULE_MARGIN` times the steps that the default batch size needs without a schedule to
     the target (or, if it never gets there, to its lowest loss), so that a schedule ends somewhat
-    after a usual run. It is the same for every batch size and policy.
+    after a usual run. It is the same for every batch size and policy. A length that is given is
+    taken as it is.
     """
+    if setting.planned is not None:
+        return setting.planned
     if setting.task.scheduler is None:
         return None
     plain = replace(

@@ -10,30 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlbatch.agents.evaluate.clocks import CostClock, resolve_clock
-from rlbatch.agents.evaluate.curve_store import CurveStore, append_line, cut_torn_line
-from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps, size_grid
+from rlbatch.agents.evaluate.curve_files import curve_path, file_name, open_curves
+from rlbatch.agents.evaluate.curve_store import append_line
+from rlbatch.agents.evaluate.fixed_curves import planned_steps, size_grid
+from rlbatch.agents.evaluate.planned_runs import PlannedRuns, fixed_setting
 from rlbatch.agents.evaluate.reference import (
     Reference,
     budget_planned_steps,
     budget_reference,
     find_references,
 )
-from rlbatch.agents.evaluate.rows import cell_key, finished_cells, live_row
+from rlbatch.agents.evaluate.rows import Row, cell_key, finished_cells, live_row
 from rlbatch.agents.evaluate.run import RunResult, controlled_run
 from rlbatch.agents.evaluate.settings import (
     BenchSettings,
     Group,
     cells,
+    parse_epochs,
     parse_objective,
     start_factors,
-    task_identity,
 )
 from rlbatch.envs.backend import TorchBackend
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.policy.registry import resolve_policy
-from rlbatch.signals.record import Coupling
 
 RESULTS_FILE, TRAJECTORIES_FILE = "results.jsonl", "trajectories.jsonl"
 TIMINGS_FILE, LOGS = "timings.jsonl", "runs"
@@ -89,36 +90,36 @@ class _GroupRunner:
     def __init__(self, work: GroupWork, task: Task) -> None:
         self._work, self._task = work, task
         group = work.group
-        name = task_identity(group.task, task)
-        path = work.references / file_name(f"{name}-{group.coupling}-{group.seed}.jsonl")
-        if path.exists():
-            cut_torn_line(path)
-        self._store = CurveStore(path)
-        self._setting = FixedSetting(
-            task,
-            name,
-            group.seed,
-            Coupling(group.coupling),
-            work.settings.cadence,
-            backend=fastest_backend,
-        )
+        self._setting = fixed_setting(work.settings, group, task)
+        name = self._setting.task_id
+        path = curve_path(work.references, name, group.coupling, group.seed)
+        self._store = open_curves(path)
         self._references: dict[str, Reference] = {}
+        self._planned: PlannedRuns | None = None
 
     def run(self, clock: CostClock, size: int, policy: str) -> None:
-        budget = parse_objective(self._work.settings.objective)
+        objective = self._work.settings.objective
+        epochs = parse_epochs(objective)
+        budget = None if epochs is not None else parse_objective(objective)
         began = time.perf_counter()
-        if budget is None:
+        more: Row = {}
+        if epochs is not None:
+            result, reference, more = self._for_epochs(clock, size, policy)
+        elif budget is None:
             result, reference = self._to_target(clock, size, policy)
         else:
             result, reference = self._for_budget(clock, size, policy, budget)
-        row = live_row(
-            self._work.group,
-            policy,
-            clock,
-            self._work.settings.objective,
-            result,
-            reference,
-            self._task.batch_size,
+        row = (
+            live_row(
+                self._work.group,
+                policy,
+                clock,
+                self._work.settings.objective,
+                result,
+                reference,
+                self._task.batch_size,
+            )
+            | more
         )
         key = list(cell_key(row))
         out = self._work.out
@@ -178,6 +179,18 @@ class _GroupRunner:
         reference = budget_reference(self._setting, clock, budget, lowest, store=self._store)
         return result, reference
 
+    def _for_epochs(
+        self, clock: CostClock, size: int, policy: str
+    ) -> tuple[RunResult, Reference, Row]:
+        if self._planned is None:
+            work = self._work
+            self._planned = PlannedRuns(work.settings, work.group, self._task, work.references)
+        planned = self._planned.planned
+        samples = float(planned * self._task.batch_size)
+        objective = Objective(planned_samples=samples, weights=clock.weights)
+        result = self._controlled(clock, size, policy, objective, planned, None)
+        return result, *self._planned.compared(clock, result)
+
     def _controlled(
         self,
         clock: CostClock,
@@ -199,6 +212,7 @@ class _GroupRunner:
             log_dir=self._log_folder(clock, size, policy),
             max_cost=max_cost,
             planned_steps=planned,
+            curve_known=clock.told,
             run_info={"policy": policy, "lr_coupling": self._setting.coupling.value},
             # The wall clock times what a user would run.
             backend=TorchBackend if clock.profile is None else fastest_backend,
@@ -216,11 +230,6 @@ class _GroupRunner:
             attempt += 1
             path = path.with_name(f"{path.name}-attempt{attempt}")
         return path
-
-
-def file_name(text: str) -> str:
-    """Return a text that can name a file."""
-    return "".join(c if c.isalnum() or c in "-_.#" else "_" for c in text)
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def live_row(
         "reference_reached": reference.reached,
         "diverged": result.diverged,
         "decisions": result.decisions,
+        "changes": sum(one[1] != other[1] for one, other in pairwise(result.trajectory)),
     }
 
 

@@ -28,7 +28,8 @@ class RunResult:
 
     Attributes:
         start_batch_size: Batch size of the first chunk.
-        reached: The target was met within the limit; under `budget`, the run did not diverge.
+        reached: The target was met within the limit; under `budget` and `epochs`, the run did not
+            diverge.
         diverged: The weights were lost.
         cost: Spent in all, the decisions' own seconds included on the wall clock.
         steps: Optimizer steps.
@@ -84,6 +85,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     max_cost: float | None = None,
     max_steps: int = LONGEST_RUN,
     planned_steps: int | None = None,
+    curve_known: bool = True,
     engine: EngineConfig | None = None,
     run_info: dict[str, object] | None = None,
     backend: BackendMaker = TorchBackend,
@@ -108,6 +110,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
             it does not count as reached.
         max_steps: Give up after this many optimizer steps.
         planned_steps: Length of the task's schedule, if it has one.
+        curve_known: Tell the policy a profile's costs at every size.
         engine: Wrappers around the policy.
         run_info: Further entries of the log's `run.json`.
         backend: Makes the weights, as for `LiveRun`.
@@ -126,6 +129,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         noise_rate=decider.noise_rate,
         planned_steps=planned_steps,
         max_steps=max_steps,
+        curve_known=curve_known,
         backend=backend,
     )
     limit = math.inf if max_cost is None else max_cost
@@ -168,10 +172,10 @@ def _drive(
     if log is not None:
         log.end(run, signals)
     sizes = [size for _, size in trajectory]
-    budgeted = run.objective.kind == "budget"
+    aimless = run.objective.kind != "target"
     return RunResult(
         start_batch_size=first,
-        reached=not run.diverged if budgeted else run.reached and run.cost <= limit,
+        reached=not run.diverged if aimless else run.reached and run.cost <= limit,
         diverged=run.diverged,
         cost=run.cost,
         steps=run.steps,

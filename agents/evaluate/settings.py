@@ -14,12 +14,13 @@ from rlbatch.agents.evaluate.clocks import resolve_clock
 from rlbatch.agents.evaluate.run import start_size
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.tasks.field import PREFIX, field_job
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.policy.registry import PRETRAINED, pretrained_file, resolve_policy
 from rlbatch.signals.record import Coupling
 
 SIMULATED = "simulated:"
-TARGET, BUDGET = "target", "budget="
+TARGET, BUDGET, EPOCHS = "target", "budget=", "epochs="
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class BenchSettings:
         profiles: Clocks, see `resolve_clock`.
         starts: First batch sizes relative to the task's.
         seeds: Number of seeds; seeds are 0, 1, 2 ...
-        objective: `target`, or `budget=COST` in the profile's unit.
+        objective: `target`, `budget=COST` in the profile's unit, or `epochs=N`.
         cadence: Spacing of decisions and validations.
     """
 
@@ -64,10 +65,10 @@ class BenchSettings:
             raise ConfigurationError(
                 f"Starts are positive multiples of the task's batch size, got {self.starts}."
             )
-        parse_objective(self.objective)
         parse_couplings(self.couplings)
         for name in self.profiles:
             resolve_clock(name)
+        self._check_objective()
         for name in self.policies:
             resolve_policy(name)
         for name in self.tasks:
@@ -75,6 +76,19 @@ class BenchSettings:
                 simulated_count(name)
             else:
                 resolve_task(name)
+
+    def _check_objective(self) -> None:
+        """Refuse an unknown one, and `epochs` without a frontier: on the wall clock, simulated."""
+        if parse_epochs(self.objective) is None:
+            parse_objective(self.objective)
+            return
+        timed = [name for name in self.profiles if resolve_clock(name).profile is None]
+        simulated = [name for name in self.tasks if name.startswith(SIMULATED)]
+        if timed or simulated:
+            raise ConfigurationError(
+                f"{self.objective} is held against fixed runs of real tasks on a computed clock, "
+                f"got {', '.join(timed + simulated)}. Name device profiles and real tasks."
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for results to be comparable, files by their content."""
@@ -143,6 +157,23 @@ def parse_objective(text: str) -> float | None:
     )
 
 
+def parse_epochs(text: str) -> float | None:
+    """Return the epochs of `epochs=N`, None for another objective.
+
+    Raises:
+        ConfigurationError: N is no positive number.
+    """
+    if not text.startswith(EPOCHS):
+        return None
+    try:
+        epochs = float(text.removeprefix(EPOCHS))
+    except ValueError:
+        epochs = float("nan")
+    if not 0 < epochs < float("inf"):
+        raise ConfigurationError(f"epochs=N takes a positive number of epochs, got {text!r}.")
+    return epochs
+
+
 def parse_couplings(names: Sequence[str]) -> list[Coupling]:
     """Return the couplings of these names.
 
@@ -173,6 +204,8 @@ def simulated_count(name: str) -> int:
 def task_identity(name: str, task: Task) -> str:
     """Return a text that differs when a task's name, file, version or main settings do."""
     digest = _file_digest(name) or rlbatch.__version__
+    if name.startswith(PREFIX):
+        digest = field_job(name).fingerprint()
     parts = (digest, task.batch_size, task.target, task.max_batch_size)
     return f"{name}#{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 

@@ -28,5 +28,6 @@ TASK_FUNCTIONS: dict[str, str] = {
 RANDOM_KINDS: dict[str, str] = {
     "random": "random_perceptron",
     "random-transformer": "random_transformer",
+    "field": "field",
 }
-"""Prefix of a random task's name to the module in this package, and to the function in that."""
+"""Prefix of a name (random tasks, the field suite) to the module, and to the function in it."""

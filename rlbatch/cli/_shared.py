@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,21 +72,33 @@ def progress(what: str) -> Generator[Callable[[int, int], None]]:
     Yields:
         A function of (done, total).
     """
+    with progresses(what) as (update,):
+        yield update
+
+
+@contextmanager
+def progresses(*whats: str) -> Generator[list[Callable[[int, int], None]]]:
+    """Show several progress bars below each other; each appears with its first report.
+
+    Yields:
+        A function of (done, total) for each of them.
+    """
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
         from rich.progress import TimeElapsedColumn as Elapsed
     except ImportError as error:
         raise MissingExtraError("rich", "cli") from error
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        single = len(whats) == 1
+        tasks = [bar.add_task(what, total=None, visible=single) for what in whats]
 
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def update(task: TaskID, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
 
-        yield update
+        yield [partial(update, task) for task in tasks]
 
 
 def require_possible_folder(folder: Path, option: str = "--out") -> None:

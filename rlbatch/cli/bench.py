@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
     from rlbatch.agents.evaluate.summary import Mean, Summary
+
+
+Suite = Literal["field", "field:dev", "field:locked", "field:quick"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +27,26 @@ class Command:
     For example: rlbatch bench --task digits-mlp char-lm --policy default goodput --out results
     """
 
-    task: tuple[str, ...]
-    """Names of tasks, file.py:function, or simulated:N."""
     policy: tuple[str, ...]
     """What to compare: `default`, policy files, or rules such as fixed:64."""
     out: Path
     """Folder for the results: a new one, or that of the same benchmark to go on with."""
+    task: tuple[str, ...] = ()
+    """Names of tasks, file.py:function, or simulated:N."""
+    suite: Suite | None = None
+    """In place of tasks: jobs of ordinary size, with their own clocks, starts and objectives."""
     lr_coupling: tuple[_shared.CouplingName, ...] = ("sqrt",)
     """How the learning rate follows the batch size."""
     profile: tuple[str, ...] = ("cpu",)
-    """Clocks that count: device profiles, `samples`, or `wall` for this machine's."""
+    """Clocks that count: device profiles (`NAME:untold` to keep it from the policy what a step
+    costs), `samples`, or `wall` for this machine's."""
     start: tuple[float, ...] = (1.0,)
     """First batch sizes relative to the task's."""
-    seeds: int = 5
-    """Number of seeds."""
+    seeds: int | None = None
+    """Number of seeds; 5, or the suite's own number, if unset."""
     objective: str = "target"
-    """`target`, or `budget=COST` in the profile's unit."""
+    """`target`, `budget=COST` in the profile's unit, or `epochs=N`, whose ratio is the cost over
+    the least at which any fixed size and length ends with the same loss."""
     jobs: int = 1
     """Processes, each with one thread. On the wall clock they disturb each other."""
     references: Path | None = None
@@ -49,34 +56,16 @@ class Command:
 
     def run(self) -> int:
         """Run the benchmark and print its results."""
-        from rlbatch.agents.evaluate.bench import run_bench
-        from rlbatch.agents.evaluate.settings import BenchSettings
-        from rlbatch.agents.evaluate.summary import to_json
+        from rlbatch.agents.evaluate.epochs_summary import with_epochs
         from rlbatch.files import write_atomically
 
         _shared.require_possible_folder(self.out)
         if self.references is not None:
             _shared.require_possible_folder(self.references, "--references")
-        settings = BenchSettings(
-            tasks=self.task,
-            policies=self.policy,
-            couplings=self.lr_coupling,
-            profiles=self.profile,
-            starts=self.start,
-            seeds=self.seeds,
-            objective=self.objective,
-        )
-        with _shared.progress("runs") as update:
-            rows = run_bench(
-                settings,
-                self.out,
-                jobs=self.jobs,
-                references=self.references,
-                on_progress=update,
-            )
+        rows = self._rows()
         import json
 
-        summary = json.dumps(to_json(rows), indent=2, allow_nan=False)
+        summary = json.dumps(with_epochs(rows), indent=2, allow_nan=False)
         write_atomically(self.out / "summary.json", summary + "\n")
         drawn = self._draw(rows)
         if self.json:
@@ -85,6 +74,62 @@ class Command:
             print_summaries(rows)
             print(f"Results: {self.out / 'results.jsonl'}{''.join(f', {p.name}' for p in drawn)}")
         return 0
+
+    def _rows(self) -> list[dict[str, Any]]:
+        from rlbatch.agents.evaluate.bench import run_bench
+        from rlbatch.agents.evaluate.settings import BenchSettings
+        from rlbatch.errors import ConfigurationError
+
+        if bool(self.task) == (self.suite is not None):
+            raise ConfigurationError("Give either tasks with --task or a suite with --suite.")
+        if self.suite is not None:
+            return self._suite_rows(self.suite)
+        settings = BenchSettings(
+            tasks=self.task,
+            policies=self.policy,
+            couplings=self.lr_coupling,
+            profiles=self.profile,
+            starts=self.start,
+            seeds=5 if self.seeds is None else self.seeds,
+            objective=self.objective,
+        )
+        self._say_locked(self.task)
+        with _shared.progresses("fixed runs", "runs") as (fixed, update):
+            return run_bench(
+                settings,
+                self.out,
+                jobs=self.jobs,
+                references=self.references,
+                on_progress=update,
+                on_fixed=fixed,
+            )
+
+    def _suite_rows(self, suite: str) -> list[dict[str, Any]]:
+        from rlbatch.agents.evaluate.suite import run_suite, suite_parts
+
+        parts = suite_parts(suite, self.policy, self.lr_coupling, self.seeds)
+        self._say_locked(parts[-1].settings.tasks)
+        with _shared.progresses("fixed runs", "runs") as (fixed, update):
+            return run_suite(
+                parts,
+                self.out,
+                jobs=self.jobs,
+                references=self.references,
+                on_progress=update,
+                on_fixed=fixed,
+            )
+
+    def _say_locked(self, tasks: Sequence[str]) -> None:
+        """Say which locked tasks are run: whoever looks at them writes it down."""
+        from rlbatch.agents.evaluate.suite import locked_among
+
+        locked = locked_among(tasks)
+        if locked:
+            say = _shared.note if self.json else print
+            say(
+                f"Locked tasks of the field suite: {', '.join(locked)}. "
+                "Write in docs/field-suite.md that and why they were run."
+            )
 
     def _draw(self, rows: Sequence[dict[str, Any]]) -> list[Path]:
         from rlbatch.agents.evaluate.curve_store import read_lines
@@ -101,8 +146,14 @@ class Command:
 
 def print_summaries(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table over all results, one for each of several tasks, and one of pairs."""
+    from rlbatch.agents.evaluate.epochs_summary import epochs_rows
     from rlbatch.agents.evaluate.summary import compare, summarize, summarize_by
 
+    planned = epochs_rows(rows)
+    _print_epochs(planned)
+    rows = [row for row in rows if row not in planned]
+    if not rows:
+        return
     by_task = summarize_by(rows, "task")
     if len(by_task) > 1:
         for task, found in by_task.items():
@@ -146,6 +197,34 @@ def _print_summary(title: str, found: Sequence[Summary]) -> None:
         "/ default, / start: cost over staying at that size"
     )
     _shared.print_table(title, columns, cells, text=["policy"], caption=caption)
+
+
+def _print_epochs(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table for each clock, and one over all."""
+    from rlbatch.agents.evaluate.epochs_summary import summarize_epochs
+
+    profiles = list(dict.fromkeys(row["profile"] for row in rows))
+    parts = [(name, [row for row in rows if row["profile"] == name]) for name in profiles]
+    for title, part in [*parts, ("All clocks", rows)] if len(parts) > 1 else parts:
+        cells = [
+            [
+                *(one.policy, str(one.runs), str(one.ratio), str(one.time), str(one.loss)),
+                *(f"{one.worse:.0%}", f"{one.worst_loss:.3f}"),
+                *(f"{one.changes:g}", str(one.most_changes), f"{one.beyond:.0%}"),
+            ]
+            for one in summarize_epochs(part)
+        ]
+        columns = [
+            *("policy", "runs", "time at equal loss [95%]", "time / user's size"),
+            *("loss / user's size", "worse", "worst", "changes", "most", "beyond"),
+        ]
+        caption = (
+            "time at equal loss: cost over the least at which a fixed size, at any length with its "
+            "own schedule, ends with the same loss; worse: share of runs whose loss is more than "
+            "2% above that of the user's size; beyond: share whose loss lies beyond the frontier"
+        )
+        name = f"Runs of so many epochs, {title}"
+        _shared.print_table(name, columns, cells, text=["policy"], caption=caption)
 
 
 def _short(mean: Mean) -> str:

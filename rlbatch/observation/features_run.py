@@ -9,6 +9,15 @@ from rlbatch.observation.state import as_array
 from rlbatch.signals.record import Array
 
 
+# Decisions cannot depend on more: real training runs had a few thousand samples at most, simulated
+# ones up to 262,144, and a network that sees the difference treats large data sets as simulated.
+_LARGEST_DATASET = 2000.0
+
+
+def _dataset_size(m: Moment) -> Array:
+    return np.minimum(as_array(m.context.dataset_size), _LARGEST_DATASET)
+
+
 def _spent(m: Moment) -> Array:
     budget = as_array(m.context.budget)
     aimless = np.isnan(m.target)
@@ -51,13 +60,13 @@ PLACE = (
     ),
     Feature(
         *("epoch_steps", "place", "12 doublings", SIGNED),
-        "Steps that an epoch takes at this batch size.",
-        lambda m: (np.log2(m.context.dataset_size) - m.size) / 12,
+        "Steps that an epoch, of 2,000 samples at most, takes at this batch size.",
+        lambda m: (np.log2(_dataset_size(m)) - m.size) / 12,
     ),
     Feature(
         *("epochs_done", "place", "5 e-folds", SHARE),
-        "One more than the epochs done.",
-        lambda m: np.log1p(as_array(m.signals.total_samples) / m.context.dataset_size) / 5,
+        "One more than the epochs, of 2,000 samples at most, that are done.",
+        lambda m: np.log1p(as_array(m.signals.total_samples) / _dataset_size(m)) / 5,
     ),
     Feature(
         *("steps_done", "place", "8 doublings", SIGNED),

@@ -19,16 +19,23 @@ from rlbatch.policy.plugins import find_plugins, load_plugin, make_plugin
 BUILT_IN: Mapping[str, str] = {
     "adadamp": "rlbatch.agents.rules.adadamp:AdaDamp",
     "cabs": "rlbatch.agents.rules.cabs:Cabs",
+    "divebatch": "rlbatch.agents.rules.divebatch:DiveBatch",
     "fixed": "rlbatch.agents.rules.fixed:Fixed",
     "geometric": "rlbatch.agents.rules.geometric:Geometric",
     "goodput": "rlbatch.agents.rules.goodput:Goodput",
+    "late-switch": "rlbatch.agents.rules.late_switch:LateSwitch",
     "noise-scale": "rlbatch.agents.rules.noise_scale:NoiseScale",
     "norm-test": "rlbatch.agents.rules.norm_test:NormTest",
     "padadamp": "rlbatch.agents.rules.adadamp:PadaDamp",
     "plateau": "rlbatch.agents.rules.plateau:Plateau",
+    "quarter-half-whole": "rlbatch.agents.rules.quarter_half_whole:QuarterHalfWhole",
     "radadamp": "rlbatch.agents.rules.adadamp:RadaDamp",
+    "ramp": "rlbatch.agents.rules.ramp:Ramp",
     "random": "rlbatch.agents.rules.random_walk:RandomWalk",
+    "seesaw": "rlbatch.agents.rules.seesaw:Seesaw",
+    "seesaw-noise": "rlbatch.agents.rules.seesaw_noise:SeesawNoise",
     "simigrad": "rlbatch.agents.rules.simigrad:SimiGrad",
+    "thirds": "rlbatch.agents.rules.thirds:Thirds",
 }
 
 DEFAULT, EPOCHS = "default", "epochs"

@@ -514,7 +514,7 @@ def test_who_tells_the_epochs_gets_the_policy_for_them() -> None:
     assert policy(epochs=3, target_loss=0.1) == "default"
     assert policy(epochs=3, cost="samples") == WITHOUT_PLAN  # of which a plan leaves none to save
     assert policy(epochs=3, policy="fixed") == "fixed"
-    with pytest.raises(ConfigurationError, match="epochs must be a positive.*got 0"):
+    with pytest.raises(ConfigurationError, match=r"epochs must be a positive.*got 0"):
         ControllerConfig(epochs=0)
 
 

@@ -63,7 +63,7 @@ def test_unknown_names_get_suggestions() -> None:
     ):
         resolve_policy("goodputt:theta=1")
     with pytest.raises(
-        UnknownNameError, match=r"Known: adadamp, .*default, epochs, fixed, geometric"
+        UnknownNameError, match=r"Known: adadamp, .*default, divebatch, epochs, fixed"
     ):
         resolve_policy("zzz")
 
