@@ -232,7 +232,7 @@ class KerasMonitor:
             self._owners.append(len(self._losses))
             self._sizes.append((self._samples / len(self._shares), float(self._samples)))
         self._losses.append(self._loss)
-        self._loss = self._noise = None
+        self.drop_step()  # no gradient is taken of steps that are not announced
 
     def finish(self) -> ChunkMeasurement:
         """Read the chunk from the device and start the next one."""
