@@ -1,4 +1,4 @@
-"""An actor-critic whose critic sees more than its actor, and whose actor may be guided by it.
+"""An actor-critic whose critic sees more than its actor.
 
 Observations are the policy's own features, followed by privileged information
 (`rlbatch.envs.privileged`): what only the environment knows, and the regret of each action.
@@ -23,16 +23,7 @@ _MEAN = "privileged_mean"
 
 
 class PrivilegedCriticPolicy(ActorCriticPolicy):
-    """The actor's net sees the policy's own features, the critic's all of them.
-
-    Attributes:
-        regret_weight: How much of the expected regret of the actor's actions is taken from what
-            `evaluate_actions` calls their entropy, the one regulariser that PPO's loss has. Unlike
-            an advantage it is known of every action and without noise; but it is only what the size
-            would cost from the start, and it rewards no looking around.
-    """
-
-    regret_weight: float = 0.0
+    """The actor's net sees the policy's own features, the critic's all of them."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         """Build the two nets; the mean of the hidden features is kept for `deployable`."""
@@ -50,17 +41,26 @@ class PrivilegedCriticPolicy(ActorCriticPolicy):
         mean = hidden.reshape(-1, hidden.shape[-1]).mean(axis=0)
         self.get_buffer(_MEAN).copy_(torch.as_tensor(mean))
 
-    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return values, log-probabilities and the entropy, less the regret_weight."""
-        features: Any = self.extract_features(obs)
-        latent = self.mlp_extractor.forward_actor(features)
-        distribution: Any = self._get_action_dist_from_latent(latent)
+    def evaluate(
+        self, observations: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `evaluate_actions` does, and the regret to be expected of the policy.
+
+        Args:
+            observations: Shape (n, features).
+            actions: Those taken, shape (n,).
+
+        Returns:
+            Values (n, 1), log-probabilities (n,), entropies in nats (n,), and expected regrets in
+            log2 of cost (n,).
+        """
+        features: Any = self.extract_features(observations)
+        distribution: Any = self._get_action_dist_from_latent(
+            self.mlp_extractor.forward_actor(features)
+        )
         values = self.value_net(self.mlp_extractor.forward_critic(features))
-        entropy = distribution.entropy()
-        if self.regret_weight:
-            expected = (distribution.distribution.probs * with_regrets(features)).sum(dim=-1)
-            entropy = entropy - self.regret_weight * expected
-        return values, distribution.log_prob(actions), entropy
+        regret = (distribution.distribution.probs * known_regrets(features)).sum(dim=-1)
+        return values, distribution.log_prob(actions), distribution.entropy(), regret
 
 
 class _SplitExtractor(MlpExtractor):
@@ -78,7 +78,7 @@ class _SplitExtractor(MlpExtractor):
         return self.policy_net(features[..., :OBSERVATION_SIZE])
 
 
-def with_regrets(features: Any) -> Any:
+def known_regrets(features: Any) -> Any:
     """Return the regrets, in log2, that are part of observations of shape (..., features)."""
     return REGRET_SCALE * features[..., OBSERVATION_SIZE + PRIVILEGED_SIZE :]
 

@@ -20,7 +20,7 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlbatch.agents.critic import with_regrets
+from rlbatch.agents.critic import known_regrets
 from rlbatch.envs.privileged import LARGEST_REGRET
 from rlbatch.observation import OBSERVATION_SIZE
 
@@ -76,7 +76,7 @@ def labels(teacher: Any, told: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         Shape (n, actions).
     """
-    regrets: NDArray[np.float32] = with_regrets(told)
+    regrets: NDArray[np.float32] = known_regrets(told)
     unknown = np.flatnonzero(np.abs(regrets).sum(axis=1) == 0.0)
     for start in range(0, len(unknown), _MINIBATCH):
         part = unknown[start : start + _MINIBATCH]

@@ -23,6 +23,7 @@ from rlbatch.agents.imitation import Report, imitate
 from rlbatch.agents.masking import MaskedGroups
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
 from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.agents.side_by_side import train_side_by_side
 from rlbatch.agents.weights import MODULES, export_policy, load_weights
 from rlbatch.envs.budget_episode import begin_episode
@@ -35,6 +36,7 @@ from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
+from rlbatch.files import replacing
 from rlbatch.policy.file import load_policy, save_policy
 from rlbatch.policy.learned import join
 
@@ -178,9 +180,9 @@ def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecE
 
 def _make_pool(recipe: Recipe, path: Path) -> None:
     if not path.exists():
-        temporary = path.with_suffix(".tmp.npz")
-        make_pool(recipe.pool_size, recipe.seed + 100).save(temporary)
-        os.replace(temporary, path)
+        pool = make_pool(recipe.pool_size, recipe.seed + 100)
+        with replacing(path) as temporary:
+            pool.save(temporary)
 
 
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
@@ -231,9 +233,9 @@ def _require_device(device: str) -> None:
 
 def make_model(
     recipe: Recipe, stage: Stage, env: VecEnv, source: Path | None, device: str, *, seed: int
-) -> PPO:
+) -> RegretPPO:
     """Return the model of a stage of a recipe for an environment, with the weights of `source`."""
-    model = PPO(
+    model = RegretPPO(
         PrivilegedCriticPolicy if recipe.privileged_critic else "MlpPolicy",
         env,
         n_steps=stage.rollout_steps,

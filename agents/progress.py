@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -15,7 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import Report
 from rlbatch.agents.recipes import Recipe, Stage
+from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.errors import ConfigurationError
+from rlbatch.files import replacing, write_atomically
 
 CHECKPOINT, PROGRESS = "checkpoint.zip", "progress.json"
 
@@ -89,10 +90,8 @@ class Progress(BaseCallback):
         left = 1.0 - self.num_timesteps / self._stage.timesteps
         rate = self._stage.learning_rate * max(left, 0.05)
         self.model.lr_schedule = lambda _: rate
-        if isinstance(self.model.policy, PrivilegedCriticPolicy):
-            weight = self._stage.regret_weight * max(left, 0.0)
-            # PPO multiplies what it takes for the entropy with its weight.
-            self.model.policy.regret_weight = weight / self._stage.entropy if weight else 0.0
+        if isinstance(self.model, RegretPPO):
+            self.model.regret_weight = self._stage.regret_weight * max(left, 0.0)
 
     def _on_rollout_end(self) -> None:
         policy = self.model.policy
@@ -114,10 +113,7 @@ class Progress(BaseCallback):
 
 def save(model: PPO, out: Path, recipe: Recipe, stage: int, timesteps: int) -> None:
     """Write the checkpoint, and then where in the recipe it is."""
-    temporary = out / "checkpoint.tmp.zip"
-    model.save(temporary)
-    os.replace(temporary, out / CHECKPOINT)
+    with replacing(out / CHECKPOINT) as temporary:
+        model.save(temporary)
     state = {"recipe": recipe.digest(), "name": recipe.name, "stage": stage, "timesteps": timesteps}
-    text = out / "progress.tmp.json"
-    text.write_text(json.dumps(state))
-    os.replace(text, out / PROGRESS)
+    write_atomically(out / PROGRESS, json.dumps(state))

@@ -63,19 +63,15 @@ class Stage:
     imitation: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a stage without runs, and regret_weight that has nothing to ride on."""
+        """Refuse a stage without runs, and negative weights."""
         if self.simulated + self.real < 1 or self.timesteps < 1:
             raise ConfigurationError(
                 f"A stage needs runs and timesteps, got simulated={self.simulated}, "
                 f"real={self.real}, timesteps={self.timesteps}."
             )
-        if self.imitation < 0:
-            raise ConfigurationError(f"imitation must not be negative, got {self.imitation}.")
-        if self.regret_weight < 0.0 or (self.regret_weight > 0.0 and self.entropy <= 0.0):
-            raise ConfigurationError(
-                "A stage's regret_weight is zero or positive, and rides on its entropy bonus, got "
-                f"regret_weight={self.regret_weight}, entropy={self.entropy}."
-            )
+        for name in ("imitation", "entropy", "regret_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,11 @@ class TrainingBackend(Protocol):
         """Return a block within which the steps of a chunk run."""
         ...
 
-    def step(
-        self, indices: Sequence[int], sizes: Sequence[int], measured: bool, applied: AppliedRate
-    ) -> None:
+    def step(self, indices: Sequence[int], measured: bool, applied: AppliedRate) -> None:
         """Take one optimizer step.
 
         Args:
             indices: Samples of the batch.
-            sizes: Samples of the micro-batches into which it is divided.
             measured: Measure the gradient noise.
             applied: Returns a block within which the optimizer has its coupled learning rate.
         """
@@ -79,7 +76,7 @@ class TorchBackend:
         """
         self._task = task
         self.model, self.optimizer, self._rng = build(task, seed, learning_rate_scale)
-        self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer)
+        self._monitor = ChunkMonitor(self.model.parameters(), self.optimizer, model=self.model)
         self._snapshot = Snapshot(self.model, self.optimizer)
         self._validator = Validator(task)
 
@@ -91,21 +88,14 @@ class TorchBackend:
             yield
             self._rng = torch.get_rng_state()
 
-    def step(
-        self, indices: Sequence[int], sizes: Sequence[int], measured: bool, applied: AppliedRate
-    ) -> None:
+    def step(self, indices: Sequence[int], measured: bool, applied: AppliedRate) -> None:
         """As `TrainingBackend.step`."""
-        task, monitor, size = self._task, self._monitor, len(indices)
-        monitor.begin_step(sizes, measured=measured)
-        start = 0
-        for part in sizes:
-            chosen = indices if part == size else indices[start : start + part]
-            start += part
-            batch = collate_samples(task.train_set, chosen, task.collate)
-            loss = task.loss(self.model, batch)
-            weighted: Tensor = loss if part == size else loss * (part / size)
-            weighted.backward()
-            monitor.after_backward(loss)
+        task, monitor = self._task, self._monitor
+        monitor.begin_step([len(indices)], measured=measured)
+        batch = collate_samples(task.train_set, indices, task.collate)
+        loss: Any = task.loss(self.model, batch)
+        loss.backward()
+        monitor.after_backward(loss)
         with applied():
             self.optimizer.step()
         self.optimizer.zero_grad()

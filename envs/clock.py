@@ -12,6 +12,13 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.signals import step_time
 from rlbatch.signals.record import COST_CURVE_SIZES, Array
 
+MEASURED_SHARE = 0.25
+"""What measuring the gradient noise costs, of the forward and backward pass that it goes with.
+
+As measured for a small CNN and a transformer on a CPU (`docs/overhead.md`). A perceptron of some
+thousand weights, whose steps are all launches, pays about two passes.
+"""
+
 _FLOOR_SECONDS = 1e-9  # a timer's tick may be longer than a tiny step
 
 
@@ -22,12 +29,12 @@ class Clock(Protocol):
         """Begin or resume timing, right before a step."""
         ...
 
-    def lap(self, batch_size: int, passes: int) -> float:
+    def lap(self, batch_size: int, measured: bool) -> float:
         """Return the cost of the step that has just ended.
 
         Args:
             batch_size: Samples of the step.
-            passes: Forward and backward passes into which it was divided.
+            measured: Its gradient noise was measured.
         """
         ...
 
@@ -77,9 +84,9 @@ class SampleClock:
     def start(self) -> None:
         """Nothing runs here."""
 
-    def lap(self, batch_size: int, passes: int) -> float:
+    def lap(self, batch_size: int, measured: bool) -> float:
         """Return the samples."""
-        del passes
+        del measured
         return float(batch_size)
 
     def end_chunk(self) -> None:
@@ -93,7 +100,7 @@ class SampleClock:
 class ProfileClock:
     """Cost by a device profile: exact and repeatable whatever else the machine does.
 
-    A step divided for the sake of measurement is charged for its additional passes.
+    A measured step is charged `MEASURED_SHARE` of its pass more, if it is one pass.
     """
 
     def __init__(self, profile: DeviceProfile, weights: CostWeights, base_batch_size: int) -> None:
@@ -102,17 +109,17 @@ class ProfileClock:
         self._weights = weights
         self._base = base_batch_size
         self._curve = step_cost_curve(profile, weights, base_batch_size)
-        self._known: dict[tuple[int, int], float] = {}
+        self._known: dict[tuple[int, bool], float] = {}
 
     def start(self) -> None:
         """Nothing runs here."""
 
-    def lap(self, batch_size: int, passes: int) -> float:
+    def lap(self, batch_size: int, measured: bool) -> float:
         """Return the profile's cost of the step."""
-        key = (batch_size, passes)
+        key = (batch_size, measured)
         cost = self._known.get(key)
         if cost is None:
-            cost = self._known[key] = self._cost(batch_size, passes)
+            cost = self._known[key] = self._cost(batch_size, measured)
         return cost
 
     def end_chunk(self) -> None:
@@ -122,15 +129,16 @@ class ProfileClock:
         """Return the profile's own curve."""
         return self._curve, 1.0
 
-    def _cost(self, batch_size: int, passes: int) -> float:
+    def _cost(self, batch_size: int, measured: bool) -> float:
         profile, weights, base = self._profile, self._weights, self._base
         cost = float(step_cost(profile, weights, batch_size, base))
-        if passes == 1:
+        limit = profile.max_micro_batch_size
+        divided = batch_size > limit * profile.world_size
+        if divided or not measured:  # parts that memory enforces show the noise for nothing
             return cost
         sync = profile.sync_seconds if profile.world_size > 1 else 0.0
         once = profile.update_seconds + sync  # a step, however many passes it has
-        divided = passes * (float(profile.step_seconds(batch_size / passes)) - once) + once
-        extra = max(divided - float(profile.step_seconds(batch_size)), 0.0)
+        extra = MEASURED_SHARE * max(float(profile.step_seconds(batch_size)) - once, 0.0)
         single = max(weights.seconds, weights.samples, weights.joules) == 1.0
         seconds_unit = 1.0 if single else float(profile.step_seconds(base))
         joules_unit = 1.0 if single else float(profile.step_joules(base))
@@ -146,17 +154,17 @@ class Watch:
     def __init__(self) -> None:
         """Know nothing about any size."""
         self.state: step_time.StepTimeState = {}
-        self._laps: dict[int, list[tuple[int, float]]] = {}
+        self._laps: dict[int, list[tuple[bool, float]]] = {}
 
-    def note(self, batch_size: int, passes: int, cost: float) -> None:
+    def note(self, batch_size: int, measured: bool, cost: float) -> None:
         """Take one step of the chunk."""
-        self._laps.setdefault(batch_size, []).append((passes, cost))
+        self._laps.setdefault(batch_size, []).append((measured, cost))
 
     def end_chunk(self) -> None:
-        """Observe the median of each size, of undivided steps where there are any."""
+        """Observe the median of each size, of steps without measurement where there are any."""
         for batch_size, laps in self._laps.items():
-            fewest = min(passes for passes, _ in laps)
-            costs = [cost for passes, cost in laps if passes == fewest]
+            plain = [cost for measured, cost in laps if not measured]
+            costs = plain or [cost for _, cost in laps]
             self.state = step_time.observe(self.state, batch_size, float(np.median(costs)))
         self._laps = {}
 
@@ -174,10 +182,10 @@ class WatchedProfileClock(ProfileClock):
         super().__init__(profile, weights, base_batch_size)
         self._watch = Watch()
 
-    def lap(self, batch_size: int, passes: int) -> float:
+    def lap(self, batch_size: int, measured: bool) -> float:
         """Return the profile's cost of the step, and note it."""
-        cost = super().lap(batch_size, passes)
-        self._watch.note(batch_size, passes, cost)
+        cost = super().lap(batch_size, measured)
+        self._watch.note(batch_size, measured, cost)
         return cost
 
     def end_chunk(self) -> None:
@@ -206,11 +214,11 @@ class WallClock:
         """Set the hand to zero."""
         self._since = time.perf_counter()
 
-    def lap(self, batch_size: int, passes: int) -> float:
+    def lap(self, batch_size: int, measured: bool) -> float:
         """Return the seconds since `start` or the last lap."""
         now = time.perf_counter()
         seconds, self._since = max(now - self._since, _FLOOR_SECONDS), now
-        self._watch.note(batch_size, passes, seconds)
+        self._watch.note(batch_size, measured, seconds)
         return seconds
 
     def end_chunk(self) -> None:

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun
-from rlbatch.envs.objectives import UNREACHED_RATIO, Objective, disutility
+from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.privileged import PrivilegedRow, regrets
 from rlbatch.envs.profiles import step_cost
+from rlbatch.envs.reward import ratio_reward
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
 from rlbatch.signals.cadence import NOISE_RATE
@@ -44,8 +46,7 @@ class LiveEpisode:
         """
         self.setting = setting
         task = resolve_task(setting.task)
-        self.run = LiveRun(
-            task,
+        conditions = RunConditions(
             seed=setting.seed,
             coupling=setting.coupling,
             profile=setting.profile,
@@ -59,8 +60,8 @@ class LiveEpisode:
             noise_rate=noise_rate,
             curve_known=setting.curve_known,
             guard=guard,
-            backend=fastest_backend,
         )
+        self.run = LiveRun(task, conditions, backend=fastest_backend)
         self.first = self.run.advance(setting.start_batch_size)
 
     def _objective(self) -> Objective:
@@ -96,15 +97,10 @@ class LiveEpisode:
         return float(step_cost(profile, weights, batch_size, self.run.task.batch_size))
 
     def step(self, log2_change: float) -> EpisodeStep:
-        """Change the batch size and train one chunk.
-
-        The rewards of an episode sum to minus the `disutility` of its ratio, which is
-        `UNREACHED_RATIO` when the target is not reached.
-        """
+        """Change the batch size and train one chunk; see `ratio_reward`."""
         run, before = self.run, self.ratio
         signals = run.advance(int(run.sizes_after(log2_change)))
-        after = UNREACHED_RATIO if self.lost else self.ratio
-        reward = float(disutility(before) - disutility(after))
+        reward = float(ratio_reward(before, self.ratio, lost=self.lost))
         return EpisodeStep(signals, reward, run.finished and not self.cut_off, self.cut_off)
 
     @property

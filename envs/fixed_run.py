@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.envs.backend import BackendMaker, TorchBackend
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
@@ -75,21 +76,20 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     budget = None if max_samples is None else float(max_samples)
     if budget is None and target_loss is None and max_steps is not None:
         budget = math.nextafter(math.inf, 0)  # the steps end it
-    run = LiveRun(
-        task,
+    conditions = RunConditions(
         seed=seed,
         coupling=coupling,
         profile=None,
         objective=Objective(target_loss, budget, CostWeights(seconds=0.0, samples=1.0)),
         start_batch_size=batch_size,
         learning_rate_scale=learning_rate_scale,
-        cadence=cadence,
+        cadence=cadence or Cadence(),
         noise_rate=0.0,
         planned_steps=planned_steps,
         max_steps=max_steps,
         guard=False,
-        backend=backend,
     )
+    run = LiveRun(task, conditions, backend=backend)
     while not run.finished:
         run.advance(batch_size)
     rows = run.validations

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rlbatch.control.coupled_rate import CoupledRate
-from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
+from rlbatch.control.guard import ChunkLoss, GuardState, judge
 from rlbatch.control.torch_parts import TorchRate
+from rlbatch.data.step_plan import resize
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.clock import Clock, make_clock
-from rlbatch.envs.objectives import Cadence, Objective
-from rlbatch.envs.profiles import DeviceProfile
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.sample_order import SampleOrder
 from rlbatch.envs.sample_schedule import SampleSchedule
 from rlbatch.envs.task import Task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.assemble import chunk_signals, run_context
-from rlbatch.signals.cadence import NOISE_RATE, is_measured
+from rlbatch.signals.cadence import is_measured
 from rlbatch.signals.monitor import ChunkMeasurement
-from rlbatch.signals.record import Array, Coupling, Signals
+from rlbatch.signals.record import Array, RunContext, Signals
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class LiveRun:
     sizes.
 
     Attributes:
+        conditions: What the run is under.
         backend: The weights.
         context: The run's constants, as signals carry them.
         batch_size: Samples per optimizer step in force.
@@ -57,105 +57,85 @@ class LiveRun:
             goes on at the task's batch size, whatever is asked for, and nothing is undone any more.
     """
 
-    def __init__(  # noqa: PLR0913 - every argument is a condition of the run
+    def __init__(
         self,
         task: Task,
+        conditions: RunConditions | None = None,
         *,
-        seed: int,
-        coupling: Coupling,
-        profile: DeviceProfile | None,
-        objective: Objective,
-        start_batch_size: int | None = None,
-        min_batch_size: int = 1,
-        max_batch_size: int | None = None,
-        learning_rate_scale: float = 1.0,
-        cadence: Cadence | None = None,
-        planned_steps: int | None = None,
-        plan_known: bool = True,
-        max_steps: int | None = None,
-        guard: GuardConfig | bool = True,
-        noise_rate: float = NOISE_RATE,
-        curve_known: bool = True,
         backend: BackendMaker = TorchBackend,
+        **settings: Any,
     ) -> None:
         """Build the model and everything else that the seed determines.
 
         Args:
             task: What is trained.
-            seed: Of the weights, the order of the data and the random numbers within the model.
-            coupling: How the learning rate follows the batch size.
-            profile: Whose step costs count; None takes the wall clock.
-            objective: When the run ends, and what cost is.
-            start_batch_size: First batch size in force; None takes the task's.
-            min_batch_size: Smallest that may be asked for.
-            max_batch_size: Largest; None takes the task's, or else the training set's size.
-            learning_rate_scale: Multiplies the task's learning rate.
-            cadence: Steps of a chunk and between validations.
-            planned_steps: Steps at the task's batch size for which its schedule is made. Needed if
-                the task has a schedule; it advances with samples.
-            plan_known: Tell `planned_steps` in the signals, as a user does who says how many epochs
-                a run is made for.
-            max_steps: Steps after which the run counts as exhausted.
-            guard: Roll damaged chunks back; True for the default limits.
-            noise_rate: Of the first n steps, about this times the square root of n are measured.
-                Each is divided in two, and the clock charges the additional pass. 0 for none; but
-                AdaScale needs it and measures anyway.
-            curve_known: Tell the profile's costs at every size, instead of what a run without a
-                profile learns from its steps.
+            conditions: Everything else about the run.
             backend: Makes the weights, from the task, the seed and the scale of the learning rate.
+            settings: Fields of `RunConditions`, where no `conditions` are given.
 
         Raises:
             ConfigurationError: Bounds exclude each other, or the schedule's length is missing.
         """
-        self.task, self.objective = task, objective
-        self.cadence = Cadence() if cadence is None else cadence
+        given = RunConditions(**settings) if conditions is None else replace(conditions, **settings)
+        self.task, self.conditions, self.objective = task, given, given.objective
+        self.cadence = given.cadence
         size: int = len(task.train_set)  # pyright: ignore[reportArgumentType]
-        largest = max_batch_size or task.max_batch_size or size
-        self.batch_size = task.batch_size if start_batch_size is None else start_batch_size
-        _require_bounds(min_batch_size, self.batch_size, largest, size)
-        self.backend = backend(task, seed, learning_rate_scale)
+        low, high = given.min_batch_size, given.max_batch_size or task.max_batch_size or size
+        start = given.start_batch_size
+        self.batch_size = task.batch_size if start is None else start
+        _require_bounds(low, self.batch_size, high, size)
+        self.backend = backend(task, given.seed, given.learning_rate_scale)
         self.optimizer = self.backend.optimizer
-        self._schedule = SampleSchedule(task, self.optimizer, planned_steps)
-        self._order = SampleOrder(size, seed)
+        self._schedule = SampleSchedule(task, self.optimizer, given.planned_steps)
+        self._order = SampleOrder(size, given.seed)
         self._clock: Clock = make_clock(
-            profile, objective.weights, task.batch_size, curve_known=curve_known
+            given.profile, self.objective.weights, task.batch_size, curve_known=given.curve_known
         )
         self._rate = TorchRate(self.optimizer)
-        self._coupling = CoupledRate(self._rate, coupling, task.batch_size)
-        self._noise_rate = noise_rate or NOISE_RATE * (coupling is Coupling.ADASCALE)
-        self._guard = (GuardConfig() if guard is True else guard) or None
+        self._coupling = CoupledRate(self._rate, given.coupling, task.batch_size)
+        self._noise_rate, self._guard = given.measuring_rate, given.guard_limits
         self._guard_state = GuardState()
-        self._max_steps = max_steps
         self._next_validation = self.cadence.validation_steps(0)
-        weights = objective.weights
-        plan = planned_steps * task.batch_size if planned_steps and plan_known else None
-        self.context = run_context(
-            self._rate,
-            coupling,
-            base_batch_size=task.batch_size,
-            min_batch_size=min_batch_size,
-            max_batch_size=largest,
-            dataset_size=size,
-            target_loss=objective.target_loss,
-            budget=objective.budget,
-            weights=(weights.seconds, weights.samples, weights.joules),
-            planned_samples=objective.planned_samples or plan,
-        )
+        self.context = self._constants(low, high, size)
         self.steps = self.samples_seen = 0
         self.cost = 0.0
         self.val_loss = math.nan
         self.validations: list[Validation] = []
         self.reached = self.exhausted = self.diverged = self.released = False
 
+    def _constants(self, low: int, high: int, dataset_size: int) -> RunContext:
+        given, task, weights = self.conditions, self.task, self.objective.weights
+        told = given.planned_steps if given.plan_known else None
+        return run_context(
+            self._rate,
+            given.coupling,
+            base_batch_size=task.batch_size,
+            min_batch_size=low,
+            max_batch_size=high,
+            dataset_size=dataset_size,
+            target_loss=self.objective.target_loss,
+            budget=self.objective.budget,
+            weights=(weights.seconds, weights.samples, weights.joules),
+            planned_samples=self.objective.planned_samples or (told and told * task.batch_size),
+        )
+
     @property
     def finished(self) -> bool:
         """Nothing more can be decided."""
         return self.reached or self.exhausted or self.diverged
 
+    @property
+    def held(self) -> bool:
+        """The next chunk stays at the size in force, to tell whether the one before was to blame.
+
+        It follows a chunk that was undone for a loss that rose, see `GuardConfig`.
+        """
+        return self._guard_state.suspected and not self.finished
+
     def sizes_after(self, log2_changes: float | Array) -> Array:
         """Return the whole batch sizes, within the run's bounds, to which changes lead."""
         limits = int(self.context.min_batch_size), int(self.context.max_batch_size)
-        return np.clip(np.round(np.exp2(np.log2(self.batch_size) + log2_changes)), *limits)
+        return resize(self.batch_size, log2_changes, *limits)
 
     def advance(self, batch_size: int) -> Signals:
         """Run one chunk and return what it showed.
@@ -164,8 +144,8 @@ class LiveRun:
         back stays paid for, and the batch size before it is in force again.
 
         Args:
-            batch_size: Samples per optimizer step, within the run's bounds; of no account once the
-                run is `released`.
+            batch_size: Samples per optimizer step, within the run's bounds; of no account where the
+                run is `held` or `released`.
 
         Raises:
             ConfigurationError: The batch size is out of bounds, or the run has finished.
@@ -177,6 +157,8 @@ class LiveRun:
             raise ConfigurationError(
                 f"A batch size from {low} to {high} was expected, got {batch_size}. Clip it first."
             )
+        if self.held:
+            batch_size = self.batch_size
         if self.released:
             batch_size = min(max(self.task.batch_size, low), high)
         before, cost_before = self.batch_size, self.cost
@@ -215,7 +197,7 @@ class LiveRun:
         steps = self.cadence.chunk_steps(self.steps)
         factor = self._coupling.set_batch_size(self.batch_size)
         budget = math.inf if self.objective.budget is None else self.objective.budget
-        last = math.inf if self._max_steps is None else self._max_steps
+        last = self.conditions.max_steps or math.inf
         planned = self.objective.planned_samples or math.inf
         self._clock.start()
         for _ in range(steps):
@@ -257,12 +239,12 @@ class LiveRun:
     def _train_step(self, measured: bool) -> None:
         indices = self._order.take(self.batch_size)
         size = len(indices)
-        sizes = [size - size // 2, size // 2] if measured and size > 1 else [size]
-        self.backend.step(indices, sizes, measured, self._rate.applied)
+        measured = measured and size > 1
+        self.backend.step(indices, measured, self._rate.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)
-        self.cost += self._clock.lap(size, len(sizes))
+        self.cost += self._clock.lap(size, measured)
 
     def validate(self) -> float:
         """Evaluate the model now, note the loss, and return it. Costs nothing."""

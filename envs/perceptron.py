@@ -108,13 +108,14 @@ class PerceptronBackend:
         self._train, self._val = _columns(task.train_set), _columns(task.val_set)
         self._first, self._second = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self._scratch = np.empty_like(self.weights)
-        self._half = np.empty_like(self.weights)
+        self._scale = np.empty_like(self.weights)
+        self._scales = _views(self._scale, linear)
         self._ones = np.ones(len(self._train[0]), np.float32)
         self._adaptive = not isinstance(self.optimizer, SGD)
         self._steps = 0
         self._saved: tuple[Any, ...] = ()
         self._losses: list[float] = []
-        self._norms: list[tuple[float, float, float, int]] = []
+        self._norms: list[tuple[float, float, float, int, float]] = []
         self._owners: list[int] = []
 
     @contextmanager
@@ -123,15 +124,12 @@ class PerceptronBackend:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             yield
 
-    def step(
-        self, indices: Sequence[int], sizes: Sequence[int], measured: bool, applied: AppliedRate
-    ) -> None:
+    def step(self, indices: Sequence[int], measured: bool, applied: AppliedRate) -> None:
         """As `TrainingBackend.step`."""
         chosen = np.asarray(indices)
-        if len(sizes) == 1:
-            loss = self._backward(chosen)
-        else:
-            loss = self._backward_halves(chosen, sizes, measured)
+        ready = not self._adaptive or self._steps >= MIN_STATE_STEPS
+        backward = self._backward_measured if measured and ready else self._backward
+        loss = backward(chosen)
         self._losses.append(loss)
         with applied():
             group = self.optimizer.param_groups[0]
@@ -144,18 +142,18 @@ class PerceptronBackend:
         """As `TrainingBackend.finish`."""
         losses = np.array(self._losses)
         finite = np.isfinite(losses)
-        norms = np.array(self._norms).reshape(-1, 4)
+        norms = np.array(self._norms).reshape(-1, 5)
         owners = np.array(self._owners, dtype=np.int64)
         sound = np.isfinite(norms).all(axis=1) & finite[owners]
         bad = (set(np.flatnonzero(~finite)) | set(owners[~sound])) if len(losses) else set()
-        small, big, cosine, size = norms[sound].T
+        small, big, cosine, size, variance = norms[sound].T
         kept = losses[finite]
         self._losses, self._norms, self._owners = [], [], []
         return ChunkMeasurement(
             steps=len(losses),
             train_loss=float(kept.mean()) if len(kept) else math.nan,
             train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-            noise=summarize(small, big, size / 2.0, size),
+            noise=summarize(small, big, np.ones_like(size), size, variance),
             gradient_cosine=float(cosine.mean()) if len(cosine) else math.nan,
             nonfinite_losses=int((~finite).sum()),
             nonfinite_steps=len(bad),
@@ -207,8 +205,13 @@ class PerceptronBackend:
             outputs *= 1.0 / count
         return loss
 
-    def _backward(self, chosen: NDArray[np.int64]) -> float:
-        """Put the gradient of the mean loss of these samples into `_gradient`."""
+    def _backward(self, chosen: NDArray[np.int64], squares: Floats | None = None) -> float:
+        """Put the gradient of the mean loss of these samples into `_gradient`.
+
+        Args:
+            chosen: Samples.
+            squares: The squared norm of what each adds to it is added here, in the metric.
+        """
         inputs, targets = self._train
         activations = self._forward(inputs[chosen])
         delta = activations.pop()
@@ -217,33 +220,37 @@ class PerceptronBackend:
             weight, bias = self._gradients[index]
             np.matmul(activations[index].T, delta, out=weight)
             np.matmul(self._ones[: len(delta)], delta, out=bias)
+            if squares is not None:
+                squares += self._squares(index, activations[index], delta)
             if index:
                 delta = delta @ self._layers[index][0].T
                 delta *= activations[index] > 0.0
         return loss
 
-    def _backward_halves(
-        self, chosen: NDArray[np.int64], sizes: Sequence[int], measured: bool
-    ) -> float:
-        """As `_backward`, in two parts; note the norms of their gradients."""
-        total = len(chosen)
-        first, second = sizes[0] / total, sizes[1] / total
-        loss = first * self._backward(chosen[: sizes[0]])
-        np.multiply(self._gradient, first, out=self._half)
-        loss += second * self._backward(chosen[sizes[0] :])
-        self._gradient *= second
-        ready = not self._adaptive or self._steps >= MIN_STATE_STEPS
-        if measured and ready:
-            scales = self._metric()
-            half, rest = self._half * scales, self._gradient * scales
-            half_sqr, rest_sqr = float(np.dot(half, half)), float(np.dot(rest, rest))
-            product = float(np.dot(half, rest))
-            small = half_sqr / first + rest_sqr / second
-            big = half_sqr + rest_sqr + 2.0 * product
-            cosine = product / max(math.sqrt(half_sqr * rest_sqr), 1e-300)
-            self._norms.append((small, big, cosine, total))
-            self._owners.append(len(self._losses))
-        self._gradient += self._half
+    def _squares(self, index: int, inputs: Floats, delta: Floats) -> Floats:
+        """Return each sample's squared norm in one layer, whose gradient is an outer product."""
+        inputs, delta = np.square(inputs), np.square(delta)
+        if not self._adaptive:
+            return (inputs.sum(1) + 1.0) * delta.sum(1)
+        weight, bias = self._scales[index]
+        return np.einsum("ij,ij->i", inputs @ weight + bias, delta)
+
+    def _backward_measured(self, chosen: NDArray[np.int64]) -> float:
+        """As `_backward`; note the norms of the samples' gradients and of their mean."""
+        n = len(chosen)
+        squares = np.zeros(n, np.float32)
+        if self._adaptive:
+            np.square(self._metric(), out=self._scale)
+        loss = self._backward(chosen, squares)
+        gradient = self._gradient * self._gradient
+        big = float(np.dot(gradient, self._scale) if self._adaptive else gradient.sum())
+        trace = n / (n - 1) * (n * float(squares.sum()) - big)
+        grad_sqr = big - trace / n
+        cosine = grad_sqr / max(grad_sqr + 2.0 * trace / n, 1e-300)
+        variance = float(n) ** 3 * float(squares.var(ddof=1))
+        small = big + trace * (n - 1) / n
+        self._norms.append((small, big, cosine, n, variance))
+        self._owners.append(len(self._losses))
         return loss
 
     def _metric(self) -> Floats | float:

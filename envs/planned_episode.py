@@ -11,22 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.episode import EpisodeStep
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.privileged import PrivilegedRow
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
+from rlbatch.envs.reward import loss_penalty, planned_reward
 from rlbatch.envs.settings import SettingSampler, draw_profile
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
-WORSE_WEIGHT, BETTER_WEIGHT = 8.0, 4.0
-"""A final loss that is one percent worse costs as much as eight percent more time; one that is one
-percent better is worth half of that."""
-
-_BEST, _WORST = -0.15, math.log(2.0)  # of log loss; what is lost counts as the worst
 _SHORTEST, _LONGEST = 8, 600  # steps at the task's batch size: longer runs hold few decisions more
 _NEVER = 1e9  # validations grow so far apart that only the first and the last are made
 
@@ -123,44 +120,38 @@ class PlannedEpisode:
         return not self.run.finished and 0.0 < self.reference_loss < math.inf
 
     @property
+    def spent(self) -> float:
+        """Cost so far over the reference's."""
+        return self.run.cost / self.reference_cost
+
+    @property
     def loss_ratio(self) -> float:
         """Of the latest validation to the reference's last; infinite where the run is lost."""
         lost = self.run.diverged or not math.isfinite(self.run.val_loss)
         return math.inf if lost else self.run.val_loss / self.reference_loss
 
     def step(self, log2_change: float) -> EpisodeStep:
-        """Change the batch size and train one chunk.
-
-        The rewards of an episode sum to minus the ratio of its cost to the reference's, less the
-        `loss_penalty`.
-        """
-        run, before = self.run, self.run.cost
+        """Change the batch size and train one chunk; see `planned_reward`."""
+        run, before = self.run, self.spent
         signals = run.advance(int(run.sizes_after(log2_change)))
-        reward = -(run.cost - before) / self.reference_cost
-        if run.finished:
-            reward -= loss_penalty(self.loss_ratio)
+        ended = self.loss_ratio if run.finished else 1.0
+        reward = float(planned_reward(before, self.spent, ended))
         return EpisodeStep(signals, reward, run.finished, False)
 
     def info(self) -> dict[str, Any]:
         """Return what loggers want to know; the ratio is of costs and worse losses in one."""
-        ratio = self.run.cost / self.reference_cost * math.exp(loss_penalty(self.loss_ratio))
+        ratio = self.spent * math.exp(float(loss_penalty(self.loss_ratio)))
         return {"task": self.setting.task, "ratio": ratio, "reached": not self.run.diverged}
 
     def privileged_row(self) -> PrivilegedRow:
         """Return what the critic is told."""
         run, base = self.run, self.run.task.batch_size
-        spent, steps = run.cost / self.reference_cost, self.setting.planned_samples / base
-        return PrivilegedRow(spent, steps, base, run.batch_size, base, self.loss_ratio)
+        steps = self.setting.planned_samples / base
+        return PrivilegedRow(self.spent, steps, base, run.batch_size, base, self.loss_ratio)
 
     def regrets(self, log2_changes: Sequence[float]) -> NDArray[np.float32]:
         """Return zeros: which size is best for so many samples is not known."""
         return np.zeros(len(log2_changes), dtype=np.float32)
-
-
-def loss_penalty(ratio: float) -> float:
-    """Return what a final loss counts, given its ratio to the reference's: negative if better."""
-    worse = float(np.clip(np.log(ratio), _BEST, _WORST))
-    return worse * (WORSE_WEIGHT if worse > 0.0 else BETTER_WEIGHT)
 
 
 def planned_run(
@@ -168,8 +159,7 @@ def planned_run(
 ) -> LiveRun:
     """Return a run of a setting, never below the task's batch size."""
     planned = round(setting.planned_samples / task.batch_size)
-    return LiveRun(
-        task,
+    conditions = RunConditions(
         seed=setting.seed,
         coupling=setting.coupling,
         profile=setting.profile,
@@ -181,5 +171,5 @@ def planned_run(
         noise_rate=noise_rate,
         curve_known=setting.curve_known,
         guard=guard,
-        backend=fastest_backend,
     )
+    return LiveRun(task, conditions, backend=fastest_backend)

@@ -16,8 +16,6 @@ import numpy as np
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.signals.record import COST_CURVE_SIZES, Array
 
-_DATA = Path(__file__).with_name("profile_data")
-
 
 @dataclass(frozen=True)
 class DeviceProfile:
@@ -114,9 +112,8 @@ _BUILT_IN = (
 
 
 def profile_names() -> list[str]:
-    """Names of the built-in and shipped profiles."""
-    shipped = [path.stem for path in _DATA.glob("*.json")] if _DATA.is_dir() else []
-    return sorted({profile.name for profile in _BUILT_IN} | set(shipped))
+    """Names of the built-in profiles."""
+    return sorted(profile.name for profile in _BUILT_IN)
 
 
 def resolve_profile(spec: str) -> DeviceProfile:
@@ -124,12 +121,12 @@ def resolve_profile(spec: str) -> DeviceProfile:
     for profile in _BUILT_IN:
         if profile.name == spec:
             return profile
-    for path in (Path(spec), _DATA / f"{spec}.json"):
-        if path.suffix == ".json" and path.is_file():
-            try:
-                return DeviceProfile.from_json(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigurationError(f"{path}: {error}") from error
+    path = Path(spec)
+    if path.suffix == ".json" and path.is_file():
+        try:
+            return DeviceProfile.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigurationError(f"{path}: {error}") from error
     raise UnknownNameError("profile", spec, [*profile_names(), "wall"])
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from rlbatch.envs.task_files import refuse_namesakes, remember_loaded
 from rlbatch.envs.tasks import RANDOM_KINDS, TASK_FUNCTIONS
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
@@ -161,27 +161,6 @@ def collate_samples(
     return (default_collate if collate is None else collate)(samples)
 
 
-@torch.no_grad()
-def validation_loss(task: Task, model: nn.Module, batch_size: int = 1024) -> float:
-    """Return the mean loss over `task.val_set`, leaving the model's train or eval mode as it was.
-
-    Args:
-        task: Gives the validation set, the collation and the loss.
-        model: Is evaluated in eval mode, on the device where it is.
-        batch_size: Samples a forward pass.
-    """
-    size = len(task.val_set)  # pyright: ignore[reportArgumentType]
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    for start in range(0, size, batch_size):
-        indices = range(start, min(start + batch_size, size))
-        batch = collate_samples(task.val_set, indices, task.collate)
-        total += float(task.loss(model, batch)) * len(indices)
-    model.train(was_training)
-    return total / size
-
-
 def task_names() -> list[str]:
     """Return the names of the built-in tasks, sorted."""
     return sorted(TASK_FUNCTIONS)
@@ -228,6 +207,7 @@ def _task_from_file(spec: str) -> Task:
             f"Check the path; a relative one starts at {Path.cwd()}."
         )
     with _importable(path.parent):
+        before = set(sys.modules)
         module = _execute(path, spec)
         function = getattr(module, function_name, None)
         if not callable(function):
@@ -241,6 +221,8 @@ def _task_from_file(spec: str) -> Task:
                 f"Task {spec!r}: {function_name}() must return a Task, but raised "
                 f"{type(error).__name__}: {error}. Call it by itself to find the cause."
             ) from error
+        remember_loaded(path, before)
+        refuse_namesakes(spec, path)
     if not isinstance(task, Task):
         raise ConfigurationError(
             f"Task {spec!r}: {function_name}() must return an rlbatch.envs.Task, got "

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from threadpoolctl import threadpool_limits
+
+from rlbatch.extras import needs_extra
+
+with needs_extra("train", "threadpoolctl"):
+    from threadpoolctl import threadpool_limits
 
 
 def use_one_thread() -> None:

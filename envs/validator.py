@@ -9,7 +9,7 @@ from torch import nn
 
 from rlbatch.envs.task import Task, collate_samples
 
-_BATCH = 1024  # samples a forward pass, as `rlbatch.envs.task.validation_loss`, which this equals
+_BATCH = 1024  # samples a forward pass
 
 
 class Validator:

@@ -13,17 +13,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from rlbatch.control import checks
 from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
-from rlbatch.control.loader import ControlledLoader, loader_sizes, smallest_part
+from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_model
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.torch_parts import torch_parts
+from rlbatch.control.user_state import UserState
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
+from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.loop_adapter import LoopAdapter, check_state
@@ -47,15 +53,17 @@ class BatchController:
             scheduler.step()
 
     What the loader hands out are micro-batches: of the whole batch, or of a part of it where the
-    batch exceeds `micro_batch_size` or its gradient noise is measured. `step` does nothing before
-    the last part. With the policy `fixed`, the run is the plain one, bit for bit.
+    batch exceeds `micro_batch_size`. `step` does nothing before the last part. With the policy
+    `fixed`, the run is the plain one, bit for bit.
 
     Clipping: `controller.step(clip_norm=1.0)`, or clip between `backward` and `step`, when
     `controller.batch_complete`, after `controller.unscale_()` if there is a GradScaler.
 
-    Schedules: those by epochs are stepped as always. One by steps goes by samples instead:
-    `schedule = rlbatch.data.SampleSchedule(scheduler, 64)`,
-    `schedule.step(controller.step())`.
+    A loss that is no mean over samples (over tokens, with class weights) says what it is the mean
+    of: `controller.backward(loss, weight=tokens)`. A batch is left out by `controller.skip()`.
+
+    Schedules: those by epochs are stepped as always. One by steps goes by samples with
+    `scheduler = controller.schedule(scheduler)`; the loop steps it as before.
 
     Checkpoints: right after a `step`, save `controller.state_dict()` beside those of model,
     optimizer and scheduler. To resume, make all objects as before, load, and iterate again: an
@@ -95,6 +103,7 @@ class BatchController:
         """
         require_samples("batch_size", batch_size)
         self.config = make_config(config, settings)
+        checks.check_training(model, optimizer)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
@@ -105,6 +114,9 @@ class BatchController:
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
+        self._dataset_size = 1
+        self._user = UserState()
+        self._plain_steps = PlainSteps(SampleCount(batch_size, 1))
 
     def loader(self, loader: DataLoader[Any]) -> ControlledLoader:
         """Return a loader like the given one, whose batch size the controller changes.
@@ -117,7 +129,7 @@ class BatchController:
             raise ConfigurationError("A controller has one loader, and it was made already.")
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
-        batch_size, dataset_size = loader_sizes(loader)
+        batch_size, self._dataset_size = loader_sizes(loader)
         if batch_size * ranks.world_size != self.base_batch_size:
             raise ConfigurationError(
                 f"The controller was made for batch size {self.base_batch_size}, and the loader "
@@ -128,36 +140,90 @@ class BatchController:
             )
         self._memory = self._make_memory(ranks)
         self._accumulator = self._make_accumulator(ranks)
+        self._accumulator.ranks = ranks
+        self._accumulator.schedules = self._watch_schedules(ranks)
+        self._plain_steps = PlainSteps(
+            SampleCount(self.base_batch_size, self._dataset_size, bool(loader.drop_last))
+        )
         training = torch_parts(self.model, self.optimizer, scaler=self._scaler, ranks=ranks)
         self._rate = training.rate
         self._adapter = LoopAdapter(
             training,
             batch_size=self.base_batch_size,
-            dataset_size=dataset_size,
+            dataset_size=self._dataset_size,
             policy=self.policy,
             policy_name=self._policy_name,
-            config=self.config,
+            config=sizes_for_model(
+                self.config, self.model, self.base_batch_size, self._dataset_size, ranks.world_size
+            ),
             ranks=ranks,
         )
         self._loader = ControlledLoader(
             loader,
             self,
             batch_size=self.base_batch_size,
-            micro_batch_size=self._memory.limit,
-            measure=self._adapter.measure,
-            smallest_part=smallest_part(self.model),
+            micro_batch_size=self._memory.limit if self.config.limits.divisible else None,
             ranks=ranks,
         )
         self._adapter.loader = self._loader
+        self._user.attach(training.weights)
         if self._state is not None:
-            self._apply_state(self._state)
+            state, self._state = self._state, None
+            with all_or_nothing(self):  # a state that is refused is not tried again
+                self._apply_state(state)
+                self._state = state
         return self._loader
 
-    def backward(self, loss: Tensor) -> None:
-        """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
+    def schedule(self, scheduler: Any) -> RunSchedule:
+        """Let a learning-rate schedule by steps go by samples, as long as the user's steps are.
+
+            scheduler = controller.schedule(OneCycleLR(optimizer, 0.1, total_steps=steps))
+
+        The loop calls `scheduler.step()` as before, behind each batch. Its `state_dict` holds the
+        wrapped scheduler's, too.
+
+        Args:
+            scheduler: Made for steps of the user's batch size.
 
         Raises:
-            DeliveryError: There is no micro-batch to which the loss could belong.
+            ConfigurationError: It follows a metric instead of counting steps.
+        """
+        return self._user.schedule(scheduler, lambda: self._plain_steps.total)
+
+    def on_rollback(
+        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Let a roll-back restore something else than what the optimizer and the model hold.
+
+            controller.on_rollback(ema_model)  # anything with state_dict and load_state_dict
+            controller.on_rollback(lambda: queue.clone(), queue.copy_)
+
+        What is saved is part of `state_dict` where the copy of the weights is.
+
+        Args:
+            save: Returns what is to be kept, before a chunk; or an object with a state.
+            restore: Is given that when the chunk is undone.
+
+        Raises:
+            ConfigurationError: There is no way to save or restore it.
+        """
+        self._user.on_rollback(save, restore)
+
+    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+        """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
+
+        With weights w and the gradients g of the parts (of all ranks), the step's gradient is
+        sum(w g) / sum(w), before anything clips it.
+
+        Args:
+            loss: A mean.
+            weight: What it is the mean of, where that is not the samples: the number of tokens, the
+                sum of class weights. Give it in every call. Where it is 0, the part adds nothing.
+                It is read only if the batch is divided, or has several ranks.
+
+        Raises:
+            DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
+                of the parts before it were touched.
         """
         memory = self._memory
         if memory is not None and self._finds_limit and not memory.active:
@@ -165,13 +231,15 @@ class BatchController:
                 "micro_batch_size='auto' needs forward and backward pass in the block of `with "
                 "controller.within_memory():`."
             )
-        self._accumulator.backward(loss)
-        if (
-            self._averages(self._run.ranks)
-            and self._accumulator.batch_complete
-            and not self._settle()
-        ):
-            return
+        accumulator = self._accumulator
+        accumulator.backward(loss, weight)
+        if self._averages(self._run.ranks) and accumulator.batch_complete:
+            if not self._settle():
+                return
+            accumulator.correct()
+        if accumulator.is_weighted:
+            self._run.leave_unmeasured()
+            loss = accumulator.told(loss)
         self._run.after_backward(loss)
 
     @contextmanager
@@ -235,10 +303,30 @@ class BatchController:
         if self._repeating:
             self._repeating = False
             return 0
+        checks.require_owner(self.model, self)
         delivered = self._accumulator.step(self._rate.applied(), clip_norm)
         if delivered is None:
             return 0
         return self._end_step(delivered)
+
+    def skip(self) -> None:
+        """Leave out a batch, in place of `backward` and `step`: the optimizer does not step.
+
+            if not torch.isfinite(loss):
+                controller.skip()
+                continue
+
+        The whole optimizer step is left out that it belongs to: parts that came before are dropped,
+        those behind it do not come. With several ranks, all of them have to leave it out.
+
+        Raises:
+            DeliveryError: There is no batch under way.
+        """
+        delivered = self._accumulator.skip()
+        self._repeating = False
+        self._run.abandon_step()
+        self._plain_steps.leave_out(delivered.step_samples, delivered.step_end)
+        self._require_loader().skip_step()
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
@@ -281,8 +369,12 @@ class BatchController:
         workers have prefetched, in the sizes they have. `torch.load` reads the state with
         `weights_only=True`.
         """
-        memory = None if self._memory is None else self._memory.state_dict()
-        return {**self._run.state_dict(), "memory": memory}
+        return {
+            **self._run.state_dict(),
+            "memory": None if self._memory is None else self._memory.state_dict(),
+            "plain_steps": self._plain_steps.state_dict(),
+            "schedules": self._user.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, before or after `loader` is called.
@@ -291,26 +383,34 @@ class BatchController:
         knows of; later ones, of steps that are now lost, are dropped.
 
         Raises:
-            ConfigurationError: The state is of another version, batch size or policy.
+            ConfigurationError: The state is of another version, batch size or policy, or damaged.
+                Nothing of it was taken then: the controller is what it was.
         """
         check_state(state, self.base_batch_size)
-        self._state = state
-        if self._loader is not None:
-            self._apply_state(state)
+        with all_or_nothing(self):
+            self._state = state
+            if self._loader is not None:
+                self._apply_state(state)
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
+        self._accumulator.close()
+        checks.release(self.model, self)
         if self._adapter is not None:
             self._adapter.close()
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
+        checks.take_over(self.model, self)
+        if not self._require_loader().sampler.resumes_within_epoch:
+            self._plain_steps.begin_epoch()
         self._run.begin_epoch()
         self._accumulator.abandon()
         self._repeating = False
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
+        checks.require_owner(self.model, self)
         self._accumulator.arrive(delivered)
         if delivered.position == 0:
             self._begin_step(delivered)
@@ -318,6 +418,11 @@ class BatchController:
     def end_epoch(self) -> None:
         """The loader has nothing more."""
         self._run.end_epoch()
+        self._plain_steps.end_epoch()
+
+    def leave(self) -> None:
+        """The loop has left the iteration, at its end or before."""
+        self._accumulator.rest()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         if self._accumulator_of is not None:
@@ -329,6 +434,13 @@ class BatchController:
             ranks.world_size,
             synchronises=not self._averages(ranks),
         )
+
+    def _watch_schedules(self, ranks: Ranks) -> ScheduleWatch | None:
+        limits, share = self.config.limits, self.base_batch_size // ranks.world_size
+        limit = limits.micro_batch_size
+        divides = limits.divisible and isinstance(limit, int) and limit < share
+        stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
+        return None if stays and not divides else ScheduleWatch(self.optimizer)
 
     @property
     def _finds_limit(self) -> bool:
@@ -377,12 +489,23 @@ class BatchController:
         self._run.end_step(
             delivered.step_samples, epoch=delivered.epoch, position=delivered.step_end
         )
-        return delivered.step_samples
+        return StepSamples.of(
+            delivered.step_samples,
+            self.base_batch_size,
+            self._plain_steps.advance(delivered.step_end),
+        )
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
+        require_like(
+            {**state, "control_loop": None},
+            {**self.state_dict(), "control_loop": None},
+            "the controller's state",
+        )
         if self._finds_limit and state.get("memory") is not None:
             self._guard.load_state_dict(state["memory"])
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
+        self._plain_steps.load_state_dict(state["plain_steps"])
+        self._user.load_state_dict(state["schedules"])
         self._run.load_state_dict(state)
 
     @cached_property

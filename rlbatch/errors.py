@@ -64,7 +64,3 @@ class DeliveryError(RlbatchError):
 
 class MemoryUsedUpError(RlbatchError, MemoryError):
     """A pass ran out of memory where the run cannot go on."""
-
-
-class DivergenceError(RlbatchError):
-    """A run diverged and the guard could not bring it back."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlbatch.errors import EpisodeLogError
@@ -10,18 +12,32 @@ from rlbatch.errors import EpisodeLogError
 LOCK_FILE = ".lock"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield a temporary path beside a file, which it replaces once it is written.
+
+    Whatever happens, there is the old file or the whole new one, on the disk as well. The temporary
+    path has the file's suffix, which some writers insist on.
+    """
+    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a process that was killed while `replacing` has left this file."""
+    return path.name.startswith(".") and ".tmp" in path.name
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file that is either whole or not there."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_all(descriptor: int, content: bytes) -> None:

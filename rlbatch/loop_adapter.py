@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,10 +18,13 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.decision_logger import Place
 from rlbatch.control.few_sizes import PowersOfTwo, Rounded
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.control.training_parts import TrainingParts
+from rlbatch.control.user_state import UserState
 from rlbatch.errors import ConfigurationError
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
+from rlbatch.text import shown
 
 STATE_VERSION = 2
 
@@ -144,6 +147,8 @@ class LoopAdapter:
             ranks=ranks,
         )
         self._parts, self._log_info = parts, dict(log_info or {})
+        self._user = UserState()
+        self._user.attach(parts.weights)
         self._epochs_done = 0.0
         self._log_is_open = self._log_exists = self._validated = False
 
@@ -164,6 +169,10 @@ class LoopAdapter:
             micro_batch_sizes: Samples of its micro-batches, over all ranks.
         """
         self._loop.begin_step(batch_size, micro_batch_sizes)
+
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are not weighted by samples."""
+        self._loop.leave_unmeasured()
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass and before anything clips."""
@@ -197,6 +206,16 @@ class LoopAdapter:
         """Tell a validation loss; the next decision sees it."""
         self._validated = True
         self._loop.report_validation(float(loss))
+
+    def on_rollback(
+        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Let a roll-back restore something else, as `BatchController.on_rollback` does.
+
+        Raises:
+            ConfigurationError: There is no way to save or restore it.
+        """
+        self._user.on_rollback(save, restore)
 
     def note_memory(self, reason: str) -> None:
         """Note in the log that a pass ran out of memory."""
@@ -269,13 +288,7 @@ class LoopAdapter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last optimizer step; `torch.load` reads it safely."""
-        return {
-            "version": STATE_VERSION,
-            "base_batch_size": self.base_batch_size,
-            "control_loop": self._loop.state_dict(),
-            "loader": None if self.loader is None else self.loader.state_dict(),
-            "epochs_done": self._epochs_done,
-        }
+        return {**self._place_state(), "control_loop": self._loop.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned; load model and optimizer first.
@@ -284,15 +297,28 @@ class LoopAdapter:
         are now lost, are dropped.
 
         Raises:
-            ConfigurationError: The state is of another version, batch size or policy.
+            ConfigurationError: The state is of another version, batch size or policy, or damaged.
+                Nothing of it was taken then.
         """
         check_state(state, self.base_batch_size)
-        self._loop.load_state_dict(state["control_loop"])
-        self._epochs_done, self._log_exists = state["epochs_done"], True
-        if self.loader is not None:
-            self.loader.load_state_dict(state["loader"])
+        with all_or_nothing(self):
+            own = self._place_state()
+            require_like({name: state[name] for name in own}, own, "the controller's state")
+            self._epochs_done, self._log_exists = float(state["epochs_done"]), True
+            if self.loader is not None:
+                self.loader.load_state_dict(state["loader"])
+            # The loop comes last: it drops lines of the log, for which there is no way back.
+            self._loop.load_state_dict(state["control_loop"])
 
     # -- inside --
+
+    def _place_state(self) -> dict[str, Any]:
+        return {
+            "version": STATE_VERSION,
+            "base_batch_size": self.base_batch_size,
+            "loader": None if self.loader is None else self.loader.state_dict(),
+            "epochs_done": self._epochs_done,
+        }
 
     def _warn_without_validations(self) -> None:
         """Say once that a target can be met only by validations, which nobody reports."""
@@ -303,7 +329,7 @@ class LoopAdapter:
             "rlbatch: target_loss is a validation loss, and none was reported in the first epoch. "
             "Call controller.report_validation(loss) after each validation.",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
     def _open_log(self) -> None:
@@ -329,13 +355,15 @@ def check_state(state: Mapping[str, Any], base_batch_size: int) -> None:
     Raises:
         ConfigurationError: It is of another version or batch size.
     """
-    if state.get("version") != STATE_VERSION:
+    is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
+    version = state.get("version") if is_state else "no state"
+    if version != STATE_VERSION:
         raise ConfigurationError(
             f"A controller state of version {STATE_VERSION} was expected, got "
-            f"{state.get('version')!r}. Resume with the rlbatch that saved it."
+            f"{shown(repr(version))}. Resume with the rlbatch that saved it."
         )
-    if state["base_batch_size"] != base_batch_size:
+    if state.get("base_batch_size") != base_batch_size:
         raise ConfigurationError(
-            f"The state was saved with batch size {state['base_batch_size']}, and this "
+            f"The state was saved with batch size {state.get('base_batch_size')}, and this "
             f"controller was made for {base_batch_size}. Make it for the same one."
         )

@@ -26,6 +26,7 @@ from rlbatch.agents.recipes import RECIPES, SMALL_TASKS, Recipe
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.threads import use_one_thread
+from rlbatch.files import replacing
 from rlbatch.observation import GROUPS
 
 TASKS, SETTINGS = 2_000, 160
@@ -71,8 +72,8 @@ def make_pools(out: Path) -> None:
         ("trial", TASKS, POOL_SEED),
     ):
         if not (path := out / f"{name}.npz").exists():
-            make_pool(count, seed).save(path.with_suffix(".new.npz"))
-            path.with_suffix(".new.npz").replace(path)
+            with replacing(path) as temporary:
+                make_pool(count, seed).save(temporary)
 
 
 def line_of(out: Path, timesteps: int, curves: Path | None, name: str) -> str:

@@ -19,6 +19,7 @@ from rlbatch.envs.curves import compute_table
 from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.envs.threads import use_one_thread
+from rlbatch.files import replacing
 
 RANDOM_TASKS = {"random": 2000, "random-transformer": 40}
 """How many of each kind a policy is trained on; those behind are for evaluation."""
@@ -92,9 +93,8 @@ def _make(item: Work) -> str:
     if table is None:
         _refused(path).touch()  # so that it is not tried again
         return f"{path.stem}: nothing to learn, {seconds:.0f} s"
-    temporary = path.with_suffix(".tmp.npz")
-    table.save(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        table.save(temporary)
     return f"{path.stem}: {len(table.points)} points, {seconds:.0f} s"
 
 

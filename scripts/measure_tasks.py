@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names, validation_loss
+from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names
 from rlbatch.envs.threads import use_one_thread
+from rlbatch.envs.validator import Validator
 
 FACTORS = (0.125, 0.5, 1.0, 2.0, 8.0)  # of the task's batch size
 COUPLING_EXPONENTS = {"none": 0.0, "sqrt": 0.5}  # learning rate ~ batch size to this power
@@ -49,7 +50,7 @@ def run(task: Task, batch_size: int, exponent: float, seed: int, max_seconds: fl
     interval = max(
         1, round(EVALUATION_INTERVAL * task.batch_size / batch_size)
     )  # steps between evaluations
-    ceiling = DIVERGED * validation_loss(task, model)
+    ceiling = DIVERGED * Validator(task).loss(model)
     seconds, step = 0.0, 0
     for step in range(1, MAX_STEPS + 1):
         started = time.perf_counter()
@@ -61,7 +62,7 @@ def run(task: Task, batch_size: int, exponent: float, seed: int, max_seconds: fl
         optimizer.step()
         seconds += time.perf_counter() - started
         if step % interval == 0:
-            loss = validation_loss(task, model)
+            loss = Validator(task).loss(model)
             if loss <= task.target:
                 return Outcome(True, step, step * batch_size, seconds)
             if not math.isfinite(loss) or loss > ceiling:
@@ -79,9 +80,9 @@ def size(dataset: Any) -> int:
 def describe(task: Task) -> str:
     """Return one line on the task's sizes and on what an evaluation takes."""
     model = task.model()
-    validation_loss(task, model)
+    Validator(task).loss(model)
     started = time.perf_counter()
-    validation_loss(task, model)
+    Validator(task).loss(model)
     milliseconds = 1e3 * (time.perf_counter() - started)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return (

@@ -2,7 +2,8 @@
 
 A folder holds
 
-    bench.json            the settings; other settings are refused
+    bench.json            the settings, with the hash of every file that was compared: policies, and
+                          tasks with the modules that they import; others are refused
     results.jsonl         one object a run, appended as runs finish, sorted at the end
     trajectories.jsonl    validations and batch sizes of each real run, for the figures
     timings.jsonl         seconds that each run took on this machine
@@ -49,6 +50,7 @@ from rlbatch.envs.task import resolve_task
 from rlbatch.envs.threads import one_thread, use_one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.files import lock_folder, unlock, write_atomically
+from rlbatch.text import escaped
 
 SETTINGS_FILE, REFERENCES = "bench.json", "references"
 
@@ -202,7 +204,8 @@ def prepare_folder(settings: BenchSettings, out: Path) -> None:
         if not _continues(known, identity):
             different = [key for key in identity if known.get(key) != identity[key]]
             raise ConfigurationError(
-                f"{out} holds a benchmark with other settings (different: {', '.join(different)}). "
+                f"{out} holds a benchmark with other settings (different: {', '.join(different)}"
+                f"{_other_files(known, identity)}). "
                 "Repeat its settings to continue it, with more policies if you like, or name "
                 "another folder."
             )
@@ -212,6 +215,15 @@ def prepare_folder(settings: BenchSettings, out: Path) -> None:
             f"{out} is not empty and holds no benchmark. Name a new folder; nothing is overwritten."
         )
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _other_files(known: dict[str, Any], identity: dict[str, Any]) -> str:
+    """Return which files are not those that an earlier part of the benchmark was made with."""
+    before, now = known.get("files"), identity["files"]
+    if not isinstance(before, dict):
+        return ""
+    names = [name for name, digest in before.items() if now.get(name) != digest]
+    return f": {'; '.join(map(escaped, names))}" if names else ""
 
 
 def _continues(known: dict[str, Any], identity: dict[str, Any]) -> bool:

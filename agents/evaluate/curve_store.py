@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbatch.errors import ConfigurationError
+from rlbatch.files import write_all
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ def append_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n" for row in rows)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        content = text.encode()
-        while content:
-            content = content[os.write(descriptor, content) :]
+        write_all(descriptor, text.encode())
     finally:
         os.close(descriptor)
 

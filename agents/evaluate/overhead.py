@@ -12,8 +12,8 @@ outside of fetching, forward and backward passes and the optimizer is taken apar
 
 Three costs are told apart, since a run has many, few and fewer of them:
 
-    step       an undivided step, the batch size unchanged: what every step pays
-    measured   a step whose batch is divided to measure the gradient noise
+    step       a step without measurement, the batch size unchanged: what every step pays
+    measured   a step in which the gradient noise is measured
     decision   the end of a chunk: device read, observation, policy
 
 and beside them

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rlbatch.agents.evaluate.run_log import RunLog
 from rlbatch.control.engine import DecisionEngine, EngineConfig
+from rlbatch.data.step_plan import round_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun, Validation
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
@@ -68,7 +70,7 @@ def largest_batch_size(task: Task) -> int:
 
 def start_size(task: Task, factor: float) -> int:
     """Return the start batch size at a multiple of the task's own, within its limits."""
-    return min(max(round(task.batch_size * factor), 1), largest_batch_size(task))
+    return int(round_batch_size(task.batch_size * factor, 1, largest_batch_size(task)))
 
 
 def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
@@ -117,21 +119,20 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     """
     first = start_size(task, start_factor)
     decider = DecisionEngine(policy, engine)
-    run = LiveRun(
-        task,
+    conditions = RunConditions(
         seed=seed,
         coupling=coupling,
         profile=profile,
         objective=objective,
         start_batch_size=first,
         min_batch_size=smallest_batch_size(task, first),
-        cadence=cadence,
+        cadence=cadence or Cadence(),
         noise_rate=decider.noise_rate,
         planned_steps=planned_steps,
         max_steps=max_steps,
         curve_known=curve_known,
-        backend=backend,
     )
+    run = LiveRun(task, conditions, backend=backend)
     limit = math.inf if max_cost is None else max_cost
     charged = profile is None and objective.weights.seconds == 1.0
     with ExitStack() as stack:
@@ -157,20 +158,21 @@ def _drive(
             break
         if run.released:
             if log is not None and not released:
-                log.off(run, signals)
+                log.off(signals)
             size, released = run.task.batch_size, True
             continue
         asked = time.perf_counter()
         decision = decider.decide(signals, run.batch_size)
+        decision = decision.held() if run.held else decision
         seconds = time.perf_counter() - asked
         decisions, decision_seconds = decisions + 1, decision_seconds + seconds
         if charged:
             run.cost += seconds
         if log is not None:
-            log.decision(run, signals, decision)
+            log.decision(signals, decision)
         size = decision.batch_size
     if log is not None:
-        log.end(run, signals)
+        log.end(signals)
     sizes = [size for _, size in trajectory]
     aimless = run.objective.kind != "target"
     return RunResult(

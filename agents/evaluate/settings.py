@@ -14,6 +14,7 @@ from rlbatch.agents.evaluate.clocks import resolve_clock
 from rlbatch.agents.evaluate.run import start_size
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.task_files import file_digests
 from rlbatch.envs.tasks.field import PREFIX, field_job
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.policy.registry import PRETRAINED, pretrained_file, resolve_policy
@@ -91,13 +92,18 @@ class BenchSettings:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for results to be comparable, files by their content."""
+        """Return what must be equal for results to be comparable, files by their content.
+
+        Of a task from a file, that are the file and all that it imports which is neither Python's
+        nor an installed package's, see `rlbatch.envs.task_files`.
+        """
         content = asdict(self)
-        content["files"] = {
-            name: digest
-            for name in (*self.tasks, *self.policies)
-            if (digest := _file_digest(name)) is not None
+        files = {
+            name: digest for name in self.policies if (digest := _policy_digest(name)) is not None
         }
+        for name in self.tasks:
+            files |= file_digests(name)
+        content["files"] = files
         return json.loads(json.dumps(content))  # tuples become lists, as in the file it is kept in
 
 
@@ -202,17 +208,17 @@ def simulated_count(name: str) -> int:
 
 
 def task_identity(name: str, task: Task) -> str:
-    """Return a text that differs when a task's name, file, version or main settings do."""
-    digest = _file_digest(name) or rlbatch.__version__
+    """Return a text that differs when a task's name, files, version or main settings do."""
+    files = file_digests(name)
+    alone = next(iter(files.values())) if len(files) == 1 else sorted(files.items())
+    digest = alone or rlbatch.__version__
     if name.startswith(PREFIX):
         digest = field_job(name).fingerprint()
     parts = (digest, task.batch_size, task.target, task.max_batch_size)
     return f"{name}#{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
 
-def _file_digest(name: str) -> str | None:
-    """Return the hash of the file that a task's or policy's name stands for, if it is one."""
-    path = Path(name.rpartition(":")[0] if ".py:" in name else name)
-    if name in PRETRAINED:
-        path = pretrained_file(name)
+def _policy_digest(name: str) -> str | None:
+    """Return the hash of the file that a policy's name stands for, if it is one."""
+    path = pretrained_file(name) if name in PRETRAINED else Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None

@@ -74,7 +74,7 @@ class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
             raise RuntimeError("No run is in progress. Call reset() first.")
         done = self._episodes.step(np.array([self.actions_log2[int(action)]]))
         reached, ended = bool(done.reached[0]), bool(done.ended[0])
-        diverged = ended and not reached and bool(self._episodes.rollbacks[0] >= 2.0)
+        diverged = ended and bool(self._episodes.runs.diverged[0])
         info = self._info()
         if ended:
             info["ratio"], info["reached"] = float(done.ratio[0]), reached

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch import observation
-from rlbatch.envs.objectives import UNREACHED_RATIO, disutility
+from rlbatch.data.step_plan import resize
+from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.reward import ratio_reward
 from rlbatch.envs.simulator.arrays import Array
 from rlbatch.envs.simulator.pool import TaskPool, crossing
 from rlbatch.envs.simulator.runs import QuadraticRuns
@@ -41,9 +43,7 @@ class Transition:
 class QuadraticEpisodes:
     """`n` episodes on tasks of a pool.
 
-    An episode starts with one chunk at its start batch size. The guard of a live run is part of it:
-    a chunk that diverges is undone, its cost is spent, and the batch size goes back to the one
-    before. Two such chunks in a row without a change of size between them end the episode.
+    An episode starts with one chunk at its start batch size.
     """
 
     def __init__(
@@ -67,15 +67,17 @@ class QuadraticEpisodes:
         self.runs = QuadraticRuns(pool.tasks.take(self.task_index), rng, noise_rate=noise_rate)
         self.runs.target_loss = pool.target_loss[self.task_index]
         self.reference = pool.reference_cost
-        self.batch_size = np.ones(count)
-        self.previous_size = np.ones(count)
-        self.rollbacks = np.zeros(count)
         self.state = observation.initial_state((count,))
         self.signals: Signals | None = None
 
     def __len__(self) -> int:
         """Number of episodes."""
         return len(self.task_index)
+
+    @property
+    def batch_size(self) -> Array:
+        """Batch sizes in force."""
+        return self.runs.batch_size
 
     def begin(self, index: NDArray[np.int64], tasks: NDArray[np.int64]) -> None:
         """Put episodes at these positions at the start of these tasks, before a first chunk."""
@@ -84,8 +86,6 @@ class QuadraticEpisodes:
             values[index] = getattr(self.pool.tasks, name)[tasks]
         self.runs.target_loss[index] = self.pool.target_loss[tasks]  # type: ignore[index]
         self.runs.start(index)
-        self.batch_size[index] = self.previous_size[index] = self.runs.tasks.start_batch_size[index]
-        self.rollbacks[index] = 0.0
         for current, fresh in zip(
             self.state, observation.initial_state((len(index),)), strict=True
         ):
@@ -98,35 +98,24 @@ class QuadraticEpisodes:
             log2_change: Decided change of log2(batch size), one entry an episode; None keeps every
                 size (first chunk).
         """
-        tasks = self.runs.tasks
+        size = self.batch_size
         if log2_change is not None:
-            size = np.round(np.exp2(np.log2(self.batch_size) + log2_change))
-            size = np.clip(size, tasks.min_batch_size, tasks.max_batch_size)
-            self.rollbacks[size != self.batch_size] = 0.0
-            self.previous_size = self.batch_size
-            self.batch_size = size
-        outcome = self.runs.advance(self.batch_size)
+            limits = self.runs.tasks.min_batch_size, self.runs.tasks.max_batch_size
+            size = resize(size, log2_change, *limits)
+        outcome = self.runs.advance(size)
         self.signals = outcome.signals
         seen, self.state = observation.encode(outcome.signals, self.state)
-        undone = outcome.rolled_back
-        self.rollbacks = np.where(
-            undone, self.rollbacks + (self.batch_size == self.previous_size) + 1e-9, 0.0
-        )
-        self.batch_size = np.where(undone, self.previous_size, self.batch_size)
 
         reference = self.reference[self.task_index]
         target = np.asarray(self.runs.target_loss)
-        reached = ~undone & (outcome.validation_after <= target)
-        spent = (
-            np.where(reached, outcome.cost * crossing(outcome, target), outcome.cost) / reference
-        )
+        arrived = outcome.validation_after <= target
+        reached = arrived & ~outcome.rolled_back & ~self.runs.diverged
+        part = np.where(reached, crossing(outcome, target), 1.0)
         before = (self.runs.cost - outcome.cost) / reference
-        ratio = before + spent
+        ratio = before + part * outcome.cost / reference
         reached &= ratio < UNREACHED_RATIO
-        failed = (self.rollbacks >= 2.0) | (ratio >= UNREACHED_RATIO)
-        # Whatever a run that failed has spent, it counts as the cap.
-        after = np.where(failed & ~reached, UNREACHED_RATIO, ratio)
-        reward = disutility(before) - disutility(after)
+        lost = ~reached & (self.runs.diverged | (ratio >= UNREACHED_RATIO))
+        reward = ratio_reward(before, ratio, lost=lost)
         return Transition(
-            seen, reward, reached | failed, np.where(reached, ratio, UNREACHED_RATIO), reached
+            seen, reward, reached | lost, np.where(reached, ratio, UNREACHED_RATIO), reached
         )

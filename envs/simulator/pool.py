@@ -101,9 +101,9 @@ def run_cost(runs: QuadraticRuns, batch_size: Array, target: Array, cost_limit: 
     active = np.ones(len(target), dtype=bool)
     while active.any():
         outcome = runs.advance(batch_size)
-        hit = active & (outcome.validation_after <= target) & ~outcome.rolled_back
+        hit = active & (outcome.validation_after <= target) & ~runs.diverged
         cost[hit] = (runs.cost - outcome.cost * (1.0 - crossing(outcome, target)))[hit]
-        active &= ~hit & ~outcome.rolled_back & (runs.cost < cost_limit) & (runs.steps < 2e6)
+        active &= ~hit & ~runs.diverged & (runs.cost < cost_limit) & (runs.steps < 2e6)
         if active.sum() < 0.5 * len(active):
             keep = np.flatnonzero(active)
             sub = _subset(runs, keep)
@@ -194,7 +194,7 @@ def _targets(tasks: SimulatedTasks, rng: np.random.Generator) -> tuple[Array, Ar
     diverged = np.zeros(len(tasks), dtype=bool)
     while (runs.steps < stop).any():
         outcome = runs.advance(tasks.base_batch_size)
-        diverged |= outcome.rolled_back & (runs.steps < stop)
+        diverged |= runs.diverged & (runs.steps < stop)
         before = runs.steps - outcome.signals.steps < stop
         target = np.where(before, np.minimum(target, outcome.validation_after), target)
     # A target that is barely below the start teaches nothing.

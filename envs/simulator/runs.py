@@ -6,17 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlbatch.control.guard import GuardConfig
+from rlbatch.envs.clock import MEASURED_SHARE
 from rlbatch.envs.simulator import dynamics
 from rlbatch.envs.simulator.arrays import Array
+from rlbatch.envs.simulator.guard import ChunkLosses, initial_states, judge_all
 from rlbatch.envs.simulator.tasks import ADAM_BETA2, BINS, SimulatedTasks
 from rlbatch.observation import step_cost_at
 from rlbatch.signals import cadence
 from rlbatch.signals.record import RunContext, Signals
 
 _TINY = 1e-30
-_PASS_SHARE = 0.8  # of a step's launch cost; the rest is the update's
+_PASS_SHARE = 0.8  # of a step's cost; the rest is the update's
+_SAMPLE_SPREAD = 2.0  # variance of the samples' squared gradient norms, over their mean's square
 _EDGE = 0.75  # of the stability limit
-_GUARD_RATIO = 3.0  # of the lowest loss, as the live guard's default
+_GUARD = GuardConfig()
 
 
 @dataclass
@@ -28,7 +32,7 @@ class ChunkOutcome:
         validation_before: Noise-free validation loss at the start of the chunk.
         validation_after: And at its end.
         cost: Cost of the chunk.
-        rolled_back: True where the chunk diverged and was undone.
+        rolled_back: True where the guard undid the chunk.
     """
 
     signals: Signals
@@ -44,6 +48,13 @@ class QuadraticRuns:
     The gradient noise of a run has per-sample covariance proportional to the curvature.
     `SimulatedTasks.noise` holds nu_i = n_i sigma^2 / 2 for bin i, so that one step of size a at
     batch size B adds the loss a^2 h_i^2 nu_i / B.
+
+    The guard is that of a live run, by the same rule and in the same words (`LiveRun`).
+
+    Attributes:
+        batch_size: In force: of the last chunk, or of the one before where that was undone.
+        released: Undoing chunks did not help: the run goes on at the task's size, unguarded.
+        diverged: The weights are lost; there is no guard, or it has given up.
     """
 
     def __init__(
@@ -59,8 +70,8 @@ class QuadraticRuns:
         Args:
             tasks: One task a run.
             rng: Source of the measurement noise.
-            exact: True follows the mean of all runs and leaves measurements out (reference runs):
-                `advance` then returns no usable signals.
+            exact: True follows the mean of all runs and leaves measurements and the guard out
+                (reference runs): `advance` then returns no usable signals.
             noise_rate: See `cadence.measured_among`; what measuring costs is charged.
         """
         n = len(tasks)
@@ -72,8 +83,9 @@ class QuadraticRuns:
         self.second_moment_weight, self.step_size, self.samples, self.steps, self.cost, *rest = (
             zeros
         )
-        self.previous_rate, self.lowest_loss, *rest = rest
-        self.smallest_size, self.largest_size = rest
+        self.previous_rate, self.batch_size, self.smallest_size, self.largest_size = rest
+        self.diverged = np.zeros(n, dtype=bool)
+        self.guard = initial_states(n)
         self.start(np.arange(n))
 
     def start(self, index: Array) -> None:
@@ -89,7 +101,9 @@ class QuadraticRuns:
             self.previous_rate,
         ):
             values[index] = 0.0
-        self.lowest_loss[index] = t.irreducible[index] + 1.0
+        self.batch_size[index] = t.start_batch_size[index]
+        self.diverged[index] = False
+        self.guard[index] = initial_states(len(index))
         self.smallest_size[index] = np.inf
         self.largest_size[index] = 0.0
         # The step size is drawn for the network that has come to life, as users tune it.
@@ -169,37 +183,94 @@ class QuadraticRuns:
         t = self.tasks
         return cadence.chunk_steps(self.steps, t.chunk_minimum, t.chunk_growth)
 
+    @property
+    def released(self) -> Array:
+        """True where the guard has given up."""
+        return self.guard["diverged"]
+
+    @property
+    def held(self) -> Array:
+        """True where the chunk stays at the size in force, to tell whether that was to blame."""
+        return self.guard["suspected"]
+
     def advance(self, batch_size: Array) -> ChunkOutcome:
-        """Train one chunk at these batch sizes."""
+        """Train one chunk at these batch sizes; of no account where `held` or `released`."""
         t = self.tasks
+        own = np.clip(t.base_batch_size, t.min_batch_size, t.max_batch_size)
+        batch_size = np.where(self.held, self.batch_size, batch_size)
+        batch_size = np.where(self.released, own, batch_size)
         steps = self.chunk_steps()
         factor, schedule = self.coupling_factor(batch_size), self.schedule_factor()
+        old = self.loss, self.second_moment.copy(), self.second_moment_weight
         precondition = self._precondition(batch_size, steps)
         before = self.validation_loss()
-        train_before = t.irreducible + self.loss.sum(axis=1)
-        old_loss = self.loss.copy()
         measured = self._measured(batch_size, steps)
         statistics = None if self.exact else self._measure(batch_size, measured, precondition)
-        fatal = self._descend(batch_size, steps, factor * schedule, precondition)
-        self.loss[fatal] = old_loss[fatal]
-        size = np.log2(batch_size)
-        single = 2.0 ** step_cost_at(t.step_cost_curve, size)
-        halves = 2.0 ** (1.0 + step_cost_at(t.step_cost_curve, size - 1.0))
-        # A measured step is two passes over half a batch each, the optimizer's update but once.
-        cost = steps * single + measured * _PASS_SHARE * np.maximum(halves - single, 0.0)
+        exploded, level = self._descend(batch_size, steps, factor * schedule, precondition)
+        losses = self._training_losses(batch_size, steps, exploded, level, old[0])
+        undone = self._judge(losses)
+        lost = undone | self.diverged
+        self.loss[lost] = old[0][lost]
+        self.second_moment[lost] = old[1][lost]
+        self.second_moment_weight = np.where(lost, old[2], self.second_moment_weight)
+        self.previous_rate = np.where(lost, self.previous_rate, factor * schedule)
+        self.batch_size = np.where(undone, self.batch_size, batch_size)
+        cost = self._cost(batch_size, steps, measured)
         self.samples += steps * batch_size
         self.steps += steps
         self.cost += cost
         np.fmin(self.smallest_size, batch_size, out=self.smallest_size)
         np.fmax(self.largest_size, batch_size, out=self.largest_size)
         after = self.validation_loss()
-        signals = self._signals(
-            batch_size, steps, cost, factor, schedule, fatal, train_before, after, statistics
+        signals = self._signals(losses, cost, factor, schedule, undone, after, statistics)
+        return ChunkOutcome(signals, before, after, cost, undone)
+
+    def _cost(self, batch_size: Array, steps: Array, measured: Array) -> Array:
+        single = 2.0 ** step_cost_at(self.tasks.step_cost_curve, np.log2(batch_size))
+        return (steps + measured * _PASS_SHARE * MEASURED_SHARE) * single
+
+    def _training_losses(
+        self, batch_size: Array, steps: Array, exploded: Array, level: Array, loss_before: Array
+    ) -> ChunkLosses:
+        """What a live run would have measured of the chunk's losses.
+
+        Args:
+            batch_size: Of the chunks.
+            steps: Of the chunks.
+            exploded: Where the step size was fatal. No closed form says how far such a chunk gets;
+                four times the loss before it stands for that.
+            level: Noise-free mean training loss.
+            loss_before: Of the chunks, per bin.
+        """
+        t, n = self.tasks, len(self.tasks)
+        before = t.irreducible + loss_before.sum(axis=1)
+        level = np.where(exploded, before, level)
+        draws = np.zeros((2, n)) if self.exact else self.rng.standard_normal((2, n))
+        noise = t.loss_noise * level / np.sqrt(batch_size)
+        mean = np.maximum(level + noise / np.sqrt(steps) * draws[0], 0.02 * level)
+        spread = noise * np.exp(draws[1] / np.sqrt(2.0 * np.maximum(steps, 2)))
+        return ChunkLosses(
+            batch_size=batch_size,
+            steps=steps,
+            mean=np.where(exploded, 4.0 * before, mean),
+            std=np.where(steps > 1, spread, 0.0),
+            exploded=exploded,
+            changed=batch_size != self.batch_size,
         )
-        return ChunkOutcome(signals, before, after, cost, fatal)
+
+    def _judge(self, losses: ChunkLosses) -> Array:
+        """Return where the guard undoes the chunk; note where nobody does and the run is lost."""
+        if self.exact:
+            self.diverged = losses.exploded
+            return np.zeros(len(self.tasks), dtype=bool)
+        damaged, judged = judge_all(self.guard, _GUARD, losses)
+        released = self.released.copy()
+        self.diverged = losses.exploded & released
+        self.guard = np.where(released, self.guard, judged)
+        return damaged & ~released
 
     def _measured(self, batch_size: Array, steps: Array) -> Array:
-        """How many of the coming steps are divided for measurement; a single sample cannot be."""
+        """How many of the coming steps are measured; a single sample shows no noise."""
         rate = self._noise_rate
         count = cadence.measured_among(self.steps + steps, rate)
         return np.where(batch_size > 1, count - cadence.measured_among(self.steps, rate), 0.0)
@@ -231,8 +302,8 @@ class QuadraticRuns:
 
     def _descend(
         self, batch_size: Array, steps: Array, rate: Array, precondition: Array | float
-    ) -> Array:
-        """Apply the steps; return where they diverged beyond recovery."""
+    ) -> tuple[Array, Array]:
+        """Apply the steps; return where they are fatal, and the mean training loss."""
         t = self.tasks
         progress = np.minimum(self.samples / (t.base_batch_size * t.horizon), 2.0)
         sharpening = 1.0 + (t.sharpening - 1.0) * (1.0 - np.exp(-3.0 * progress))
@@ -268,34 +339,31 @@ class QuadraticRuns:
             self.loss = dynamics.advance(*moved)
         else:
             self.loss = dynamics.advance_sampled(*moved, t.directions[:, None], self.rng)
-        # The guard of a live run looks at the chunk's mean training loss.
         level = t.irreducible + 0.5 * (damaged.sum(axis=1) + self.loss.sum(axis=1))
-        fatal |= (level > _GUARD_RATIO * self.lowest_loss) | ~np.isfinite(level)
-        kept = ~fatal
-        self.lowest_loss = np.where(kept, np.minimum(self.lowest_loss, level), self.lowest_loss)
-        self.previous_rate = np.where(kept, rate, self.previous_rate)
-        return fatal
+        return fatal | ~np.isfinite(level), level
 
     def _measure(
         self, batch_size: Array, count: Array, precondition: Array | float
     ) -> tuple[Array, ...]:
-        """Gradient statistics as the two-half-batch estimator would see them.
+        """Gradient statistics as the samples' gradients would show them.
 
-        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = 2 halves, tr(S^2) =
-            tr(S)^2 / n_eff and
-        G'SG = |G|^2 tr(S) / n_eff; the trace has relative variance about 2 / n_eff + 4 |G|^2 / (B
-        n_eff ...), of which the first term dominates.
+        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = B samples, tr(S^2) =
+        tr(S)^2 / n_eff and G'SG = |G|^2 tr(S) / n_eff; the trace is a mean over B samples.
         """
         t, n = self.tasks, len(self.tasks)
         squared, trace = self._gradient_norm(precondition), self._noise_trace(precondition)
         measured = np.maximum(count, 1.0)
         dimension = t.effective_dimension
         grad_se = np.sqrt(
-            (4 * squared * trace / batch_size + 4 * np.square(trace / batch_size))
+            (
+                4 * squared * trace / batch_size
+                + 2 * np.square(trace) / (batch_size * np.maximum(batch_size - 1.0, 1.0))
+            )
             / dimension
             / measured
         )
-        trace_se = trace * np.sqrt(2.0 / dimension / measured)
+        variance = 2.0 / dimension / np.maximum(batch_size - 1.0, 1.0) + _SAMPLE_SPREAD / batch_size
+        trace_se = trace * np.sqrt(variance / measured)
         draws = self.rng.standard_normal((4, n))
         spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
         cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)
@@ -311,29 +379,22 @@ class QuadraticRuns:
         )
         return tuple(np.where(count > 0, value, np.nan) for value in values)
 
-    def _signals(  # noqa: PLR0913, PLR0917 - one argument a measurement
+    def _signals(
         self,
-        batch_size: Array,
-        steps: Array,
+        losses: ChunkLosses,
         cost: Array,
         factor: Array,
         schedule: Array,
-        fatal: Array,
-        train_before: Array,
+        undone: Array,
         validation: Array,
         statistics: tuple[Array, ...] | None,
     ) -> Signals:
         t, n = self.tasks, len(self.tasks)
-        nan = np.full(n, np.nan)
         if statistics is None:
-            statistics = (nan,) * 5
-        level = 0.5 * (train_before + t.irreducible + self.loss.sum(axis=1))
-        draws = self.rng.standard_normal((3, n)) if not self.exact else np.zeros((3, n))
-        step_noise = t.loss_noise * level / np.sqrt(batch_size)
-        train_loss = np.maximum(level + step_noise / np.sqrt(steps) * draws[0], 0.02 * level)
-        train_loss = np.where(fatal, 4.0 * train_before, train_loss)
+            statistics = (np.full(n, np.nan),) * 5
+        noise = np.zeros(n) if self.exact else self.rng.standard_normal(n)
         val_loss = np.where(
-            t.sees_validation > 0, validation * (1.0 + t.validation_noise * draws[1]), np.nan
+            t.sees_validation > 0, validation * (1.0 + t.validation_noise * noise), np.nan
         )
         inertia = np.where(t.adaptive > 0, 1.0, 1.0 - t.momentum)
         known = np.maximum(
@@ -341,29 +402,32 @@ class QuadraticRuns:
         )
         return Signals(
             context=self.context(),
-            batch_size=batch_size,
-            steps=steps,
+            batch_size=losses.batch_size,
+            steps=losses.steps,
             total_steps=self.steps.copy(),
             total_samples=self.samples.copy(),
             chunk_cost=cost,
             total_cost=self.cost.copy(),
-            train_loss=train_loss,
-            train_loss_std=np.where(
-                steps > 1, step_noise * np.exp(draws[2] / np.sqrt(2.0 * np.maximum(steps, 2))), 0.0
-            ),
+            train_loss=losses.mean,
+            train_loss_std=losses.std,
             val_loss=val_loss,
             grad_sqr=statistics[0],
             grad_sqr_se=statistics[1],
             noise_trace=statistics[2],
             noise_trace_se=statistics[3],
             gradient_cosine=statistics[4],
-            predicted_decrease=steps * self.step_size * factor * schedule / inertia * statistics[0],
+            predicted_decrease=losses.steps
+            * self.step_size
+            * factor
+            * schedule
+            / inertia
+            * statistics[0],
             learning_rate_factor=factor,
             schedule_factor=schedule,
-            step_cost_curve=self._believed_cost_curve(batch_size, known),
+            step_cost_curve=self._believed_cost_curve(losses.batch_size, known),
             step_cost_known=known,
             nonfinite_steps=np.zeros(n),
-            rolled_back=fatal.astype(np.float64),
+            rolled_back=undone.astype(np.float64),
         )
 
     def _believed_cost_curve(self, batch_size: Array, known: Array) -> Array:

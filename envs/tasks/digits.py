@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlbatch.envs.tasks.table import TensorTable, shuffled_split
-from rlbatch.errors import MissingExtraError
+from rlbatch.extras import needs_extra
 
 IMAGE_SIDE = 8  # pixels
 CLASSES = 10
@@ -25,10 +25,8 @@ def digits() -> tuple[TensorTable, TensorTable]:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
+    with needs_extra("train", "scikit-learn"):
         sklearn_datasets: Any = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "train") from error
     raw = sklearn_datasets.load_digits()
     pixels = torch.tensor(raw.data, dtype=torch.float32) / PIXEL_MAX
     images = (pixels - PIXEL_MEAN) / PIXEL_STD

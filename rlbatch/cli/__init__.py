@@ -15,16 +15,20 @@ import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any, Union
 
 from rlbatch.cli._failures import WRONG_USE, report
 from rlbatch.errors import ConfigurationError, MissingExtraError, RlbatchError, UnknownNameError
+from rlbatch.extras import missing_extra
 
 DONE, STOPPED = 0, 130
 
 _DESCRIPTION = """Reinforcement learning adapts the batch size while a model trains.
 
 For example: rlbatch demo"""
+_CLI_ONLY = ("tasks", "policies", "inspect")
+"""Commands for which the extra `cli` is enough; the others need `train`, which holds it."""
 _FIRST = ("demo", "tasks", "policies", "run", "bench", "train", "inspect")
 
 
@@ -34,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows `rlbatch`; None takes the process's own.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        code = _run(arguments)
         sys.stdout.flush()
         return code
     except _AnsweredError as answered:
@@ -46,9 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError as error:
         # The reader, such as `head`, has what it wanted; or a process of the command has died.
         return DONE if _drop_output() else report(error)
+    except ImportError as error:
+        _drop_output()
+        return report(_named(error, arguments))
     except Exception as error:
         _drop_output()
         return report(error)
+
+
+def _named(error: ImportError, arguments: Sequence[str]) -> ImportError:
+    """Return the error that names the extra of the command, where a package of it is missing.
+
+    With the first one, of several, all that the command needs is installed.
+    """
+    alone = not arguments or arguments[0].startswith("-") or arguments[0] in _CLI_ONLY
+    named = missing_extra(error, "cli" if alone else "train")
+    if named is None:
+        return error
+    named.__cause__ = error
+    return named
 
 
 class _AnsweredError(Exception):
@@ -105,6 +126,7 @@ def _run(arguments: list[str]) -> int:
     if name not in command_names():
         raise UnknownNameError("command", name, command_names())
     _refuse_repeated(arguments[1:])
+    _tyro()  # before a command's module is loaded, which may take it for granted
     command = _parse(_command(name), arguments[1:], f"rlbatch {name}")
     try:
         return command.run()
@@ -152,11 +174,11 @@ def _parse(kind: Any, arguments: list[str], program: str, description: str | Non
 
 
 def _tyro() -> Any:
-    try:
-        import tyro
-    except ImportError as error:
-        raise MissingExtraError("tyro", "cli") from error
-    return tyro
+    """Return tyro; rich is asked for as well, before a command has worked for hours."""
+    for name in ("tyro", "rich"):
+        if find_spec(name) is None:
+            raise MissingExtraError(name, "cli")
+    return import_module("tyro")
 
 
 def _refuse_repeated(arguments: list[str]) -> None:

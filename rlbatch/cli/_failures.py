@@ -15,6 +15,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from rlbatch.errors import ConfigurationError, PolicyFileError, RlbatchError
+from rlbatch.text import escaped
 
 FAILED, WRONG_USE = 1, 2
 TRACEBACK = "RLBATCH_TRACEBACK"
@@ -38,8 +39,9 @@ _REMEDIES = {
 def report(error: BaseException) -> int:
     """Print what went wrong on standard error and return the exit code."""
     if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-    print(f"rlbatch: {_one_line(sentence(error))}", file=sys.stderr)
+        text = "".join(traceback.format_exception(error))
+        print(escaped(text, keep="\n"), end="", file=sys.stderr)
+    print(f"rlbatch: {escaped(_one_line(sentence(error)))}", file=sys.stderr)
     wrong_use = isinstance(error, ConfigurationError | PolicyFileError)
     return WRONG_USE if wrong_use else FAILED
 

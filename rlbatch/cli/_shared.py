@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.files import is_temporary
+from rlbatch.text import escaped
 
 CouplingName = Literal["none", "sqrt", "linear", "adascale"]
 
@@ -25,6 +27,8 @@ def print_table(
     caption: str | None = None,
 ) -> None:
     """Print a table; columns hold numbers unless they are named in `text`.
+
+    What does not print, such as control characters in a file's texts, is escaped.
 
     Args:
         title: Above the table.
@@ -41,17 +45,17 @@ def print_table(
         raise MissingExtraError("rich", "cli") from error
     table = Table()
     for name in columns:
-        table.add_column(name, justify="left" if name in text else "right")
+        table.add_column(Text(escaped(name)), justify="left" if name in text else "right")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: brackets are no markup
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # Text: brackets are no markup
     console = Console()
     # What is piped or kept in a file is not folded to the width of a terminal that is not there.
     console = console if console.is_terminal else Console(width=160)
     # Not as the table's own title and caption, which are folded to its width.
-    console.print(Text(title, style="bold"))
+    console.print(Text(escaped(title), style="bold"))
     console.print(table)
     if caption is not None:
-        console.print(Text(caption, style="dim"))
+        console.print(Text(escaped(caption), style="dim"))
 
 
 def print_json(value: Any) -> None:
@@ -133,7 +137,10 @@ def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
         ConfigurationError: It is a file, not empty, or out of reach.
     """
     require_possible_folder(folder)
-    if folder.exists() and any(entry.name not in but for entry in folder.iterdir()):
+    kept = (
+        (entry for entry in folder.iterdir() if not is_temporary(entry)) if folder.exists() else ()
+    )
+    if any(entry.name not in but for entry in kept):
         raise ConfigurationError(
             f"{folder} already exists and is not an empty folder. Name a new one with --out; "
             "nothing is overwritten."
@@ -142,4 +149,9 @@ def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
 
 def note(text: str) -> None:
     """Print a remark on standard error, where it does not disturb the output."""
-    print(text, file=sys.stderr)
+    print(escaped(text), file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print a line that may hold names from files, or of files."""
+    print(escaped(text))

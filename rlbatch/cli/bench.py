@@ -72,7 +72,8 @@ class Command:
             _shared.print_json_lines(rows)
         else:
             print_summaries(rows)
-            print(f"Results: {self.out / 'results.jsonl'}{''.join(f', {p.name}' for p in drawn)}")
+            pictures = "".join(f", {picture.name}" for picture in drawn)
+            _shared.say(f"Results: {self.out / 'results.jsonl'}{pictures}")
         return 0
 
     def _rows(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Command:
     """Measure what the controller costs an optimizer step, beside the same training without it.
 
-    Apart: what every step pays, what a step pays whose batch is divided to measure gradient noise,
+    Apart: what every step pays, what a step pays in which the gradient noise is measured,
     and what a decision costs; and all of them in a run. Minutes; best on a machine with nothing
     else to do.
 

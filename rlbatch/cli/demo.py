@@ -56,9 +56,9 @@ class Command:
             _shared.print_json({**asdict(demo), "out": str(out)})
             return 0
         _print(demo)
-        print(f"Episode logs: {out / 'runs'} (rlbatch inspect shows one)")
+        _shared.say(f"Episode logs: {out / 'runs'} (rlbatch inspect shows one)")
         if picture is not None:
-            print(f"Picture: {picture}")
+            _shared.say(f"Picture: {picture}")
         return 0
 
 
@@ -104,7 +104,7 @@ def _print(demo: Demo) -> None:
         text=[""],
         caption="seconds: of the cpu profile; ratios: geometric means over seeds",
     )
-    print(verdict(demo))
+    _shared.say(verdict(demo))
 
 
 def _comparison(demo: Demo) -> list[list[str]]:

@@ -12,7 +12,7 @@ from rlbatch.cli import _shared
 if TYPE_CHECKING:
     from rlbatch.agents.recipes import Recipe
 
-_BEGINNINGS = ("pool.npz", "pool.tmp.npz", "stage0")
+_BEGINNINGS = ("pool.npz", "stage0")
 """What a training that was killed before its first checkpoint leaves behind."""
 
 
@@ -45,15 +45,13 @@ class Command:
         """Train."""
         from rlbatch.agents.recipes import resolve_recipe
         from rlbatch.envs.processes import keep_tensorflow_out
-        from rlbatch.errors import MissingExtraError
+        from rlbatch.extras import needs_extra
 
         recipe = resolve_recipe(self.recipe)
         self._check_files(recipe)
         keep_tensorflow_out()
-        try:
+        with needs_extra("train", "stable-baselines3"):
             from rlbatch.agents.ppo import train
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(error.name or "stable-baselines3", "train") from error
         self._check_curves(recipe)
         stages = [f"{stage.timesteps:,}" for stage in recipe.stages]
         members = f", the last for {recipe.members} networks" if recipe.members > 1 else ""
@@ -67,7 +65,7 @@ class Command:
             report=_report,
             device=self.device,
         )
-        print(path)
+        _shared.say(str(path))
         return 0
 
     def _check_files(self, recipe: Recipe) -> None:

@@ -41,8 +41,8 @@ class ControllerConfig:
             training; None for nobody.
         shadow: Decide and log, but change nothing.
         guard: When a chunk is rolled back; None never.
-        noise_rate: Of the first n steps, about this times the square root of n are divided in two
-            to measure the gradient noise; 0 for none, None as the policy wants it.
+        noise_rate: In about this times the square root of n of the first n steps the gradient noise
+            is measured; 0 for none, None as the policy wants it.
         off_when: Asked before each decision, on rank 0; once it returns True, the run goes on at
             the user's batch size. `rlbatch.control.off_switch.SignalSwitch` listens to a signal.
         on_error: What follows when deciding or logging fails: `off` warns and lets the training go

@@ -15,6 +15,7 @@ from rlbatch.control.decision_logger import DecisionLogger, Place
 from rlbatch.control.engine import AppliedDecision, DecisionEngine
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
+from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.data.step_plan import quantise_batch_size
 from rlbatch.errors import ConfigurationError, EpisodeLogError
@@ -30,7 +31,7 @@ _OFF = 0  # agreed on instead of a batch size
 # What a checkpoint holds of a control_loop as it is.
 _PLAIN = (
     *("batch_size", "enabled", "steps", "samples_seen"),
-    *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost"),
+    *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost", "_chunk_began"),
     "_val_loss",
 )
 
@@ -87,14 +88,15 @@ class ControlLoop:
         self.enabled, self._touched = True, False
         self.steps = self.samples_seen = 0
         self._chunk_done = self._chunk_steps = 0
-        self._chunk_cost = 0.0
+        self._chunk_cost, self._chunk_began = 0.0, 0
         self._watching = self._resumed = False
         self._val_loss = math.nan
         self.last: AppliedDecision | None = None
 
     def measure(self, step: int) -> bool:
-        """Return whether an optimizer step, by its number, is divided for measurement."""
-        return self.enabled and self._measures and is_measured(step, self._noise_rate)
+        """Return whether an optimizer step is divided for measurement: none is."""
+        del step
+        return False
 
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
         """Announce an optimizer step.
@@ -112,14 +114,21 @@ class ControlLoop:
         if self._chunk_steps == 0:
             self._begin_chunk()
         elif self._resumed:
-            self.guard.resume_chunk(touched=self._touched)
+            self.guard.resume_chunk(touched=self._touched, step=self.steps)
         self._resumed = False
-        self._monitor.begin_step(sizes, measured=self._measures and len(sizes) > 1)
+        # Where a step is divided anyway its noise is known for nothing.
+        measured = len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
+        self._monitor.begin_step(sizes, measured=self._measures and measured)
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
         if self._watching:
             self._monitor.after_backward(loss)
+
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are not weighted by samples."""
+        if self._watching:
+            self._monitor.leave_unmeasured()
 
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
@@ -180,7 +189,9 @@ class ControlLoop:
         self._chunk_steps = self.config.cadence.chunk_steps(self.steps)
         self._chunk_done = 0
         self.cost_tracker.begin_chunk()
-        self.guard.begin_chunk(touched=self._touched, rises=self.batch_size > self._before)
+        self._chunk_began = self.steps
+        rises = self.batch_size > self._before
+        self.guard.begin_chunk(touched=self._touched, rises=rises, step=self.steps)
 
     def _end_chunk(self, place: Place) -> None:
         measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
@@ -198,6 +209,8 @@ class ControlLoop:
         if not rolled_back:
             self.rate.observe(measured)
         self._decide(signals, in_force, rolled_back, place)
+        if rolled_back:
+            self.guard.copied_at = self.steps  # the weights of now are the copy's
 
     def _decide(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> None:
         if not self.ranks.is_main:
@@ -224,6 +237,10 @@ class ControlLoop:
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
         decision = self._shareable(self._engine.decide(signals, in_force))
+        if rolled_back:
+            decision = replace(decision, reasons=(*decision.reasons, self._undone()))
+            if self.guard.suspects:
+                decision = _held(decision)
         self._change(in_force, decision.batch_size)
         self.last = decision
         self._logger.decision(
@@ -234,6 +251,14 @@ class ControlLoop:
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size
+
+    def _undone(self) -> str:
+        """Return in words how far the guard went back."""
+        copied_at, began = self.guard.copied_at, self._chunk_began
+        said = f"undone: the weights are those after step {copied_at}"
+        if copied_at == began:
+            return said
+        return f"{said}, of the latest copy; the chunk began after step {began}"
 
     def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
         """Round to a size of which every rank gets the same share."""
@@ -313,17 +338,50 @@ class ControlLoop:
         """Continue from what `state_dict` returned; later lines of the log are dropped.
 
         Raises:
-            ConfigurationError: The ranks' states are of different steps.
+            ConfigurationError: The state is damaged or of another run, or the ranks' states are of
+                different steps. All is as before then, on every rank.
         """
-        steps = state["plain"]["steps"]
-        latest, earliest = self.ranks.largest(steps, -steps)
-        if latest != -earliest:
+        with all_or_nothing(self):
+            error = self._taken(state)
+            # The others wait for this, whatever is wrong here.
+            latest, earliest, refused = self.ranks.largest(self.steps, -self.steps, bool(error))
+            if error is not None:
+                raise error
+            self._require_agreement(latest, -earliest, bool(refused))
+            if self._logger.log is not None:
+                self._logger.log.truncate_to(self._log_position)
+
+    def _taken(self, state: dict[str, Any]) -> Exception | None:
+        """Take a state and return what is wrong with it, if anything is."""
+        try:
+            # Engine and monitor look at theirs themselves: it depends on policy and ranks.
+            own = {**self.state_dict(), "engine": None, "monitor": None}
+            require_like(state, own, "the state of the run")
+            self._take(state)
+        except Exception as error:
+            return error
+        return None
+
+    def _require_agreement(self, latest: int, earliest: int, refused: bool) -> None:
+        if refused:
             raise ConfigurationError(
-                f"Expected the ranks' states of the same optimizer step, got {-earliest} to "
+                "Another rank could not load its state, so none was loaded here. That rank says "
+                "what is wrong; resume all of them from another checkpoint."
+            )
+        if latest != earliest:
+            raise ConfigurationError(
+                f"Expected the ranks' states of the same optimizer step, got {earliest} to "
                 f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
             )
+
+    def _take(self, state: dict[str, Any]) -> None:
         for name in _PLAIN:
             setattr(self, name, state["plain"][name])
+        if min(self.batch_size, self._before) < 1 or self._chunk_done > self._chunk_steps:
+            raise ConfigurationError(
+                f"The state tells of a batch size of {min(self.batch_size, self._before)} and of "
+                f"{self._chunk_done} of {self._chunk_steps} steps. Resume from another checkpoint."
+            )
         self.guard.load_state_dict(state["guard"])
         self._engine.load_state_dict(state["engine"])
         self.rate.load_state_dict(state["rate"])
@@ -331,5 +389,13 @@ class ControlLoop:
         self._monitor.load_state_dict(state["monitor"])
         self._watching, self._resumed = False, True
         self._log_position = state["log_position"]
-        if self._logger.log is not None:
-            self._logger.log.truncate_to(self._log_position)
+
+
+def _held(decision: AppliedDecision) -> AppliedDecision:
+    """Stay: the next chunk tells whether the loss rises at the size from before, too."""
+    return replace(
+        decision,
+        batch_size=decision.batch_size_before,
+        applied_log2_change=0.0,
+        reasons=(*decision.reasons, "stays for a chunk after a roll-back"),
+    )

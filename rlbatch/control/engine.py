@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rlbatch.control.saved_state import require_like
+from rlbatch.data.step_plan import resize
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import EncoderState, encode, initial_state
 from rlbatch.policy.base import Observation, Policy, noise_rate_of
@@ -67,6 +69,15 @@ class AppliedDecision:
     probabilities: tuple[float, ...] | None
     value: float | None
     reasons: tuple[str, ...]
+
+    def held(self) -> AppliedDecision:
+        """Return the decision to stay, where the guard has to see a chunk at the size in force."""
+        return replace(
+            self,
+            batch_size=self.batch_size_before,
+            applied_log2_change=0.0,
+            reasons=(*self.reasons, "stays for a chunk after a roll-back"),
+        )
 
 
 class _Asked:
@@ -125,7 +136,8 @@ class DecisionEngine:
             signals = replace(signals, batch_size=float(before))
             reasons = (f"counted from {before}, to which the chunk was rolled back",)
         decision, self._policy_state = self.policy.decide(observation, signals, self._policy_state)
-        size = quantized(before, float(decision.log2_change), signals)
+        low, high = signals.context.min_batch_size, signals.context.max_batch_size
+        size = int(resize(before, float(decision.log2_change), low, high))
         applied = math.log2(size / before)
         return AppliedDecision(
             batch_size=size,
@@ -159,27 +171,22 @@ class DecisionEngine:
                 f"A decision state of version {STATE_VERSION} was expected, got "
                 f"{state.get('version')!r}. Resume with the rlbatch that wrote it."
             )
-        encoder = {name: unpack_state(value) for name, value in state["encoder"].items()}
+        require_like(state, {"version": 0, "encoder": None, "policy": None}, "the decisions' state")
+        names = dict.fromkeys(EncoderState._fields)
+        require_like(state["encoder"], names, "the state of the observations")
+        encoder = {name: unpack_state(state["encoder"][name]) for name in names}
         policy = unpack_state(state["policy"])
-        if encoder.keys() != set(EncoderState._fields) or not _alike(policy, self._policy_state):
+        if not _alike(tuple(encoder.values()), self._encoder_state):
+            raise ConfigurationError(
+                "The decision state's averages are damaged: numbers of another shape. Resume from "
+                "another checkpoint, or start anew."
+            )
+        if not _alike(policy, self._policy_state):
             raise ConfigurationError(
                 "The decision state was written by another policy or with other wrappers. "
                 "Resume with the same ones, or start anew."
             )
-        self._encoder_state = EncoderState(**encoder)
-        self._policy_state = policy
-
-
-def quantized(batch_size: int, log2_change: float, signals: Signals) -> int:
-    """Return the whole batch size nearest to the change, within the run's limits."""
-    low, high = (
-        round(float(limit))
-        for limit in (signals.context.min_batch_size, signals.context.max_batch_size)
-    )
-    if not math.isfinite(log2_change):
-        return min(max(batch_size, low), high)
-    wanted = batch_size * 2.0 ** min(max(log2_change, -64.0), 64.0)
-    return min(max(round(wanted), low), high)
+        self._encoder_state, self._policy_state = EncoderState(**encoder), policy
 
 
 def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:
@@ -204,7 +211,19 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 
 
 def _alike(left: Any, right: Any) -> bool:
-    """True when two policy states have the same shape, tuple by tuple."""
+    """True when two policy states have the same shape, tuple by tuple, array by array.
+
+    None stands for what a policy does not know yet, and is like anything.
+    """
+    if left is None or right is None:
+        return True
     if isinstance(left, tuple) and isinstance(right, tuple):
         return len(left) == len(right) and all(map(_alike, left, right))
-    return not isinstance(left, tuple) and not isinstance(right, tuple)
+    if isinstance(left, np.ndarray | np.generic) or isinstance(right, np.ndarray | np.generic):
+        one, other = np.asarray(left), np.asarray(right)
+        return one.shape == other.shape and _is_numeric(one) and _is_numeric(other)
+    return type(left) is type(right) or (_is_numeric(left) and _is_numeric(right))
+
+
+def _is_numeric(value: Any) -> bool:
+    return np.asarray(value).dtype.kind in "biuf"

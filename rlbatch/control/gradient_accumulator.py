@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlbatch.control.ranks import without_sync
+from rlbatch.control.gradient_watch import GradientWatch, no_gradient, parameters_of
+from rlbatch.control.loss_parts import LossParts
+from rlbatch.control.ranks import Ranks, without_sync
+from rlbatch.control.schedule_watch import ScheduleWatch
+from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loss_weights import LossWeights
+from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import DeliveryError
+from rlbatch.signals import foreach
 
 
 class GradientAccumulator:
@@ -19,6 +28,8 @@ class GradientAccumulator:
 
     Attributes:
         delivered: The micro-batch in the hands of the loop; None when it is done with it.
+        ranks: The processes that train together, where weights are given.
+        schedules: Notices schedules that count steps; None looks for none.
     """
 
     def __init__(
@@ -44,13 +55,49 @@ class GradientAccumulator:
         self._unsynchronised = ExitStack()
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._accumulator = LossWeights(world_size)
+        self._unit_known = False
+        self._told: tuple[Tensor, float] | None = None  # sums of weighted losses, and of weights
+        self._watch = GradientWatch(optimizer)
+        self._steps: StepWatch | None = None  # from the first batch on
+        self._watches = False  # during an epoch
+        self._loss_parts = LossParts()
         self._backward_done = self._unscaled = False
+        self.ranks = Ranks()
+        self.schedules: ScheduleWatch | None = None
         self.delivered: Delivered | None = None
 
     @property
     def batch_complete(self) -> bool:
         """Whether the gradient of the whole step is there."""
         return self._backward_done and self.delivered is not None and self.delivered.is_last
+
+    @property
+    def between_parts(self) -> bool:
+        """Whether a step is under way, and not all of its parts had their backward pass."""
+        delivered = self.delivered
+        if delivered is None:
+            return self._accumulator.is_open
+        return delivered.micro_batches > 1 and not self.batch_complete
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the parts of the step under way came with weights."""
+        return self._told is not None
+
+    def told(self, loss: Tensor) -> Tensor:
+        """Return what to tell of a weighted part's loss, for a mean over samples of the parts.
+
+        What the loss of the whole step is shows behind the last one: nothing before.
+        """
+        delivered, told = self.delivered, self._told
+        if delivered is None or told is None or not delivered.is_last:
+            return torch.zeros_like(loss.detach())
+        if delivered.micro_batches == 1:
+            return loss
+        count, world_size = delivered.micro_batches, self._world_size
+        share = micro_batch_totals(delivered.step_samples, count, world_size)[-1]
+        total, weight = told
+        return total * (delivered.step_samples / share / max(weight, 1e-300))
 
     def arrive(self, delivered: Delivered) -> None:
         """Take the next micro-batch.
@@ -61,28 +108,54 @@ class GradientAccumulator:
         if self.delivered is not None:
             missing = "step()" if self._backward_done else "backward(loss) and step()"
             raise DeliveryError(
-                f"The previous batch had no {missing}. Call both for every batch of the loader; to "
-                "leave one out, call them with a loss of 0 * loss."
+                f"The previous batch had no {missing}. Call both for every batch of the loader, or "
+                "controller.skip() to leave one out. If something takes batches ahead of the loop "
+                "(a prefetcher, list(loader), zip with a longer loader), leave it out: a batch is "
+                "made for the step that comes next. Workers may prefetch: num_workers."
             )
+        if not self._watches:
+            self._begin_watch()
         self.delivered, self._backward_done = delivered, False
         # From before the forward pass: there a DistributedDataParallel decides to synchronise.
         if self._world_size > 1:
             alone = not (delivered.is_last and self._synchronises)
             self._unsynchronised.enter_context(without_sync(self._model, alone))
 
+    def _begin_watch(self) -> None:
+        if self._steps is None:
+            self._steps = StepWatch(self._model, self._unwrapped, self)
+        self._steps.active = self._watches = True
+
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a step."""
         self._unsynchronised.close()
+        self._watch.forget()
+        self.rest()
         if self._accumulator.is_open or self._backward_done:
             self._accumulator.discard()
             self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
 
-    def backward(self, loss: Tensor) -> None:
+    def rest(self) -> None:
+        """No epoch is under way: optimizers may step as they like."""
+        if self._steps is not None:
+            self._steps.active = self._watches = False
+
+    def close(self) -> None:
+        """The run is over."""
+        self.rest()
+        self._steps = None
+
+    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, weighted by its share.
 
+        Args:
+            loss: A mean.
+            weight: Of what, if not of the samples. Read where the step has several parts or ranks.
+
         Raises:
-            DeliveryError: There is no micro-batch to which the loss could belong.
+            DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
+                of the parts before it were touched.
         """
         delivered = self.delivered
         if delivered is None or self._backward_done:
@@ -92,9 +165,79 @@ class GradientAccumulator:
             )
         # Few steps are divided: the others are spared the accumulator.
         whole = delivered.micro_batches == 1 and self._world_size == 1
-        weight = None if whole else self._accumulator.add(delivered)
+        if whole:
+            self._told = None
+        factor = None if whole else self._factor(loss, delivered, weight)
         self._backward_done = True
-        self._run_backward(loss, weight)
+        self._watched_backward(loss, factor)
+        if whole:
+            return
+        if not delivered.is_last:
+            self._watch.remember()
+        elif self._synchronises:
+            self.correct()
+
+    def _factor(
+        self, loss: Tensor, delivered: Delivered, weight: float | Tensor | None
+    ) -> float | None:
+        if delivered.position:
+            self._watch.check(delivered.position, delivered.micro_batches)
+        self._told = self._told if delivered.position else None
+        if weight is None:
+            self._loss_parts.look(loss, delivered)
+            return self._accumulator.add(delivered)
+        number = float(weight)
+        total, before = self._told or (torch.zeros_like(loss.detach()), 0.0)
+        # The mean of nothing may be no number.
+        self._told = total + loss.detach() * number if number else total, before + number
+        if not self._unit_known and (number > 0.0 or self._world_size > 1):
+            self._choose_unit(number / delivered.micro_size)
+        return self._accumulator.add(delivered, weight=number)
+
+    def _choose_unit(self, weight: float) -> None:
+        """Let a typical sample weigh about 1: the gradients' range is that of other runs."""
+        power = round(math.log2(weight)) if 0.0 < weight < math.inf else 0
+        if self._world_size > 1:  # the same on all, which may not wait for each other in a pass
+            (power,) = self.ranks.largest(power) if self._synchronises else (0,)
+        self._accumulator.unit, self._unit_known = 2.0**power, True
+
+    def correct(self) -> None:
+        """Divide the gradients by the sum of the weights of all parts, which now is known.
+
+        `backward` does it behind the last part, unless somebody averages gradients after that.
+        """
+        total = self._accumulator.total
+        if total is None:
+            return
+        if self._world_size > 1:
+            total = float(self.ranks.mean(np.array([total]))[0]) * self._world_size
+        factor = self._accumulator.correction(total)
+        grads = [
+            foreach.local(p.grad) for p in parameters_of(self._unwrapped) if p.grad is not None
+        ]
+        if factor != 1.0:
+            with torch.no_grad():
+                foreach.scale_(grads, factor)
+
+    def _watched_backward(self, loss: Tensor, factor: float | None) -> None:
+        watch = self._steps
+        if watch is None:
+            self._run_backward(loss, factor)
+            return
+        watch.begin_backward()
+        try:
+            if factor == 0.0 and not self.ranks.sharded:
+                with no_gradient(self._unwrapped):
+                    self._run_backward(loss, factor)
+            else:
+                self._run_backward(loss, factor)
+        finally:
+            watch.end_backward()
+        watch.check_backward()
+
+    @property
+    def _unwrapped(self) -> Optimizer:
+        return getattr(self._optimizer, "optimizer", self._optimizer)
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
         weighted = loss if weight is None else loss * weight
@@ -103,6 +246,27 @@ class GradientAccumulator:
         cast("Any", weighted).backward()
         if self._world_size > 1:
             self._unsynchronised.close()
+
+    def skip(self) -> Delivered:
+        """Leave out the optimizer step that the micro-batch belongs to, and return it.
+
+        Raises:
+            DeliveryError: There is no micro-batch.
+        """
+        delivered = self.delivered
+        if delivered is None:
+            raise DeliveryError(
+                "skip() leaves out a batch of the controller's loader, and there is none under "
+                "way. Call it in place of backward(loss) and step()."
+            )
+        self._unsynchronised.close()
+        self._watch.forget()
+        self._accumulator.discard()
+        if self._unscaled:
+            self._scaler.update()  # else it would refuse to unscale the next step
+        self._optimizer.zero_grad()
+        self.delivered, self._backward_done, self._unscaled = None, False, False
+        return delivered
 
     def unscale_(self) -> None:
         """Divide the scaler's factor out of the gradients of a complete step, once."""
@@ -139,13 +303,28 @@ class GradientAccumulator:
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
         if count > 1 or self._world_size > 1:
             self._accumulator.close()
-        with applied:
-            if self._scaler is None:
-                self._optimizer.step()
-            else:
-                self._scaler.step(self._optimizer)
-        if self._scaler is not None:
-            self._scaler.update()
+            self._watch.forget()
+        if self.schedules is not None:
+            self.schedules.before_step(delivered)
+        self._make_step(applied)
+        if self.schedules is not None:
+            self.schedules.after_step()
         self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
         return delivered
+
+    def _make_step(self, applied: AbstractContextManager[Any]) -> None:
+        watch = self._steps
+        if watch is not None:
+            watch.stepping = True
+        try:
+            with applied:
+                if self._scaler is None:
+                    self._optimizer.step()
+                else:
+                    self._scaler.step(self._optimizer)
+            if self._scaler is not None:
+                self._scaler.update()
+        finally:
+            if watch is not None:
+                watch.stepping = False

@@ -10,14 +10,21 @@ from rlbatch.errors import ConfigurationError
 _DECAY = 0.7  # a chunk, of the averages over kept chunks
 _FEWEST_SAMPLES = 16  # in the averages before a mean is worth comparing with
 _SAMPLE_SPREAD = 2.0  # least standard deviation of one sample's loss assumed, in units of its mean
+_SETTLED = 3  # kept chunks at an unchanged size, after which it is not what lets a loss rise
 
 
 @dataclass(frozen=True)
 class GuardConfig:
     """Limits of the guard. A chunk is damage when its mean training loss exceeds both.
 
+    A loss may also be meant to rise, as where a term is phased in. So a chunk is compared with the
+    one before it, too, and a finite loss that rises at an unchanged size is no damage: where the
+    size had been in force for some chunks, or where a chunk that was rolled back for its new size
+    rises again at the old one.
+
     Attributes:
-        loss_ratio: Multiple of the lowest loss so far.
+        loss_ratio: Multiple of the lowest loss so far; and one less, that multiple above the loss
+            of the chunk before.
         significance: Standard errors above the recent mean, by what the losses of earlier chunks
             varied. (The chunk's own spread says nothing: that of an explosion is enormous.)
         max_consecutive: Rolled back chunks in a row after which the run counts as diverged.
@@ -45,9 +52,14 @@ class GuardState:
         recent_loss: Mean loss over the samples of recent chunks.
         sample_variance: Variance of one sample's loss over these, as batch means vary by it.
         weight: Samples in these averages, decayed.
-        consecutive: Chunks rolled back in a row.
+        consecutive: Chunks rolled back in a row. One that was kept in between counts as an end
+            only if the batch size had changed again, or if it is the second.
         unchanged: How many of these ran at the batch size that was in force before.
         diverged: The run cannot be saved.
+        last_loss: Mean of the chunk that was kept last; 0 before the first.
+        settled: Chunks kept since the batch size last changed, without the first at that size.
+        tried: The latest chunk was kept, and the one before it was rolled back.
+        suspected: The latest chunk was rolled back for a loss that rose at a changed size.
     """
 
     lowest_loss: float = math.inf
@@ -57,6 +69,10 @@ class GuardState:
     consecutive: int = 0
     unchanged: int = 0
     diverged: bool = False
+    last_loss: float = 0.0
+    settled: int = 0
+    tried: bool = False
+    suspected: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,8 +107,11 @@ def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[boo
         config: Limits.
         chunk: The chunk's losses.
     """
-    if chunk.nonfinite == 0 and not _has_risen(state, config, chunk):
-        return False, _keep(state, chunk)
+    if chunk.nonfinite == 0:
+        if not _has_risen(state, config, chunk):
+            return False, _keep(state, chunk)
+        if _rises_anyway(state, chunk):
+            return False, _keep(GuardState(settled=state.settled), chunk)  # from this level on
     consecutive = state.consecutive + 1
     unchanged = state.unchanged + (not chunk.changed)
     return True, replace(
@@ -100,6 +119,8 @@ def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[boo
         consecutive=consecutive,
         unchanged=unchanged,
         diverged=unchanged >= 2 or consecutive >= config.max_consecutive,
+        tried=False,
+        suspected=chunk.changed and chunk.nonfinite == 0,
     )
 
 
@@ -112,7 +133,13 @@ def _has_risen(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> bool
     samples = chunk.batch_size * max(chunk.steps, 1)
     error = math.sqrt(variance * (1.0 / samples + 1.0 / state.weight))
     limit = state.recent_loss + config.significance * error
-    return chunk.mean > max(config.loss_ratio * state.lowest_loss, limit)
+    jump = state.last_loss + (config.loss_ratio - 1.0) * state.lowest_loss
+    return chunk.mean > max(config.loss_ratio * state.lowest_loss, jump, limit)
+
+
+def _rises_anyway(state: GuardState, chunk: ChunkLoss) -> bool:
+    """Whether a loss that has risen did so at a size that is not to blame."""
+    return not chunk.changed and (state.suspected or state.settled >= _SETTLED)
 
 
 def _keep(state: GuardState, chunk: ChunkLoss) -> GuardState:
@@ -123,9 +150,15 @@ def _keep(state: GuardState, chunk: ChunkLoss) -> GuardState:
         return (old * before + samples * now) / total
 
     recent = pooled(state.recent_loss, chunk.mean)
+    # The chunk behind a roll-back, at the old size, says nothing about the next change.
+    tried = state.consecutive > 0 and not state.tried and not chunk.changed
     return GuardState(
         lowest_loss=min(state.lowest_loss, recent) if total >= _FEWEST_SAMPLES else math.inf,
         recent_loss=recent,
         sample_variance=pooled(state.sample_variance, chunk.std**2 * chunk.batch_size),
         weight=total,
+        consecutive=state.consecutive if tried else 0,
+        last_loss=chunk.mean,
+        settled=0 if chunk.changed else state.settled + 1,
+        tried=tried,
     )

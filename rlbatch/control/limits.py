@@ -21,6 +21,9 @@ class Limits:
         micro_batch_size: Most samples in one forward and backward pass; None: no limit. Set it to
             what fits into the device's memory: larger batches are then accumulated. `auto` finds
             it out, with passes inside of `BatchController.within_memory`.
+        divisible: The loss of a batch is a mean, to which parts add up with their weights. False
+            for one that compares the samples of a batch (contrastive, triplet, Dice): then no batch
+            is divided, and none exceeds `micro_batch_size`.
         memory_limit: Bytes that `auto` may use; None: what is free on a GPU, and half of a
             machine's memory on a CPU, where the bytes saved for the backward pass are counted.
     """
@@ -28,6 +31,7 @@ class Limits:
     min_batch_size: int | None = None
     max_batch_size: int | None = None
     micro_batch_size: int | Literal["auto"] | None = None
+    divisible: bool = True
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +43,11 @@ class Limits:
         if low is not None and high is not None and low > high:
             raise ConfigurationError(
                 f"min_batch_size must be at most max_batch_size, got {low} and {high}."
+            )
+        if not self.divisible and self.micro_batch_size == "auto":
+            raise ConfigurationError(
+                "micro_batch_size='auto' divides a batch that does not fit, and with "
+                "divisible=False none is divided. Give the number of samples that fits."
             )
         limit: object = self.memory_limit
         if limit is not None and (isinstance(limit, bool | str) or self.memory_limit < 1):  # pyright: ignore[reportOptionalOperand]
@@ -79,6 +88,8 @@ class Limits:
         low = max(self.min_batch_size or lowest, world_size)
         high = self.max_batch_size or _LARGEST_GROWTH * base_batch_size
         high = min(high, max(dataset_size, base_batch_size))
+        if not self.divisible and isinstance(self.micro_batch_size, int):
+            high = min(high, self.micro_batch_size * world_size)
         if not low <= base_batch_size <= high:
             raise ConfigurationError(
                 f"The loader's batch size {base_batch_size} must lie between min_batch_size {low} "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
+from rlbatch.control.checks import check_order, check_sampler
+from rlbatch.control.config import ControllerConfig
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.elastic import ElasticSource
@@ -34,6 +37,10 @@ class Consumer(Protocol):
         """The iteration has nothing more."""
         ...
 
+    def leave(self) -> None:
+        """The loop has left the iteration, at its end or before."""
+        ...
+
 
 class ControlledLoader:
     """Iterates like the loader that it was made from, in micro-batches of changing size.
@@ -52,8 +59,6 @@ class ControlledLoader:
         *,
         batch_size: int,
         micro_batch_size: int | None,
-        measure: Callable[[int], bool],
-        smallest_part: int = 1,
         ranks: Ranks | None = None,
     ) -> None:
         """Make a loader elastic; it is not used itself any more.
@@ -63,9 +68,6 @@ class ControlledLoader:
             consumer: Is told about each micro-batch.
             batch_size: First batch size.
             micro_batch_size: Most samples of one pass; None for no limit.
-            measure: Says of an optimizer step, by its number, whether its batch is divided so that
-                gradient noise can be measured.
-            smallest_part: Fewest samples of a micro-batch that this may leave.
             ranks: The processes that share each batch, of a loader from `Ranks.share`; None for
                 this one alone.
 
@@ -96,8 +98,12 @@ class ControlledLoader:
                 world_size=ranks.world_size,
             )
             self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
-        self.sampler.measure_next = measure
-        self.sampler.smallest_part = smallest_part
+            self._check_groups(loader, ranks)
+        size, self.sampler.epoch_size = loader_sizes(loader)
+        self.sampler.least_rest = least_rest(self.sampler.epoch_size, size, ranks.world_size)
+        self._left_out = 0  # steps that the loop has skipped
+        self._skipped = False
+        self._current: Iterator[Any] = iter(())
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_step = RandomState.now()  # when the latest step was asked for
         self._repeats = False  # the step under way is to come again
@@ -105,9 +111,15 @@ class ControlledLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Hand out one epoch, or what is left of an interrupted one."""
+        try:
+            yield from self._hand_out()
+        finally:
+            self._consumer.leave()
+
+    def _hand_out(self) -> Iterator[Any]:
         self._consumer.begin_epoch()
         self._step_open = False
-        batches = self._start()
+        batches = self._current = self._start()
         is_first = between = True
         while True:
             if between:
@@ -126,12 +138,21 @@ class ControlledLoader:
             between = delivered.position + 1 == delivered.micro_batches
             self._consumer.arrive(delivered)
             yield batch
+            if self._skipped:
+                self._skipped, between = False, True
             if self._repeats:
                 self._repeats, is_first, between = False, True, True
                 self.load_state_dict(self.state_dict())
+                self._current = iter(())
                 del batch, batches  # and with it the workers
-                batches = self._start()
+                self._current = batches = self._start()
         self._consumer.end_epoch()
+
+    def _check_groups(self, loader: DataLoader[Any], ranks: Ranks) -> None:
+        batches: Any = self.sampler
+        order, dataset = batches.sampler, loader.dataset
+        check_sampler(order, batches.requested_batch_size // ranks.world_size)
+        batches.on_first_step = lambda indices: check_order(order, dataset, indices)
 
     def _start(self) -> Iterator[Any]:
         resume_at, self._resume_at = self._resume_at, None
@@ -156,6 +177,14 @@ class ControlledLoader:
         """Take note that the loop has stepped with what it was handed."""
         self._step_open = False
 
+    def skip_step(self) -> None:
+        """Take note that the loop leaves out the step under way; its other parts do not come."""
+        while self.sampler.within_step:
+            next(self._current)
+            self.sampler.next_delivered()
+        self._left_out += 1
+        self._skipped, self._step_open = True, False
+
     @property
     def epoch(self) -> int:
         """Number of the epoch under way, or of the next one."""
@@ -164,7 +193,7 @@ class ControlledLoader:
     @property
     def next_step(self) -> int:
         """Number of the optimizer step that a change of the batch size takes effect at."""
-        return self.sampler.next_step
+        return self.sampler.next_step - self._left_out
 
     def set_batch_size(self, batch_size: int) -> None:
         """Change the size of the optimizer steps from `next_step` on."""
@@ -185,11 +214,17 @@ class ControlledLoader:
         again = self._before_step if self._step_open else None
         place = self.sampler.state_dict(None if again is None else again.cpu)
         random_state = again or RandomState.now()
-        return {**place, "rng": random_state.cpu, "cuda_rng": random_state.cuda}
+        return {
+            **place,
+            "left_out": self._left_out,
+            "rng": random_state.cpu,
+            "cuda_rng": random_state.cuda,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there with the next iteration, with the same random numbers."""
         self.sampler.load_state_dict(state)
+        self._left_out = state.get("left_out", 0)
         self._step_open = False
         self._resume_at = RandomState(state["rng"], state["cuda_rng"])
 
@@ -253,6 +288,21 @@ def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:
         ) from None
 
 
+def least_rest(samples: int, batch_size: int, world_size: int) -> int:
+    """Return the fewest samples that a step may be left with at the end of an epoch.
+
+    No rank is left with a single one, unless the plain loop is: there each has as many, some of
+    them twice.
+
+    Args:
+        samples: Of an epoch.
+        batch_size: Of the plain loop, on one rank.
+        world_size: Ranks that share each step.
+    """
+    plain = -(-samples // world_size) % batch_size
+    return world_size if 1 in (plain, batch_size) else 2 * world_size
+
+
 def smallest_part(model: nn.Module) -> int:
     """Return the fewest samples of a micro-batch that a model can be trained on.
 
@@ -260,3 +310,26 @@ def smallest_part(model: nn.Module) -> int:
     """
     normalises = any(isinstance(layer, _BatchNorm) for layer in model.modules())
     return 2 if normalises else 1
+
+
+def sizes_for_model(
+    config: ControllerConfig,
+    model: nn.Module,
+    base_batch_size: int,
+    dataset_size: int,
+    world_size: int,
+) -> ControllerConfig:
+    """Return the settings without batch sizes on which the model cannot be trained.
+
+    Args:
+        config: The settings.
+        model: What is trained.
+        base_batch_size: The user's.
+        dataset_size: Samples of an epoch.
+        world_size: Ranks that share each batch.
+    """
+    least = smallest_part(model) * world_size
+    low, _ = config.bounds(base_batch_size, dataset_size, world_size)
+    if low >= least or base_batch_size < least:
+        return config
+    return replace(config, limits=replace(config.limits, min_batch_size=least))

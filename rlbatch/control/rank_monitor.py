@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from rlbatch.control.ranks import Ranks
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
-from rlbatch.signals.metric import GradientMetric
+from rlbatch.signals.metric import GradientMetric, make_metric
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor, Window
 from rlbatch.signals.record import Array
 
@@ -52,11 +55,84 @@ class _AveragedMonitor(ChunkMonitor):
 class RankMonitor(_AveragedMonitor):
     """Measures the gradient noise from what the ranks have before and after they average.
 
-    In a measured step each rank runs its first micro-batch without synchronising. Its gradient
-    then is that of N / (ranks x micro-batches) samples, and the one that the optimizer gets that of
+    A rank's own gradient is that of N / ranks samples, and the one that the optimizer gets that of
     all N: the two batch sizes that the estimate needs. Ranks differ in the first only, whose
-    squared norm is averaged over them together with the losses.
+    squared norm is averaged over them together with the losses. Hooks on the parameters see a
+    rank's own gradients before they are averaged. Where a step has several micro-batches, the
+    first one's is taken, which is not synchronised.
     """
+
+    _metric: GradientMetric | None = None
+    _own: dict[int, Tensor]
+    _handles: Sequence[RemovableHandle] = ()
+    _repeated = False
+
+    @property
+    def _is_measuring(self) -> bool:
+        return bool(self._handles)
+
+    def _begin_whole(self, samples: int) -> None:
+        self._batch_size, self._own, self._repeated = samples, {}, False
+        self._metric = metric = make_metric(self._parameters, self._optimizer)
+        if metric is not None and samples >= 2:
+            unscaling = self._unscaling()
+            self._handles = [
+                parameter.register_hook(partial(self._take, place, unscaling))
+                for place, parameter in enumerate(metric.parameters)
+            ]
+
+    def _take(self, place: int, unscaling: Tensor | None, gradient: Tensor) -> None:
+        """Take a parameter's own gradient, which comes once a step."""
+        assert self._metric is not None  # noqa: S101 - hooks are there only with it
+        self._repeated |= place in self._own  # as within reentrant checkpoints, part by part
+        gradient = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+        if gradient.dtype != torch.float64:
+            gradient = gradient.float()
+        if unscaling is not None:
+            gradient = gradient * unscaling
+        if self._metric.scales is not None:
+            gradient = gradient * self._metric.scales[place]
+        self._own[place] = foreach.squared_norm([gradient])
+
+    def _measure_whole(self) -> None:
+        metric, own = self._metric, list(self._own.values())
+        self._forget_step()
+        if metric is None or self._repeated or not own:
+            return
+        big = foreach.squared_norm(metric.gradients(self._unscaling()))
+        total, ranks = self._batch_size, self._ranks.world_size
+        rank_size = total // ranks + (self._ranks.rank < total % ranks)
+        # Weighed by their shares, ranks with unequal ones count as equal: `weighted_small_sqr`.
+        small = foreach.together(own).sum() * (total / (ranks * rank_size))
+        self._note((small, big, torch.zeros_like(big)), (total / ranks, float(total)))
+
+    def _forget_step(self) -> None:
+        super()._forget_step()
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._metric = (), None
+
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the chunk so far on this rank; see `ChunkMonitor`."""
+        return {**super().state_dict(steps), "rank": self._ranks.rank}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the chunk that `state_dict` returned, best on this rank.
+
+        Another rank's measurements stand for this one's, with a warning: within a chunk, the mean
+        over ranks and with it the next decision differ from those of the undisturbed run.
+        """
+        saved = state.get("rank", self._ranks.rank)  # one process has the losses of all samples
+        if saved != self._ranks.rank and state["losses"]:
+            warnings.warn(
+                f"rlbatch: rank {self._ranks.rank} resumes within a chunk with the state of rank "
+                f"{saved}. Its own losses of the chunk's first {len(state['losses'])} "
+                "steps are lost, and the next decision may be another one. Save "
+                "controller.state_dict() on every rank, and load on each its own.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        super().load_state_dict(state)
 
     def _measure(self, step: Window, metric: GradientMetric, share: float) -> None:
         if step.done == 1:
@@ -66,17 +142,16 @@ class RankMonitor(_AveragedMonitor):
             return
         assert step.small_sqr is not None  # noqa: S101 - the first micro-batch set it
         big = foreach.squared_norm(metric.vector(self._unscaling()))
-        self._norms += [step.small_sqr, big, torch.zeros_like(big)]
-        self._owners.append(len(self._losses))
         small = self._batch_size * step.shares[0] / self._ranks.world_size
-        self._sizes.append((small, float(self._batch_size)))
+        self._note((step.small_sqr, big, torch.zeros_like(big)), (small, float(self._batch_size)))
 
 
 class ShardMonitor(_AveragedMonitor):
     """Measures the gradient noise where each rank has its shard of gradients already averaged.
 
     The micro-batches' own gradients are then those of all ranks' samples, and the estimate is that
-    of one process: squared norms are sums over the ranks' shards.
+    of one process: squared norms are sums over the ranks' shards. A step of one micro-batch shows
+    nothing.
     """
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
@@ -23,6 +24,8 @@ class Rollback:
 
     Attributes:
         count: Chunks undone so far.
+        copied_at: Optimizer steps after which the copy was made: those before the chunk, or before
+            an earlier one where copies are dear.
     """
 
     def __init__(
@@ -40,38 +43,58 @@ class Rollback:
         """
         self._config, self._ranks = config, ranks or Ranks()
         self._snapshot = weights
-        self._state = GuardState()
+        self._state = self._state_then = GuardState()  # now, and when the copy was made
         self._seconds = self._chunk_seconds = 0.0
         self._began = time.perf_counter()
-        self.count = 0
+        self.count = self.copied_at = 0
 
     @property
     def diverged(self) -> bool:
         """Undoing chunks did not help."""
         return self._state.diverged
 
-    def begin_chunk(self, *, touched: bool, rises: bool) -> None:
+    @property
+    def suspects(self) -> bool:
+        """The latest chunk was undone for a loss that the next one may show to be no damage.
+
+        For that it has to run at the size from before.
+        """
+        return self._state.suspected
+
+    @property
+    def snapshot(self) -> WeightCopy:
+        """The copy."""
+        return self._snapshot
+
+    def begin_chunk(self, *, touched: bool, rises: bool, step: int = 0) -> None:
         """Copy the weights if they may be needed.
 
         Where a copy before each chunk would take long, one is made only before a rise of the batch
-        size, from which damage comes.
+        size, from which damage comes. A chunk without a rise is then undone with those before it,
+        back to that copy.
 
         Args:
             touched: The controller has changed the batch size before.
             rises: The chunk has a larger batch size than the one before.
+            step: Optimizer steps so far.
         """
         self._began = time.perf_counter()
-        if self._config is None or not touched:
+        if self._config is None:
+            return
+        self._snapshot.begin()
+        if not touched:
             return
         if rises or not self._snapshot.taken or self._is_cheap():
             self._snapshot.take()
+            self.copied_at, self._state_then = step, self._state
             self._seconds = time.perf_counter() - self._began
 
-    def resume_chunk(self, *, touched: bool) -> None:
+    def resume_chunk(self, *, touched: bool, step: int = 0) -> None:
         """Go on within a chunk whose state was loaded; without a copy in it, make one now."""
         self._began = time.perf_counter()
         if self._config is not None and touched and not self._snapshot.taken:
             self._snapshot.take()
+            self.copied_at, self._state_then = step, self._state
 
     def _is_cheap(self) -> bool:
         # By one clock: ranks whose copies are of different chunks would go on from different ones.
@@ -96,13 +119,26 @@ class Rollback:
             measured.nonfinite_losses,
             changed=batch_size != before,
         )
+        recent = self._state.recent_loss
         damaged, state = judge(self._state, self._config, chunk)
         if damaged and not self._snapshot.taken:
             return False  # a run at the user's own batch size takes the user's own course
         self._state = state
         if damaged:
             self._snapshot.restore()
+            # The weights of an earlier chunk have its losses, which are no damage.
+            then = self._state_then
+            self._state = replace(
+                state,
+                lowest_loss=then.lowest_loss,
+                recent_loss=then.recent_loss,
+                sample_variance=then.sample_variance,
+                weight=then.weight,
+                last_loss=then.last_loss,
+            )
             self.count += 1
+            if self._ranks.is_main:
+                _say(chunk, before, recent, self.copied_at)
         return damaged
 
     def state_dict(self, *, within_chunk: bool) -> dict[str, Any]:
@@ -115,14 +151,33 @@ class Rollback:
         return {
             "guard": asdict(self._state),
             "count": self.count,
+            "copied_at": self.copied_at,
+            "guard_then": asdict(self._state_then),
             "copy": self._snapshot.state_dict() if copied else None,
+            "changing": self._snapshot.changing(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue; without a copy in the state, the chunk is undone to where the run goes on."""
         self._state = GuardState(**state["guard"])
-        self.count = state["count"]
+        self.count, self.copied_at = state["count"], state["copied_at"]
+        self._state_then = GuardState(**state["guard_then"])
         self._snapshot.taken = False
+        self._snapshot.load_changing(state.get("changing"))
         copy = state["copy"]
         if copy is not None and self._config is not None:
             self._snapshot.load_state_dict(copy)
+
+
+def _say(chunk: ChunkLoss, before: int, recent: float, copied_at: int) -> None:
+    loss = "was not finite" if chunk.nonfinite else f"rose from {recent:.4g} to {chunk.mean:.4g}"
+    size = f"at batch size {chunk.batch_size}"
+    if chunk.changed:
+        size = f"after the batch size had changed from {before} to {chunk.batch_size}"
+    warnings.warn(
+        f"rlbatch: the loss {loss} {size}. These steps are undone: what the optimizer holds and "
+        f"the model's buffers are those after step {copied_at} again. Other copies of weights, "
+        "such as a moving average, are put back if controller.on_rollback knows them.",
+        RuntimeWarning,
+        stacklevel=8,
+    )

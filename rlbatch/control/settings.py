@@ -21,6 +21,7 @@ class Settings(TypedDict, total=False):
     min_batch_size: int | None
     max_batch_size: int | None
     micro_batch_size: int | Literal["auto"] | None
+    divisible: bool
     memory_limit: int | None
     first_chunk_steps: int
     min_chunk_steps: int
@@ -45,7 +46,10 @@ class Settings(TypedDict, total=False):
     log_dir: str | PathLike[str] | None
 
 
-_LIMITS = ("min_batch_size", "max_batch_size", "micro_batch_size", "memory_limit")
+_LIMITS = (
+    *("min_batch_size", "max_batch_size", "micro_batch_size"),
+    *("divisible", "memory_limit"),
+)
 _CADENCE = {
     "first_chunk_steps": "first",
     "min_chunk_steps": "minimum",

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from rlbatch.control.gradient_watch import parameters_of, version_of
 from rlbatch.control.sharding import reshard
 from rlbatch.signals import foreach
 
 # Where a value is: kind, position among the parameters or buffers, name in the optimizer's state.
 # Positions, not objects: a resumed run has others, and its optimizer may list its state elsewise.
 _Slot = tuple[str, int, str]
-_PARAMETER, _BUFFER, _STATE = "parameter", "buffer", "state"
+# `extra` are parameters that the optimizer holds and the model does not.
+_PARAMETER, _EXTRA, _BUFFER, _STATE = "parameter", "extra", "buffer", "state"
 
 
 class Snapshot:
     """What a step of training changes: one copy in memory that is allocated once.
 
-    The position in the data, the random number generators and the schedules are not part of it:
-    after a roll-back the run goes on with new data.
+    That is what is trained, in the model or only in the optimizer, the optimizer's state, and of
+    the rest (frozen weights, buffers) what was seen to change. `also` adds what else there is. The
+    position in the data, the random number generators and the schedules are not part of it: after
+    a roll-back the run goes on with new data.
+
+    Attributes:
+        taken: There is a copy.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -32,11 +41,25 @@ class Snapshot:
         self._live: list[Tensor] = []  # of which `_saved` is the copy
         self._saved: dict[_Slot, Tensor] = {}
         self._plain: dict[_Slot, Any] = {}
+        self._versions: dict[_Slot, int] | None = None  # when the run began
+        self._changing: set[_Slot] | None = None  # of the rest; None: not known yet
+        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
+        self._also_saved: list[Any] = []
         self.taken = False
+
+    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
+        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
+        self._also.append((save, restore))
+
+    def begin(self) -> None:
+        """The run is about to make its first step: what changes from now on is part of it."""
+        if self._versions is None:
+            self._versions = {slot: version_of(tensor) for slot, tensor in self._tensors()}
 
     @torch.no_grad()
     def take(self) -> None:
         """Copy the present values, over those of the last call."""
+        self._learn_what_changes()
         live, self._plain = self._collect()
         values = [foreach.local(tensor) for tensor in live.values()]
         if [id(tensor) for tensor in live.values()] == [id(tensor) for tensor in self._live]:
@@ -44,6 +67,7 @@ class Snapshot:
         else:
             copies = [value.detach().clone() for value in values]
             self._live, self._saved = list(live.values()), dict(zip(live, copies, strict=True))
+        self._also_saved = [copy.deepcopy(save()) for save, _ in self._also]
         self.taken = True
 
     @torch.no_grad()
@@ -65,12 +89,16 @@ class Snapshot:
                 del states[position][name]
         for parameter in [p for p, state in self._optimizer.state.items() if not state]:
             del self._optimizer.state[parameter]
+        # Fewer were saved where one was added since; what was saved may be put back again.
+        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
+            restore(copy.deepcopy(value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as plain values and tensors of its own."""
         return {
             "tensors": [(*slot, tensor.clone()) for slot, tensor in self._saved.items()],
             "plain": [(*slot, value) for slot, value in self._plain.items()],
+            "also": copy.deepcopy(self._also_saved),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -79,18 +107,59 @@ class Snapshot:
         The optimizer's own state may be loaded before or after.
         """
         saved: dict[_Slot, Tensor] = {(k, i, name): t for k, i, name, t in state["tensors"]}
-        live, _ = self._collect()
-        shapes = {s: foreach.local(t).shape for s, t in live.items() if s[0] != _STATE}
-        self.taken = shapes == {s: t.shape for s, t in saved.items() if s[0] != _STATE}
+        shapes = {slot: foreach.local(tensor).shape for slot, tensor in self._tensors()}
+        needed = {slot for slot, tensor in self._tensors() if tensor.requires_grad}
+        self.taken = needed <= saved.keys() and all(
+            shapes.get(slot) == tensor.shape for slot, tensor in saved.items() if slot[0] != _STATE
+        )
         if self.taken:
             self._live, self._saved = [], saved
             self._plain = {(k, i, name): value for k, i, name, value in state["plain"]}
+            self._also_saved = list(state.get("also", []))
+
+    def changing(self) -> list[_Slot] | None:
+        """Return what of frozen weights and buffers was seen to change, for a checkpoint."""
+        return None if self._changing is None else sorted(self._changing)
+
+    def load_changing(self, slots: list[_Slot] | None) -> None:
+        """Take what `changing` returned."""
+        self._changing = None if slots is None else {(k, i, name) for k, i, name in slots}
+
+    def _tensors(self) -> Iterator[tuple[_Slot, Tensor]]:
+        """Yield all that a step could change, but the optimizer's state."""
+        reshard(self._model)  # a validation may have been before
+        own: set[int] = set()
+        for index, parameter in enumerate(self._model.parameters()):
+            own.add(id(parameter))
+            yield (_PARAMETER, index, ""), parameter
+        for index, parameter in enumerate(parameters_of(self._optimizer)):
+            if id(parameter) not in own:
+                yield (_EXTRA, index, ""), parameter
+        for index, buffer in enumerate(self._model.buffers()):
+            yield (_BUFFER, index, ""), buffer
+
+    def _learn_what_changes(self) -> None:
+        """Look what has changed since the run began, if a step was made since."""
+        self.begin()
+        was = self._versions or {}
+        now = {slot: version_of(tensor) for slot, tensor in self._tensors()}
+        changed = {slot for slot, version in now.items() if version != was.get(slot)}
+        trained = {slot for slot, tensor in self._tensors() if tensor.requires_grad}
+        if not changed & trained:
+            return
+        rest = changed - trained
+        # The kernels of batch normalisation change statistics without being counted.
+        statistics = {id(b) for b in _statistics(self._model)}
+        rest |= {slot for slot, tensor in self._tensors() if id(tensor) in statistics}
+        self._changing = rest | (self._changing or set())
 
     def _collect(self) -> tuple[dict[_Slot, Tensor], dict[_Slot, Any]]:
-        reshard(self._model)  # a validation may have been before
+        changing = self._changing
         live: dict[_Slot, Tensor] = {}
-        live |= {(_PARAMETER, i, ""): p for i, p in enumerate(self._model.parameters())}
-        live |= {(_BUFFER, i, ""): b for i, b in enumerate(self._model.buffers())}
+        for slot, tensor in self._tensors():
+            unknown = changing is None and slot[0] == _BUFFER
+            if tensor.requires_grad or unknown or (changing is not None and slot in changing):
+                live[slot] = tensor
         plain: dict[_Slot, Any] = {}
         for position, state in self._states().items():
             for name, value in state.items():
@@ -104,3 +173,9 @@ class Snapshot:
         states = self._optimizer.state
         parameters = (p for group in groups for p in group["params"])
         return {i: states[p] for i, p in enumerate(parameters) if p in states}
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, _NormBase):
+            yield from module.buffers(recurse=False)

@@ -97,7 +97,7 @@ def torch_parts(
         kind = ShardMonitor if ranks.sharded else RankMonitor
         monitor: ChunkMonitor = kind(parameters, optimizer, ranks, scaler=scaler)
     else:
-        monitor = ChunkMonitor(parameters, optimizer, scaler=scaler)
+        monitor = ChunkMonitor(parameters, optimizer, scaler=scaler, model=model)
     return TorchParts(
         rate=TorchRate(optimizer),
         monitor=monitor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class StepMonitor(Protocol):
         """Take a micro-batch's mean loss, after its backward pass."""
         ...
 
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are weighted in another way."""
+        ...
+
     def drop_step(self, steps: int | None = None) -> None:
         """Forget the step under way, and those after the first `steps` of the chunk."""
         ...
@@ -68,6 +72,14 @@ class WeightCopy(Protocol):
 
     taken: bool
 
+    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
+        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
+        ...
+
+    def begin(self) -> None:
+        """The run is about to make a step: what changes from now on is part of the copy."""
+        ...
+
     def take(self) -> None:
         """Copy the present values, over those of the last call."""
         ...
@@ -82,6 +94,14 @@ class WeightCopy(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a copy out of a checkpoint; one of other shapes is left alone."""
+        ...
+
+    def changing(self) -> list[Any] | None:
+        """Return what a checkpoint has to know of what changes besides what is trained."""
+        ...
+
+    def load_changing(self, slots: list[Any] | None) -> None:
+        """Take what `changing` returned."""
         ...
 
 

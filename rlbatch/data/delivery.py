@@ -53,7 +53,6 @@ class IssuedStep(NamedTuple):
         batch_size: Batch size that was in force when it was issued.
         samples: Its samples on all ranks; at an epoch's end not `batch_size`.
         micro_batch_size: Most samples of a forward pass at that time; None for no limit.
-        measured: Whether it was to be split for a measurement.
         start: Place of its first sample in the epoch's order.
         tail: What its last samples look like, by which the place is recognised.
     """
@@ -61,7 +60,6 @@ class IssuedStep(NamedTuple):
     batch_size: int
     samples: int
     micro_batch_size: int | None
-    measured: bool
     start: int = 0
     tail: Sequence[str] = ()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ class ElasticSource:
 
     Attributes:
         drop_last: Whether samples that do not fill the epoch's last step are left out.
-        measure_next: Says of a step's number whether it is to be split in two or more
-            micro-batches; None splits none for that.
-        smallest_part: Fewest samples of a micro-batch that such a split may leave.
+        least_rest: A step of another size than the first leaves no fewer samples at an epoch's end:
+            they join it. Several ranks leave no fewer behind any step.
+        epoch_size: Samples of an epoch, where that is known.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
             read yet; None before.
     """
@@ -50,10 +50,11 @@ class ElasticSource:
         check_batch_size(batch_size, world_size)
         check_micro_batch_size(micro_batch_size)
         self.drop_last = drop_last
-        self.measure_next: Callable[[int], bool] | None = None
-        self.smallest_part = 1
+        self.least_rest = world_size
+        self.epoch_size: int | None = None
         self._world_size = world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
+        self._first_size = batch_size
         self._queue = DeliveryQueue()
         self.begun_at: Tensor | None = None
         self._resume_from: dict[str, Any] | None = None  # how the interrupted epoch was drawn
@@ -143,7 +144,7 @@ class ElasticSource:
             "version": _STATE_VERSION,
             **place,
             "under_way": [
-                [step.batch_size, step.samples, step.micro_batch_size, step.measured]
+                [step.batch_size, step.samples, step.micro_batch_size]
                 for step in (*under_way, *self._planned)
             ],
             "world_size": self._world_size,
@@ -155,13 +156,22 @@ class ElasticSource:
         """Continue from a `state_dict` with the next iteration."""
         raise NotImplementedError
 
-    def _go_to(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state` was taken; iterators from before are of no use any more."""
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of another version, and one that is damaged."""
         if state.get("version") != _STATE_VERSION:
             raise ConfigurationError(
                 f"Expected the state of an {type(self).__name__}, version {_STATE_VERSION}, got "
                 f"version {state.get('version')!r}. Load it with the rlbatch that saved it."
             )
+        if not all(isinstance(name, str) for name in state["tail"]):
+            raise ConfigurationError(
+                "The saved place in the data is damaged: its samples have no names. Resume from "
+                "another checkpoint, or start anew."
+            )
+
+    def _go_to(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state` was taken; iterators from before are of no use any more."""
+        self._check(state)
         self.set_batch_size(state["batch_size"])
         self._iteration += 1
         self._exhausted = False
@@ -172,22 +182,30 @@ class ElasticSource:
         self._queue.start(self._next_epoch, *place)
         # Other ranks could not always share these steps: they are planned anew.
         same_ranks = state["world_size"] == self._world_size
-        self._planned = deque(IssuedStep(*w) for w in state["under_way"] if same_ranks)
+        # Older states say, fourth, whether a step was to be divided for a measurement.
+        self._planned = deque(IssuedStep(*w[:3]) for w in state["under_way"] if same_ranks)
 
     def _next_planned(self) -> tuple[IssuedStep | None, int]:
         """Return the next step's plan from before a resume, if there is one, and its size."""
         planned = self._planned.popleft() if self._planned else None
         return planned, self._requested if planned is None else planned.samples
 
+    def _joined(self, size: int, start: int) -> int:
+        """Return a step's size with what would be left of the epoch behind it, if that is little.
+
+        Looks ahead in counts only, so that nothing is drawn from the order that is not used.
+        """
+        if self.epoch_size is None or self.drop_last or size == self._first_size:
+            return size
+        left = self.epoch_size - start
+        return left if 0 < left - size < self.least_rest else size
+
     def _step(
         self, planned: IssuedStep | None, samples: int, start: int, tail: Sequence[str]
     ) -> IssuedStep:
         """Return the step that is issued now, with the samples that there were for it."""
         if planned is None:
-            least = 2 * self.smallest_part * self._world_size
-            measure = None if samples < least else self.measure_next
-            measured = measure is not None and measure(self._queue.issued_steps)
-            return IssuedStep(self._requested, samples, self._micro_limit, measured, start, tail)
+            return IssuedStep(self._requested, samples, self._micro_limit, start, tail)
         limits = [limit for limit in (planned.micro_batch_size, self._micro_limit) if limit]
         return planned._replace(
             samples=samples,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import require_positive
 from rlbatch.errors import DeliveryError
@@ -19,6 +21,14 @@ class LossWeights:
                 optimizer.zero_grad()
 
     With several ranks, all but a step's last backward pass go under `model.no_sync()`.
+
+    Where the loss is a mean over something else than samples (tokens, classes with weights), give
+    `add` what it was taken over. How much that is in the whole step is known behind its last part
+    only: then multiply the gradients by `correction`.
+
+    Attributes:
+        unit: What a weight of one sample counts as until the correction, so that gradients keep
+            their size meanwhile. A power of two, which changes no bit.
     """
 
     def __init__(self, world_size: int = 1) -> None:
@@ -33,6 +43,8 @@ class LossWeights:
         require_positive("world_size", world_size)
         self._world_size = world_size
         self._last: Delivered | None = None
+        self._total: float | None = None  # of the weights that were given in this step
+        self.unit = 1.0
 
     @property
     def is_open(self) -> bool:
@@ -47,15 +59,20 @@ class LossWeights:
         """
         return delivered.micro_size * self._world_size / delivered.step_samples
 
-    def add(self, delivered: Delivered, samples: int | None = None) -> float:
+    def add(
+        self, delivered: Delivered, samples: int | None = None, *, weight: float | None = None
+    ) -> float:
         """Take a micro-batch into the step and return its loss weight.
 
         Args:
             delivered: The micro-batch's plan.
             samples: How many samples arrived, if known: compared with the plan.
+            weight: What the loss is the mean of, where that is not samples: for each part of a
+                step, or for none.
 
         Raises:
-            DeliveryError: The micro-batch is not the next one of the step, or has another size.
+            DeliveryError: The micro-batch is not the next one of the step, or has another size; or
+                its weight is no weight.
         """
         if samples is not None and samples != delivered.micro_size:
             raise DeliveryError(
@@ -76,8 +93,44 @@ class LossWeights:
                 "after each step's last micro-batch; after a loop that was left inside a step, "
                 "call discard and optimizer.zero_grad."
             )
+        self._require_alike(weight, is_first=last is None)
         self._last = delivered
-        return self.loss_weight(delivered)
+        if weight is None:
+            return self.loss_weight(delivered)
+        self._total = (self._total or 0.0) + weight
+        return weight * self._world_size / (self.unit * delivered.step_samples)
+
+    @property
+    def total(self) -> float | None:
+        """Sum of the weights of this step's parts so far; None where none was given."""
+        return self._total
+
+    def correction(self, total: float) -> float:
+        """Return what the gradients of a whole step have to be multiplied by.
+
+        With weights w_p and parts' gradients g_p, the gradient is then sum(w_p g_p) / sum(w_p).
+
+        Args:
+            total: Sum of all weights of the step, on all ranks; 0 leaves no gradient.
+
+        Raises:
+            DeliveryError: The step has no parts.
+        """
+        if self._last is None:
+            raise DeliveryError("There is no step whose gradient could be corrected.")
+        return self.unit * self._last.step_samples / total if total > 0.0 else 0.0
+
+    def _require_alike(self, weight: float | None, *, is_first: bool) -> None:
+        if weight is not None and not 0.0 <= weight < math.inf:
+            raise DeliveryError(
+                f"Expected a weight of 0 or more, got {weight}. Give what the loss is the mean of: "
+                "the number of tokens, or the sum of class weights."
+            )
+        if not is_first and (weight is None) != (self._total is None):
+            raise DeliveryError(
+                "Expected a weight with every part of a step or with none, got some of each. Call "
+                "backward(loss, weight=...) with what each loss is the mean of."
+            )
 
     def close(self) -> None:
         """End the step; call it right before `optimizer.step()`.
@@ -92,11 +145,11 @@ class LossWeights:
                 f"Expected all micro-batches of a step before the optimizer step, got {state}. "
                 "Step only when the delivered micro-batch is_last."
             )
-        self._last = None
+        self._last = self._total = None
 
     def discard(self) -> None:
         """Forget an unfinished step; the caller zeroes the gradients."""
-        self._last = None
+        self._last = self._total = None
 
 
 def _follows(last: Delivered, delivered: Delivered) -> bool:

@@ -120,6 +120,29 @@ class EpochOrder:
         self._randomness.restore_global(state["now"])
         return rest
 
+    def check(self, state: dict[str, Any]) -> None:
+        """Refuse what `state_dict` never returns; random states are put back to find out.
+
+        Raises:
+            ConfigurationError: Something is missing, or is no random state.
+        """
+        if not state:
+            return
+        before = self._randomness.state()
+        try:
+            for count in (state["size"], state["set_epoch"]):
+                if count is not None and type(count) is not int:
+                    raise TypeError(f"{count!r} is no count")
+            self._randomness.restore(state["random"])
+            self._randomness.restore_global(state["now"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"The saved order of an epoch is damaged ({type(error).__name__}: {error}). Resume "
+                "from another checkpoint, or start anew."
+            ) from error
+        finally:
+            self._randomness.restore(before)
+
     def finish(self, state: dict[str, Any], position: int, tail: Sequence[str]) -> None:
         """Bring the random states to where the whole epoch of `state` leaves them.
 
@@ -176,16 +199,27 @@ class EpochOrder:
 class Lookahead:
     """Takes steps from an order so that the last one leaves no rank without a sample."""
 
-    def __init__(self, indices: Iterator[int], world_size: int, drop_last: bool) -> None:
-        """Take over what is left of an epoch."""
+    def __init__(
+        self, indices: Iterator[int], world_size: int, drop_last: bool, least: int | None = None
+    ) -> None:
+        """Take over what is left of an epoch.
+
+        Args:
+            indices: Of its samples.
+            world_size: Ranks that share each step.
+            drop_last: Leave out what does not fill the last step.
+            least: With several ranks, a rest of fewer samples joins the step before; None for one a
+                rank.
+        """
         self._indices, self._world_size, self._drop_last = indices, world_size, drop_last
+        self._least = world_size if least is None else max(least, world_size)
         self._ahead: list[int] = []
         self.exhausted = False
 
     def take(self, size: int) -> list[int]:
         """Return the next step's samples: `size`, fewer or a few more at the end, [] after it.
 
-        With several ranks, a rest of fewer samples than ranks joins the step before it.
+        With several ranks, a rest of fewer samples than `least` joins the step before it.
         """
         if self._world_size == 1:
             # One rank looks no further than its step: the sampler's draws stay where they were.
@@ -194,7 +228,7 @@ class Lookahead:
                 return step
             self._ahead = step
             return self._tail()
-        wanted = size if self._drop_last else size + self._world_size
+        wanted = size if self._drop_last else size + self._least
         self._ahead += islice(self._indices, wanted - len(self._ahead))
         if len(self._ahead) == wanted:
             step, self._ahead = self._ahead[:size], self._ahead[size:]

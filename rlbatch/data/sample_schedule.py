@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
+from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
 
+from rlbatch.data.plain_steps import StepSamples
 from rlbatch.data.step_plan import require_positive
 from rlbatch.errors import ConfigurationError
 
@@ -25,15 +30,57 @@ _HORIZONS = (
 _DECAYS = (schedulers.ExponentialLR, schedulers.MultiplicativeLR)
 
 
+class SampleScheduler:
+    """Steps a scheduler, made for steps of the user's batch size, as samples pass.
+
+    `step()` catches up with the run, so it may be called behind each batch, part or step.
+
+    Attributes:
+        scheduler: The wrapped one.
+        made: Steps of the plain run that it stands at.
+    """
+
+    def __init__(self, scheduler: Any, due: Callable[[], int]) -> None:
+        """Wrap a scheduler.
+
+        Args:
+            scheduler: Anything with `step()`.
+            due: Returns the steps of the plain run that are complete behind the latest step.
+        """
+        self.scheduler, self._due, self.made = scheduler, due, 0
+        optimizer = getattr(scheduler, "optimizer", None)
+        if isinstance(optimizer, Optimizer):
+            _BY_SAMPLES.add(optimizer)
+
+    def step(self, *_: Any) -> None:
+        """Advance to where the run stands: by none, one or several steps."""
+        # One that raises behind its end stays there: rounding may ask for a step more.
+        end = getattr(self.scheduler, "total_steps", None) or math.inf
+        while self.made < self._due():
+            if getattr(self.scheduler, "last_epoch", 0) + 1 < end:
+                self.scheduler.step()
+            self.made += 1
+
+    def skip(self) -> None:
+        """Stand where the run does; what was due and not stepped is left out."""
+        self.made = self._due()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "scheduler":  # asked for while it is copied
+            raise AttributeError(name)
+        return getattr(self.scheduler, name)
+
+
 class SampleSchedule:
     """Steps a scheduler once for each `base_batch_size` samples, whatever the size of the steps.
 
         schedule = SampleSchedule(CosineAnnealingLR(optimizer, T_max=1000), base_batch_size=64)
         ...
-        optimizer.step()
-        schedule.step(delivered.step_samples)
+        schedule.step(controller.step())
 
-    Samples that do not make up a step yet are carried over.
+    What a `BatchController` returns also tells where an epoch ends: its rest counts as a step, as
+    in the plain loop. Of a plain number of samples, those that do not make up a step yet are
+    carried over; `ends_epoch` says that they make one.
 
     Attributes:
         scheduler: The wrapped one, made for steps of the base batch size.
@@ -47,16 +94,17 @@ class SampleSchedule:
             ConfigurationError: It needs a metric at each step, or the batch size is not positive.
         """
         require_positive("base_batch_size", base_batch_size)
-        if isinstance(scheduler, schedulers.ReduceLROnPlateau):
-            raise ConfigurationError(
-                "Expected a scheduler that counts steps, got ReduceLROnPlateau, which follows a "
-                "metric. Step it yourself, after each evaluation."
-            )
+        require_steps(scheduler)
         self.scheduler, self.base_batch_size = scheduler, base_batch_size
-        self._carry = 0
+        self._stepper = SampleScheduler(scheduler, lambda: self._complete)
+        self._carry = self._complete = 0
 
-    def step(self, samples: int) -> int:
+    def step(self, samples: int, *, ends_epoch: bool = False) -> int:
         """Advance by the samples of one optimizer step and return the scheduler steps made.
+
+        Args:
+            samples: Of the step; 0 where there was none.
+            ends_epoch: Nothing more comes of the epoch.
 
         Raises:
             ConfigurationError: `samples` is negative.
@@ -65,9 +113,14 @@ class SampleSchedule:
             raise ConfigurationError(
                 f"Expected the samples of one step, got {samples}. Pass a difference of counts."
             )
-        steps, self._carry = divmod(self._carry + samples, self.base_batch_size)
-        for _ in range(steps):
-            self.scheduler.step()
+        if isinstance(samples, StepSamples) and samples.base_batch_size == self.base_batch_size:
+            steps = samples.plain_steps
+        else:
+            steps, self._carry = divmod(self._carry + samples, self.base_batch_size)
+            if ends_epoch and self._carry:
+                steps, self._carry = steps + 1, 0
+        self._complete += steps
+        self._stepper.step()
         return steps
 
     def get_last_lr(self) -> list[Any]:
@@ -84,15 +137,67 @@ class SampleSchedule:
         self._carry = state["carry"]
 
 
+class RunSchedule(SampleScheduler):
+    """A scheduler that goes by the samples of a controller's run; the loop steps it as before.
+
+    Its state holds its own place and the wrapped scheduler's, so that one call saves both.
+    """
+
+    def __init__(self, scheduler: Any, due: Callable[[], int]) -> None:
+        """Wrap a scheduler that stands where the run does.
+
+        Raises:
+            ConfigurationError: It needs a metric at each step.
+        """
+        require_steps(scheduler)
+        super().__init__(scheduler, due)
+        self.skip()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped scheduler's state and the steps of the plain run that it stands at."""
+        return {"scheduler": self.scheduler.state_dict(), "made": self.made}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, or from a state of the wrapped scheduler itself."""
+        inner = state.get("scheduler")
+        self.scheduler.load_state_dict(state if inner is None else inner)
+        if inner is not None:
+            self.made = state["made"]
+
+
+_BY_SAMPLES: WeakSet[Optimizer] = WeakSet()
+
+
+def counts_samples(optimizer: Optimizer) -> bool:
+    """Whether a schedule of this optimizer was made to go by samples."""
+    return optimizer in _BY_SAMPLES
+
+
+def follows_a_metric(scheduler: Any) -> bool:
+    """Whether a scheduler is stepped with the results of evaluations, not by steps."""
+    return isinstance(scheduler, schedulers.ReduceLROnPlateau) or (
+        type(scheduler).__name__ == "GreedyLR"
+    )
+
+
+def require_steps(scheduler: Any) -> None:
+    """Raise ConfigurationError for a scheduler that does not count steps."""
+    if follows_a_metric(scheduler):
+        raise ConfigurationError(
+            f"Expected a scheduler that counts steps, got {type(scheduler).__name__}, which "
+            "follows a metric. Step it yourself, after each evaluation."
+        )
+
+
 def scheduler_advice(scheduler: Any) -> str | None:
     """Say whether a scheduler's horizon, counted in steps, would stretch as the batch size changes.
 
     Returns:
         What would happen and what to do, or None where nothing would.
     """
-    if isinstance(scheduler, (SampleSchedule, schedulers.ReduceLROnPlateau)):
+    if isinstance(scheduler, (SampleSchedule, SampleScheduler)) or follows_a_metric(scheduler):
         return None
-    what = _horizon(scheduler)
+    what = horizon_of(scheduler)
     if what is None:
         return None
     return (
@@ -102,10 +207,11 @@ def scheduler_advice(scheduler: Any) -> str | None:
     )
 
 
-def _horizon(scheduler: Any) -> str | None:
+def horizon_of(scheduler: Any) -> str | None:
+    """Return what says how long a scheduler takes, counted in steps; None where nothing does."""
     inner: list[Any] = getattr(scheduler, "_schedulers", [])
     if inner:
-        found = [text for text in map(_horizon, inner) if text is not None]
+        found = [text for text in map(horizon_of, inner) if text is not None]
         marks: list[int] = getattr(scheduler, "_milestones", [])
         return "; ".join([*([f"milestones={list(marks)}"] if marks else []), *found]) or None
     if isinstance(scheduler, schedulers.LambdaLR):

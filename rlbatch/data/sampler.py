@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -68,8 +68,11 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         self.sampler = sampler
         self.persistent_workers = False
         """Whether the loader keeps its workers; needed to resume with the same random numbers."""
+        self.on_first_step: Callable[[list[int]], None] | None = None
+        """Is shown the samples of the next step that is issued, once."""
         self._rank = rank
         self._order = EpochOrder(sampler)
+        self.epoch_size = self._order.size
 
     @property
     def rank(self) -> int:
@@ -83,11 +86,16 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         start = self._queue.position
         while True:
             planned, size = self._next_planned() if self._planned else (None, self._requested)
+            if planned is None and self._world_size == 1:
+                size = self._joined(size, start)
             step = steps.take(size)
             if not step:
                 break
             if self.begun_at is None:
                 self.begun_at = torch.get_rng_state()
+            if self.on_first_step is not None:
+                (look, self.on_first_step) = self.on_first_step, None
+                look(step)
             for indices in self._issue(planned, step, start):
                 yield indices
                 if iteration != self._iteration:
@@ -108,8 +116,10 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         Raises:
             ConfigurationError: The state is of another version.
         """
-        self._go_to(state)
+        self._check(state)
         order = state["order"]
+        self._order.check(order)
+        self._go_to(state)
         self._resume_from = None
         if state["complete"]:
             self._order.finish(order, state["position"], state["tail"])
@@ -128,7 +138,7 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             position, tail = self._queue.position, self._queue.tail
             self._queue.start(epoch, position, tail)
             indices = self._order.resume(order, position, tail)
-        return Lookahead(indices, self._world_size, self.drop_last)
+        return Lookahead(indices, self._world_size, self.drop_last, self.least_rest)
 
     def _issue(self, planned: IssuedStep | None, step: list[int], start: int) -> list[list[int]]:
         issued = self._step(planned, len(step), start, appearance(step))
@@ -136,7 +146,6 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             issued.samples,
             issued.micro_batch_size,
             self._world_size,
-            issued.measured,
             rank=self._rank,
         )
         offset = 0

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.record import Array, Numeric
+
+_MOST_DOUBLINGS = 64.0  # of one decision: beyond every limit, and far from an overflow
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,25 @@ def micro_batch_totals(batch_size: int, count: int, world_size: int = 1) -> tupl
         longer_shares * more + (world_size - longer_shares) * less
         for more, less in zip(long, short, strict=True)
     )
+
+
+def round_batch_size(wanted: Numeric, minimum: Numeric, maximum: Numeric) -> Array:
+    """Return the whole batch sizes within the limits that are nearest, a half to the even one."""
+    return np.clip(np.round(np.asarray(wanted, dtype=np.float64)), minimum, maximum)
+
+
+def resize(batch_size: Numeric, log2_change: Numeric, minimum: Numeric, maximum: Numeric) -> Array:
+    """Return the whole batch sizes within the limits to which changes lead.
+
+    Args:
+        batch_size: In force, any shape.
+        log2_change: Of log2(batch size); where it is not finite, the size is kept.
+        minimum: Smallest batch size.
+        maximum: Largest.
+    """
+    change = np.where(np.isfinite(log2_change), log2_change, 0.0)
+    factor = np.power(2.0, np.clip(change, -_MOST_DOUBLINGS, _MOST_DOUBLINGS))
+    return round_batch_size(batch_size * factor, minimum, maximum)
 
 
 def quantise_batch_size(batch_size: float, world_size: int, minimum: int, maximum: int) -> int:

@@ -110,6 +110,7 @@ class ElasticIterable(ElasticSource):
         start = self._queue.position
         while True:
             planned, size = self._next_planned()
+            size = self._joined(size, start) if planned is None else size
             step = list(islice(stream, size))
             if not step or (len(step) < size and self.drop_last):
                 break
@@ -171,7 +172,7 @@ class ElasticIterable(ElasticSource):
 
     def _issue(self, planned: IssuedStep | None, step: list[Any], start: int) -> Iterator[Any]:
         issued = self._step(planned, len(step), start, (fingerprint(step[-1]),))
-        plan = plan_step(issued.samples, issued.micro_batch_size, 1, issued.measured)
+        plan = plan_step(issued.samples, issued.micro_batch_size)
         self._queue.issue(issued, plan, 0)
         offset = 0
         for size in plan.sizes:

@@ -58,7 +58,8 @@ class TrainFunction:
             ConfigurationError: Something about the model cannot be steered.
         """
         check_model(model)
-        self._micro_batch_size = config.limits.known_micro_batch_size
+        limits = config.limits
+        self._micro_batch_size = limits.known_micro_batch_size if limits.divisible else None
         if self._micro_batch_size is not None:
             check_divisible(model)
         self.model, self._planner = model, planner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -123,22 +124,35 @@ class KerasWeights:
         """Keep references; nothing is copied before `take`."""
         self._model, self._rate = model, rate
         self._copies: list[tuple[Any, Any]] = []
+        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
+        self._also_saved: list[Any] = []
         self.taken = False
+
+    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
+        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
+        self._also.append((save, restore))
+
+    def begin(self) -> None:
+        """Every variable is copied: none has to be watched."""
 
     def take(self) -> None:
         """Copy the present values."""
         self._copies = [(v, ops.copy(v)) for v in self._variables()]
+        self._also_saved = [copy.deepcopy(save()) for save, _ in self._also]
         self.taken = True
 
     def restore(self) -> None:
         """Put the values of the last `take` back."""
         for variable, value in self._copies:
             variable.assign(value)
+        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
+            restore(copy.deepcopy(value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as torch's tensors, whatever the backend is."""
         arrays = (ops.convert_to_numpy(value) for _, value in self._copies)
-        return {"tensors": [_as_torch(array) for array in arrays]}
+        tensors = [_as_torch(array) for array in arrays]
+        return {"tensors": tensors, "also": copy.deepcopy(self._also_saved)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a copy out of a backup; one of other shapes is left alone."""
@@ -147,6 +161,13 @@ class KerasWeights:
         if self.taken:
             arrays = (tensor.numpy() for tensor in saved)
             self._copies = list(zip(variables, arrays, strict=True))
+            self._also_saved = list(state.get("also", []))
+
+    def changing(self) -> None:
+        """Every variable is copied: there is nothing to know."""
+
+    def load_changing(self, slots: list[Any] | None) -> None:
+        """Take what `changing` returned."""
 
     def _variables(self) -> list[Any]:
         state = [v for v in self._model.optimizer.variables if v is not self._rate.variable]

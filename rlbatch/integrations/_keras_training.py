@@ -241,6 +241,10 @@ class KerasMonitor:
         self._clear()
         return chunk_measurement(losses, norms, owners, sizes)
 
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are weighted in another way."""
+        self._measures, self._noise = False, None
+
     def drop_step(self, steps: int | None = None) -> None:
         """Forget the step under way, and those after the first `steps` of the chunk."""
         self._loss: Any = None

@@ -160,8 +160,7 @@ class FitRun:
         self._schedules = []
         if self._loop is not None:
             self._loop.adapter.pause()
-            self._loop.detach()
-            self._loop.adapter.close()
+            self._loop.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's state and what Lightning needs to go on."""
@@ -176,7 +175,7 @@ class FitRun:
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
-        self._require_loop().adapter.begin_epoch()
+        self._require_loop().begin_epoch()
         if self._tracker.abandon():
             self.trainer.optimizers[0].zero_grad()
 
@@ -189,6 +188,9 @@ class FitRun:
     def end_epoch(self) -> None:
         """The loader has nothing more."""
         self._require_loop().adapter.end_epoch()
+
+    def leave(self) -> None:
+        """The loop has left the iteration."""
 
     # -- a batch --
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from rlbatch.control import checks
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.loader import Consumer, ControlledLoader, loader_sizes, smallest_part
+from rlbatch.control.loader import Consumer, ControlledLoader, loader_sizes, sizes_for_model
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.torch_parts import torch_parts
 from rlbatch.data.delivery import Delivered
@@ -59,26 +60,27 @@ class TorchLoop:
         Raises:
             ConfigurationError: The loader's batches cannot be resized.
         """
+        checks.check_training(model, optimizer)
         self._ranks = ranks = Ranks.of(model)
         loader = ranks.share(loader)
+        limits, dataset_size = config.limits, loader_sizes(loader)[1]
+        config = config.lasting(epochs)
+        self._model = model
         parts = torch_parts(model, optimizer, scaler=scaler, ranks=ranks)
         self._rate, self._detach = parts.rate, _nothing
         self.adapter = LoopAdapter(
             parts,
             batch_size=batch_size,
-            dataset_size=loader_sizes(loader)[1],
+            dataset_size=dataset_size,
             policy=policy,
-            config=config,
-            epochs=epochs,
+            config=sizes_for_model(config, model, batch_size, dataset_size, ranks.world_size),
             ranks=ranks,
         )
         self.loader = self.adapter.loader = ControlledLoader(
             loader,
             consumer,
             batch_size=batch_size,
-            micro_batch_size=config.limits.known_micro_batch_size,
-            measure=self.adapter.measure,
-            smallest_part=smallest_part(model),
+            micro_batch_size=limits.known_micro_batch_size if limits.divisible else None,
             ranks=ranks,
         )
 
@@ -86,6 +88,17 @@ class TorchLoop:
     def place(self) -> tuple[int, int]:
         """The epoch, and the samples of it after the latest step."""
         return self.loader.epoch, self.loader.sampler.position
+
+    def begin_epoch(self) -> None:
+        """An iteration over the loader begins."""
+        checks.take_over(self._model, self)
+        self.adapter.begin_epoch()
+
+    def close(self) -> None:
+        """The run is over: leave the optimizer as it was and close the log."""
+        self.detach()
+        checks.release(self._model, self)
+        self.adapter.close()
 
     def begin_step(self, plan: Delivered, sizes: Sequence[int] | None = None) -> None:
         """Announce the optimizer step of a micro-batch.

@@ -186,8 +186,7 @@ class TrainRun:
     def stop(self) -> None:
         """Close the log and leave the optimizer as it was."""
         if self._loop is not None:
-            self._loop.detach()
-            self._loop.adapter.close()
+            self._loop.close()
 
     # -- what the loader tells --
 
@@ -196,7 +195,7 @@ class TrainRun:
         if self._step_is_open:
             self._step_is_open = False
             self._optimizer.zero_grad()
-        self._require_loop().adapter.begin_epoch()
+        self._require_loop().begin_epoch()
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to `next_step`."""
@@ -205,6 +204,9 @@ class TrainRun:
     def end_epoch(self) -> None:
         """The loader has nothing more."""
         self._require_loop().adapter.end_epoch()
+
+    def leave(self) -> None:
+        """The loop has left the iteration."""
 
     # -- a step --
 

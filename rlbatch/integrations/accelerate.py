@@ -15,7 +15,8 @@ from rlbatch.control.loader import ControlledLoader, RandomState
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
-from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.errors import ConfigurationError
+from rlbatch.extras import needs_extra
 from rlbatch.integrations._shared import (
     SampleCount,
     SampleScheduler,
@@ -24,12 +25,10 @@ from rlbatch.integrations._shared import (
 )
 from rlbatch.policy.base import Policy
 
-try:
+with needs_extra("transformers", "accelerate"):
     from accelerate import Accelerator
     from accelerate.scheduler import AcceleratedScheduler
     from accelerate.utils import DistributedType, send_to_device
-except ImportError as error:
-    raise MissingExtraError("accelerate", "transformers") from error
 
 
 class AcceleratedController:
@@ -152,13 +151,18 @@ class AcceleratedController:
         self._take_place()
         return _DeviceLoader(self._loader, self._accelerator, self.controller)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
 
+        Args:
+            loss: A mean.
+            weight: Of what, if not of the samples, as in `rlbatch.BatchController.backward`.
+
         Raises:
-            DeliveryError: There is no micro-batch to which the loss could belong.
+            DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
+                of the parts before it were touched.
         """
-        self.controller.backward(loss)
+        self.controller.backward(loss, weight)
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step optimizer and schedule and zero the gradients, if the batch is complete.
@@ -184,8 +188,8 @@ class AcceleratedController:
         if not self._accelerator.is_main_process:
             # Accelerate saves one state for all, and the random numbers of each on their own.
             now = RandomState.now()
-            own = {**state["loader"], "rng": now.cpu, "cuda_rng": now.cuda}
-            state = {**state, "loader": own}
+            place = state["loader"]
+            state = {**state, "loader": {**place, "rng": now.cpu, "cuda_rng": now.cuda}}
         self.controller.load_state_dict(state)
         self._take_place()
 

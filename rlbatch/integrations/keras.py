@@ -16,14 +16,13 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.order import ShuffledSampler
-from rlbatch.errors import ConfigurationError, DeliveryError, MissingExtraError
+from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.extras import needs_extra
 from rlbatch.loop_adapter import LoopAdapter, check_state
 from rlbatch.policy.base import Policy
 
-try:
+with needs_extra("keras", "keras"):
     import keras
-except ImportError as error:
-    raise MissingExtraError("keras", "keras") from error
 
 from rlbatch.integrations._keras_data import (
     Indexed,

@@ -7,14 +7,13 @@ from typing import Any, Unpack
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.settings import Settings, make_config
-from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.errors import ConfigurationError
+from rlbatch.extras import needs_extra
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
-try:
+with needs_extra("lightning", "lightning"):
     from lightning.pytorch import Callback
-except ImportError as error:
-    raise MissingExtraError("lightning", "lightning") from error
 
 from rlbatch.integrations._lightning_checks import check_fit, check_optimization
 from rlbatch.integrations._lightning_data import TrainSource

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.errors import ConfigurationError, MissingExtraError
+from rlbatch.errors import ConfigurationError
+from rlbatch.extras import needs_extra
 from rlbatch.integrations._shared import SampleScheduler, follows_a_metric
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
-try:
+with needs_extra("transformers", "transformers"):
     from transformers import Trainer
     from transformers.trainer_callback import DefaultFlowCallback
-except ImportError as error:
-    raise MissingExtraError("transformers", "transformers") from error
 
 from rlbatch.integrations._transformers_checks import check_trainer, check_version
 from rlbatch.integrations._transformers_flow import (

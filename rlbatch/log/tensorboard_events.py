@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbatch.log.decision_record import DecisionRecord
+from rlbatch.text import escaped
 
 _SUFFIX = ".rlbatch"  # marks the files that are ours to replace
 
@@ -77,4 +78,4 @@ def _scalars(record: DecisionRecord) -> Iterator[tuple[str, float]]:
         yield "decision/value", record.value
     for name, value in record.signals.items():
         if isinstance(value, float) and math.isfinite(value):
-            yield f"signals/{name}", value
+            yield f"signals/{escaped(name)}", value  # a log that goes on may be from elsewhere

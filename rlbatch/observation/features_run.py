@@ -8,7 +8,6 @@ from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
 from rlbatch.observation.state import as_array
 from rlbatch.signals.record import Array
 
-
 # Decisions cannot depend on more: real training runs had a few thousand samples at most, simulated
 # ones up to 262,144, and a network that sees the difference treats large data sets as simulated.
 _LARGEST_DATASET = 2000.0

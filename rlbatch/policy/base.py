@@ -56,10 +56,6 @@ class Decision:
     value: Numeric | None = None
     reasons: tuple[str, ...] = field(default=())
 
-    def is_single(self) -> bool:
-        """True for a decision about one run (no leading axes)."""
-        return np.ndim(self.log2_change) == 0
-
 
 @runtime_checkable
 class Policy(Protocol):
@@ -69,9 +65,8 @@ class Policy(Protocol):
     def needs_gradient_noise(self) -> bool:
         """False tells the run that no gradient statistics are wanted.
 
-        Its batches are then left undivided (the `fixed` policy is bit-equal to a run without
-        rlbatch). A class attribute, an instance attribute, a frozen dataclass's field or a property
-        will do: it is only read.
+        Then none are taken. A class attribute, an instance attribute, a frozen dataclass's field or
+        a property will do: it is only read.
         """
         ...
 

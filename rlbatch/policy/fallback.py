@@ -12,7 +12,6 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation, Policy, noise_rate_of
-from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.wrapper import Wrapper
 from rlbatch.signals.record import Signals
 
@@ -62,12 +61,6 @@ class Fallback(Wrapper):
     def noise_rate(self) -> float:
         """As the policy, or else as the fallback."""
         return noise_rate_of(self.policy) or noise_rate_of(self.fallback)
-
-    @classmethod
-    def around(cls, policy: LearnedPolicy, fallback: Policy) -> Fallback:
-        """Return the wrapper with the ranges that the learned policy's card holds."""
-        card = policy.card
-        return cls(policy, fallback, low=card.observation_low, high=card.observation_high)
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
         """Return (first policy's state, second policy's state)."""

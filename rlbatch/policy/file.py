@@ -1,6 +1,7 @@
 """The policy file: weights and what is needed to trust them, as one `.safetensors` file.
 
-Loading never unpickles, and refuses what it cannot vouch for. Metadata entries, all JSON strings:
+Loading never unpickles, and refuses what it cannot vouch for: first by the header, then by the
+metadata, and only then it reads weights. Metadata entries, all JSON strings:
 
 | key | what |
 |---|---|
@@ -24,39 +25,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.numpy import save
 
 import rlbatch
 from rlbatch.errors import ConfigurationError, PolicyFileError
 from rlbatch.observation import OBSERVATION_NAMES, SCHEMA_VERSION
 from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.container import (
+    MAX_HEADER,
+    Header,
+    Tensors,
+    parse_json,
+    read_header,
+    read_tensors,
+)
+from rlbatch.policy.file_checks import (
+    DAMAGED,
+    FORMAT_VERSION,
+    check_entries,
+    check_infos,
+    check_versions,
+    complain,
+    parse,
+)
 from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.metadata import CARD_KEYS, NETS, complaints, expected_shapes
 from rlbatch.policy.network import Layer, Network
 
-FORMAT_VERSION = 1
-OLDEST_SCHEMA = 1
-
-_NETS = ("policy", "value")
-_CARD_KEYS = tuple(field.name for field in fields(PolicyCard))
-_KEYS = (
-    *("format_version", "schema_version", "observation_names", "layer_sizes", "activation"),
-    *("action_grid", "masked", "sample", *_CARD_KEYS, "checksum"),
-)
-_LATER_KEYS = ("goodput_slack", "keeps_steps")  # files without them are older, and mean none
-_DAMAGED = "The file is damaged; fetch it again, or train one anew."
-
-Tensors = dict[str, NDArray[Any]]
-
-_open = cast(Any, safe_open)  # without annotations in safetensors
+_LARGEST_OUTPUT = 1e30  # float32 ends at 3e38; sums of some members' outputs stay far below
 
 
 def save_policy(
@@ -70,13 +74,14 @@ def save_policy(
         card: How it was made; `policy.card` when None.
 
     Raises:
-        ConfigurationError: `card.results` holds something that JSON has no word for.
+        ConfigurationError: `card.results` holds something that JSON has no word for, or the
+            policy is larger than what `load_policy` reads.
     """
     card = replace(policy.card if card is None else card, rlbatch_version=rlbatch.__version__)
     tensors: Tensors = {
         f"member.{number}.{net}.{index}.{part}": array
         for number, member in enumerate(policy.members)
-        for net in _NETS
+        for net in NETS
         for index, layer in enumerate(getattr(member, net))
         for part, array in zip(("weight", "bias"), layer, strict=True)
     }
@@ -93,15 +98,18 @@ def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
             or its content is incomplete, inconsistent or damaged.
     """
     path = Path(path)
-    texts, tensors = _read(path)
-    content = _parse(path, texts)
-    _check_versions(path, content)
-    _check_tensors(path, _expected_shapes(path, content["layer_sizes"]), tensors)
-    if content["checksum"] != _checksum(texts, tensors):
-        raise PolicyFileError(f"{path}: the content does not match its checksum. {_DAMAGED}")
+    with _opened(path) as file:
+        header = _read(path, file)
+        content = parse(path, header.texts)
+        check_versions(path, content)
+        check_entries(path, content)
+        check_infos(path, expected_shapes(content["layer_sizes"]), header.tensors)
+        tensors = _read_weights(path, file, header)
+    if content["checksum"] != _checksum(header.texts, tensors):
+        raise PolicyFileError(f"{path}: the content does not match its checksum. {DAMAGED}")
     try:
         return _build(content, tensors)
-    except (ConfigurationError, TypeError, ValueError) as error:
+    except (ArithmeticError, ConfigurationError, TypeError, ValueError) as error:
         raise PolicyFileError(
             f"{path}: the parts of the policy do not fit together: {error} Save it again."
         ) from error
@@ -114,24 +122,28 @@ def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
         "format_version": FORMAT_VERSION,
         "schema_version": SCHEMA_VERSION,
         "observation_names": OBSERVATION_NAMES,
-        "layer_sizes": [{net: member.sizes(net) for net in _NETS} for member in policy.members],
+        "layer_sizes": [{net: member.sizes(net) for net in NETS} for member in policy.members],
         "activation": activations[0] if len(set(activations)) == 1 else activations,
         "action_grid": policy.action_grid,
         "goodput_slack": policy.goodput_slack,
         "keeps_steps": policy.keeps_steps,
         "masked": policy.masked,
         "sample": policy.sample,
-        **{key: getattr(card, key) for key in _CARD_KEYS},
+        **{key: getattr(card, key) for key in CARD_KEYS},
     }
     try:
-        return {
+        texts = {
             key: json.dumps(value, allow_nan=False, sort_keys=True)
             for key, value in content.items()
         }
-    except (TypeError, ValueError) as error:
+        wrong = list(complaints({key: parse_json(text) for key, text in texts.items()}))
+    except (RecursionError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"A policy card must hold finite numbers, strings, lists and dictionaries: {error}."
         ) from error
+    if wrong:
+        raise ConfigurationError(f"This policy could not be loaded again: {wrong[0]}.")
+    return texts
 
 
 def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
@@ -150,10 +162,10 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
     if isinstance(activations, str):
         activations = [activations] * count
     members = [
-        Network(chain(number, "policy"), chain(number, "value"), activation)
+        _in_range(Network(chain(number, "policy"), chain(number, "value"), activation))
         for number, activation in zip(range(count), activations, strict=True)
     ]
-    card: dict[str, Any] = {key: content[key] for key in _CARD_KEYS}
+    card: dict[str, Any] = {key: content[key] for key in CARD_KEYS}
     for key in ("objectives", "couplings"):
         card[key] = tuple(card[key])
     for key, extreme in (("observation_low", -1.0), ("observation_high", 1.0)):
@@ -170,6 +182,17 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
     )
 
 
+def _in_range(network: Network) -> Network:
+    """Refuse weights with which a decision would not be a finite number."""
+    for net in NETS:
+        most = network.largest_output(net)
+        if not most <= _LARGEST_OUTPUT:
+            raise ConfigurationError(
+                f"The {net} net has weights so large that its outputs could reach {most:.3g}."
+            )
+    return network
+
+
 def _widened(values: NDArray[Any], names: list[str], unseen: float) -> NDArray[Any]:
     """Return values whose last axis are a file's observations with one that has today's."""
     if values.shape[-1] != len(names):
@@ -181,113 +204,63 @@ def _widened(values: NDArray[Any], names: list[str], unseen: float) -> NDArray[A
     return wide
 
 
-def _read(path: Path) -> tuple[dict[str, str], Tensors]:
-    """Return metadata and tensors of a safetensors file, whatever they are."""
+def _opened(path: Path) -> BinaryIO:
+    """Open a file, and nothing that would be waited for, such as a pipe."""
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise PolicyFileError(
+                f"{path}: a policy file (.safetensors) was expected, and this is no regular file. "
+                "Copy it to one."
+            )
+        return path.open("rb")
     except FileNotFoundError:
         raise PolicyFileError(f"{path}: there is no such policy file. Check the path.") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path can have such a name
         raise PolicyFileError(
-            f"{path}: cannot be opened: {error.strerror}. Name a policy file (.safetensors) that "
-            "may be read."
-        ) from error
-    if start.startswith(b"PK"):
-        raise PolicyFileError(
-            f"{path}: a policy file (.safetensors) was expected, and this is a zip archive, like a "
-            "checkpoint of a training. Name the policy.safetensors beside it, which a training "
-            f"writes at its end; one that was stopped goes on with: rlbatch train --resume --out "
-            f"{path.parent}"
-        )
-    try:
-        with _open(path, framework="np") as file:
-            tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return dict(file.metadata() or {}), tensors
-    except Exception as error:  # a damaged header makes the parser fail in many ways
-        raise PolicyFileError(
-            f"{path}: cannot be read as a .safetensors file ({error}). It is truncated, damaged or "
-            "of another kind. Fetch it again, or make one with: rlbatch train"
+            f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}. Name a policy "
+            "file (.safetensors) that may be read."
         ) from error
 
 
-def _parse(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
-    missing = [key for key in _KEYS if key not in texts]
-    if missing:
-        raise PolicyFileError(
-            f"{path}: the metadata lacks {', '.join(missing)}; this is no policy file of rlbatch. "
-            "Make one with: rlbatch train"
-        )
-    content: dict[str, Any] = {}
-    for key in (*_KEYS, *(key for key in _LATER_KEYS if key in texts)):
-        try:
-            content[key] = json.loads(texts[key])
-        except (ValueError, RecursionError) as error:
-            raise PolicyFileError(f"{path}: metadata {key} is no JSON. {_DAMAGED}") from error
-    return content
-
-
-def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
-    for key, ours in (
-        ("format_version", range(FORMAT_VERSION, FORMAT_VERSION + 1)),
-        ("schema_version", range(OLDEST_SCHEMA, SCHEMA_VERSION + 1)),
-    ):
-        if content[key] not in ours:
-            raise PolicyFileError(
-                f"{path}: {key} is {content[key]!r}, this rlbatch ({rlbatch.__version__}) reads "
-                f"{' to '.join(map(str, sorted({ours[0], ours[-1]})))}; the file was written by "
-                f"rlbatch {content['rlbatch_version']}. Use that version, or train the policy "
-                "again."
-            )
-    names = content["observation_names"]
-    listed = list(map(str, cast(list[Any], names))) if isinstance(names, list) else list[str]()
-    theirs = set(listed)
-    earlier = content["schema_version"] < SCHEMA_VERSION and len(theirs) == len(listed) > 0
-    if names != list(OBSERVATION_NAMES) and not (earlier and theirs < set(OBSERVATION_NAMES)):
-        strange = ", ".join(sorted(theirs ^ set(OBSERVATION_NAMES))) or "their order"
-        raise PolicyFileError(
-            f"{path}: the observation names are not those of schema {SCHEMA_VERSION} (differing: "
-            f"{strange}). Train the policy again."
-        )
-
-
-def _expected_shapes(path: Path, layer_sizes: Any) -> dict[str, tuple[int, ...]]:
-    expected: dict[str, tuple[int, ...]] = {}
+def _read(path: Path, file: BinaryIO) -> Header:
+    """Return the header of a safetensors file, whatever it is of."""
     try:
-        for number, member in enumerate(layer_sizes):
-            for net in _NETS:
-                sizes = [int(size) for size in member[net]]
-                for index, (inputs, outputs) in enumerate(pairwise(sizes)):
-                    name = f"member.{number}.{net}.{index}"
-                    expected[f"{name}.weight"], expected[f"{name}.bias"] = (
-                        (outputs, inputs),
-                        (outputs,),
-                    )
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise PolicyFileError(f"{path}: metadata layer_sizes is malformed. {_DAMAGED}") from error
-    return expected
+        start = file.read(4)
+        if not start.startswith(b"PK"):
+            file.seek(0)
+            return read_header(file)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    raise PolicyFileError(
+        f"{path}: a policy file (.safetensors) was expected, and this is a zip archive, like a "
+        "checkpoint of a training. Name the policy.safetensors beside it, which a training "
+        f"writes at its end; one that was stopped goes on with: rlbatch train --resume --out "
+        f"{path.parent}"
+    )
 
 
-def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]], tensors: Tensors) -> None:
-    complaints = [
-        *(f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())),
-        *(f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())),
-    ]
-    for name in sorted(expected.keys() & tensors.keys()):
-        tensor = tensors[name]
-        if tensor.shape != expected[name] or tensor.dtype != np.float32:
-            complaints.append(
-                f"{name} has shape {tensor.shape} and type {tensor.dtype}, expected "
-                f"{expected[name]} and float32"
-            )
-        elif not np.isfinite(tensor).all():
-            complaints.append(f"{name} has entries that are not finite")
-    if complaints:
-        more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
-        raise PolicyFileError(
-            f"{path}: {'; '.join(complaints[:3])}{more}. Save the policy again from a good "
-            "checkpoint."
-        )
+def _read_weights(path: Path, file: BinaryIO, header: Header) -> Tensors:
+    try:
+        tensors = read_tensors(file, header)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    complain(
+        path,
+        [
+            f"{name} has entries that are not finite"
+            for name in sorted(tensors)
+            if not np.isfinite(tensors[name]).all()
+        ],
+    )
+    return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> PolicyFileError:
+    return PolicyFileError(
+        f"{path}: cannot be read as a .safetensors file of a policy ({error}). It is truncated, "
+        "damaged or of another kind. Fetch it again, or make one with: rlbatch train"
+    )
 
 
 def _checksum(texts: Mapping[str, str], tensors: Tensors) -> str:
@@ -308,6 +281,11 @@ def _in_fixed_order(raw: bytes) -> bytes:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the weights stay aligned
+    if len(text) > MAX_HEADER:
+        raise ConfigurationError(
+            f"A policy card may take {MAX_HEADER} bytes with all else but the weights, and takes "
+            f"{len(text)}. Keep long results in a file of their own."
+        )
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]
 
 

@@ -99,6 +99,21 @@ class Network:
             inputs = activate(inputs @ layer.weight.T + layer.bias)
         return inputs @ last.weight.T + last.bias
 
+    def largest_output(self, net: str) -> float:
+        """Return a bound of every number on the way through a net, for inputs within [-1, 1].
+
+        By the triangle inequality: |W x + b| <= |W| |x| + |b|. tanh gives at most 1, and relu at
+        most what it is given.
+        """
+        bound, largest = np.float64(1.0), 0.0
+        for layer in getattr(self, net):
+            sums = np.abs(layer.weight).sum(axis=1, dtype=np.float64) * bound
+            top = float((sums + np.abs(layer.bias)).max())
+            largest, bound = max(largest, top), np.float64(top)
+            if self.activation == "tanh":
+                bound = np.float64(min(top, 1.0))
+        return largest
+
     def sizes(self, net: str) -> tuple[int, ...]:
         """Return the layer sizes of the net `policy` or `value`, inputs first."""
         layers: tuple[Layer, ...] = getattr(self, net)

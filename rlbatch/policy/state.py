@@ -46,10 +46,33 @@ def pack_state(state: Any) -> Any:
 
 
 def unpack_state(packed: Any) -> Any:
-    """Return the state that `pack_state` packed; named tuples come back as plain ones."""
+    """Return the state that `pack_state` packed; named tuples come back as plain ones.
+
+    Raises:
+        ConfigurationError: It is not what `pack_state` returns.
+    """
     if isinstance(packed, list | tuple):
         return tuple(unpack_state(part) for part in cast(tuple[Any, ...], packed))
     if isinstance(packed, dict):
         array = cast(dict[str, Any], packed)
-        return np.array(array["data"], dtype=array["dtype"]).reshape(array["shape"])
+        return _unpack_array(array)
     return packed
+
+
+def _unpack_array(packed: dict[str, Any]) -> NDArray[Any]:
+    try:
+        data, dtype = list(map(_number, packed["data"])), np.dtype(packed["dtype"])
+        if dtype.kind not in "biuf":
+            raise TypeError(f"{dtype} is no type of numbers")
+        return np.array(data, dtype=dtype).reshape(packed["shape"])
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"A packed array of a policy state is damaged ({type(error).__name__}: {error}). "
+            "Resume from another checkpoint, or start anew."
+        ) from error
+
+
+def _number(value: Any) -> float | int | bool:
+    if not isinstance(value, float | int):
+        raise TypeError(f"{value!r} is no number")
+    return value

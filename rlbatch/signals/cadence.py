@@ -86,9 +86,9 @@ class Cadence:
 def measured_among(steps: float | Array, rate: float) -> Array:
     """Return how many of a run's first steps are measured.
 
-    Dividing a batch that would fit undivided costs up to a whole additional pass. So measurements
-    thin out with the square root of the steps: something is known early, and in a long run the
-    cost vanishes.
+    A measured step costs more than others, up to two additional passes where it is all launches.
+    So measurements thin out with the square root of the steps: something is known early, and in a
+    long run the cost vanishes.
 
     Args:
         steps: Optimizer steps.
@@ -101,7 +101,7 @@ def measured_among(steps: float | Array, rate: float) -> Array:
 
 
 def is_measured(step: int, rate: float) -> bool:
-    """Return whether the step after `step` steps is divided for measurement."""
+    """Return whether the step after `step` steps is measured."""
     if step < FIRST_MEASURED:
         return False
     rate = min(rate, _ALL)

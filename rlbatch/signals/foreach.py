@@ -60,6 +60,12 @@ def sign(values: Sequence[Tensor]) -> list[Tensor]:
     return list(_ops._foreach_sign(list(values)))
 
 
+def scale_(values: Sequence[Tensor], factor: float) -> None:
+    """Multiply by a number, in place."""
+    if values:
+        _ops._foreach_mul_(list(values), factor)
+
+
 def copy_(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into existing tensors of the same shapes."""
     if into:
@@ -77,9 +83,14 @@ def together(scalars: Sequence[Tensor]) -> Tensor:
     return torch.stack([scalar.reshape(()).to(device, dtype) for scalar in scalars])
 
 
+def squared_norms(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the squared norm of each tensor, shape (tensors,), on the first one's device."""
+    return together(_ops._foreach_norm(list(vectors))).square()
+
+
 def squared_norm(vector: Sequence[Tensor]) -> Tensor:
     """Return the squared norm over all tensors, a scalar on the first one's device."""
-    return together(_ops._foreach_norm(list(vector))).square().sum()
+    return squared_norms(vector).sum()
 
 
 def read(*lists: list[Tensor]) -> NDArray[np.float64]:

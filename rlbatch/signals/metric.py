@@ -63,12 +63,16 @@ class GradientMetric:
         Args:
             factor: Multiplies all gradients, before their squares could overflow.
         """
+        gradients = self.gradients(factor)
+        is_copy = factor is not None or self.scales is not None
+        return gradients if is_copy else foreach.scaled(gradients)
+
+    def gradients(self, factor: Tensor | None = None) -> list[Tensor]:
+        """As `vector`, but the gradients themselves where nothing is to be multiplied."""
         gradients = [_dense(parameter) for parameter in self.parameters]
-        if self.scales is None:
-            return foreach.scaled(gradients, 1.0 if factor is None else factor)
         if factor is not None:
             gradients = foreach.scaled(gradients, factor)
-        return foreach.multiply(gradients, self.scales)
+        return gradients if self.scales is None else foreach.multiply(gradients, self.scales)
 
 
 def make_metric(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> GradientMetric | None:
@@ -91,6 +95,13 @@ def make_metric(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> Gra
             kept += members
             scales += _scales([optimizer.state[p] for p in members], group)
     return GradientMetric(tuple(kept), tuple(scales)) if kept else None
+
+
+def has_metric(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> bool:
+    """Return whether `make_metric` would return one."""
+    trained = (p for p in parameters if p.requires_grad)
+    adaptive = is_adaptive(optimizer)
+    return any(not adaptive or _has_moment(optimizer, p) for p in trained)
 
 
 def _dense(parameter: nn.Parameter) -> Tensor:

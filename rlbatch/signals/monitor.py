@@ -2,95 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
-from rlbatch.signals.metric import GradientMetric, make_metric
-from rlbatch.signals.noise_scale import NoiseStatistics, measured_noise
+from rlbatch.signals.measurement import ChunkMeasurement, Window, chunk_measurement
+from rlbatch.signals.metric import GradientMetric, has_metric, make_metric
 from rlbatch.signals.record import Array
+from rlbatch.signals.sample_noise import SampleGradients
 
-
-@dataclass(frozen=True)
-class ChunkMeasurement:
-    """What a chunk's steps showed. NaN: not measured.
-
-    Attributes:
-        steps: Steps watched.
-        train_loss: Mean of their losses, those that are not finite left out.
-        train_loss_std: Standard deviation of these; 0 for a single one.
-        noise: The gradient statistics.
-        gradient_cosine: Mean cosine between the two half-batch gradients.
-        nonfinite_losses: Steps whose loss was not finite.
-        nonfinite_steps: Steps whose loss, or measured gradient, was not finite.
-    """
-
-    steps: int
-    train_loss: float
-    train_loss_std: float
-    noise: NoiseStatistics
-    gradient_cosine: float
-    nonfinite_losses: int
-    nonfinite_steps: int
-
-
-def chunk_measurement(
-    losses: Array,
-    norms: Array,
-    owners: Sequence[int],
-    sizes: Sequence[tuple[float, float]],
-    known: NDArray[np.bool_] | None = None,
-) -> ChunkMeasurement:
-    """Return what a chunk's steps showed, from what was left on the device.
-
-    Args:
-        losses: Of each step.
-        norms: Small and big squared norm and the cosine of each measured step, one after the other.
-        owners: Which step each of these is of.
-        sizes: Samples of a micro-batch and of the batch, of each measured step.
-        known: Whether each loss is what it was when it was computed; None: all are.
-    """
-    known = np.ones(len(losses), dtype=bool) if known is None else known
-    finite = np.isfinite(losses) | ~known
-    bad = set(np.flatnonzero(~finite).tolist())
-    nonfinite_losses = len(bad)
-    noise, cosine = NoiseStatistics(), math.nan
-    if owners:
-        noise, cosine = measured_noise(norms.reshape(-1, 3), owners, sizes, bad)
-    kept = losses[finite & known]
-    return ChunkMeasurement(
-        steps=len(losses),
-        train_loss=float(kept.mean()) if len(kept) else math.nan,
-        train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-        noise=noise,
-        gradient_cosine=cosine,
-        nonfinite_losses=nonfinite_losses,
-        nonfinite_steps=len(bad),
-    )
-
-
-@dataclass
-class Window:
-    """One optimizer step under way, and what its measured micro-batches left on the device."""
-
-    shares: Sequence[float]
-    metric: GradientMetric | None
-    half: int  # micro-batches of the first half
-    done: int = 0
-    loss: Tensor | None = None
-    previous: list[Tensor] | None = None
-    first_half: list[Tensor] | None = None
-    half_sqr: Tensor | None = None
-    small_sqr: Tensor | None = None
+__all__ = ["ChunkMeasurement", "ChunkMonitor", "Window"]
 
 
 _WHOLE = Window((1.0,), None, 0)  # stands for any step of one micro-batch; never changed
@@ -101,11 +28,18 @@ class ChunkMonitor:
 
     Per optimizer step: `begin_step`, then `after_backward` for each micro-batch before anything
     clips or unscales the gradients. At the end of the chunk, `finish`. Nothing is read from the
-    device in between, and no gradient is changed.
+    device in between, and no gradient is changed. Where a step has several micro-batches, noise is
+    measured by the difference between their gradients; where it has one, by its samples'
+    (`rlbatch.signals.sample_noise`).
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], optimizer: Optimizer, *, scaler: Any = None
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: Optimizer,
+        *,
+        scaler: Any = None,
+        model: nn.Module | None = None,
     ) -> None:
         """Watch these parameters.
 
@@ -113,11 +47,15 @@ class ChunkMonitor:
             parameters: Of the model; shared ones count once, frozen ones not at all.
             optimizer: Its kind and second moments choose the metric.
             scaler: A `torch.amp.GradScaler` in use, whose factor is divided out.
+            model: Whose layers are watched in measured steps of one micro-batch; None leaves these
+                unmeasured.
         """
         self._parameters = tuple(parameters)
         self._optimizer = optimizer
         self._scaler = scaler
         self._step: Window | None = None
+        self._samples = None if model is None else SampleGradients(model)
+        self._chunks = 0
         self._clear()
 
     def begin_step(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
@@ -126,8 +64,7 @@ class ChunkMonitor:
         Args:
             micro_batch_sizes: Samples of each of its micro-batches. Their gradients accumulate
                 weighted by their share of the sum.
-            measured: Measure gradient noise, if there are two micro-batches or more and the
-                optimizer has the state for it.
+            measured: Measure gradient noise, if the optimizer has the state for it.
 
         Raises:
             ConfigurationError: A micro-batch is missing from the previous step, or there is none.
@@ -136,6 +73,8 @@ class ChunkMonitor:
             self._require_complete()
         if len(micro_batch_sizes) == 1 and micro_batch_sizes[0] > 0:
             self._step = _WHOLE  # nearly all steps: they have to cost next to nothing
+            if measured:
+                self._begin_whole(round(micro_batch_sizes[0]))
             return
         if not micro_batch_sizes or min(micro_batch_sizes) < 1:
             raise ConfigurationError(
@@ -167,6 +106,8 @@ class ChunkMonitor:
             )
         loss = loss.detach()
         if step is _WHOLE:
+            if self._is_measuring:
+                self._measure_whole()
             if not loss.is_cpu:  # a CUDA graph writes the next one over it
                 loss = loss.clone()
             self._losses.append(loss)
@@ -180,8 +121,14 @@ class ChunkMonitor:
         if step.metric is not None:
             self._measure(step, step.metric, share)
         if step.done == len(step.shares):
-            self._append(loss)
+            self._losses.append(loss)
+            self._versions.append(loss._version)
             self._step = None
+
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are weighted in another way."""
+        if self._step is not None and self._step is not _WHOLE:
+            self._step.metric = None
 
     def finish(self) -> ChunkMeasurement:
         """Read the chunk from the device, in one transfer, and start the next one.
@@ -191,14 +138,17 @@ class ChunkMonitor:
         """
         self._require_complete()
         steps, owners, sizes = len(self._losses), self._owners, self._sizes
+        self._chunks += 1
         changed = [
             now._version != was for now, was in zip(self._losses, self._versions, strict=True)
         ]
-        values = self._read(self._losses, self._norms)
+        values = self._read(self._losses, [*self._norms, *self._variances])
         self._clear()
         # What the loop has changed in place since then is no loss any more, which is no fault.
         known = ~np.array(changed, dtype=bool)
-        return chunk_measurement(values[:steps], values[steps:], owners, sizes, known)
+        norms = values[steps : steps + 3 * len(owners)]
+        variances = values[steps + 3 * len(owners) :]
+        return chunk_measurement(values[:steps], norms, owners, sizes, known, variances)
 
     def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
         """Return what the chunk left on the device as one array, moved from there together."""
@@ -211,15 +161,15 @@ class ChunkMonitor:
             steps: Of the chunk that the optimizer made: one whose backward passes are all done
                 and that it did not make is forgotten too. None keeps that.
         """
-        self._step = None
+        self._forget_step()
         if steps is not None:
             measured = sum(owner < steps for owner in self._owners)
             del self._losses[steps:], self._versions[steps:], self._norms[3 * measured :]
-            del self._owners[measured:], self._sizes[measured:]
+            del self._owners[measured:], self._sizes[measured:], self._variances[measured:]
 
     def discard(self) -> None:
         """Forget the chunk and the step under way."""
-        self._step = None
+        self._forget_step()
         self._clear()
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:
@@ -234,16 +184,38 @@ class ChunkMonitor:
             "norms": foreach.read(self._norms[: 3 * len(owners)]).tolist(),
             "owners": owners,
             "sizes": [list(row) for row in self._sizes[: len(owners)]],
+            "variances": foreach.read(self._variances[: len(owners)]).tolist(),
+            "chunks": self._chunks,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the chunk that `state_dict` returned."""
+        measured = len(state["owners"])
+        numbers = [
+            *state["losses"],
+            *state["norms"],
+            *(size for row in state["sizes"] for size in row),
+        ]
+        if not all(isinstance(number, float | int) for number in numbers):
+            raise ConfigurationError(
+                "The state of a chunk holds something else than numbers. It is damaged: resume "
+                "from another checkpoint."
+            )
+        if len(state["norms"]) != 3 * measured or len(state["sizes"]) != measured:
+            raise ConfigurationError(
+                f"The state of a chunk tells of {measured} measured steps, and holds "
+                f"{len(state['norms'])} norms and {len(state['sizes'])} sizes. It is damaged: "
+                "resume from another checkpoint."
+            )
         self.discard()
         self._losses = [torch.tensor(value, dtype=torch.float64) for value in state["losses"]]
         self._norms = [torch.tensor(value, dtype=torch.float64) for value in state["norms"]]
         self._owners = list(state["owners"])
         self._sizes = [(row[0], row[1]) for row in state["sizes"]]
         self._versions = [loss._version for loss in self._losses]
+        variances = state.get("variances", [0.0] * len(self._owners))
+        self._variances = [torch.tensor(value, dtype=torch.float64) for value in variances]
+        self._chunks = state.get("chunks", 0)
 
     def _clear(self) -> None:
         self._losses: list[Tensor] = []
@@ -251,11 +223,8 @@ class ChunkMonitor:
         self._norms: list[Tensor] = []  # small, big and cosine of each measured step
         self._owners: list[int] = []  # which step each triple belongs to
         self._sizes: list[tuple[float, float]] = []  # effective micro-batch size, batch size
+        self._variances: list[Tensor] = []  # of each one's tr(Sigma); 0 where only a formula says
         self._batch_size = 0
-
-    def _append(self, loss: Tensor) -> None:
-        self._losses.append(loss)
-        self._versions.append(loss._version)
 
     def _require_complete(self) -> None:
         step = self._step
@@ -302,6 +271,38 @@ class ChunkMonitor:
         product = 0.5 * (big_sqr - step.half_sqr - rest_sqr)
         # An exact zero is a gradient that vanished, not an error: no direction, cosine 0.
         cosine = product / (step.half_sqr * rest_sqr).sqrt().clamp_min(1e-300)
-        self._norms += [step.small_sqr, big_sqr, cosine]
+        size = float(self._batch_size)
+        self._note((step.small_sqr, big_sqr, cosine), (size / len(step.shares), size))
+
+    def _note(
+        self,
+        norms: tuple[Tensor, Tensor, Tensor],
+        sizes: tuple[float, float],
+        variance: Tensor | None = None,
+    ) -> None:
+        self._norms += norms
         self._owners.append(len(self._losses))
-        self._sizes.append((self._batch_size / len(step.shares), float(self._batch_size)))
+        self._sizes.append(sizes)
+        self._variances.append(torch.zeros_like(norms[0]) if variance is None else variance)
+
+    @property
+    def _is_measuring(self) -> bool:
+        return self._samples is not None and self._samples.is_measuring
+
+    def _begin_whole(self, samples: int) -> None:
+        if self._samples is not None and has_metric(self._parameters, self._optimizer):
+            self._batch_size = samples
+            seed = f"{self._chunks}/{len(self._losses)}"
+            self._samples.begin(samples, seed, self._unscaling())
+
+    def _measure_whole(self) -> None:
+        assert self._samples is not None  # noqa: S101 - it is measuring
+        metric = make_metric(self._parameters, self._optimizer)
+        noise = self._samples.finish(metric)
+        if noise is not None:
+            self._note(noise[:3], (1.0, float(self._batch_size)), noise.variance)
+
+    def _forget_step(self) -> None:
+        self._step = None
+        if self._samples is not None:
+            self._samples.abandon()

@@ -1,4 +1,6 @@
-"""Gradient noise from the norms of micro-batch gradients and of their mean. Pure functions.
+"""Gradient noise from the norms of parts' gradients and of their mean. Pure functions.
+
+The parts are micro-batches, or single samples where their norms are known.
 
 A batch of B samples is computed in k micro-batches. The expected squared norm of a mean gradient
 over n samples is |G|^2 + tr(Sigma) / n, with G the true gradient and Sigma the covariance of one
@@ -138,18 +140,21 @@ def summarize(
     big_sqr: Sequence[float] | Array,
     micro_batch_size: Sequence[float] | Array,
     batch_size: Sequence[float] | Array,
+    trace_variance: Sequence[float] | Array | None = None,
 ) -> NoiseStatistics:
     """Return the mean estimates over measured steps, with standard errors.
 
     Steps with a value that is not finite, or whose batch was not divided, are left out. With three
     steps or more the error is the observed spread over the square root of their number; with fewer
-    it follows from `estimator_variance`.
+    it follows from `estimator_variance`, and for tr(Sigma) from the spread over samples where that
+    is larger.
 
     Args:
         small_sqr: As for `estimate`, one entry a measured step.
         big_sqr: Likewise.
         micro_batch_size: Likewise.
         batch_size: Likewise.
+        trace_variance: What the spread over samples says of the variance of each tr(Sigma).
     """
     b, n = np.asarray(micro_batch_size, dtype=np.float64), np.asarray(batch_size, dtype=np.float64)
     grad_sqr, trace = estimate(small_sqr, big_sqr, b, n)
@@ -167,12 +172,19 @@ def summarize(
             estimator_variance(grad_mean, trace_mean, size, size / micro)
             for size, micro in zip(n[good], b[good], strict=True)
         ]
-        grad_se, trace_se = (math.sqrt(sum(part)) / count for part in zip(*variances, strict=True))
+        observed = np.zeros(len(n)) if trace_variance is None else np.asarray(trace_variance)
+        formula = np.array(variances)
+        formula[:, 1] = np.maximum(formula[:, 1], observed[good])
+        grad_se, trace_se = (math.sqrt(part) / count for part in formula.sum(axis=0))
     return NoiseStatistics(grad_mean, grad_se, trace_mean, trace_se, count)
 
 
 def measured_noise(
-    norms: Array, owners: Sequence[int], sizes: Sequence[tuple[float, float]], bad: set[int]
+    norms: Array,
+    owners: Sequence[int],
+    sizes: Sequence[tuple[float, float]],
+    bad: set[int],
+    trace_variance: Array | None = None,
 ) -> tuple[NoiseStatistics, float]:
     """Return noise and cosine of the measured steps; those that are not finite join the bad ones.
 
@@ -181,12 +193,16 @@ def measured_noise(
         owners: Its step.
         sizes: Its effective micro-batch size and batch size.
         bad: Steps to leave out.
+        trace_variance: As for `summarize`; negative where nothing could be measured.
     """
-    bad |= {owner for owner, row in zip(owners, norms, strict=True) if not np.isfinite(row).all()}
-    good = np.array([owner not in bad for owner in owners], dtype=bool)
+    variance = np.zeros(len(owners)) if trace_variance is None else trace_variance
+    there = ~(variance < 0.0)
+    sound = np.isfinite(norms).all(axis=1)
+    bad |= {int(owner) for owner in np.asarray(owners)[there & ~sound]}
+    good = there & np.array([owner not in bad for owner in owners], dtype=bool)
     small, big, cosine = norms[good].T
     micro, batch = np.array(sizes)[good].T
-    noise = summarize(small, big, micro, batch)
+    noise = summarize(small, big, micro, batch, variance[good])
     return noise, float(cosine.mean()) if good.any() else math.nan
 
 

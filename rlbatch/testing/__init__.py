@@ -3,6 +3,7 @@
 `rlbatch.testing.policy_contract` is imported by its full name, because it needs pytest.
 """
 
+from rlbatch.testing.divisible import check_divisible
 from rlbatch.testing.generators import (
     one_run,
     random_context,
@@ -15,6 +16,7 @@ from rlbatch.testing.scripted import ScriptedPolicy
 
 __all__ = [
     "ScriptedPolicy",
+    "check_divisible",
     "one_run",
     "random_context",
     "random_policy",

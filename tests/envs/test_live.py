@@ -17,15 +17,18 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.backend import TorchBackend
+from rlbatch.envs.clock import MEASURED_SHARE
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
-from rlbatch.envs.task import Task, validation_loss
+from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.table import TensorTable, collate_table, regression_loss
+from rlbatch.envs.validator import Validator
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import encode, initial_state
 from rlbatch.signals.record import COST_CURVE_SIZES, Coupling, Signals
+from tests.helpers import perceptron as network
 
 PROFILE = DeviceProfile("test", launch_seconds=1e-3, sample_seconds=1e-5, update_seconds=1e-4)
 
@@ -37,14 +40,10 @@ def table(rows: int, seed: int) -> TensorTable:
     return TensorTable(x, x.sum(1).sin() + 0.1 * noise)
 
 
-def network(dropout: float = 0.0) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1))
-
-
 def make_task(**changes: Any) -> Task:
     task = Task(
         name="test",
-        model=network,
+        model=partial(network, dropout=0.0),
         train_set=table(100, 0),
         val_set=table(40, 1),
         loss=regression_loss,
@@ -186,17 +185,17 @@ def test_all_batch_sizes_see_the_same_samples_in_the_same_order() -> None:
     assert orders[0][:100] != orders[0][100:200]
 
 
-def test_the_cost_is_the_profiles_and_division_is_charged() -> None:
+def test_the_cost_is_the_profiles_and_measuring_is_charged() -> None:
     run = make_run(noise_rate=0.0, max_batch_size=50)
     run.advance(50)
     run.advance(20)
     expected = 4 * float(PROFILE.step_seconds(50)) + 4 * float(PROFILE.step_seconds(20))
     assert run.cost == pytest.approx(expected)
-    divided = make_run(max_batch_size=50, noise_rate=math.inf)
-    divided.advance(50)
-    one = 2 * (float(PROFILE.step_seconds(25)) - 1e-4) + 1e-4
-    # Adam has no second moment at the first two steps: they are not divided
-    assert divided.cost == pytest.approx(2 * one + 2 * float(PROFILE.step_seconds(50)))
+    measuring = make_run(max_batch_size=50, noise_rate=math.inf)
+    measuring.advance(50)
+    plain = float(PROFILE.step_seconds(50))
+    # Adam has no second moment at the first two steps: they are not measured. An update is 1e-4.
+    assert measuring.cost == pytest.approx(4 * plain + 2 * MEASURED_SHARE * (plain - 1e-4))
 
 
 def test_the_profiles_curve_is_exact() -> None:
@@ -242,7 +241,7 @@ def test_the_run_stops_inside_a_chunk_at_the_target() -> None:
     assert signals.steps == run.steps % 50
     losses = [row.loss for row in run.validations]
     assert losses[-1] <= 0.3 < min(losses[:-1])
-    assert signals.val_loss == losses[-1] == validation_loss(run.task, model_of(run))
+    assert signals.val_loss == losses[-1] == Validator(run.task).loss(model_of(run))
     with pytest.raises(ConfigurationError, match="finished"):
         run.advance(16)
 
@@ -256,7 +255,7 @@ def test_the_run_stops_when_the_budget_is_spent_and_knows_its_last_loss() -> Non
     assert run.exhausted
     assert not run.reached
     assert run.samples_seen == 200  # 30 + 30 + 30 + 10, twice
-    assert run.val_loss == validation_loss(run.task, model_of(run))
+    assert run.val_loss == Validator(run.task).loss(model_of(run))
 
 
 def test_max_steps_end_the_run() -> None:

@@ -12,14 +12,12 @@ import pytest
 from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.planned_episode import (
-    BETTER_WEIGHT,
-    WORSE_WEIGHT,
     PlannedEpisode,
     PlannedSampler,
     PlannedSetting,
-    loss_penalty,
 )
 from rlbatch.envs.profiles import resolve_profile
+from rlbatch.envs.reward import BETTER_WEIGHT, WORSE_WEIGHT, loss_penalty
 from rlbatch.envs.task import resolve_task
 from rlbatch.signals.record import Coupling
 from tests.envs.test_settings import NAMES, write_tables

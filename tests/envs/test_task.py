@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names, validation_loss
+from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
 
@@ -122,29 +122,6 @@ def test_collate_samples_returns_what_the_data_loader_does(dataset: Any, collate
     indices = [7, 2, 2, 9]
     (expected,) = DataLoader(dataset, batch_sampler=[indices], collate_fn=collate)
     assert str(collate_samples(dataset, indices, collate)) == str(expected)
-
-
-class TestValidationLoss:
-    def test_weighs_samples_equally_whatever_the_pass_size(self) -> None:
-        task, model = make_task(), nn.Linear(1, 1)
-        inputs, values = task.val_set[:]
-        expected = (model(inputs) - values).square().mean().item()
-        for batch_size in (1, 5, 12, 100):
-            assert validation_loss(task, model, batch_size) == pytest.approx(expected, rel=1e-5)
-
-    def test_evaluates_in_eval_mode_and_restores_the_mode(self) -> None:
-        seen: list[bool] = []
-
-        def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-            seen.append(model.training or torch.is_grad_enabled())
-            return squared_error(model, batch)
-
-        model = nn.Linear(1, 1)
-        for mode in (True, False):
-            model.train(mode)
-            validation_loss(make_task(loss=loss), model)
-            assert model.training is mode
-        assert seen == [False, False]
 
 
 class TestBuiltInNames:

@@ -144,6 +144,45 @@ def test_a_run_killed_at_random_steps_is_the_undisturbed_run(
     _check_alike(whole, killed)
 
 
+# Its changes depend on the last bit of each signal and of each entry of the observation.
+BITS = """
+import hashlib, dataclasses, numpy as np
+from rlbatch.policy import tools
+
+class Bits(ScriptedPolicy):
+    needs_gradient_noise = True
+
+    def decide(self, observation, signals, state):
+        values = [np.asarray(getattr(signals, field.name), dtype=np.float64).tobytes()
+                  for field in dataclasses.fields(signals) if field.name != "context"]
+        digest = hashlib.sha256(b"".join([*values, observation.tobytes()])).digest()
+        return tools.decision((digest[0] % 5 - 2) / 2, "bits"), np.asarray(state) + 1
+
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_fifty_times_decides_by_the_same_bits(tmp_path: Path) -> None:
+    whole, killed = _folders(tmp_path)
+    script = tmp_path / "train.py"
+    text = FORKED.replace("\ndef train(", BITS + "def train(", 1)
+    text = text.replace("ScriptedPolicy((1.0, -1.0, 1.5, 0.0, -0.5) * 9)", "Bits(())")
+    # More steps than fifty kills let pass, with checkpoints close enough to move on.
+    text = text.replace("samples < 2500", "samples < 9000").replace("% 5 == 0", "% 2 == 0")
+    assert text.count("Bits(())") == text.count("samples < 9000") == text.count("% 2 == 0") == 1
+    script.write_text(text)
+    command = [sys.executable, script, whole, killed, "0", "50", "2"]
+    with (tmp_path / "codes").open("w") as out:
+        subprocess.run(command, env=_environment(), stdout=out, check=True)
+    assert json.loads((tmp_path / "codes").read_text()) == [0, *[-signal.SIGKILL] * 50, 0]
+
+    expected, found = (_seen(folder) for folder in (whole, killed))
+    assert expected.keys() == found.keys()
+    for step, attempts in found.items():
+        assert attempts == expected[step] * len(attempts)
+    _check_alike(whole, killed)
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_runs_end_alike(tmp_path: Path) -> None:
     whole, killed = _folders(tmp_path)

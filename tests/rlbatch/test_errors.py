@@ -10,7 +10,6 @@ import pytest
 from rlbatch.errors import (
     ConfigurationError,
     DeliveryError,
-    DivergenceError,
     EpisodeLogError,
     MemoryUsedUpError,
     MissingExtraError,
@@ -32,7 +31,6 @@ EVERY_ERROR = [
             EpisodeLogError,
             DeliveryError,
             MemoryUsedUpError,
-            DivergenceError,
         )
     ),
 ]

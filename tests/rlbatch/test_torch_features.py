@@ -25,7 +25,7 @@ CHANGES = (1.0, 1.0, -0.5, 0.7, -2.0, 1.5, 0.3, -1.0)
 
 
 class Measuring(ScriptedPolicy):
-    """Has batches divided, so that parts of many sizes are trained on."""
+    """Has the gradient noise measured."""
 
     needs_gradient_noise = True
 
@@ -237,6 +237,19 @@ def test_the_fixed_policy_is_the_plain_loop_bit_for_bit(name: str) -> None:
 
 
 @every_feature
+def test_measuring_in_every_step_is_the_plain_loop_bit_for_bit(name: str) -> None:
+    feature = FEATURES[name]
+    plain = Training(feature)
+    for _ in range(3):
+        for x, y in DataLoader(data(), batch_size=BASE, shuffle=True):
+            plain.backward(plain.loss(x, y))
+            plain.step()
+    run, steps = controlled(feature, Measuring(()), 3, noise_rate=math.inf)
+    assert all(len(step.parts) == 1 for step in steps)
+    assert_same(run, plain)
+
+
+@every_feature
 def test_changing_sizes_are_an_accumulating_loop_bit_for_bit(name: str) -> None:
     feature = FEATURES[name]
     run, steps = controlled(
@@ -245,7 +258,7 @@ def test_changing_sizes_are_an_accumulating_loop_bit_for_bit(name: str) -> None:
     sizes = {step.samples for step in steps}
     assert len(sizes) > 5
     assert max(sizes) > 2 * MICRO  # accumulated
-    assert any(step.samples <= MICRO and len(step.parts) == 2 for step in steps)  # measured
+    assert all(len(step.parts) == -(-step.samples // MICRO) for step in steps)  # what fits is whole
     assert max(len(x) for step in steps for x, _ in step.parts) <= MICRO
 
     plain = Training(feature)
@@ -271,7 +284,11 @@ def test_gradient_noise_is_measured(name: str, tmp_path: Path) -> None:
     controlled(FEATURES[name], Measuring(()), 4, noise_rate=2.0, min_chunk_steps=4, log_dir=log)
     records = [r for r in read_episode(log).records if r.event == "decision"]
     noise = [float(r.signals["noise_trace"]) for r in records if r.signals is not None]  # pyright: ignore[reportArgumentType]
-    assert sum(math.isfinite(value) and value > 0 for value in noise) >= len(noise) // 2
+    known = sum(math.isfinite(value) and value > 0 for value in noise)
+    if FEATURES[name].compiled:
+        assert known == 0  # hooks within compiled modules are not run
+    else:
+        assert known >= len(noise) // 3  # some scaled steps overflow
 
 
 def test_steps_whose_scaled_gradient_overflows_are_skipped() -> None:
@@ -341,16 +358,17 @@ def test_changing_sizes_are_compiled_once_or_twice(marked: bool, most: int) -> N
         graphs += 1
         return graph.forward
 
+    changes = (*CHANGES, 0.6, 0.8, -0.4, 1.1)
     torch.manual_seed(5)
     torch.compiler.reset()
     model = dense()
     call = torch.compile(model, backend=backend)
     controller = BatchController(
-        model, adamw(model), batch_size=BASE, policy=Measuring(CHANGES), min_batch_size=BASE
+        model, adamw(model), batch_size=BASE, policy=Measuring(changes), min_batch_size=BASE
     )
     loader = controller.loader(DataLoader(data(), batch_size=BASE, shuffle=True, drop_last=True))
     sizes: set[int] = set()
-    for _ in range(8):
+    for _ in range(12):
         for x, y in loader:
             sizes.add(len(x))
             if marked:

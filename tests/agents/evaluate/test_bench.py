@@ -133,6 +133,29 @@ def test_a_policy_file_that_has_changed_is_not_a_policy_more(cheap: str, tmp_pat
         run_bench(settings(cheap, policies=(str(file), "fixed"), seeds=1), tmp_path / "out")
 
 
+@pytest.mark.parametrize("home", [True, False])
+def test_a_module_of_the_task_that_has_changed_makes_another_benchmark(
+    home: bool, cheap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, helper = tmp_path / "jobs", tmp_path / "jobs" / f"helper_{home}.py"
+    jobs.mkdir()
+    (jobs / "job.py").write_text(f"from helper_{home} import make")
+    helper.write_text(Path(cheap.rpartition(":")[0]).read_text())
+    monkeypatch.setenv("HOME", str(jobs))
+    name = "~/job.py:make" if home else f"{jobs / 'job.py'}:make"
+    kept = run_bench(settings(name, policies=("fixed",), seeds=1), tmp_path / "out")
+    content = (tmp_path / "out" / "results.jsonl").read_bytes()
+    compared = json.loads((tmp_path / "out" / "bench.json").read_text())["files"]
+    assert set(compared) == {name, f"{name} imports {helper.name}"}
+    assert run_bench(settings(name, policies=("fixed",), seeds=1), tmp_path / "out") == kept
+
+    helper.write_text(helper.read_text().replace("lr=0.02", "lr=0.03"))
+
+    with pytest.raises(ConfigurationError, match=rf"different: .*files: .*{helper.name}"):
+        run_bench(settings(name, policies=("fixed", "goodput"), seeds=1), tmp_path / "out")
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == content
+
+
 def test_a_folder_with_something_else_is_refused(cheap: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
 

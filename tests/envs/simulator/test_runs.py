@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from rlbatch.envs.clock import MEASURED_SHARE
 from rlbatch.envs.simulator.runs import QuadraticRuns
 from rlbatch.envs.simulator.tasks import Distribution, SimulatedTasks, draw_tasks
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
@@ -78,16 +79,14 @@ def test_the_noise_estimates_are_unbiased_and_their_standard_errors_honest() -> 
 
 
 @pytest.mark.parametrize(
-    ("size", "slope", "surcharge"),
+    ("size", "slope", "step"),
     [
-        (64.0, 0.0, 0.8),  # launch-bound: a second pass, but no second update
-        (64.0, 1.0, 0.0),  # compute-bound: two halves cost what the whole does
-        (1.0, 0.0, 0.0),  # a single sample cannot be divided
+        (64.0, 0.0, 1.0),  # launch-bound: a step costs one
+        (64.0, 1.0, 64.0),  # compute-bound: one for each sample
+        (1.0, 0.0, 0.0),  # a single sample shows no noise
     ],
 )
-def test_measured_steps_are_charged_their_additional_pass(
-    size: float, slope: float, surcharge: float
-) -> None:
+def test_measured_steps_are_charged_what_that_costs(size: float, slope: float, step: float) -> None:
     curve = slope * np.log2(COST_CURVE_SIZES)
     drawn = replace(tasks(1), step_cost_curve=curve[None])
     charged = runs(drawn, exact=False)
@@ -96,10 +95,10 @@ def test_measured_steps_are_charged_their_additional_pass(
         for run in (charged, free):
             run.advance(np.array([size]))
     steps = int(charged.steps[0])
-    divided = sum(is_measured(step, NOISE_RATE) for step in range(steps))
-    assert divided >= 2
+    measured = sum(is_measured(step, NOISE_RATE) for step in range(steps))
+    assert measured >= 2
     np.testing.assert_allclose(free.cost, steps * size**slope)
-    np.testing.assert_allclose(charged.cost, free.cost + surcharge * divided)
+    np.testing.assert_allclose(charged.cost, free.cost + 0.8 * MEASURED_SHARE * step * measured)
 
 
 def test_noise_falls_with_the_batch_size_and_with_interpolation() -> None:
@@ -119,13 +118,16 @@ def test_noise_falls_with_the_batch_size_and_with_interpolation() -> None:
 
 def test_a_step_size_beyond_what_the_curvature_bears_is_rolled_back_and_paid() -> None:
     drawn = replace(tasks(10), step_size=np.full(10, 8.0), catapult=np.full(10, 2.0))
-    wild = runs(drawn)
+    wild = runs(drawn, exact=False)
     before = wild.loss.copy()
     outcome = wild.advance(drawn.base_batch_size)
     assert outcome.rolled_back.all()
     np.testing.assert_array_equal(wild.loss, before)
     assert (outcome.cost > 0).all()
     assert np.asarray(outcome.signals.rolled_back).all()
+    unguarded = runs(drawn)
+    assert not unguarded.advance(drawn.base_batch_size).rolled_back.any()
+    assert unguarded.diverged.all()
 
 
 def test_a_fresh_network_comes_to_life_along_a_sigmoid() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names, validation_loss
+from rlbatch.envs.task import Task, collate_samples, resolve_task, task_names
 from rlbatch.envs.tasks import digits
+from rlbatch.envs.validator import Validator
 from rlbatch.errors import MissingExtraError
 
 TEXT_FAMILIES = ("char-lm", "language-id", "translation")
@@ -135,14 +136,14 @@ def steps_to_target(task: Task, seed: int) -> int | None:
     loader = DataLoader(
         task.train_set, task.batch_size, shuffle=True, drop_last=True, collate_fn=task.collate
     )
-    step = 0
+    step, validator = 0, Validator(task)
     while True:
         for batch in loader:
             optimizer.zero_grad()
             task.loss(model, batch).backward()
             optimizer.step()
             step += 1
-            if step % EVALUATION_INTERVAL == 0 and validation_loss(task, model) <= task.target:
+            if step % EVALUATION_INTERVAL == 0 and validator.loss(model) <= task.target:
                 return step
             if step >= MOST_STEPS:
                 return None

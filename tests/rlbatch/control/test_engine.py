@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlbatch.control.engine import DecisionEngine, EngineConfig, quantized
+from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import encode, initial_state
 from rlbatch.policy.base import Decision
@@ -64,9 +64,9 @@ def test_sizes_are_whole_and_within_the_limits(size: int, change: float, expecte
 
 
 def test_what_is_not_finite_or_enormous_still_gives_a_size() -> None:
-    assert quantized(32, math.nan, at(32)) == 32
-    assert quantized(32, 1e300, at(32)) == 1000
-    assert quantized(32, -1e300, at(32)) == 8
+    for change, expected in ((math.nan, 32), (1e300, 1000), (-1e300, 8)):
+        engine = DecisionEngine(ScriptedPolicy((change,)))
+        assert engine.decide(at(32)).batch_size == expected
 
 
 def test_the_wrappers_do_what_the_configuration_says() -> None:

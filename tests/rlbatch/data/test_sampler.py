@@ -65,8 +65,6 @@ def test_each_epoch_visits_each_sample_once(
         )
         for rank in range(world_size)
     ]
-    for rank in ranks:
-        rank.measure_next = lambda step: step % 3 == 0
     for epoch in range(3):
         issued = [consume(rank, schedule) for rank in ranks]
         # Every rank does the same number of backward passes in each step.
@@ -218,13 +216,6 @@ def test_asking_for_more_than_was_issued_is_refused() -> None:
     sampler.next_delivered()
     with pytest.raises(DeliveryError, match="exactly once"):
         sampler.next_delivered()
-
-
-def test_measured_steps_are_the_ones_asked_for() -> None:
-    sampler = ElasticBatchSampler(SequentialSampler(range(24)), 4)
-    sampler.measure_next = lambda step: step in (1, 4)
-    issued = [d for _ in range(1) for d, _ in consume(sampler, {})]
-    assert [d.step for d in issued if d.micro_batches == 2 and d.is_last] == [1, 4]
 
 
 def test_a_rest_smaller_than_the_ranks_joins_the_last_window() -> None:

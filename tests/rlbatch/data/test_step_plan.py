@@ -1,11 +1,12 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbatch.data.step_plan import plan_step, quantise_batch_size, share_start
+from rlbatch.data.step_plan import plan_step, quantise_batch_size, resize, share_start
 from rlbatch.errors import ConfigurationError
 
 
@@ -79,6 +80,20 @@ def test_the_nearest_multiple_is_taken(
     got = quantise_batch_size(size, world_size, minimum, maximum)
     assert got in multiples
     assert abs(got - size) == min(abs(n - size) for n in multiples)
+
+
+@given(st.integers(1, 4096), st.floats(-5, 5), st.integers(1, 50), st.integers(50, 5000))
+def test_a_change_leads_to_the_nearest_whole_size_within_the_limits(
+    size: int, change: float, low: int, high: int
+) -> None:
+    got, wanted = int(resize(size, change, low, high)), size * 2.0**change
+    nearest = min(abs(n - wanted) for n in range(low, high + 1))
+    assert abs(got - wanted) <= nearest * (1 + 1e-9)
+
+
+def test_a_half_goes_to_the_even_size_and_no_number_changes_nothing() -> None:
+    sizes, changes = np.array([15, 13, 7, 7, 7]), np.array([-1, -1, np.nan, np.inf, 500.0])
+    np.testing.assert_array_equal(resize(sizes, changes, 1, 99), [8, 6, 7, 7, 99])
 
 
 def test_infinite_sizes_give_the_limits_and_nan_is_refused() -> None:

@@ -28,6 +28,7 @@ from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
+from tests.helpers import perceptron as network
 from tests.rlbatch.control.rank_runs import leave
 
 SAMPLES = 75
@@ -72,10 +73,6 @@ class Rows(Dataset[tuple[int, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
         return index, self.x[index], self.y[index]
-
-
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
 class Run:

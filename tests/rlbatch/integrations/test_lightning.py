@@ -354,6 +354,7 @@ def test_gradient_noise_is_measured(tmp_path: Path) -> None:
     assert [sum(map(len, w)) for w in run.net.batches.values()] == [400, 400]
 
 
+@pytest.mark.filterwarnings("ignore:rlbatch. the loss .* undone:RuntimeWarning")
 def test_damage_is_undone(tmp_path: Path) -> None:
     """Eight times the batch with eight times a rate that is large already."""
     run = Run(

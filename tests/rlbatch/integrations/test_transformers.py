@@ -875,6 +875,7 @@ def test_decisions_see_the_validation_loss(tmp_path: Path, best: str | None) -> 
             assert math.isnan(seen[step])
 
 
+@pytest.mark.filterwarnings("ignore:rlbatch. the loss .* undone:RuntimeWarning")
 def test_damage_is_undone(tmp_path: Path) -> None:
     made = train(
         ControlledTrainer,

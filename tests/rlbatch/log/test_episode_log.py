@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -470,6 +471,18 @@ def test_tensorboard_follows_a_resume(tmp_path: Path) -> None:
     assert foreign.exists()
     foreign.unlink()
     assert curves(tmp_path)["batch_size"] == [(0, 64.0), (640, 512.0)]
+
+
+def test_tensorboard_gets_no_control_characters(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with EpisodeLog(tmp_path, RUN, tensorboard=False) as log:
+        log.write(replace(make_record(0), signals={"\x1b]0;owned\x07": 1.0}))
+    with EpisodeLog(tmp_path, RUN, resume=True) as log:  # a log from elsewhere, gone on with
+        log.write(make_record(1))
+
+    found = curves(tmp_path)
+    assert "signals/\\x1b]0;owned\\x07" in found
+    assert all(tag.isprintable() for tag in found)
 
 
 def test_the_log_needs_no_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

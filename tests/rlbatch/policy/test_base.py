@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rlbatch.policy.base import Decision, Observation, Policy
@@ -55,8 +54,3 @@ def test_the_flag_is_only_read_and_may_have_any_form(policy: Policy) -> None:
 
 def test_an_object_without_the_flag_is_no_policy() -> None:
     assert not isinstance(_Decides(), Policy)
-
-
-def test_a_decision_about_one_run_is_told_from_one_about_many() -> None:
-    assert Decision(1.0).is_single()
-    assert not Decision(np.zeros(3)).is_single()

@@ -1,12 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.base import Decision, Policy
-from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.fallback import Fallback
 from rlbatch.testing import ScriptedPolicy, random_policy, random_signals
 from rlbatch.testing.policy_contract import PolicyContract
@@ -84,14 +81,6 @@ def test_without_ranges_only_finite_values_are_checked() -> None:
     policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)))
     assert ask(policy, observe(1, 1, 1, 1, 1)).log2_change == 2.0
     assert ask(policy, observe(np.nan)).log2_change == -1.0
-
-
-def test_ranges_come_from_the_card() -> None:
-    learned = random_policy(np.random.default_rng(0))
-    card = PolicyCard(observation_low=LOW, observation_high=HIGH)
-    policy = Fallback.around(replace(learned, card=card), ScriptedPolicy((0.125,)))
-    assert ask(policy, observe(1, 1, 1)).log2_change == 0.125
-    assert ask(policy, observe(1, 1)).log2_change != 0.125
 
 
 def test_gradient_noise_is_wanted_when_either_wants_it() -> None:

@@ -13,7 +13,6 @@ from rlbatch.policy.base import Policy
 from rlbatch.policy.bounds import Bounded
 from rlbatch.policy.cooldown import Cooldown
 from rlbatch.policy.fallback import Fallback
-from rlbatch.policy.memory_cap import MemoryCap
 from rlbatch.policy.rate_limit import RateLimited
 from rlbatch.policy.shadow import Shadow
 from rlbatch.testing import ScriptedPolicy, random_policy
@@ -23,7 +22,6 @@ WRAPPERS: dict[str, Callable[[Policy], Any]] = {
     "bounds": Bounded,
     "cooldown": Cooldown,
     "fallback": lambda policy: Fallback(policy, SCRIPT),
-    "memory cap": lambda policy: MemoryCap(policy, 512),
     "rate limit": RateLimited,
     "shadow": Shadow,
 }

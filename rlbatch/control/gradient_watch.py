@@ -1,0 +1,94 @@
+"""Notices that a loop touched gradients while the parts of a step were still being added up."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rlbatch.errors import DeliveryError
+
+
+class _Seen(NamedTuple):
+    parameter: Any
+    gradient: Tensor
+    version: int
+
+
+class GradientWatch:
+    """Compares the gradients in front of a part's backward pass with those behind the last one.
+
+    By identity and torch's count of in-place changes: no value is read, no device waited for.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Watch the gradients of an optimizer's parameters."""
+        self._optimizer = optimizer
+        self._seen: list[_Seen] = []
+
+    def remember(self) -> None:
+        """Note the gradients behind a part that is not the last one."""
+        self._seen = [
+            _Seen(parameter, parameter.grad, version_of(parameter.grad))
+            for parameter in parameters_of(self._optimizer)
+            if parameter.grad is not None
+        ]
+
+    def forget(self) -> None:
+        """The step is complete, or was dropped."""
+        if self._seen:
+            self._seen = []
+
+    def check(self, part: int, parts: int) -> None:
+        """Raise DeliveryError if a gradient is another than it was.
+
+        Args:
+            part: Number of the part that comes, from 0.
+            parts: Of the step.
+        """
+        for parameter, gradient, version in self._seen:
+            if parameter.grad is not gradient:
+                raise DeliveryError(
+                    f"{_between(part, parts)} a .grad vanished: the loop calls zero_grad(). Leave "
+                    "that call out: controller.step() zeroes the gradients behind each step."
+                )
+            if version_of(gradient) != version:
+                raise DeliveryError(
+                    f"{_between(part, parts)} a .grad was changed: the loop clips, scales or "
+                    "zeroes it at every batch. Clip by controller.step(clip_norm=...), or where "
+                    "controller.batch_complete; and leave zero_grad() to controller.step()."
+                )
+
+
+def _between(part: int, parts: int) -> str:
+    return f"This optimizer step is made of {parts} parts, and between parts {part} and {part + 1}"
+
+
+@contextmanager
+def no_gradient(optimizer: Optimizer) -> Generator[None]:
+    """Let a backward pass add nothing, although its loss, a mean of nothing, may be no number."""
+    handles = [
+        parameter.register_hook(torch.zeros_like)
+        for parameter in parameters_of(optimizer)
+        if parameter.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def parameters_of(optimizer: Optimizer) -> Iterable[Any]:
+    """Return all parameters that an optimizer holds."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def version_of(tensor: Any) -> int:
+    """Return torch's count of a tensor's in-place changes; of this rank's shard, if it is one."""
+    local = getattr(tensor, "_local_tensor", tensor)  # of a DTensor
+    return -1 if local.is_inference() else local._version

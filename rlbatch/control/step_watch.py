@@ -1,0 +1,133 @@
+"""Notices optimizers that step beside the controller, at the first such step."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from rlbatch.control.gradient_watch import parameters_of, version_of
+from rlbatch.errors import ConfigurationError, DeliveryError
+
+
+class Watched(Protocol):
+    """What is asked when an optimizer steps."""
+
+    @property
+    def between_parts(self) -> bool:
+        """A step is under way and parts of it are still to come."""
+        ...
+
+
+class StepWatch:
+    """Looks at each `optimizer.step()` in this process while an epoch is under way.
+
+    Attributes:
+        stepping: The step that comes is the controller's own.
+        in_backward: A backward pass runs.
+    """
+
+    def __init__(self, model: Any, optimizer: Optimizer, watched: Watched) -> None:
+        """Prepare to watch, while it is `active` and somebody holds it.
+
+        Args:
+            model: What is trained.
+            optimizer: Its optimizer.
+            watched: Knows whether a step is under way.
+        """
+        self.stepping = self.in_backward = False
+        self._optimizer, self._watched = optimizer, weakref.ref(watched)
+        held = {id(parameter) for parameter in parameters_of(optimizer)}
+        self._held = held | {id(parameter) for parameter in model.parameters()}
+        self._strangers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._versions: list[tuple[Any, int]] | None = [
+            (parameter, version_of(parameter)) for parameter in parameters_of(optimizer)
+        ]
+        _listen()
+
+    @property
+    def active(self) -> bool:
+        """Whether an epoch is under way."""
+        return self in _ACTIVE
+
+    @active.setter
+    def active(self, active: bool) -> None:
+        if active:
+            _ACTIVE.add(self)
+        else:
+            _ACTIVE.discard(self)
+
+    def look(self, optimizer: Any) -> None:
+        """Refuse a step that makes another run of this one.
+
+        Raises:
+            DeliveryError: The loop steps beside the controller, or between two parts.
+            ConfigurationError: An optimizer steps within the backward pass, or a second one steps
+                parameters of this run.
+        """
+        if self.stepping:
+            return
+        if self.in_backward:
+            raise ConfigurationError(_in_backward(type(optimizer).__name__))
+        if optimizer is self._optimizer:
+            raise DeliveryError(
+                "The loop calls optimizer.step() beside controller.step(), which steps the "
+                "optimizer itself. Leave the loop's own call out."
+            )
+        if optimizer not in self._strangers:
+            self._require_stranger(optimizer)
+            self._strangers.add(optimizer)
+        watched = self._watched()
+        if watched is not None and watched.between_parts:
+            raise DeliveryError(
+                f"A second optimizer, {type(optimizer).__name__}, steps between two parts of an "
+                "optimizer step. Step and zero it where controller.step() returns samples: "
+                "if controller.step(): second.step(); second.zero_grad()."
+            )
+
+    def check_backward(self) -> None:
+        """Behind the first backward pass: refuse hooks that changed parameters in it."""
+        versions, self._versions = self._versions, None
+        if versions and any(version_of(parameter) != was for parameter, was in versions):
+            raise ConfigurationError(_in_backward("A hook"))
+
+    def begin_backward(self) -> None:
+        """A backward pass begins."""
+        if self._versions is not None:
+            self._versions = [(p, version_of(p)) for p, _ in self._versions]
+        self.in_backward = True
+
+    def end_backward(self) -> None:
+        """The pass is over, or has failed."""
+        self.in_backward = False
+
+    def _require_stranger(self, optimizer: Any) -> None:
+        if any(id(parameter) in self._held for parameter in parameters_of(optimizer)):
+            raise ConfigurationError(
+                f"A second optimizer, {type(optimizer).__name__}, steps parameters of the "
+                "controller's model. Give all of them to one optimizer, in parameter groups of "
+                "their own."
+            )
+
+
+_ACTIVE: weakref.WeakSet[StepWatch] = weakref.WeakSet()
+_listening: list[Any] = []  # one hook for all: it must not be removed while hooks are called
+
+
+def _listen() -> None:
+    if not _listening:
+        _listening.append(register_optimizer_step_pre_hook(_look))
+
+
+def _look(optimizer: Any, *_: Any) -> None:
+    for watch in tuple(_ACTIVE):
+        watch.look(optimizer)
+
+
+def _in_backward(who: str) -> str:
+    return (
+        f"{who} steps within the backward pass, where the gradient of the step is not complete. "
+        "Remove the hooks that step, and let controller.step() do it."
+    )

@@ -1,0 +1,65 @@
+"""What a controller does for objects of the user's own: schedules, and copies of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlbatch.control.training_parts import WeightCopy
+from rlbatch.data.sample_schedule import RunSchedule
+from rlbatch.errors import ConfigurationError
+
+_Hook = tuple[Callable[[], Any], Callable[[Any], Any]]
+
+
+class UserState:
+    """Holds what was registered, before or after there is a run or a loaded state."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._schedules: list[RunSchedule] = []
+        self._hooks: list[_Hook] = []
+        self._snapshot: WeightCopy | None = None
+        self._loaded: list[int] = []  # where schedules stood that are yet to be registered
+
+    def attach(self, snapshot: WeightCopy) -> None:
+        """Take the copy to which hooks are added."""
+        self._snapshot = snapshot
+        for hook in self._hooks:
+            snapshot.also(*hook)
+
+    def schedule(self, scheduler: Any, due: Callable[[], int]) -> RunSchedule:
+        """Return a schedule that catches up with `due`."""
+        schedule = RunSchedule(scheduler, due)
+        if self._loaded:
+            schedule.made = self._loaded.pop(0)
+        self._schedules.append(schedule)
+        return schedule
+
+    def on_rollback(self, save: Any, restore: Callable[[Any], Any] | None) -> None:
+        """Add what a roll-back restores.
+
+        Raises:
+            ConfigurationError: There is no way to save or restore it.
+        """
+        if restore is None and hasattr(save, "state_dict") and hasattr(save, "load_state_dict"):
+            save, restore = save.state_dict, save.load_state_dict
+        if not callable(save) or not callable(restore):
+            raise ConfigurationError(
+                "Expected on_rollback(object) with state_dict() and load_state_dict(state), or "
+                f"on_rollback(save, restore) with two functions, got {type(save).__name__} and "
+                f"{type(restore).__name__}."
+            )
+        self._hooks.append((save, restore))
+        if self._snapshot is not None:
+            self._snapshot.also(save, restore)
+
+    def state_dict(self) -> list[int]:
+        """Return where the schedules stand, in steps of the plain loop."""
+        return [schedule.made for schedule in self._schedules]
+
+    def load_state_dict(self, state: Sequence[int]) -> None:
+        """Let schedules stand there, also those that are registered later."""
+        for schedule, made in zip(self._schedules, state, strict=False):
+            schedule.made = made
+        self._loaded = list(state[len(self._schedules) :])
