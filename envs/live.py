@@ -8,6 +8,7 @@ from typing import Any
 
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.guard import ChunkLoss, GuardState, judge
+from rlbatch.control.torch_parts import TorchRate
 from rlbatch.data.step_plan import resize
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.clock import Clock, make_clock
@@ -90,7 +91,8 @@ class LiveRun:
         self._clock: Clock = make_clock(
             given.profile, self.objective.weights, task.batch_size, curve_known=given.curve_known
         )
-        self._coupling = CoupledRate(self.optimizer, given.coupling, task.batch_size)
+        self._rate = TorchRate(self.optimizer)
+        self._coupling = CoupledRate(self._rate, given.coupling, task.batch_size)
         self._noise_rate, self._guard = given.measuring_rate, given.guard_limits
         self._guard_state = GuardState()
         self._next_validation = self.cadence.validation_steps(0)
@@ -105,7 +107,7 @@ class LiveRun:
         given, task, weights = self.conditions, self.task, self.objective.weights
         told = given.planned_steps if given.plan_known else None
         return run_context(
-            self.optimizer,
+            self._rate,
             given.coupling,
             base_batch_size=task.batch_size,
             min_batch_size=low,
@@ -238,7 +240,7 @@ class LiveRun:
         indices = self._order.take(self.batch_size)
         size = len(indices)
         measured = measured and size > 1
-        self.backend.step(indices, measured, self._coupling.applied)
+        self.backend.step(indices, measured, self._rate.applied)
         self.steps += 1
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)

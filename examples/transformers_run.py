@@ -72,7 +72,7 @@ def main() -> None:
             ),
             train_dataset=train_set,
             eval_dataset=Text(text[48_000:54_000]),
-            controller=ControllerConfig(target_loss=2.5, limits=Limits(micro_batch_size=64)),
+            config=ControllerConfig(target_loss=2.5, limits=Limits(micro_batch_size=64)),
         )
         trainer.train()
     history = trainer.state.log_history

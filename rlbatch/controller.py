@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -15,35 +14,27 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from rlbatch.control import checks
-from rlbatch.control.build import make_control_loop, named_policy, run_info
+from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.control_loop import ControlLoop
-from rlbatch.control.decision_logger import Place
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
-from rlbatch.control.loader import (
-    ControlledLoader,
-    RandomState,
-    loader_sizes,
-    smallest_part,
-)
+from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_model
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.settings import Settings, make_config
+from rlbatch.control.torch_parts import torch_parts
 from rlbatch.control.user_state import UserState
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.log.episode_log import EpisodeLog
+from rlbatch.loop_adapter import LoopAdapter, check_state
 from rlbatch.policy.base import Policy
-from rlbatch.text import shown
 
-STATE_VERSION = 1
 _NO_LOADER = (
     "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
 )
@@ -88,6 +79,7 @@ class BatchController:
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         scaler: Any = None,
+        accumulator: Callable[[Ranks], GradientAccumulator] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         """Prepare a run; nothing happens before `loader` is called.
@@ -101,6 +93,8 @@ class BatchController:
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
+            accumulator: Makes what runs backward passes and steps, for a framework that has its
+                own way; None: torch's.
             **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
@@ -113,15 +107,14 @@ class BatchController:
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
-        self._scaler = scaler
-        self._control_loop: ControlLoop | None = None
+        self._scaler, self._accumulator_of = scaler, accumulator
+        self._adapter: LoopAdapter | None = None
         self._loader: ControlledLoader | None = None
         self._accumulator = self._make_accumulator(Ranks())
         self._memory: MemoryGuard | None = None
         self._repeating = False  # behind a pass that ran out of memory, until `step`
         self._state: Mapping[str, Any] | None = None  # that was loaded
-        self._log_opened = self._validated = False
-        self._dataset_size, self._epochs_done = 1, 0.0
+        self._dataset_size = 1
         self._user = UserState()
         self._plain_steps = PlainSteps(SampleCount(batch_size, 1))
 
@@ -152,14 +145,17 @@ class BatchController:
         self._plain_steps = PlainSteps(
             SampleCount(self.base_batch_size, self._dataset_size, bool(loader.drop_last))
         )
-        self._control_loop = make_control_loop(
-            self.model,
-            self.optimizer,
-            self.policy,
-            self._sizes_for_model(ranks),
-            base_batch_size=self.base_batch_size,
+        training = torch_parts(self.model, self.optimizer, scaler=self._scaler, ranks=ranks)
+        self._rate = training.rate
+        self._adapter = LoopAdapter(
+            training,
+            batch_size=self.base_batch_size,
             dataset_size=self._dataset_size,
-            scaler=self._scaler,
+            policy=self.policy,
+            policy_name=self._policy_name,
+            config=sizes_for_model(
+                self.config, self.model, self.base_batch_size, self._dataset_size, ranks.world_size
+            ),
             ranks=ranks,
         )
         self._loader = ControlledLoader(
@@ -169,7 +165,8 @@ class BatchController:
             micro_batch_size=self._memory.limit if self.config.limits.divisible else None,
             ranks=ranks,
         )
-        self._user.attach(self._control_loop.guard.snapshot)
+        self._adapter.loader = self._loader
+        self._user.attach(training.weights)
         if self._state is not None:
             state, self._state = self._state, None
             with all_or_nothing(self):  # a state that is refused is not tried again
@@ -236,14 +233,14 @@ class BatchController:
             )
         accumulator = self._accumulator
         accumulator.backward(loss, weight)
-        if self._averages(self._parts.ranks) and accumulator.batch_complete:
+        if self._averages(self._run.ranks) and accumulator.batch_complete:
             if not self._settle():
                 return
             accumulator.correct()
         if accumulator.is_weighted:
-            self._parts.leave_unmeasured()
+            self._run.leave_unmeasured()
             loss = accumulator.told(loss)
-        self._parts.after_backward(loss)
+        self._run.after_backward(loss)
 
     @contextmanager
     def within_memory(self) -> Generator[None]:
@@ -267,7 +264,7 @@ class BatchController:
         memory, delivered = self._memory, self._accumulator.delivered
         if memory is None or delivered is None:
             raise DeliveryError("within_memory() belongs to one batch of the controller's loader.")
-        if self._parts.ranks.world_size > 1 and not self._finds_limit:
+        if self._run.ranks.world_size > 1 and not self._finds_limit:
             raise ConfigurationError(
                 "With several ranks within_memory() needs micro_batch_size='auto', by which they "
                 "know before the pass not to wait for each other in it."
@@ -276,6 +273,11 @@ class BatchController:
             yield
         if memory.has_failed:
             self._settle()
+
+    @property
+    def delivered(self) -> Delivered | None:
+        """The micro-batch in the hands of the loop, as it was planned; None between two."""
+        return self._accumulator.delivered
 
     @property
     def batch_complete(self) -> bool:
@@ -302,7 +304,7 @@ class BatchController:
             self._repeating = False
             return 0
         checks.require_owner(self.model, self)
-        delivered = self._accumulator.step(self._parts.rate.applied(), clip_norm)
+        delivered = self._accumulator.step(self._rate.applied(), clip_norm)
         if delivered is None:
             return 0
         return self._end_step(delivered)
@@ -322,57 +324,43 @@ class BatchController:
         """
         delivered = self._accumulator.skip()
         self._repeating = False
-        self._parts.abandon_step()
-        self._plain_steps.leave_out(
-            delivered.step_samples, delivered.step_start + delivered.step_samples
-        )
+        self._run.abandon_step()
+        self._plain_steps.leave_out(delivered.step_samples, delivered.step_end)
         self._require_loader().skip_step()
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
-        self._validated = True
-        self._parts.report_validation(float(loss))
+        self._run.report_validation(loss)
 
     @contextmanager
     def paused(self) -> Generator[None]:
         """Stop the wall clock within the block, for a validation in the middle of an epoch."""
-        self._parts.cost_tracker.pause()
-        try:
+        with self._run.paused():
             yield
-        finally:
-            self._parts.cost_tracker.resume()
 
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""
-        self._parts.disable(reason, self._place())
-        self._apply_batch_size()
+        self._run.disable(reason)
 
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self._control_loop is None else self._control_loop.batch_size
+        return self.base_batch_size if self._adapter is None else self._adapter.batch_size
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return 0 if self._control_loop is None else self._control_loop.steps
+        return 0 if self._adapter is None else self._adapter.steps
 
     @property
     def samples_seen(self) -> int:
         """Samples so far, over all ranks."""
-        return 0 if self._control_loop is None else self._control_loop.samples_seen
+        return 0 if self._adapter is None else self._adapter.samples_seen
 
     @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
-        loader = self._require_loader()
-        return {
-            "policy": self._policy_name,
-            "shadow": self.config.shadow,
-            "epoch": loader.sampler.epoch,
-            "next_step": loader.next_step,
-            **self._parts.summary(),
-        }
+        return self._run.components
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last optimizer step, torch's global generators included.
@@ -381,18 +369,11 @@ class BatchController:
         workers have prefetched, in the sizes they have. `torch.load` reads the state with
         `weights_only=True`.
         """
-        loader = self._require_loader()
-        random_state = loader.random_state()
         return {
-            "version": STATE_VERSION,
-            "base_batch_size": self.base_batch_size,
-            "control_loop": self._parts.state_dict(),
-            "loader": loader.state_dict(),
+            **self._run.state_dict(),
             "memory": None if self._memory is None else self._memory.state_dict(),
             "plain_steps": self._plain_steps.state_dict(),
             "schedules": self._user.state_dict(),
-            "rng": random_state.cpu,
-            "cuda_rng": random_state.cuda,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -405,18 +386,7 @@ class BatchController:
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
                 Nothing of it was taken then: the controller is what it was.
         """
-        is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
-        version = state.get("version") if is_state else "no state"
-        if version != STATE_VERSION:
-            raise ConfigurationError(
-                f"A controller state of version {STATE_VERSION} was expected, got "
-                f"{shown(repr(version))}. Resume with the rlbatch that saved it."
-            )
-        if state.get("base_batch_size") != self.base_batch_size:
-            raise ConfigurationError(
-                f"The state was saved with batch size {state.get('base_batch_size')}, and this "
-                f"controller was made for {self.base_batch_size}. Make it for the same one."
-            )
+        check_state(state, self.base_batch_size)
         with all_or_nothing(self):
             self._state = state
             if self._loader is not None:
@@ -426,40 +396,17 @@ class BatchController:
         """Note the end of the run in the log and close it."""
         self._accumulator.close()
         checks.release(self.model, self)
-        if self._control_loop is not None:
-            self._control_loop.close(self._place())
+        if self._adapter is not None:
+            self._adapter.close()
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
-        parts = self._parts
         checks.take_over(self.model, self)
         if not self._require_loader().sampler.resumes_within_epoch:
             self._plain_steps.begin_epoch()
-        self._warn_without_validations()
-        if not self._log_opened and parts.ranks.is_main:
-            self._log_opened = True
-            info = run_info(self._policy_name, self.model, self.optimizer, parts)
-            info["action_grid"] = getattr(self.policy, "action_grid", None)
-            resume = self._state is not None
-            if self.config.log_dir is not None:
-                parts.open_log(EpisodeLog(self.config.log_dir, info, resume=resume))
-            parts.track(info)
-        parts.abandon_step()
+        self._run.begin_epoch()
         self._accumulator.abandon()
         self._repeating = False
-        parts.cost_tracker.resume()
-
-    def _warn_without_validations(self) -> None:
-        """Say once that a target can be met only by validations, which nobody reports."""
-        if self._validated or self.config.target_loss is None or self._epochs_done < 1.0:
-            return
-        self._validated = True
-        warnings.warn(
-            "rlbatch: target_loss is a validation loss, and none was reported in the first epoch. "
-            "Call controller.report_validation(loss) after each validation.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
@@ -470,7 +417,7 @@ class BatchController:
 
     def end_epoch(self) -> None:
         """The loader has nothing more."""
-        self._parts.cost_tracker.pause()
+        self._run.end_epoch()
         self._plain_steps.end_epoch()
 
     def leave(self) -> None:
@@ -478,6 +425,8 @@ class BatchController:
         self._accumulator.rest()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
+        if self._accumulator_of is not None:
+            return self._accumulator_of(ranks)
         return GradientAccumulator(
             self.model,
             self.optimizer,
@@ -492,14 +441,6 @@ class BatchController:
         divides = limits.divisible and isinstance(limit, int) and limit < share
         stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
         return None if stays and not divides else ScheduleWatch(self.optimizer)
-
-    def _sizes_for_model(self, ranks: Ranks) -> ControllerConfig:
-        """Return the settings without batch sizes on which the model cannot be trained."""
-        least = smallest_part(self.model) * ranks.world_size
-        low, _ = self.config.bounds(self.base_batch_size, self._dataset_size, ranks.world_size)
-        if low >= least or self.base_batch_size < least:
-            return self.config
-        return replace(self.config, limits=replace(self.config.limits, min_batch_size=least))
 
     @property
     def _finds_limit(self) -> bool:
@@ -519,15 +460,15 @@ class BatchController:
 
     def _settle(self) -> bool:
         """Return whether all ranks have their gradients, now averaged; or else begin again."""
-        memory, parts, loader = self._guard, self._parts, self._require_loader()
+        memory, run, loader = self._guard, self._run, self._require_loader()
         failed = memory.settle()
         if not failed:
             memory.average_gradients(self.model)
             return True
         reason = f"out of memory with micro-batches of {failed}; going on with {memory.limit}"
         warnings.warn(f"rlbatch: {reason}", RuntimeWarning, stacklevel=4)
-        parts.note_memory(reason, self._place())
-        parts.abandon_step()
+        run.note_memory(reason)
+        run.abandon_step()
         self._accumulator.abandon()
         loader.repeat_step(memory.limit)
         self._repeating = True
@@ -537,34 +478,24 @@ class BatchController:
         samples, count = delivered.step_samples, delivered.micro_batches
         sizes = (samples,)
         if count > 1:
-            sizes = micro_batch_totals(samples, count, self._parts.ranks.world_size)
-        self._parts.begin_step(delivered.batch_size, sizes)
+            sizes = micro_batch_totals(samples, count, self._run.ranks.world_size)
+        self._run.begin_step(delivered.batch_size, sizes)
 
     def _end_step(self, delivered: Delivered) -> int:
-        parts = self._parts
-        self._require_loader().end_step()
-        position = delivered.step_start + delivered.step_samples
-        self._epochs_done = delivered.epoch + position / self._dataset_size
-        before = parts.batch_size
         if self._finds_limit:
-            if not self._averages(parts.ranks):
+            if not self._averages(self._run.ranks):
                 self._guard.settle()
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        parts.end_step(delivered.step_samples, self._place)
-        if parts.batch_size != before:
-            self._apply_batch_size()
+        self._run.end_step(
+            delivered.step_samples, epoch=delivered.epoch, position=delivered.step_end
+        )
         return StepSamples.of(
-            delivered.step_samples, self.base_batch_size, self._plain_steps.advance(position)
+            delivered.step_samples,
+            self.base_batch_size,
+            self._plain_steps.advance(delivered.step_end),
         )
 
-    def _apply_batch_size(self) -> None:
-        self._require_loader().sampler.set_batch_size(self._parts.batch_size)
-
-    def _place(self) -> Place:
-        return Place(self._epochs_done, self._require_loader().next_step)
-
     def _apply_state(self, state: Mapping[str, Any]) -> None:
-        # The loop comes last: it drops lines of the log, for which there is no way back.
         require_like(
             {**state, "control_loop": None},
             {**self.state_dict(), "control_loop": None},
@@ -573,18 +504,15 @@ class BatchController:
         if self._finds_limit and state.get("memory") is not None:
             self._guard.load_state_dict(state["memory"])
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        if "plain_steps" in state:
-            self._plain_steps.load_state_dict(state["plain_steps"])
-            self._user.load_state_dict(state["schedules"])
-        random_state = RandomState(state["rng"], state["cuda_rng"])
-        self._require_loader().load_state_dict(state["loader"], random_state)
-        self._parts.load_state_dict(state["control_loop"])
+        self._plain_steps.load_state_dict(state["plain_steps"])
+        self._user.load_state_dict(state["schedules"])
+        self._run.load_state_dict(state)
 
     @cached_property
-    def _parts(self) -> ControlLoop:
-        if self._control_loop is None:
+    def _run(self) -> LoopAdapter:
+        if self._adapter is None:
             raise ConfigurationError(_NO_LOADER)
-        return self._control_loop
+        return self._adapter
 
     @property
     def _guard(self) -> MemoryGuard:

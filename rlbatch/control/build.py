@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
 from rlbatch.control.decision_logger import context_values
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.rollback import Rollback
+from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import DEFAULT, policy_for, resolve_policy
 from rlbatch.signals.assemble import run_context
-from rlbatch.signals.monitor import ChunkMonitor
 from rlbatch.signals.record import Coupling
 
 WITHOUT_PLAN = "noise-scale:theta=12"
@@ -68,33 +64,23 @@ def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
     return DecisionEngine(policy, wrappers)
 
 
-def make_control_loop(  # noqa: PLR0913 - parts may be replaced one by one
-    model: nn.Module,
-    optimizer: Optimizer,
-    policy: Policy,
+def make_control_loop(
+    parts: TrainingParts,
     config: ControllerConfig,
+    engine: DecisionEngine,
     *,
     base_batch_size: int,
     dataset_size: int,
-    scaler: Any = None,
-    engine: DecisionEngine | None = None,
-    monitor: ChunkMonitor | None = None,
-    guard: Rollback | None = None,
     ranks: Ranks | None = None,
 ) -> ControlLoop:
-    """Return the control_loop of a run that is about to begin.
+    """Return the control loop of a run that is about to begin.
 
     Args:
-        model: What is trained.
-        optimizer: Its optimizer.
-        policy: Decides.
+        parts: The training, as its framework shows it.
         config: The settings.
+        engine: Decides.
         base_batch_size: The user's batch size.
         dataset_size: Samples of an epoch.
-        scaler: A `torch.amp.GradScaler` in use.
-        engine: In place of the one that `make_engine` returns.
-        monitor: In place of one of torch's gradients.
-        guard: In place of one of torch's parameters.
         ranks: The processes that train together; None for this one alone.
 
     Raises:
@@ -102,14 +88,13 @@ def make_control_loop(  # noqa: PLR0913 - parts may be replaced one by one
     """
     world_size = 1 if ranks is None else ranks.world_size
     low, high = config.bounds(base_batch_size, dataset_size, world_size)
-    _require_within(policy, low, high)
     by_samples = config.cost == "samples"
-    # Beside an aim the schedule's plan is what counts; every torch scheduler leaves its mark.
+    # Beside an aim the schedule's plan is what counts; where a schedule has one.
     planned = None
-    if config.epochs is not None and not (config.has_aim and _is_constant(optimizer)):
+    if config.epochs is not None and (parts.rate.is_scheduled or not config.has_aim):
         planned = config.epochs * dataset_size
     context = run_context(
-        optimizer,
+        parts.rate,
         Coupling(config.lr_coupling),
         base_batch_size=base_batch_size,
         min_batch_size=low,
@@ -120,21 +105,10 @@ def make_control_loop(  # noqa: PLR0913 - parts may be replaced one by one
         weights=(float(not by_samples), float(by_samples), 0.0),
         planned_samples=planned,
     )
-    engine = engine or make_engine(policy, config)
-    return ControlLoop(
-        model,
-        optimizer,
-        engine,
-        context,
-        config,
-        scaler,
-        monitor=monitor,
-        guard=guard,
-        ranks=ranks,
-    )
+    return ControlLoop(parts, engine, context, config, ranks)
 
 
-def _require_within(policy: Policy, low: int, high: int) -> None:
+def require_within(policy: Policy, low: int, high: int) -> None:
     """Refuse a policy that names a batch size which the limits exclude."""
     size = getattr(policy, "batch_size", None)
     if isinstance(size, int) and not low <= size <= high:
@@ -144,24 +118,14 @@ def _require_within(policy: Policy, low: int, high: int) -> None:
         )
 
 
-def _is_constant(optimizer: Optimizer) -> bool:
-    """Whether no scheduler sets the learning rate."""
-    return not any("initial_lr" in group for group in optimizer.param_groups)
-
-
-def run_info(
-    policy_name: str,
-    model: nn.Module,
-    optimizer: Optimizer,
-    control_loop: ControlLoop,
-) -> dict[str, Any]:
+def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) -> dict[str, Any]:
     """Return what the head of the log says about a run."""
     config = control_loop.config
     settings = [field.name for field in fields(config) if field.name != "trackers"]  # objects
     return {
         "policy": policy_name,
-        "model": type(model).__name__,
-        "optimizer": type(optimizer).__name__,
+        "model": parts.model,
+        "optimizer": parts.optimizer,
         "config": {name: str(getattr(config, name)) for name in settings},
         "context": context_values(control_loop.context),
     }

@@ -8,25 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.cost_tracker import CostTracker
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.decision_logger import DecisionLogger, Place
 from rlbatch.control.engine import AppliedDecision, DecisionEngine
-from rlbatch.control.rank_monitor import RankMonitor, ShardMonitor
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.training_parts import TrainingParts
 from rlbatch.data.step_plan import quantise_batch_size
 from rlbatch.errors import ConfigurationError, EpisodeLogError
 from rlbatch.log.decision_record import Event
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.signals.assemble import chunk_signals
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
-from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
+from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
 _OFF = 0  # agreed on instead of a batch size
@@ -43,7 +40,7 @@ class ControlLoop:
     """Turns the steps of a run into chunks, and chunks into decisions.
 
     For each optimizer step call `begin_step`, `after_backward` for each micro-batch, and
-    `end_step` after the optimizer has stepped within `rate.applied()`.
+    `end_step` after the optimizer has stepped with its learning rate times `rate.factor`.
 
     Attributes:
         batch_size: Decided last: in force once it is delivered.
@@ -58,45 +55,35 @@ class ControlLoop:
         last: The latest decision.
     """
 
-    def __init__(  # noqa: PLR0913 - parts may be replaced one by one
+    def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
+        parts: TrainingParts,
         engine: DecisionEngine,
         context: RunContext,
         config: ControllerConfig,
-        scaler: Any = None,
-        *,
-        monitor: ChunkMonitor | None = None,
-        guard: Rollback | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         """Prepare a run that starts at the user's batch size.
 
         Args:
-            model: What is trained.
-            optimizer: Its optimizer.
+            parts: The training, as its framework shows it.
             engine: Decides.
             context: The run's constants.
             config: The settings.
-            scaler: A `torch.amp.GradScaler` in use.
-            monitor: Watches the steps; None: one of torch's gradients.
-            guard: Undoes chunks; None: one of torch's parameters.
             ranks: The processes that train together; None for this one alone.
         """
         self.ranks = Ranks() if ranks is None else ranks
         self.config, self.context, self._engine = config, context, engine
         self._logger, self._log_position = DecisionLogger(None), 0
-        self._optimizer = optimizer
+        self._learning_rate, self._monitor = parts.rate, parts.monitor
         self.base_batch_size = round(float(context.base_batch_size))
         coupling = Coupling(config.lr_coupling)
-        self.rate = CoupledRate(optimizer, coupling, self.base_batch_size)
+        self.rate = CoupledRate(parts.rate, coupling, self.base_batch_size)
         self.cost_tracker = CostTracker(config)
         self._measures = engine.noise_rate > 0.0 or coupling is Coupling.ADASCALE
         rate = engine.noise_rate or NOISE_RATE if config.noise_rate is None else config.noise_rate
         self._noise_rate = rate if self._measures else 0.0
-        self._monitor = monitor or self._make_monitor(model, scaler)
-        self.guard = guard or Rollback(model, optimizer, config.guard, ranks=self.ranks)
+        self.guard = Rollback(parts.weights, config.guard, self.ranks)
         self.batch_size = self._before = self.base_batch_size
         self.enabled, self._touched = True, False
         self.steps = self.samples_seen = 0
@@ -105,13 +92,6 @@ class ControlLoop:
         self._watching = self._resumed = False
         self._val_loss = math.nan
         self.last: AppliedDecision | None = None
-
-    def _make_monitor(self, model: nn.Module, scaler: Any) -> ChunkMonitor:
-        parameters = model.parameters()
-        if self.ranks.world_size > 1:
-            kind = ShardMonitor if self.ranks.sharded else RankMonitor
-            return kind(parameters, self._optimizer, self.ranks, scaler=scaler)
-        return ChunkMonitor(parameters, self._optimizer, scaler=scaler, model=model)
 
     def measure(self, step: int) -> bool:
         """Return whether an optimizer step is divided for measurement: none is."""
@@ -140,7 +120,7 @@ class ControlLoop:
         measured = len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
         self._monitor.begin_step(sizes, measured=self._measures and measured)
 
-    def after_backward(self, loss: Tensor) -> None:
+    def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
         if self._watching:
             self._monitor.after_backward(loss)
@@ -323,7 +303,7 @@ class ControlLoop:
             chunk_cost=self.cost_tracker.total - self._chunk_cost,
             total_cost=self.cost_tracker.total,
             val_loss=self._val_loss,
-            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            learning_rate=self._learning_rate.current(),
             learning_rate_factor=self.rate.factor,
             step_cost_curve=curve,
             step_cost_known=known,

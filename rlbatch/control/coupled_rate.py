@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 
-from torch.optim import Optimizer
-
-from rlbatch.data.learning_rate import LearningRateCoupling
-from rlbatch.signals.metric import is_adaptive
+from rlbatch.control.training_parts import LearningRate
+from rlbatch.data.learning_rate import coupling_factor
 from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.noise_scale import adascale_gain
 from rlbatch.signals.record import Coupling
@@ -24,15 +21,11 @@ class CoupledRate:
         chosen: Batch size of the factor in force; 0 when it has to be computed anew.
     """
 
-    def __init__(self, optimizer: Optimizer, coupling: Coupling, base_batch_size: int) -> None:
+    def __init__(self, rate: LearningRate, coupling: Coupling, base_batch_size: int) -> None:
         """Start at the base batch size, without any measurement."""
-        self._rate = LearningRateCoupling(
-            optimizer, coupling.value, base_batch_size, adaptive=is_adaptive(optimizer)
-        )
-        self._block = self._rate.applied()
-        self._base = base_batch_size
-        self.chosen = 0
+        self._rate, self._rule, self._base = rate, coupling, base_batch_size
         self._grad_sqr = self._noise_trace = self._weight = 0.0
+        self.chosen, rate.factor = 0, 1.0
 
     @property
     def factor(self) -> float:
@@ -46,15 +39,10 @@ class CoupledRate:
         self.chosen, gain = batch_size, None
         if self._weight:
             gain = float(adascale_gain(self._grad_sqr, self._noise_trace, self._base, batch_size))
-        return self._rate.set_batch_size(batch_size, gain)
-
-    def applied(self) -> AbstractContextManager[float]:
-        """Scale the learning rate within the `with` block, around optimizer.step() alone."""
-        return self._block
-
-    def attach(self) -> Callable[[], None]:
-        """Scale in every optimizer.step() of a loop that others wrote; returns what ends this."""
-        return self._rate.attach()
+        self._rate.factor = coupling_factor(
+            self._rule, batch_size, self._base, gain, adaptive=self._rate.adaptive
+        )
+        return self._rate.factor
 
     def observe(self, measured: ChunkMeasurement) -> None:
         """Take a chunk's gradient statistics into the averages, numerator and denominator apart."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
+from rlbatch.control.config import ControllerConfig
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.elastic import ElasticSource
@@ -140,7 +142,7 @@ class ControlledLoader:
                 self._skipped, between = False, True
             if self._repeats:
                 self._repeats, is_first, between = False, True, True
-                self.load_state_dict(self.state_dict(), self.random_state())
+                self.load_state_dict(self.state_dict())
                 self._current = iter(())
                 del batch, batches  # and with it the workers
                 self._current = batches = self._start()
@@ -184,9 +186,18 @@ class ControlledLoader:
         self._skipped, self._step_open = True, False
 
     @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, or of the next one."""
+        return self.sampler.epoch
+
+    @property
     def next_step(self) -> int:
         """Number of the optimizer step that a change of the batch size takes effect at."""
         return self.sampler.next_step - self._left_out
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Change the size of the optimizer steps from `next_step` on."""
+        self.sampler.set_batch_size(batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, or the stream's dataset, the epoch, if it shuffles by it."""
@@ -195,29 +206,27 @@ class ControlledLoader:
         if callable(set_epoch):
             set_epoch(epoch)
 
-    def random_state(self) -> RandomState:
-        """Return torch's global random states that belong to `state_dict`."""
-        return self._before_step if self._step_open else RandomState.now()
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data behind the last optimizer step.
+        """Return the place in the data after the last optimizer step, and torch's random states.
 
         A step that the loop has in its hands comes again in the resumed run.
         """
-        state = self.sampler.state_dict(self._before_step.cpu if self._step_open else None)
-        return {**state, "left_out": self._left_out}
+        again = self._before_step if self._step_open else None
+        place = self.sampler.state_dict(None if again is None else again.cpu)
+        random_state = again or RandomState.now()
+        return {
+            **place,
+            "left_out": self._left_out,
+            "rng": random_state.cpu,
+            "cuda_rng": random_state.cuda,
+        }
 
-    def load_state_dict(self, state: dict[str, Any], random_state: RandomState) -> None:
-        """Continue from there with the next iteration.
-
-        Args:
-            state: What `state_dict` returned.
-            random_state: What `random_state` returned; put back when the loop goes on.
-        """
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there with the next iteration, with the same random numbers."""
         self.sampler.load_state_dict(state)
         self._left_out = state.get("left_out", 0)
         self._step_open = False
-        self._resume_at = random_state
+        self._resume_at = RandomState(state["rng"], state["cuda_rng"])
 
     def restore_random_state(self) -> None:
         """Put back now what `load_state_dict` took: something draws before the next iteration."""
@@ -301,3 +310,26 @@ def smallest_part(model: nn.Module) -> int:
     """
     normalises = any(isinstance(layer, _BatchNorm) for layer in model.modules())
     return 2 if normalises else 1
+
+
+def sizes_for_model(
+    config: ControllerConfig,
+    model: nn.Module,
+    base_batch_size: int,
+    dataset_size: int,
+    world_size: int,
+) -> ControllerConfig:
+    """Return the settings without batch sizes on which the model cannot be trained.
+
+    Args:
+        config: The settings.
+        model: What is trained.
+        base_batch_size: The user's.
+        dataset_size: Samples of an epoch.
+        world_size: Ranks that share each batch.
+    """
+    least = smallest_part(model) * world_size
+    low, _ = config.bounds(base_batch_size, dataset_size, world_size)
+    if low >= least or base_batch_size < least:
+        return config
+    return replace(config, limits=replace(config.limits, min_batch_size=least))

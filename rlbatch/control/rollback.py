@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.snapshot import Snapshot
+from rlbatch.control.training_parts import WeightCopy
 from rlbatch.signals.monitor import ChunkMeasurement
 
 _CHEAP = 0.02  # share of a chunk's time that a copy before every chunk may take
@@ -33,23 +30,19 @@ class Rollback:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
+        weights: WeightCopy,
         config: GuardConfig | None,
-        snapshot: Snapshot | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Watch these; without a configuration nothing is ever done.
+        """Watch a training; without a configuration nothing is ever done.
 
         Args:
-            model: What is trained.
-            optimizer: Its optimizer.
+            weights: Copies what a chunk changes.
             config: Limits; None for none.
-            snapshot: Copies what a chunk changes; None: one of torch's model and optimizer.
             ranks: The processes that train together; None for this one alone.
         """
         self._config, self._ranks = config, ranks or Ranks()
-        self._snapshot = snapshot or Snapshot(model, optimizer)
+        self._snapshot = weights
         self._state = self._state_then = GuardState()  # now, and when the copy was made
         self._seconds = self._chunk_seconds = 0.0
         self._began = time.perf_counter()
@@ -69,7 +62,7 @@ class Rollback:
         return self._state.suspected
 
     @property
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> WeightCopy:
         """The copy."""
         return self._snapshot
 
@@ -186,5 +179,5 @@ def _say(chunk: ChunkLoss, before: int, recent: float, copied_at: int) -> None:
         f"the model's buffers are those after step {copied_at} again. Other copies of weights, "
         "such as a moving average, are put back if controller.on_rollback knows them.",
         RuntimeWarning,
-        stacklevel=7,
+        stacklevel=8,
     )

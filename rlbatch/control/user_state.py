@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlbatch.control.snapshot import Snapshot
+from rlbatch.control.training_parts import WeightCopy
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 
@@ -19,10 +19,10 @@ class UserState:
         """Start with nothing."""
         self._schedules: list[RunSchedule] = []
         self._hooks: list[_Hook] = []
-        self._snapshot: Snapshot | None = None
+        self._snapshot: WeightCopy | None = None
         self._loaded: list[int] = []  # where schedules stood that are yet to be registered
 
-    def attach(self, snapshot: Snapshot) -> None:
+    def attach(self, snapshot: WeightCopy) -> None:
         """Take the copy to which hooks are added."""
         self._snapshot = snapshot
         for hook in self._hooks:

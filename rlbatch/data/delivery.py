@@ -40,6 +40,11 @@ class Delivered(NamedTuple):
         """Whether the optimizer steps after this micro-batch."""
         return self.position == self.micro_batches - 1
 
+    @property
+    def step_end(self) -> int:
+        """Samples of the epoch after the step."""
+        return self.step_start + self.step_samples
+
 
 class IssuedStep(NamedTuple):
     """One optimizer step, from its issue until it has arrived whole.

@@ -125,6 +125,10 @@ class LearningRateCoupling:
         """What the learning rate is multiplied by during a step."""
         return self._factor
 
+    @factor.setter
+    def factor(self, factor: float) -> None:
+        self._factor = factor
+
     def set_batch_size(self, batch_size: int, gain: float | None = None) -> float:
         """Choose the factor for the coming steps and return it.
 

@@ -1,4 +1,4 @@
-"""One model's training under a controller: its steps, and what is decided behind them."""
+"""One model's training under a controller: what takes the place of its train function."""
 
 from __future__ import annotations
 
@@ -6,35 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-from torch import nn
+import torch
 
-from rlbatch.control.build import make_control_loop, make_engine, run_info
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.decision_logger import Place
 from rlbatch.control.loader import RandomState
-from rlbatch.control.rollback import Rollback
+from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
-from rlbatch.integrations._keras_checks import check_model, divides
-from rlbatch.integrations._keras_flow import Flow
-from rlbatch.integrations._keras_monitor import KerasMonitor, KerasSnapshot
-from rlbatch.integrations._keras_optimizer import OptimizerFacts, on_host
-from rlbatch.integrations._keras_sizes import PowersOfTwo, Rounded
-from rlbatch.integrations._keras_steps import Steps, parts_of, samples_in, sum_of_parts
+from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
+from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host
 from rlbatch.integrations._shared import SampleCount
-from rlbatch.log.episode_log import EpisodeLog
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
+tree: Any = keras.tree  # its annotations name the tensors of every backend at once
 
-class ControlledRun:
+BACKENDS = ("tensorflow", "torch")
+_SUM = ("sum", "none", None)
+
+
+class TrainFunction:
     """Takes the place of a model's train function.
 
     Attributes:
         model: What is trained.
-        control_loop: Decides.
+        adapter: Decides.
         steps: How the model steps.
-        facts: Its optimizer.
         plain_steps: Steps that the plain run would have made with as many samples.
         epoch_is_over: The latest step was the last one of its epoch.
     """
@@ -42,8 +40,8 @@ class ControlledRun:
     def __init__(
         self,
         model: Any,
-        flow: Flow,
-        policy: Policy,
+        planner: StepPlanner,
+        policy: Policy | str,
         config: ControllerConfig,
         state: Mapping[str, Any] | None = None,
     ) -> None:
@@ -51,7 +49,7 @@ class ControlledRun:
 
         Args:
             model: Compiled.
-            flow: Plans its batches.
+            planner: Plans its batches.
             policy: Decides.
             config: The settings.
             state: Of `state_dict`, to go on from.
@@ -60,55 +58,34 @@ class ControlledRun:
             ConfigurationError: Something about the model cannot be steered.
         """
         check_model(model)
-        self.model, self._flow = model, flow
-        self.facts = facts = OptimizerFacts(model)
-        self.steps = Steps(model)
-        self._count = SampleCount(flow.base_batch_size, flow.size)
-        self._offset = self.plain_steps = self._iterations()
+        limits = config.limits
+        self._micro_batch_size = limits.known_micro_batch_size if limits.divisible else None
+        if self._micro_batch_size is not None:
+            check_divisible(model)
+        self.model, self._planner = model, planner
+        self.steps, self._rate = Steps(model), KerasRate(model)
         if state is not None:
-            facts.initial_rate = state["learning_rate"]
-        self._micro_batch_size = config.limits.known_micro_batch_size
-        config, engine = self._limited(config, policy)
-        like_torch = facts.as_torch()
-        guard = Rollback(nn.Module(), like_torch, config.guard, KerasSnapshot(model, facts))
-        self._monitor = KerasMonitor(facts, self.steps.compiled)
-        self.control_loop = make_control_loop(
-            nn.Module(),
-            like_torch,
-            policy,
-            config,
-            base_batch_size=flow.base_batch_size,
-            dataset_size=flow.size,
-            engine=engine,
-            monitor=self._monitor,
-            guard=guard,
+            self._rate.initial = state["fit"]["learning_rate"]
+        self._monitor = KerasMonitor(self._rate, self.steps.compiled)
+        self.adapter = LoopAdapter(
+            keras_parts(model, self._rate, self._monitor),
+            batch_size=planner.base_batch_size,
+            dataset_size=planner.size,
+            policy=policy,
+            config=config,
+            loader=planner,
+            powers_of_two=bool(model.jit_compile),  # each size is compiled anew
+            log_info={"backend": keras.backend.backend()},
         )
-        self._policy, self._is_resumed = policy, state is not None
-        self._is_logged = False
-        self._log_was_closed = self.epoch_is_over = False
-        self._epochs_done, self._rate_noted = 0.0, False
+        planner.sizes = self.adapter.few_sizes
+        self._count = SampleCount(planner.base_batch_size, planner.size)
+        self._offset = self.plain_steps = self._rate.iterations
+        self.epoch_is_over = self._rate_noted = False
         self._expected_iterations: int | None = None
-        self._original: Any = None
-        self._divides: bool | None = None
         self._random: Mapping[str, Any] | None = None
-        if config.limits.known_micro_batch_size is not None:
-            self._divides = divides(model, required=True)
+        self._original: Any = None
         if state is not None:
             self._load(state)
-
-    def _limited(self, config: ControllerConfig, policy: Policy) -> tuple[ControllerConfig, Any]:
-        """Return settings and engine; few sizes where each is compiled."""
-        flow = self._flow
-        if not self.model.jit_compile:
-            return config, make_engine(policy, config)
-        limits = config.bounds(flow.base_batch_size, flow.size)
-        flow.sizes = PowersOfTwo.between(*limits, flow.base_batch_size, flow.size)
-        config = flow.sizes.limited(config)
-        engine = make_engine(policy, config)
-        engine.policy = Rounded(engine.policy, flow.sizes.allowed)
-        return config, engine
-
-    # -- in the place of the model's own train function --
 
     def install(self) -> None:
         """Take the place of the model's train function."""
@@ -124,11 +101,10 @@ class ControlledRun:
             self.model.train_function = original
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
-        """Make the step on the next batch."""
+        """Make the optimizer step of the next batch and decide."""
         try:
             data = self._next(iterator)
-            plan = self._flow.arrive(samples_in(data))
-            return self._step(plan, data)
+            return self._step(self._planner.arrive(samples_in(data)), data)
         except StopIteration:
             raise
         except BaseException:
@@ -144,121 +120,81 @@ class ControlledRun:
         except StopIteration:
             raise
         except Exception as error:
-            if self._flow.error is not None:
-                raise self._flow.error from error
+            if self._planner.error is not None:
+                raise self._planner.error from error
             raise
 
     def _step(self, plan: Delivered, data: Any) -> dict[str, Any]:
-        flow, control_loop, rate = self._flow, self.control_loop, self.facts.rate
         if self._expected_iterations is not None:
             self._check_iterations()
-            self._restore_random()  # behind what the data pipeline has drawn when it began
-        if not self._rate_noted:  # behind the callbacks that set it at the epoch's beginning
-            rate.begin_epoch()
+            self._restore_random()  # after what the data pipeline has drawn when it began
+        if not self._rate_noted:  # after the callbacks that set it at the epoch's beginning
+            self._rate.begin_epoch()
             self._rate_noted = True
-        sizes = self._sizes(plan)
-        control_loop.begin_step(plan.batch_size, sizes)
+        sizes = list(plan_step(plan.step_samples, self._micro_batch_size).sizes)
+        self.adapter.begin_step(plan.batch_size, sizes)
         self.plain_steps = self._offset + self._count.steps(plan.epoch, plan.step_start)
-        with rate.applied(control_loop.rate.factor, self.plain_steps):
-            logs = self._divided(data, sizes) if len(sizes) > 1 else self._whole(data)
-        flow.done()
-        position = plan.step_start + plan.step_samples
-        self.plain_steps = self._offset + self._count.steps(plan.epoch, position)
-        self._epochs_done = plan.epoch + position / flow.size
-        with flow.lock:  # nothing may be issued between what the log says and what is done
-            control_loop.end_step(plan.step_samples, self.place)
-            flow.set_batch_size(control_loop.batch_size)
-        self.epoch_is_over = flow.is_complete(plan)
+        with self._rate.applied(self.plain_steps):
+            logs = self._in_parts(data, sizes) if len(sizes) > 1 else self._whole(data)
+        self.plain_steps = self._offset + self._count.steps(plan.epoch, plan.step_end)
+        with self._planner.lock:  # nothing may be issued between what the log says and what is done
+            self.adapter.end_step(plan.step_samples, epoch=plan.epoch, position=plan.step_end)
+        self.epoch_is_over = self._planner.is_complete(plan)
         if self.epoch_is_over:
-            control_loop.cost_tracker.pause()
+            self.adapter.end_epoch()
         return logs
-
-    def _sizes(self, plan: Delivered) -> list[int]:
-        measure = self.control_loop.measure(plan.step)
-        if measure and self._divides is None:
-            self._divides = divides(self.model, required=False)
-        measure = measure and bool(self._divides)
-        limit = self._micro_batch_size
-        return list(plan_step(plan.step_samples, limit, measure=measure).sizes)
 
     def _whole(self, data: Any) -> dict[str, Any]:
         logs, loss = self.steps.whole(data)
-        self.control_loop.after_backward(loss)
+        self.adapter.after_backward(loss)
         return logs
 
-    def _divided(self, data: Any, sizes: list[int]) -> dict[str, Any]:
+    def _in_parts(self, data: Any, sizes: list[int]) -> dict[str, Any]:
         samples, total = sum(sizes), []
         logs: dict[str, Any] = {}
         for size, part in zip(sizes, parts_of(data, sizes), strict=True):
             logs, loss, gradient = self.steps.part(part)
-            gradient, total = sum_of_parts(total, gradient, size / samples)
-            self._monitor.take_gradient(gradient)
-            self.control_loop.after_backward(loss)
+            weighted = [None if g is None else g * (size / samples) for g in gradient]
+            total = add_up(total, weighted)
+            self._monitor.take_gradient(weighted)
+            self.adapter.after_backward(loss)
         self.steps.apply(total)
         return logs
 
-    # -- around epochs --
-
-    def begin_epoch(self, policy_name: str) -> None:
+    def begin_epoch(self) -> None:
         """An epoch of `fit` begins."""
-        self._open_log(policy_name)
         self.epoch_is_over = self._rate_noted = False
-        self.control_loop.abandon_step()
-        if not self._flow.resumes_within_epoch:
+        if not self._planner.resumes_within_epoch:
             self._restore_random()
-        self._flow.open_epoch()
-        self.control_loop.cost_tracker.resume()
+        self._planner.open_epoch()
+        self.adapter.begin_epoch()
 
-    def _open_log(self, policy_name: str) -> None:
-        folder, parts = self.control_loop.config.log_dir, self.control_loop
-        if self._is_logged:
-            return
-        self._is_logged = True
-        info = run_info(policy_name, self.model, self.facts.optimizer, parts)
-        info["action_grid"] = getattr(self._policy, "action_grid", None)
-        info["backend"] = keras.backend.backend()
-        resume = self._log_was_closed or self._is_resumed
-        if folder is not None:
-            parts.open_log(EpisodeLog(folder, info, resume=resume))
-        parts.track(info)
-
-    def close_log(self) -> None:
-        """Note the end of a `fit`; another one continues the log."""
-        if self._is_logged:
-            self.control_loop.close(self.place())
-            self._is_logged, self._log_was_closed = False, True
-
-    def has_optimizer_of(self, model: Any) -> bool:
-        """Whether a model is still compiled with the optimizer of the run."""
-        return getattr(model.optimizer, "inner_optimizer", model.optimizer) is self.facts.optimizer
-
-    def place(self) -> Place:
-        """Return where the run is."""
-        return Place(self._epochs_done, self._flow.next_step)
+    def belongs_to(self, model: Any) -> bool:
+        """Whether it is made for a model, compiled with the optimizer that it is compiled with."""
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        return self.model is model and self._rate.optimizer is optimizer
 
     def disable(self, reason: str) -> None:
         """Return to the user's batch size and decide nothing any more."""
-        with self._flow.lock:
-            self.control_loop.disable(reason, self.place())
-            self._flow.set_batch_size(self.control_loop.batch_size)
+        with self._planner.lock:
+            self.adapter.disable(reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the coming decisions depend on."""
-        return {
-            "control_loop": self.control_loop.state_dict(),
-            "learning_rate": self.facts.initial_rate,
-            "iterations": self._iterations(),
+        torch_random = list(RandomState.now()) if keras.backend.backend() == "torch" else None
+        fit = {
+            "learning_rate": self._rate.initial,
+            "iterations": self._rate.iterations,
             "offset": self._offset,
-            "random": {
-                "seeds": [on_host(seed).tolist() for seed in self._seeds()],
-                "torch": list(RandomState.now()) if keras.backend.backend() == "torch" else None,
-            },
+            "seeds": [on_host(seed).tolist() for seed in self._seeds()],
+            "torch": torch_random,  # its dropout draws from the global generators
         }
+        return {**self.adapter.state_dict(), "fit": fit}
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self.control_loop.load_state_dict(state["control_loop"])
-        self._offset, self._expected_iterations = state["offset"], state["iterations"]
-        self._random = state["random"]
+        self.adapter.load_state_dict(state)
+        self._random = fit = state["fit"]
+        self._offset, self._expected_iterations = fit["offset"], fit["iterations"]
 
     def _restore_random(self) -> None:
         random, self._random = self._random, None
@@ -266,7 +202,7 @@ class ControlledRun:
             return
         for seed, value in zip(self._seeds(), random["seeds"], strict=True):
             seed.assign(value)
-        if random["torch"] is not None:  # its dropout draws from the global generators
+        if random["torch"] is not None:
             RandomState(*random["torch"]).restore()
 
     def _seeds(self) -> list[Any]:
@@ -277,7 +213,7 @@ class ControlledRun:
 
     def _check_iterations(self) -> None:
         expected, self._expected_iterations = self._expected_iterations, None
-        found = self._iterations()
+        found = self._rate.iterations
         if found != expected:
             raise ConfigurationError(
                 f"The controller's state was saved at optimizer iteration {expected}, and the "
@@ -285,5 +221,91 @@ class ControlledRun:
                 "control.backup(folder) keeps them together."
             )
 
-    def _iterations(self) -> int:
-        return int(on_host(self.facts.optimizer._iterations))
+
+def check_backend() -> None:
+    """Refuse backends whose training step keeps its state elsewhere.
+
+    Raises:
+        ConfigurationError: Keras runs on another backend than those that are supported.
+    """
+    backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise ConfigurationError(
+            f"Expected the Keras backend {' or '.join(BACKENDS)}, got {backend}. Set "
+            f"KERAS_BACKEND={BACKENDS[0]} before Keras is imported."
+        )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what changes the meaning of a step.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    if model.steps_per_execution != 1:
+        raise ConfigurationError(
+            f"Expected one optimizer step at a time, got steps_per_execution="
+            f"{model.steps_per_execution}: sizes could not change in between. Compile the model "
+            "with steps_per_execution=1."
+        )
+    _check_optimizer(model.optimizer)
+    _check_devices(model)
+    shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
+    fixed = [shape[0] for shape in shapes if shape and shape[0] is not None]
+    if fixed:
+        raise ConfigurationError(
+            f"The model takes batches of {fixed[0]} samples only. Build it with Input(shape=...) "
+            "in place of batch_shape or batch_size."
+        )
+
+
+def check_divisible(model: Any) -> None:
+    """Refuse losses whose gradient is not the weighted mean of that of a batch's parts.
+
+    Raises:
+        ConfigurationError: The model has one.
+    """
+    for loss in tree.flatten(model.loss):
+        reduction = getattr(loss, "reduction", "sum_over_batch_size")
+        problem = None
+        if reduction in _SUM:
+            problem = f"has reduction={reduction!r}"
+        elif reduction == "mean_with_sample_weight":
+            problem = "is divided by the batch's sample weights"
+        if problem is not None:
+            raise ConfigurationError(
+                f"The loss {type(loss).__name__} {problem}: a batch cannot be computed in "
+                "micro-batches. Leave out micro_batch_size."
+            )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ConfigurationError(
+            f"Expected a model compiled with one Keras optimizer, got {type(optimizer).__name__}."
+        )
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "optimizers"):
+        raise ConfigurationError(
+            f"{type(inner).__name__} has several learning rates. Compile the model with a single "
+            "optimizer."
+        )
+    steps = inner.gradient_accumulation_steps
+    if steps:
+        raise ConfigurationError(
+            f"The optimizer accumulates gradients over {steps} batches by itself, which would "
+            f"count as {steps} steps. Leave out gradient_accumulation_steps, multiply the batch "
+            "size by it and give the controller micro_batch_size."
+        )
+
+
+def _check_devices(model: Any) -> None:
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        replicas = max(replicas, torch.distributed.get_world_size())
+    if replicas > 1 or keras.distribution.distribution() is not None:
+        raise ConfigurationError(
+            f"A controller steers one device, and the model is distributed ({replicas} replicas). "
+            "Create it outside of a distribution strategy."
+        )

@@ -1,17 +1,23 @@
-"""Training steps of a Keras model: whole ones, and in parts whose gradients are seen."""
+"""Training steps of a Keras model: made whole or in parts, and undone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import copy
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
+import torch
 
+from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
-from rlbatch.integrations._keras_monitor import add_up
+from rlbatch.integrations._keras_training import KerasMonitor, KerasRate
 
-tree: Any = keras.tree  # its annotations name the tensors of every backend at once
+# Their annotations name the tensors of every backend at once.
+ops: Any = keras.ops
+tree: Any = keras.tree
 
 Logs = dict[str, Any]
 
@@ -75,7 +81,7 @@ class Steps:
         if self._model.run_eagerly:
             return counted
         if keras.backend.backend() == "torch":
-            return _torch_compiled(counted) if self._model.jit_compile else counted
+            return torch.compile(counted) if self._model.jit_compile else counted
         import tensorflow as tf
 
         signature = None if kind == "apply" else relaxed(self._specs)
@@ -107,6 +113,73 @@ class Steps:
         self._model.optimizer.apply(gradients, self._model.trainable_weights)
 
 
+class KerasWeights:
+    """A copy of weights, statistics and optimizer state. The learning rate is the user's.
+
+    Attributes:
+        taken: Whether there is a copy.
+    """
+
+    def __init__(self, model: Any, rate: KerasRate) -> None:
+        """Keep references; nothing is copied before `take`."""
+        self._model, self._rate = model, rate
+        self._copies: list[tuple[Any, Any]] = []
+        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
+        self._also_saved: list[Any] = []
+        self.taken = False
+
+    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
+        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
+        self._also.append((save, restore))
+
+    def begin(self) -> None:
+        """Every variable is copied: none has to be watched."""
+
+    def take(self) -> None:
+        """Copy the present values."""
+        self._copies = [(v, ops.copy(v)) for v in self._variables()]
+        self._also_saved = [copy.deepcopy(save()) for save, _ in self._also]
+        self.taken = True
+
+    def restore(self) -> None:
+        """Put the values of the last `take` back."""
+        for variable, value in self._copies:
+            variable.assign(value)
+        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
+            restore(copy.deepcopy(value))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copy as torch's tensors, whatever the backend is."""
+        arrays = (ops.convert_to_numpy(value) for _, value in self._copies)
+        tensors = [_as_torch(array) for array in arrays]
+        return {"tensors": tensors, "also": copy.deepcopy(self._also_saved)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a copy out of a backup; one of other shapes is left alone."""
+        variables, saved = self._variables(), state["tensors"]
+        self.taken = [tuple(v.shape) for v in variables] == [tuple(t.shape) for t in saved]
+        if self.taken:
+            arrays = (tensor.numpy() for tensor in saved)
+            self._copies = list(zip(variables, arrays, strict=True))
+            self._also_saved = list(state.get("also", []))
+
+    def changing(self) -> None:
+        """Every variable is copied: there is nothing to know."""
+
+    def load_changing(self, slots: list[Any] | None) -> None:
+        """Take what `changing` returned."""
+
+    def _variables(self) -> list[Any]:
+        state = [v for v in self._model.optimizer.variables if v is not self._rate.variable]
+        return [*self._model.weights, *state]
+
+
+def keras_parts(model: Any, rate: KerasRate, monitor: KerasMonitor) -> TrainingParts:
+    """Return a compiled model's training as the control loop sees it."""
+    names = type(model).__name__, type(rate.optimizer).__name__
+    return TrainingParts(rate, monitor, KerasWeights(model, rate), *names)
+
+
 def relaxed(specs: Any) -> Any:
     """Return what batches of any size look like; None where that cannot be said."""
     if specs is None or keras.backend.backend() != "tensorflow":
@@ -134,12 +207,6 @@ def samples_in(data: Any) -> int:
     """Return the samples of a batch, which the host knows."""
     first = next(leaf for leaf in tree.flatten(data) if leaf is not None)
     return int(first.shape[0]) if first.shape[0] is not None else len(first)
-
-
-def sum_of_parts(total: list[Any], part: list[Any], share: float) -> tuple[list[Any], list[Any]]:
-    """Return the weighted gradient of a part, and the sum with those before it."""
-    weighted = [None if g is None else g * share for g in part]
-    return weighted, add_up(total, weighted)
 
 
 @contextmanager
@@ -206,7 +273,6 @@ def _dense(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)
 
 
-def _torch_compiled(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    import torch
-
-    return torch.compile(function)
+def _as_torch(array: Any) -> torch.Tensor:
+    known = array.dtype.kind in "biu" or array.dtype in (np.float16, np.float32, np.float64)
+    return torch.tensor(array if known else array.astype(np.float32))  # such as bfloat16

@@ -77,7 +77,7 @@ class FirstSamples(Sampler[int]):
         raise AttributeError(name)
 
 
-class TrainLoader:
+class EpochLoader:
     """What Lightning iterates over: the user's loader, or the controlled one once there is one.
 
     Its length is that of the user's loader, from which Lightning and configure_optimizers compute
@@ -87,7 +87,7 @@ class TrainLoader:
         users: The user's loader.
         plain: One of whole optimizer steps of this rank, over the samples of an epoch.
         count: What the plain run counts.
-        controlled: In place of the user's.
+        elastic: In place of the user's.
     """
 
     def __init__(self, users: DataLoader[Any], trainer: Any) -> None:
@@ -115,7 +115,7 @@ class TrainLoader:
             samples, sampler = left, self.plain.sampler
             self.plain = _with_sampler(self.plain, size * steps, FirstSamples(sampler, left))
         self.count = PlainCount(size * ranks, steps, samples)
-        self.controlled: ControlledLoader | None = None
+        self.elastic: ControlledLoader | None = None
         self.dataset = users.dataset
         self.on_fetch: Any = None
 
@@ -139,10 +139,10 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Hand out an epoch; nothing happens before the first batch is asked for."""
-        if self.controlled is None:
+        if self.elastic is None:
             yield from self.users
             return
-        batches = iter(self.controlled)
+        batches = iter(self.elastic)
         while True:
             self.on_fetch()
             try:
@@ -150,7 +150,7 @@ class TrainLoader:
             except StopIteration:
                 break
             yield batch
-        sampler = self.controlled.sampler
+        sampler = self.elastic.sampler
         if 0 < sampler.position < self.count.samples:
             raise DeliveryError(
                 f"Expected {self.count.samples} samples in the epoch, as the sampler's length "
@@ -175,12 +175,12 @@ class TrainSource:
     def __init__(self, source: Any, trainer: Any) -> None:
         """Wrap the source of a trainer."""
         self.source, self._trainer = source, trainer
-        self.loader: TrainLoader | None = None
+        self.loader: EpochLoader | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.source, name)
 
-    def dataloader(self) -> TrainLoader:
+    def dataloader(self) -> EpochLoader:
         """Return the user's training data, controlled.
 
         Raises:
@@ -192,7 +192,7 @@ class TrainSource:
                 f"Expected one torch DataLoader for training, got a {type(users).__name__}. Let "
                 "one DataLoader hand out what belongs together, from a dataset of tuples."
             )
-        self.loader = TrainLoader(users, self._trainer)
+        self.loader = EpochLoader(users, self._trainer)
         return self.loader
 
 

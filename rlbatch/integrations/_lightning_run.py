@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.integrations._lightning_data import TrainLoader
-from rlbatch.integrations._lightning_steps import LightningController, divisor
+from rlbatch.integrations._lightning_data import EpochLoader
+from rlbatch.integrations._lightning_steps import MicroBatchTracker, divisor
 from rlbatch.integrations._shared import SampleScheduler
+from rlbatch.integrations._torch_loop import TorchLoop
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 _NEVER = sys.maxsize  # no count gets there
 
 
-class ControlledFit:
+class FitRun:
     """Steers one `Trainer.fit`.
 
     Lightning's batches are micro-batches here. It steps the optimizer, and zeroes the gradients,
     where the number of a batch is a multiple of `accumulate_grad_batches`: that is chosen for each
-    batch so that it does so where a window ends. What else it counts in batches or steps is led in
+    batch so that it does so where a step ends. What else it counts in batches or steps is led in
     the same way, by samples.
     """
 
     def __init__(self, trainer: Any) -> None:
         """Note what has to be put back, before the Trainer reads its checkpoint."""
         self.trainer = trainer
-        self._loader: TrainLoader | None = None
+        self._loader: EpochLoader | None = None
         loop = trainer.fit_loop.epoch_loop
         self._users = trainer.accumulate_grad_batches, loop.max_steps, loop.min_steps
         self.max_steps, self.min_steps = loop.max_steps, loop.min_steps or 0
@@ -46,7 +49,8 @@ class ControlledFit:
         self._loss: Tensor | None = None
         self._at = (0, 0)  # epoch and position behind the optimizer step that comes next
         self._done = (0, 0)  # behind the latest
-        self.controller: LightningController | None = None
+        self._loop: TorchLoop | None = None
+        self._tracker = MicroBatchTracker(trainer.world_size)
         self._finished = False
         self.due = False  # a validation, behind the latest optimizer step
         self.samples = 0  # of the latest optimizer step
@@ -55,7 +59,7 @@ class ControlledFit:
 
     def start(
         self,
-        loader: TrainLoader,
+        loader: EpochLoader,
         policy: Policy | str,
         config: ControllerConfig,
         state: Mapping[str, Any] | None,
@@ -67,35 +71,35 @@ class ControlledFit:
         """
         self._loader, trainer, count = loader, self.trainer, loader.count
         if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(cast(int, loader.users.batch_size))
+            config = config.in_parts_of(count.batch_size // trainer.world_size)
         first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
-        config = config.lasting(self._planned_epochs() - first_epoch)
-        controller = LightningController(
+        self._loop = loop = TorchLoop(
+            self,
             trainer.strategy.model,
             trainer.optimizers[0],
+            loader.plain,
             batch_size=count.steps.base_batch_size,
             policy=policy,
             config=config,
+            epochs=self._planned_epochs() - first_epoch,
             scaler=self._scaler,
         )
         if state is not None:
-            controller.load_state_dict(state["controller"])
-        self.controller = controller
-        loader.controlled = controller.loader(loader.plain)
-        loader.on_fetch = controller.resume
+            loop.adapter.load_state_dict(state["controller"])
+        loader.elastic, loader.on_fetch = loop.loader, loop.adapter.resume
         self._validates_every = trainer.val_check_batch
         self._first_epoch = trainer.current_epoch
         if state is None:
             self._require_whole_epochs()
             self._done = trainer.current_epoch, 0
         else:
-            self._go_on(state, *controller.place)
+            self._go_on(state, *loop.place)
         self._at = self._done
         self._take_schedules()
         self._limit()
-        controller.start()
+        loop.attach()
         if self.due:
-            loader.controlled.restore_random_state()  # a validation draws from it
+            loop.loader.restore_random_state()  # a validation draws from it
 
     def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one."""
@@ -142,7 +146,7 @@ class ControlledFit:
 
     def pause(self) -> None:
         """Stop the clock until the next batch is fetched."""
-        self._require_controller().pause()
+        self._require_loop().adapter.pause()
 
     def finish(self) -> None:
         """Put everything back, once."""
@@ -154,29 +158,49 @@ class ControlledFit:
         for config, schedule, every in self._schedules:
             config.scheduler, config.frequency = schedule.scheduler, every
         self._schedules = []
-        if self.controller is not None:
-            self.controller.stop()
+        if self._loop is not None:
+            self._loop.adapter.pause()
+            self._loop.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's state and what Lightning needs to go on."""
-        controller = self._require_controller()
-        delivered = controller.accumulator.delivered
         return {
-            "controller": controller.state_dict(),
+            "controller": self._require_loop().adapter.state_dict(),
             "first_epoch": self._first_epoch,
             "due": self.due,
-            "within_step": self._within or delivered is not None,
+            "within_step": self._within or self._tracker.delivered is not None,
         }
+
+    # -- what the loader tells --
+
+    def begin_epoch(self) -> None:
+        """An iteration over the loader begins."""
+        self._require_loop().begin_epoch()
+        if self._tracker.abandon():
+            self.trainer.optimizers[0].zero_grad()
+
+    def arrive(self, delivered: Delivered) -> None:
+        """A micro-batch is about to be handed to the Trainer."""
+        self._tracker.arrive(delivered)
+        if delivered.position == 0:
+            self._require_loop().begin_step(delivered)
+
+    def end_epoch(self) -> None:
+        """The loader has nothing more."""
+        self._require_loop().adapter.end_epoch()
+
+    def leave(self) -> None:
+        """The loop has left the iteration."""
 
     # -- a batch --
 
-    def begin_epoch(self) -> None:
+    def expect_epoch(self) -> None:
         """Expect an epoch's batches at the present size."""
         self.trainer.fit_loop.max_batches = self.batches_for(self.loader.count.samples)
 
     def begin_batch(self, batch_idx: int) -> None:
-        """Let Lightning step behind this batch if it is a window's last, and else not."""
-        trainer, delivered = self.trainer, self._require_controller().accumulator.delivered
+        """Let Lightning step after this batch if it is its step's last, and else not."""
+        trainer, delivered = self.trainer, self._tracker.delivered
         if delivered is None:
             raise DeliveryError("A batch begins that the controller's loader did not hand out.")
         loop, ready = trainer.fit_loop, batch_idx + 1
@@ -205,7 +229,7 @@ class ControlledFit:
     def before_backward(self, loss: Tensor) -> None:
         """Give a batch's loss, divided by Lightning and scaled, its weight in the gradient."""
         count = self._divisor
-        factor = self._require_controller().accumulator.weight() * count
+        factor = self._tracker.weight() * count
         if abs(factor - 1.0) > 1e-9:
             loss.register_hook(lambda gradient: gradient * factor)
         mean = loss.detach()
@@ -217,16 +241,15 @@ class ControlledFit:
     def after_backward(self) -> None:
         """Let the gradient be measured, before anything clips it."""
         if self._loss is not None:
-            self._require_controller().measure_loss(self._loss)
+            self._require_loop().adapter.after_backward(self._loss)
         self._loss = None
 
     def end_batch(self, outputs: Any) -> bool:
         """Return whether the optimizer has stepped; if so, decide."""
-        controller = self._require_controller()
-        skipped = not controller.accumulator.has_backward
-        delivered = controller.accumulator.finish()
+        skipped = not self._tracker.has_backward
+        delivered = self._tracker.finish()
         if skipped:  # training_step returned None
-            controller.skip_step()
+            self._require_loop().adapter.abandon_step()
         factor = self._divisor / delivered.micro_batches
         if factor != 1.0 and isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
             outputs["loss"] = outputs["loss"] * factor  # as it is with the number of micro-batches
@@ -236,7 +259,7 @@ class ControlledFit:
         before, self._done = self._done, self._at
         if before[0] != self._at[0]:
             before = self._at[0], 0  # an epoch that was left early had no validation to make up
-        controller.end_step(delivered)
+        self._require_loop().end_step(delivered)
         self._limit()
         self.due = self._validations(self._done) > self._validations(before)
         self._set_due(self.due)
@@ -244,8 +267,8 @@ class ControlledFit:
 
     def batches_for(self, samples: int) -> int:
         """Return the batches of so many samples if the batch size stays; at least one."""
-        controller = self._require_controller()
-        size, limit = controller.batch_size, controller.config.limits.known_micro_batch_size
+        adapter = self._require_loop().adapter
+        size, limit = adapter.batch_size, adapter.config.limits.known_micro_batch_size
         if limit is not None:
             size = min(size, limit * self.trainer.world_size)
         return max(1, -(-samples // size))
@@ -269,7 +292,7 @@ class ControlledFit:
     def _limit(self) -> None:
         """End the run where the plain one does, in samples."""
         loop, count = self.trainer.fit_loop.epoch_loop, self.loader.count.steps
-        controller, made = self._require_controller(), loop.global_step
+        made, batch_size = loop.global_step, self._require_loop().adapter.batch_size
         done = count.steps(*self._done)
         if self.min_steps:
             loop.min_steps = 0 if done >= self.min_steps else made + 1
@@ -279,22 +302,27 @@ class ControlledFit:
             loop.max_steps = made
             return
         left = (self.max_steps - done) * count.base_batch_size
-        loop.max_steps = made + max(1, -(-left // controller.batch_size))
+        loop.max_steps = made + max(1, -(-left // batch_size))
         epoch, position = self._done
         if position >= count.dataset_size:
             epoch, position = epoch + 1, 0
         rest = count.limit(self.max_steps, epoch, position)
         if rest is not None and rest > 0:
-            controller.limit_next(rest)
+            self._require_loop().limit_next(rest)
 
     @property
-    def loader(self) -> TrainLoader:
+    def loader(self) -> EpochLoader:
         """The training data."""
         if self._loader is None:
             raise ConfigurationError("There are no training data before Trainer.fit has begun.")
         return self._loader
 
-    def _require_controller(self) -> LightningController:
-        if self.controller is None:
+    @property
+    def controller(self) -> LoopAdapter | None:
+        """What decides; None before the run has begun."""
+        return None if self._loop is None else self._loop.adapter
+
+    def _require_loop(self) -> TorchLoop:
+        if self._loop is None:
             raise ConfigurationError("There is no controller before Trainer.fit has begun.")
-        return self.controller
+        return self._loop

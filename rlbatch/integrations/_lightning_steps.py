@@ -1,21 +1,36 @@
-"""The optimizer steps of a Lightning run: who makes them, and when."""
+"""The steps of a Lightning run: which micro-batch it is at, and how Lightning treats it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
-
-from rlbatch.control.gradient_accumulator import GradientAccumulator
-from rlbatch.control.ranks import Ranks
-from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.loss_weights import LossWeights
 from rlbatch.errors import DeliveryError
 
 
-class LightningStepper(GradientAccumulator):
-    """Follows the passes that Lightning makes; it makes none itself."""
+class MicroBatchTracker:
+    """Follows the passes that Lightning makes; it makes none itself.
+
+    Attributes:
+        delivered: The micro-batch in the hands of the Trainer; None between two.
+        has_backward: Whether it had its backward pass.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        """Start between two steps.
+
+        Args:
+            world_size: Ranks over which a `DistributedDataParallel` averages.
+        """
+        self._weights = LossWeights(world_size)
+        self.delivered: Delivered | None = None
+        self.has_backward = False
+
+    def abandon(self) -> bool:
+        """Forget what was begun; returns whether there are gradients of it."""
+        begun = self._weights.is_open or self.has_backward
+        self._weights.discard()
+        self.delivered, self.has_backward = None, False
+        return begun
 
     def arrive(self, delivered: Delivered) -> None:
         """Take the next micro-batch; Lightning decides whether ranks synchronise in it."""
@@ -23,93 +38,29 @@ class LightningStepper(GradientAccumulator):
             raise DeliveryError(
                 "The previous batch was not finished. Leave the Trainer's loops as they are."
             )
-        self.delivered, self._backward_done = delivered, False
-
-    @property
-    def has_backward(self) -> bool:
-        """Whether the micro-batch under way had its backward pass."""
-        return self._backward_done
+        self.delivered, self.has_backward = delivered, False
 
     def weight(self) -> float:
         """Return the share of the micro-batch's mean loss in the gradient, before its backward."""
-        if self.delivered is None or self._backward_done:
+        if self.delivered is None or self.has_backward:
             raise DeliveryError(
                 "Expected one backward pass for each batch, got a second one. Return the sum of "
                 "all losses from training_step."
             )
-        self._backward_done = True
-        return self._accumulator.add(self.delivered)
+        self.has_backward = True
+        return self._weights.add(self.delivered)
 
     def finish(self) -> Delivered:
         """Return the micro-batch that the Trainer is done with."""
         delivered = self.delivered
         if delivered is None:
             raise DeliveryError("A batch ended that the controller's loader did not hand out.")
-        if not self._backward_done:
-            self._accumulator.add(delivered)
+        if not self.has_backward:
+            self._weights.add(delivered)
         if delivered.is_last:
-            self._accumulator.close()
-        self.delivered, self._backward_done = None, False
+            self._weights.close()
+        self.delivered, self.has_backward = None, False
         return delivered
-
-
-class LightningController(BatchController):
-    """A controller whose steps Lightning makes."""
-
-    _detach: Callable[[], None] | None = None
-
-    def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
-        return LightningStepper(self.model, self.optimizer, None, ranks.world_size)
-
-    @property
-    def accumulator(self) -> Any:
-        """Knows the micro-batch under way."""
-        return self._accumulator
-
-    def start(self) -> None:
-        """Couple the learning rate within each of the optimizer's steps, from now on."""
-        self._detach = self._parts.rate.attach()
-
-    def stop(self) -> None:
-        """Leave the optimizer as it was and close the log."""
-        self._parts.cost_tracker.pause()
-        detach, self._detach = self._detach, None
-        if detach is not None:
-            detach()
-        self.close()
-
-    def pause(self) -> None:
-        """Stop the clock until a batch is fetched."""
-        self._parts.cost_tracker.pause()
-
-    def resume(self) -> None:
-        """Let the clock run."""
-        self._parts.cost_tracker.resume()
-
-    def measure_loss(self, loss: Tensor) -> None:
-        """Take a micro-batch's mean loss, behind its backward pass."""
-        self._parts.after_backward(loss)
-
-    def skip_step(self) -> None:
-        """Leave the step under way out of what is measured."""
-        self._parts.abandon_step()
-
-    def end_step(self, delivered: Delivered) -> None:
-        """Count an optimizer step that was made; after the last one of a chunk, decide."""
-        self._end_step(delivered)
-
-    def limit_next(self, samples: int) -> None:
-        """Let the coming steps have so many samples at most: the run ends behind them."""
-        sampler = self._require_loader().sampler
-        world = self._parts.ranks.world_size
-        samples = max(world, samples - samples % world)
-        sampler.set_batch_size(min(self.batch_size, samples))
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Return the epoch and the samples of it behind the last step, right after a start."""
-        sampler = self._require_loader().sampler
-        return sampler.epoch, sampler.position
 
 
 def divisor(ready: int, delivered: Delivered, ends_epoch: bool) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.loader import ControlledLoader
-from rlbatch.errors import ConfigurationError
-from rlbatch.integrations._shared import SampleCount, Window, WindowController, plain_loader
+from rlbatch.data.delivery import Delivered
+from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.integrations._shared import SampleCount, plain_loader
+from rlbatch.integrations._torch_loop import TorchLoop
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 STATE_FILE = "rlbatch.pt"
@@ -43,32 +47,45 @@ def accumulation_slots(micro_batches: int, slots: int) -> list[MicroBatches]:
     return [MicroBatches(range(start, end)) for start, end in pairwise(bounds)]
 
 
-class TrainLoader:
-    """What the Trainer iterates over. The controlled loader is made later, with the optimizer.
+class TrainData:
+    """What the Trainer iterates over. The elastic loader is made later, with the optimizer.
 
     Attributes:
         dataset: As the Trainer's own loader.
         prepared: That loader.
-        controlled: The one that takes its place.
+        elastic: The one that takes its place.
     """
 
     def __init__(self, prepared: Any) -> None:
         """Stand in for a loader."""
         self.dataset, self.prepared = prepared.dataset, prepared
-        self.controlled: ControlledLoader | None = None
+        self.elastic: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        if self.controlled is None:
+        if self.elastic is None:
             raise ConfigurationError("The loader of a controlled run is there once it has begun.")
-        return iter(self.controlled)
+        return iter(self.elastic)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler the epoch, if it shuffles by it."""
-        if self.controlled is not None:
-            self.controlled.set_epoch(epoch)
+        if self.elastic is not None:
+            self.elastic.set_epoch(epoch)
 
 
-class ControlledRun:
+@dataclass(frozen=True)
+class Step:
+    """The micro-batches of one optimizer step, as they arrived.
+
+    Attributes:
+        batches: What the loader handed out.
+        plans: What each of them was planned to be.
+    """
+
+    batches: list[Any]
+    plans: list[Delivered]
+
+
+class TrainRun:
     """What `Trainer.train` needs to know of the controller in one call.
 
     Attributes:
@@ -76,12 +93,11 @@ class ControlledRun:
         count: Turns samples into steps of the user's batch size.
         micro_steps: Micro-batches of the plain run in an epoch.
         total_steps: Of the plain run.
-        controller: Once the optimizer is there.
-        window: The optimizer step under way.
+        step: The optimizer step under way, or the latest.
         shares: Of its micro-batches in the loss.
         latest_samples: Of the latest optimizer step.
         steps_before: Steps of the plain run before the latest optimizer step.
-        steps_done: Behind it.
+        steps_done: After it.
         loss_scaled: Whether the loss is divided by `num_items_in_batch`; None: not known yet.
     """
 
@@ -93,7 +109,7 @@ class ControlledRun:
             batch_size: The user's, of a micro-batch.
             accumulation_steps: The user's.
         """
-        self.loader = TrainLoader(prepared)
+        self.loader = TrainData(prepared)
         self.batch_size = batch_size * accumulation_steps
         self._plain = plain_loader(prepared, self.batch_size)
         sampler: Any = self._plain.sampler
@@ -104,11 +120,19 @@ class ControlledRun:
         self.total_steps = 0
         self.steps_before = self.steps_done = 0
         self.loss_scaled: bool | None = None
-        self.window: Window | None = None
+        self.step: Step | None = None
         self.shares: list[float] = []
         self.latest_samples = 0
-        self.controller: WindowController | None = None
+        self._loop: TorchLoop | None = None
+        self._optimizer: Any = None
         self._state: Mapping[str, Any] | None = None
+        self._arrived: Delivered | None = None
+        self._step_is_open = False
+
+    @property
+    def controller(self) -> LoopAdapter | None:
+        """What decides, once the optimizer is there."""
+        return None if self._loop is None else self._loop.adapter
 
     def load(self, checkpoint: str) -> int:
         """Take up a checkpoint and return the epoch that it was saved in.
@@ -136,71 +160,140 @@ class ControlledRun:
         state = {"controller": self.controller.state_dict(), "loss_scaled": self.loss_scaled}
         torch.save(state, os.path.join(checkpoint, STATE_FILE))
 
-    def start(
-        self, trainer: Any, policy: Policy | str, config: ControllerConfig
-    ) -> WindowController:
+    def start(self, trainer: Any, policy: Policy | str, config: ControllerConfig) -> None:
         """Make the controller, now that the Trainer has its optimizer."""
-        optimizer = trainer.optimizer
-        config = config.lasting(self.count.epochs(self.total_steps))
-        controller = WindowController(
+        if self.accumulation_steps > 1 and config.limits.known_micro_batch_size is None:
+            config = config.in_parts_of(self.micro_batch_size)
+        self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        self._loop = loop = TorchLoop(
+            self,
             trainer.model,
-            getattr(optimizer, "optimizer", optimizer),
+            self._optimizer,
+            self._plain,
             batch_size=self.batch_size,
             policy=policy,
             config=config,
+            epochs=self.count.epochs(self.total_steps),
             scaler=trainer.accelerator.scaler,
         )
-        self.controller = controller
-        self.loader.controlled = controller.loader(self._plain)
+        self.loader.elastic = loop.loader
         if self._state is not None:
-            controller.load_state_dict(self._state)
-            sampler = self.loader.controlled.sampler
-            self.steps_done = self.count.steps(sampler.epoch, sampler.position)
-            self._limit(sampler.epoch, sampler.position)
-        controller.attach()
-        return controller
+            loop.adapter.load_state_dict(self._state)
+            self.steps_done = self.count.steps(*loop.place)
+            self._limit(*loop.place)
+        loop.attach()
+
+    def stop(self) -> None:
+        """Close the log and leave the optimizer as it was."""
+        if self._loop is not None:
+            self._loop.close()
+
+    # -- what the loader tells --
+
+    def begin_epoch(self) -> None:
+        """An iteration over the loader begins; what is left of a step under way is dropped."""
+        if self._step_is_open:
+            self._step_is_open = False
+            self._optimizer.zero_grad()
+        self._require_loop().begin_epoch()
+
+    def arrive(self, delivered: Delivered) -> None:
+        """A micro-batch is about to be handed to `next_step`."""
+        self._arrived = delivered
+
+    def end_epoch(self) -> None:
+        """The loader has nothing more."""
+        self._require_loop().adapter.end_epoch()
+
+    def leave(self) -> None:
+        """The loop has left the iteration."""
+
+    # -- a step --
 
     def __len__(self) -> int:
         """Return the samples of an epoch."""
         return self.count.dataset_size
 
     def due(self) -> int:
-        """Return the steps of the plain run that are complete with the window under way."""
-        window = self.window
-        if window is None:
+        """Return the steps of the plain run that are complete with the step under way."""
+        if self.step is None:
             return self.steps_done
-        return self.count.steps(window.plans[0].epoch, window.position)
+        plan = self.step.plans[0]
+        return self.count.steps(plan.epoch, plan.step_end)
 
     def passed(self, every: float) -> bool:
         """Whether the latest optimizer step went past a multiple of `every` plain steps."""
         return self.steps_done // every > self.steps_before // every
 
-    def next_step(self, batches: Iterator[Any]) -> Window | None:
-        """Return the next optimizer step's micro-batches; None when epoch or run are over."""
-        self.window = None
-        if self.controller is not None and self.steps_done < self.total_steps:
-            self.window = self.controller.next_step(batches)
-        return self.window
+    def next_step(self, batches: Iterator[Any]) -> Step | None:
+        """Return the next optimizer step's micro-batches; None when epoch or run are over.
+
+        Raises:
+            DeliveryError: The epoch ended within a step, or the one before was not ended.
+        """
+        self.step = None
+        if self.steps_done < self.total_steps:
+            self.step = self._gather(batches)
+        return self.step
+
+    def _gather(self, batches: Iterator[Any]) -> Step | None:
+        step = Step([], [])
+        for batch in batches:
+            if self._step_is_open:  # and no new iteration has begun with this batch
+                raise DeliveryError(
+                    "The optimizer has not stepped on the batch before. Leave the loop's own "
+                    "settings of gradient accumulation as they are while it runs."
+                )
+            delivered, self._arrived = self._arrived, None
+            if delivered is None:
+                break
+            step.batches.append(batch)
+            step.plans.append(delivered)
+            if delivered.is_last:
+                self._step_is_open = True
+                return step
+        if step.batches:
+            raise DeliveryError(
+                f"Expected {step.plans[0].micro_batches} micro-batches of an optimizer step, got "
+                f"{len(step.batches)}. Iterate over the loader that the controller made, alone."
+            )
+        return None
+
+    def begin_step(self, step: Step, weights: Sequence[float]) -> None:
+        """Announce an optimizer step.
+
+        Args:
+            step: From `next_step`.
+            weights: What share each micro-batch has in the gradient; of any scale.
+        """
+        total = sum(weights)
+        self.shares = [weight / total for weight in weights]
+        plan = step.plans[0]
+        sizes: Any = [share * plan.step_samples for share in self.shares]
+        self._require_loop().begin_step(plan, None if min(sizes) < 1 else sizes)
+
+    def after_backward(self, loss: Tensor) -> None:
+        """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
+        self._require_loop().adapter.after_backward(loss)
 
     def batch(self, index: int) -> Any:
         """Return a micro-batch of the optimizer step under way."""
-        if self.window is None:
+        if self.step is None:
             raise ConfigurationError("There is no optimizer step under way.")
-        return self.window.batches[index]
+        return self.step.batches[index]
 
     def end_step(self) -> float:
         """Count the step that was made and return the epochs done."""
-        window, controller = self.window, self.controller
-        if window is None or controller is None:
+        if self.step is None:
             raise ConfigurationError("An optimizer step ended that the controller did not begin.")
-        controller.end_step(window)
-        self.latest_samples = window.plans[0].step_samples
-        epoch, position = window.plans[0].epoch, window.position
+        plan, self._step_is_open = self.step.plans[0], False
+        self._require_loop().end_step(plan)
+        self.latest_samples = plan.step_samples
         self.steps_before, self.steps_done = self.steps_done, self.due()
-        self._limit(epoch, position)
-        if position >= len(self):
-            return epoch + 1.0
-        return epoch + position / self.micro_batch_size / self.micro_steps
+        self._limit(plan.epoch, plan.step_end)
+        if plan.step_end >= len(self):
+            return plan.epoch + 1.0
+        return plan.epoch + plan.step_end / self.micro_batch_size / self.micro_steps
 
     def steps_left(self) -> int:
         """Return the optimizer steps to come if the batch size stays."""
@@ -212,5 +305,10 @@ class ControlledRun:
         if position >= len(self):
             epoch, position = epoch + 1, 0
         left = self.count.limit(self.total_steps, epoch, position)
-        if left is not None and left > 0 and self.controller is not None:
-            self.controller.limit_next(left)
+        if left is not None and left > 0:
+            self._require_loop().limit_next(left)
+
+    def _require_loop(self) -> TorchLoop:
+        if self._loop is None:
+            raise ConfigurationError("There is no controller before the Trainer has an optimizer.")
+        return self._loop

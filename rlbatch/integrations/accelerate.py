@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -11,7 +12,6 @@ from torch.utils.data import DataLoader
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader, RandomState
-from rlbatch.control.ranks import Ranks
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
@@ -31,7 +31,7 @@ with needs_extra("transformers", "accelerate"):
     from accelerate.utils import DistributedType, send_to_device
 
 
-class AcceleratedController(BatchController):
+class AcceleratedController:
     """Decides, every few steps, how many samples the next optimizer steps take.
 
         accelerator = Accelerator()
@@ -47,9 +47,12 @@ class AcceleratedController(BatchController):
                 controller.backward(loss_fn(model, batch))  # instead of accelerator.backward(loss)
                 controller.step()  # instead of those of optimizer and scheduler, and zero_grad()
 
-    It is a `rlbatch.BatchController`, and has what that has. `accelerator.sync_gradients` tells
-    when the optimizer is going to step, also within `with accelerator.accumulate(model)`, which may
+    It has everything that a `rlbatch.BatchController` has. `accelerator.sync_gradients` tells when
+    the optimizer is going to step, also within `with accelerator.accumulate(model)`, which may
     stay. Save and load it with the rest: `accelerator.register_for_checkpointing(controller)`.
+
+    Attributes:
+        controller: The `BatchController` that decides.
     """
 
     def __init__(
@@ -84,38 +87,45 @@ class AcceleratedController(BatchController):
             ConfigurationError: Settings contradict themselves, or the processes share the training
                 in another way than by DistributedDataParallel.
         """
-        self._accelerator, self._prepared = accelerator, optimizer
+        self._accelerator = accelerator
         _check(accelerator)
-        steps = self._accumulation_steps = accelerator.gradient_accumulation_steps
+        steps = accelerator.gradient_accumulation_steps
         if batch_size % (steps * accelerator.num_processes):
             raise ConfigurationError(
                 "batch_size is the loader's times gradient_accumulation_steps times the processes, "
                 f"got {batch_size} with {steps} and {accelerator.num_processes} of these. Give the "
                 "samples of an optimizer step on all of them."
             )
-        if config is not None and settings:
-            raise ConfigurationError(
-                f"Give either config or single settings, got config and {', '.join(settings)}."
-            )
         config = make_config(config, settings)
         self._loader_batch_size = batch_size // steps // accelerator.num_processes
         limit = config.limits.known_micro_batch_size
         if steps > 1 and limit is None:
             config = config.in_parts_of(self._loader_batch_size)
-        super().__init__(
-            model if accelerator.num_processes > 1 else accelerator.unwrap_model(model),
-            getattr(optimizer, "optimizer", optimizer),
-            batch_size=batch_size,
-            policy=policy,
-            config=config,
-            scaler=accelerator.scaler,
-        )
+        self._loader: ControlledLoader | None = None
         self._count: SampleCount | None = None
         # A prepared scheduler makes a step for each process.
         prepared = isinstance(scheduler, AcceleratedScheduler) and not scheduler.split_batches
         self._schedule_steps = accelerator.num_processes if prepared else 1
         self._schedule = _sample_schedule(scheduler, self._steps_due)
         self._position = 0, 0
+        model = model if accelerator.num_processes > 1 else accelerator.unwrap_model(model)
+        self.controller = BatchController(
+            model,
+            getattr(optimizer, "optimizer", optimizer),
+            batch_size=batch_size,
+            policy=policy,
+            config=config,
+            scaler=accelerator.scaler,
+            accumulator=lambda ranks: _AcceleratedAccumulator(
+                accelerator, model, optimizer, ranks.world_size, self._step_schedule
+            ),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the `BatchController` has."""
+        if name == "controller":  # asked for before it is made
+            raise AttributeError(name)
+        return getattr(self.controller, name)
 
     def loader(self, loader: Any) -> Any:
         """Return a loader like the given one, prepared or not, whose batch size is controlled.
@@ -133,23 +143,26 @@ class AcceleratedController(BatchController):
                 "gradient_accumulation_steps times the processes."
             )
         world_size = self._accelerator.num_processes
-        plain: DataLoader[Any] = plain_loader(loader, self.base_batch_size // world_size)
+        base_batch_size = self.controller.base_batch_size
+        plain: DataLoader[Any] = plain_loader(loader, base_batch_size // world_size)
         sampler: Any = plain.sampler
-        self._count = SampleCount(self.base_batch_size, len(sampler))
-        controlled = super().loader(plain)
-        if self._state is not None:
-            self._take_place()
-        return _DeviceLoader(controlled, self._accelerator)
+        self._count = SampleCount(base_batch_size, len(sampler))
+        self._loader = self.controller.loader(plain)
+        self._take_place()
+        return _DeviceLoader(self._loader, self._accelerator, self.controller)
 
-    def arrive(self, delivered: Delivered) -> None:
-        """A micro-batch is about to be handed to the loop."""
-        super().arrive(delivered)
-        accelerator = self._accelerator
-        # What `accelerator.accumulate`, `backward` and the optimizer go by: a window is counted
-        # from its start, and its number of micro-batches changes between windows alone.
-        accelerator.gradient_accumulation_steps = delivered.micro_batches
-        accelerator.step = delivered.position
-        accelerator.gradient_state._set_sync_gradients(delivered.is_last)
+    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+        """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
+
+        Args:
+            loss: A mean.
+            weight: Of what, if not of the samples, as in `rlbatch.BatchController.backward`.
+
+        Raises:
+            DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
+                of the parts before it were touched.
+        """
+        self.controller.backward(loss, weight)
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step optimizer and schedule and zero the gradients, if the batch is complete.
@@ -164,42 +177,34 @@ class AcceleratedController(BatchController):
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
-        return super().step(clip_norm)
+        return self.controller.step(clip_norm)
 
-    def end_epoch(self) -> None:
-        """The loader has nothing more: other loops find the accelerator as it was."""
-        super().end_epoch()
-        self._leave_step()
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last optimizer step."""
+        return self.controller.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from what `state_dict` returned, before or after `loader` is called."""
         if not self._accelerator.is_main_process:
             # Accelerate saves one state for all, and the random numbers of each on their own.
-            random_state = RandomState.now()
-            state = {**state, "rng": random_state.cpu, "cuda_rng": random_state.cuda}
-        super().load_state_dict(state)
-        if self._loader is not None:
-            self._take_place()
+            now = RandomState.now()
+            place = state["loader"]
+            state = {**state, "loader": {**place, "rng": now.cpu, "cuda_rng": now.cuda}}
+        self.controller.load_state_dict(state)
+        self._take_place()
 
-    def _end_step(self, delivered: Delivered) -> int:
-        self._position = delivered.epoch, delivered.step_start + delivered.step_samples
+    def _step_schedule(self, delivered: Delivered) -> None:
+        """Follow an optimizer step that was made, or skipped for an overflow."""
+        self._position = delivered.epoch, delivered.step_end
         if self._schedule is not None:
             if not self._accelerator.optimizer_step_was_skipped:
                 self._schedule.step()
             self._schedule.skip()
-        return super()._end_step(delivered)
-
-    def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
-        return _AcceleratedStepper(self._accelerator, self.model, self._prepared, ranks.world_size)
-
-    def _leave_step(self) -> None:
-        self._accelerator.gradient_accumulation_steps = self._accumulation_steps
-        self._accelerator.step = 0
-        self._accelerator.gradient_state._set_sync_gradients(True)
 
     def _take_place(self) -> None:
-        sampler = self._require_loader().sampler
-        self._position = sampler.epoch, sampler.position
+        if self._loader is None:
+            return
+        self._position = self._loader.epoch, self._loader.sampler.position
         if self._schedule is not None:
             self._schedule.skip()
 
@@ -208,24 +213,29 @@ class AcceleratedController(BatchController):
         return self._schedule_steps * steps
 
 
-class _AcceleratedStepper(GradientAccumulator):
+class _AcceleratedAccumulator(GradientAccumulator):
     """Goes through Accelerate for backward passes, clipping and the optimizer's step."""
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, world_size: int
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        world_size: int,
+        on_step: Callable[[Delivered], None],
     ) -> None:
         super().__init__(model, optimizer, world_size=world_size)
-        self._accelerator = accelerator
+        self._accelerator, self._on_step = accelerator, on_step
 
     def arrive(self, delivered: Delivered) -> None:
-        """Take the next micro-batch; ranks average gradients behind a window's last one."""
+        """Take the next micro-batch; ranks average gradients after a step's last one."""
         super().arrive(delivered)
         # In place of a block around the pass: it would end within one of `accelerator.accumulate`.
         self._unsynchronised.close()
         self._synchronise(delivered.is_last)
 
     def abandon(self) -> None:
-        """Forget what was begun: the loop was left within a window."""
+        """Forget what was begun: the loop was left within a step."""
         # Else the prepared optimizer keeps its gradients.
         self._accelerator.gradient_state._set_sync_gradients(True)
         self._synchronise(True)
@@ -235,8 +245,17 @@ class _AcceleratedStepper(GradientAccumulator):
         if isinstance(self._model, nn.parallel.DistributedDataParallel):
             self._model.require_backward_grad_sync = in_next_pass
 
+    def step(
+        self, applied: AbstractContextManager[Any], clip_norm: float | None
+    ) -> Delivered | None:
+        """Finish the micro-batch, and the step and the schedule if it is complete."""
+        delivered = super().step(applied, clip_norm)
+        if delivered is not None:
+            self._on_step(delivered)
+        return delivered
+
     def unscale_(self) -> None:
-        """Divide the scaler's factor out of the gradients of a complete window, once."""
+        """Divide the scaler's factor out of the gradients of a complete step, once."""
         if self.batch_complete and not self._unscaled and self._accelerator.scaler is not None:
             self._accelerator.unscale_gradients()
             self._unscaled = True
@@ -250,15 +269,30 @@ class _AcceleratedStepper(GradientAccumulator):
 
 
 class _DeviceLoader:
-    """A controlled loader whose batches come on the accelerator's device."""
+    """A controlled loader that tells the accelerator of steps, with batches on its device."""
 
-    def __init__(self, loader: ControlledLoader, accelerator: Accelerator) -> None:
+    def __init__(
+        self, loader: ControlledLoader, accelerator: Accelerator, controller: BatchController
+    ) -> None:
         self.dataset, self.sampler = loader.dataset, loader.sampler
-        self._loader, self._accelerator = loader, accelerator
+        self._loader, self._accelerator, self._controller = loader, accelerator, controller
+        self._users_steps = accelerator.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
+            delivered = self._controller.delivered
+            if delivered is not None:
+                # A step is counted from its start, and its number of micro-batches changes between
+                # steps alone.
+                self._tell(delivered.micro_batches, delivered.position, delivered.is_last)
             yield send_to_device(batch, self._accelerator.device)
+        self._tell(self._users_steps, 0, True)  # other loops find the accelerator as it was
+
+    def _tell(self, micro_batches: int, position: int, is_last: bool) -> None:
+        """Set what `accelerator.accumulate`, `backward` and the optimizer go by."""
+        self._accelerator.gradient_accumulation_steps = micro_batches
+        self._accelerator.step = position
+        self._accelerator.gradient_state._set_sync_gradients(is_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler the epoch, if it shuffles by it."""

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Unpack
 
+import torch
+
+from rlbatch.control.build import named_policy
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.settings import Settings, make_config
+from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.extras import needs_extra
+from rlbatch.loop_adapter import LoopAdapter, check_state
+from rlbatch.policy.base import Policy
 
 with needs_extra("keras", "keras"):
-    import keras  # noqa: F401 - the modules below take it for granted
+    import keras
 
-from rlbatch.integrations._keras_backup import Backup
-from rlbatch.integrations._keras_checks import check_fit
-from rlbatch.integrations._keras_control import ControlledFit
-from rlbatch.integrations._keras_data import Indexed, Stream, make_source
-from rlbatch.integrations._keras_flow import Flow
-from rlbatch.integrations._keras_pipeline import (
+from rlbatch.integrations._keras_data import (
+    Indexed,
+    Source,
+    Stream,
     check_reading_ahead,
     draw_as_keras_does,
     make_pipeline,
+    make_source,
 )
+from rlbatch.integrations._keras_run import TrainFunction, check_backend
 
 __all__ = ["Backup", "BatchSizeControl"]
+
+_WEIGHTS, _STATE = "model.weights.h5", "control.pt"
+_REMEDY = (
+    "Train on what control.dataset returned, alone, and with the controller: "
+    "model.fit(control.dataset(x, y), callbacks=[control]). After a fit that was interrupted by an "
+    "exception, call control.detach() before one without the controller."
+)
 
 
 class _EpochOver:
@@ -37,14 +56,50 @@ class _EpochOver:
 _EPOCH_OVER = _EpochOver()
 
 
-class BatchSizeControl(ControlledFit):
+class BatchSizeControl(keras.callbacks.Callback):
     """Adapts the batch size of `model.fit` while it trains.
 
         control = BatchSizeControl(batch_size=64)
         model.fit(control.dataset(x, y), epochs=5, callbacks=[control])
 
     One belongs to one run: several calls of `fit` continue it.
+
+    Attributes:
+        config: The settings.
+        base_batch_size: For which the optimizer's learning rate was chosen.
+        fit_epoch: Epochs that this `fit` has completed, as Keras counts them.
     """
+
+    def __init__(
+        self,
+        batch_size: int,
+        policy: Policy | str = "default",
+        config: ControllerConfig | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        """Prepare a controller.
+
+        Args:
+            batch_size: For which the optimizer's learning rate was chosen.
+            policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
+            config: The settings, or give them as further arguments.
+            **settings: Fields of `ControllerConfig` and of its parts.
+
+        Raises:
+            ConfigurationError: Settings contradict themselves, or Keras runs on JAX.
+            UnknownNameError: There is no policy of that name.
+        """
+        super().__init__()
+        check_backend()
+        self.config = make_config(config, settings)
+        _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
+        named_policy(policy, self.config)  # likewise
+        self.base_batch_size, self._policy = batch_size, policy
+        self._source: Source | None = None
+        self._planner: StepPlanner | None = None
+        self._function: TrainFunction | None = None
+        self._state: Mapping[str, Any] | None = None  # that was loaded and not yet applied
+        self.fit_epoch = 0
 
     def dataset(  # noqa: PLR0913 - keywords, each for itself
         self,
@@ -83,7 +138,7 @@ class BatchSizeControl(ControlledFit):
             ConfigurationError: The samples cannot be regrouped or counted, or there is a data set
                 already.
         """
-        if self._flow is not None:
+        if self._planner is not None:
             raise ConfigurationError("A control has one data set, and it was made already.")
         source = make_source((x, y, sample_weight), fetch, epochs, size)
         if isinstance(source, Stream) and shuffle:
@@ -93,25 +148,93 @@ class BatchSizeControl(ControlledFit):
         shuffled = isinstance(source, Indexed) and shuffle is not False
         order = ShuffledSampler(source.size, seed) if shuffled else range(source.size)
         lag = check_reading_ahead(source, prefetch, workers)
-        self._source, self._flow = source, Flow(order, source.size, self.base_batch_size, lag)
-        return make_pipeline(self._flow, source, prefetch, workers)
+        planner = StepPlanner(order, source.size, self.base_batch_size, lag, _REMEDY)
+        self._source, self._planner = source, planner
+        return make_pipeline(planner, source, prefetch, workers)
+
+    # -- what is going on --
+
+    @property
+    def controller(self) -> LoopAdapter | None:
+        """What decides in the run; None before the first `fit`."""
+        return None if self._function is None else self._function.adapter
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per optimizer step that were decided last."""
+        return self.base_batch_size if self.controller is None else self.controller.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch under way since the start of the run, or of the next one."""
+        return self._require_planner().epoch
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the latest step was the last one of its epoch."""
+        return self._function is not None and self._function.epoch_is_over
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return 0 if self.controller is None else self.controller.steps
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples so far."""
+        return 0 if self.controller is None else self.controller.samples_seen
+
+    @property
+    def plain_steps(self) -> int:
+        """Steps that the plain run would have made with as many samples: what schedules go by."""
+        return 0 if self._function is None else self._function.plain_steps
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What the controller is doing now, by part."""
+        function = self._require_function()
+        return {**function.adapter.components, "traces": dict(function.steps.traces)}
+
+    def report_validation(self, loss: float) -> None:
+        """Tell a validation loss; the next decision sees it. `fit` tells its own by itself."""
+        self._require_function().adapter.report_validation(loss)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Stop the wall clock within the block, for a validation in the middle of an epoch."""
+        return self._require_function().adapter.paused()
+
+    def disable(self, reason: str = "disabled by the user") -> None:
+        """Return to the user's batch size and decide nothing any more."""
+        self._require_function().disable(reason)
+
+    def detach(self) -> None:
+        """Give the model its own train function back, after a `fit` that an exception ended."""
+        if self._function is not None:
+            self._function.adapter.close()
+            self._function.uninstall()
 
     # -- what Keras calls --
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Take over the model's steps."""
-        check_fit(self.params or {})
-        self._require_flow()
-        self.config = self.config.lasting((self.params or {}).get("epochs") or 0)
+        params: dict[str, Any] = self.params or {}
+        if params.get("steps") is not None:
+            raise ConfigurationError(
+                f"fit was told, or found, that an epoch has {params['steps']} steps; how many "
+                "there are depends on sizes yet to be decided. Call model.fit(control.dataset(x, "
+                "y), callbacks=[control]) without steps_per_epoch: an epoch ends with its last "
+                "sample."
+            )
+        self.config = self.config.lasting(params.get("epochs") or 0)
         self._begin(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Plan an epoch."""
         self.fit_epoch = epoch
-        self._require_run().begin_epoch(self._policy_name)
+        self._require_function().begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """End the epoch behind its last sample."""
+        """End the epoch after its last sample."""
         if not self.epoch_is_over:
             return
         draw_as_keras_does(self._source)
@@ -121,15 +244,14 @@ class BatchSizeControl(ControlledFit):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Take the validation loss."""
-        run = self._require_run()
         model: Any = self.model
         if model.stop_training is _EPOCH_OVER:
             model.stop_training = False
-        elif not model.stop_training and not run.epoch_is_over:
-            flow = self._require_flow()
+        elif not model.stop_training and not self.epoch_is_over:
+            planner = self._require_planner()
             raise DeliveryError(
-                f"The epoch ended after {flow.position} of {flow.size} samples. Leave out what "
-                "drops samples behind control.dataset(...): take, filter, skip."
+                f"The epoch ended after {planner.position} of {planner.size} samples. Leave out "
+                "what drops samples after control.dataset(...): take, filter, skip."
             )
         self.fit_epoch = epoch + 1
         if logs is not None:
@@ -140,3 +262,167 @@ class BatchSizeControl(ControlledFit):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave model and optimizer as they were."""
         self.detach()
+
+    # -- saving and going on --
+
+    def backup(
+        self, folder: str | os.PathLike[str], save_freq: int | str = "epoch", *, delete: bool = True
+    ) -> Backup:
+        """Return a callback that saves the run and goes on with it; see `Backup`."""
+        return Backup(self, folder, save_freq, delete)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last optimizer step; `torch.load` reads it safely.
+
+        Save the model's weights and its optimizer's at the same moment, or use `backup`.
+        """
+        planner, tail = self._require_planner(), None
+        if isinstance(self._source, Stream):
+            tail = self._source.tail(planner.epoch, planner.position)
+        state = self._require_function().state_dict()
+        return {**state, "tail": tail, "epochs": self.config.epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, with the next `fit`.
+
+        Make the data set as before, load model and optimizer, and call `fit` with the epochs that
+        are left. The log is continued after the decisions that the state knows of.
+
+        Raises:
+            ConfigurationError: The state is of another version or batch size, or of other data.
+        """
+        check_state(state, self.base_batch_size)
+        planner = self._require_planner()
+        planner.load_state_dict(state["loader"])
+        if isinstance(self._source, Stream):
+            self._source.expect(planner.epoch, planner.position, state["tail"])
+        if state["epochs"]:  # a `fit` of those that are left would tell too few
+            self.config = self.config.lasting(state["epochs"])
+        self._state = state
+        self.detach()
+        self._function = None
+
+    def resume(self, state: Mapping[str, Any], model: Any) -> None:
+        """Continue from a state within a `fit` that is about to begin; for `Backup`."""
+        self.load_state_dict(state)
+        self._begin(model)
+
+    def _begin(self, model: Any) -> None:
+        function = self._function
+        if function is not None and not function.belongs_to(model):
+            raise ConfigurationError(
+                "A control belongs to one model and one optimizer, and these are others. Make a "
+                "new BatchSizeControl."
+            )
+        if function is None:
+            planner, state = self._require_planner(), self._state
+            function = TrainFunction(model, planner, self._policy, self.config, state)
+            self._function, self._state = function, None
+        function.install()
+
+    def _require_planner(self) -> StepPlanner:
+        if self._planner is None:
+            raise ConfigurationError(f"The controller has no data. {_REMEDY}")
+        return self._planner
+
+    def _require_function(self) -> TrainFunction:
+        if self._function is None:
+            raise ConfigurationError(
+                "There is no run before fit. Pass the controller to it: callbacks=[control]."
+            )
+        return self._function
+
+
+class Backup(keras.callbacks.Callback):
+    """Saves a run while it trains, and goes on with it when `fit` is called anew.
+
+    As `keras.callbacks.BackupAndRestore`, whose restarted epochs would begin anew while the
+    controller is within one; here an interrupted epoch goes on after its last sample. Build the
+    model before `fit`, and put this after the controller in the list of callbacks.
+    """
+
+    def __init__(
+        self,
+        control: BatchSizeControl,
+        folder: str | os.PathLike[str],
+        save_freq: int | str = "epoch",
+        delete: bool = True,
+    ) -> None:
+        """Prepare backups.
+
+        Args:
+            control: The run's controller.
+            folder: Where the latest backup is; made if missing.
+            save_freq: `epoch`, or after how many optimizer steps.
+            delete: Remove it when `fit` has come to its end.
+
+        Raises:
+            ConfigurationError: The frequency is neither.
+        """
+        super().__init__()
+        if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
+            raise ConfigurationError(
+                f"save_freq must be 'epoch' or a number of optimizer steps, got {save_freq!r}."
+            )
+        self._control, self._folder = control, Path(folder)
+        self._every, self._delete = save_freq, delete
+
+    def latest(self) -> Path | None:
+        """Return the folder of the latest backup, or None."""
+        found = [path for path in self._folder.glob("[0-9]*") if (path / _STATE).is_file()]
+        return max(found, default=None, key=lambda path: int(path.name))
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Go on with the latest backup, if there is one."""
+        latest = self.latest()
+        model: Any = self.model
+        if latest is None:
+            return
+        if not model.built:
+            raise ConfigurationError(
+                "Expected a built model to load weights into. Give it an Input, or call it on a "
+                "batch before fit."
+            )
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        model.load_weights(latest / _WEIGHTS)
+        state = torch.load(latest / _STATE, weights_only=True)
+        self._control.resume(state["control"], model)
+        model._initial_epoch = state["epoch"]  # as Keras's own backups do
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save, if it is time; after an epoch's last batch, its end is awaited."""
+        if self._every == "epoch" or self._control.epoch_is_over:
+            return
+        if self._control.steps % int(self._every) == 0:
+            self._save(self._control.fit_epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save."""
+        if self._control.fit_epoch != epoch + 1:
+            raise ConfigurationError(
+                "The backup would miss the epoch's validation loss. Put it after the controller: "
+                "callbacks=[control, control.backup(folder)]."
+            )
+        self._save(epoch + 1)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Remove what is of no use any more."""
+        model: Any = self.model
+        model._initial_epoch = None
+        if self._delete:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _save(self, epoch: int) -> None:
+        name = f"{self._control.steps:012d}"
+        temporary, final = self._folder / f".{name}.{os.getpid()}", self._folder / name
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        model: Any = self.model
+        model.save_weights(temporary / _WEIGHTS)
+        torch.save({"control": self._control.state_dict(), "epoch": epoch}, temporary / _STATE)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in self._folder.glob("[0-9]*"):
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)

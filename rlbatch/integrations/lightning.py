@@ -7,9 +7,9 @@ from typing import Any, Unpack
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.settings import Settings, make_config
-from rlbatch.controller import BatchController
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 with needs_extra("lightning", "lightning"):
@@ -17,7 +17,7 @@ with needs_extra("lightning", "lightning"):
 
 from rlbatch.integrations._lightning_checks import check_fit, check_optimization
 from rlbatch.integrations._lightning_data import TrainSource
-from rlbatch.integrations._lightning_run import ControlledFit
+from rlbatch.integrations._lightning_run import FitRun
 
 _VALIDATION_LOSS = "val_loss"
 
@@ -59,20 +59,16 @@ class BatchSizeCallback(Callback):
         Raises:
             ConfigurationError: Settings contradict themselves, or are given twice.
         """
-        if config is not None and settings:
-            raise ConfigurationError(
-                f"Give either config or single settings, got config and {', '.join(settings)}."
-            )
         self.policy, self.monitor = policy, monitor
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         self._source: TrainSource | None = None
-        self._fit: ControlledFit | None = None
+        self._fit: FitRun | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     @property
-    def controller(self) -> BatchController | None:
-        """The `BatchController` of the latest fit; None before the first."""
+    def controller(self) -> LoopAdapter | None:
+        """What decides in the latest fit; None before the first."""
         return None if self._fit is None else self._fit.controller
 
     # -- a fit --
@@ -93,7 +89,7 @@ class BatchSizeCallback(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse optimizers and schedules that cannot be controlled."""
         check_optimization(trainer, pl_module)
-        self._fit = ControlledFit(trainer)
+        self._fit = FitRun(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the controller."""
@@ -104,7 +100,7 @@ class BatchSizeCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Tell progress bars how many batches there may be."""
-        self._running.begin_epoch()
+        self._running.expect_epoch()
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -129,7 +125,7 @@ class BatchSizeCallback(Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Stop the clock until the next batch is fetched."""
-        if isinstance(self.controller, BatchController):
+        if self.controller is not None:
             self._running.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -181,7 +177,7 @@ class BatchSizeCallback(Callback):
             self._fit.finish()
 
     @property
-    def _running(self) -> ControlledFit:
+    def _running(self) -> FitRun:
         if self._fit is None:
             raise ConfigurationError("There is no controlled fit before Trainer.fit has begun.")
         return self._fit

@@ -12,7 +12,8 @@ from torch import Tensor
 from rlbatch.control.config import ControllerConfig
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
-from rlbatch.integrations._shared import SampleScheduler, WindowController, follows_a_metric
+from rlbatch.integrations._shared import SampleScheduler, follows_a_metric
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 with needs_extra("transformers", "transformers"):
@@ -31,9 +32,9 @@ from rlbatch.integrations._transformers_loss import (
     warn_about_loss,
 )
 from rlbatch.integrations._transformers_run import (
-    ControlledRun,
     MicroBatches,
-    TrainLoader,
+    TrainData,
+    TrainRun,
     accumulation_slots,
 )
 
@@ -52,13 +53,14 @@ class ControlledTrainerMixin(_Base):
     (`per_device_train_batch_size * gradient_accumulation_steps`).
 
     Attributes:
-        controller: The `BatchController` of the latest call of `train`; None before the first.
+        controller: What decides in the latest call of `train`; None before the first.
     """
 
     def __init__(
         self,
         *args: Any,
         policy: Policy | str = "default",
+        config: ControllerConfig | None = None,
         controller: ControllerConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,16 +69,19 @@ class ControlledTrainerMixin(_Base):
         Args:
             *args: As the Trainer's.
             policy: A name (`default`, `fixed`, a policy file ...) or a policy.
-            controller: The controller's settings. With gradient accumulation, its
+            config: The controller's settings. With gradient accumulation, its
                 `micro_batch_size` is `per_device_train_batch_size` unless it is given.
+            controller: The older name of `config`.
             **kwargs: As the Trainer's.
 
         Raises:
             ConfigurationError: The Trainer's arguments cannot be kept to with changing sizes.
         """
         check_version(type(self))
-        self._run: ControlledRun | None = None
-        self._policy, self._config = policy, controller or ControllerConfig()
+        self._run: TrainRun | None = None
+        if config is not None and controller is not None:
+            raise ConfigurationError("Give the settings once, as config, not as controller too.")
+        self._policy, self._config = policy, config or controller or ControllerConfig()
         _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
         self._loop_was_stopped = False
         super().__init__(*args, **kwargs)
@@ -88,8 +93,8 @@ class ControlledTrainerMixin(_Base):
                 callbacks[place] = SampleFlowCallback(self._require_run)
 
     @property
-    def controller(self) -> WindowController | None:
-        """The `BatchController` of the latest call of `train`; None before the first."""
+    def controller(self) -> LoopAdapter | None:
+        """What decides in the latest call of `train`; None before the first."""
         return None if self._run is None else self._run.controller
 
     # -- what the Trainer asks for before it trains --
@@ -100,14 +105,14 @@ class ControlledTrainerMixin(_Base):
         if not self.is_in_train:
             return prepared
         steps = self.args.gradient_accumulation_steps
-        if self._run is not None and self._run.controller is not None:
-            self._run.controller.detach()
-        self._run = ControlledRun(prepared, self._train_batch_size, steps)
+        if self._run is not None:
+            self._run.stop()
+        self._run = TrainRun(prepared, self._train_batch_size, steps)
         return self._run.loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """Return the plain run's numbers, but for bounds on the optimizer steps of an epoch."""
-        if not isinstance(dataloader, TrainLoader):
+        if not isinstance(dataloader, TrainData):
             return super().set_initial_training_values(args, dataloader)
         values = super().set_initial_training_values(args, dataloader.prepared)
         epochs, _, examples, samples, batch_size, _, max_steps = values
@@ -149,10 +154,7 @@ class ControlledTrainerMixin(_Base):
         prepared = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
-        run, config = self._require_run(), self._config
-        if run.accumulation_steps > 1 and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(run.micro_batch_size)
-        run.start(self, self._policy, config)
+        self._require_run().start(self, self._policy, self._config)
         if isinstance(self.lr_scheduler, SampleScheduler):
             self.lr_scheduler.skip()
         return prepared
@@ -169,17 +171,16 @@ class ControlledTrainerMixin(_Base):
                 f"gradient_accumulation_steps was {run.accumulation_steps} when the run began and "
                 f"is {self.args.gradient_accumulation_steps} now. Leave it: the controller decides."
             )
-        window = run.next_step(epoch_iterator)
-        if window is None:
+        step = run.next_step(epoch_iterator)
+        if step is None:
             self.control.should_epoch_stop = self._loop_was_stopped = True
             if run.steps_done >= run.total_steps:
                 self.control.should_training_stop = True
             return [], None
-        batches = window.batches
+        batches = step.batches
         _, items = super().get_batch_samples(iter(batches), len(batches), device)
-        weights = item_counts(self, batches) or [plan.micro_size for plan in window.plans]
-        run.shares = [weight / sum(weights) for weight in weights]
-        self._require_controller().begin_step(window, weights)
+        weights = item_counts(self, batches) or [plan.micro_size for plan in step.plans]
+        run.begin_step(step, weights)
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -203,7 +204,7 @@ class ControlledTrainerMixin(_Base):
         return torch.zeros((), device=self.args.device) if total is None else total
 
     def _micro_step(self, model: Any, index: int, items: Any) -> Tensor:
-        run, controller = self._require_run(), self._require_controller()
+        run = self._require_run()
         share, last = run.shares[index], index + 1 == len(run.shares)
         # The Trainer divides a mean loss by this.
         self.current_gradient_accumulation_steps: Any = 1.0 / share
@@ -212,7 +213,7 @@ class ControlledTrainerMixin(_Base):
             together = self.accelerator.no_sync(model)
         with together:
             loss = super().training_step(model, run.batch(index), items)
-        controller.after_backward(loss if share == 1.0 else loss / share)
+        run.after_backward(loss if share == 1.0 else loss / share)
         return loss
 
     def _is_scaled(self, model: Any, items: Any) -> bool:
@@ -261,9 +262,7 @@ class ControlledTrainerMixin(_Base):
 
     def end_controlled_run(self) -> None:
         """Close the log and leave the optimizer as it was."""
-        controller = self._require_controller()
-        controller.detach()
-        controller.close()
+        self._require_run().stop()
 
     def report_evaluation(self, metrics: Mapping[str, Any]) -> None:
         """Give the next decision the validation loss."""
@@ -292,19 +291,13 @@ class ControlledTrainerMixin(_Base):
             self._run.save(output_dir)
 
     def _off_the_clock(self) -> AbstractContextManager[Any]:
-        running = self.is_in_train and self.controller is not None
-        return self._require_controller().paused() if running else nullcontext()
+        controller = self.controller if self.is_in_train else None
+        return nullcontext() if controller is None else controller.paused()
 
-    def _require_run(self) -> ControlledRun:
+    def _require_run(self) -> TrainRun:
         if self._run is None:
             raise ConfigurationError("There is no controlled run before train() is called.")
         return self._run
-
-    def _require_controller(self) -> WindowController:
-        controller = self.controller
-        if controller is None:
-            raise ConfigurationError("There is no controller before the Trainer has an optimizer.")
-        return controller
 
 
 class ControlledTrainer(ControlledTrainerMixin, Trainer):

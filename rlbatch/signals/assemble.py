@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
-from torch.optim import Optimizer
-
-from rlbatch.signals.metric import is_adaptive, momentum_of
 from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.prediction import predicted_decrease
 from rlbatch.signals.record import Array, Coupling, RunContext, Signals
 
 
+class OptimizerFacts(Protocol):
+    """What a run's constants tell of its optimizer."""
+
+    @property
+    def initial(self) -> float:
+        """Learning rate before any schedule."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Decay of the first moment; 0 where there is none."""
+        ...
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it divides by a running root mean square, as Adam does."""
+        ...
+
+
 def run_context(  # noqa: PLR0913 - one argument a field
-    optimizer: Optimizer,
+    optimizer: OptimizerFacts,
     coupling: Coupling,
     *,
     base_batch_size: int,
@@ -28,7 +45,7 @@ def run_context(  # noqa: PLR0913 - one argument a field
     """Return the constants of a run.
 
     Args:
-        optimizer: Before its first step, or with the schedulers' `initial_lr` in its groups.
+        optimizer: `rlbatch.control.torch_parts.TorchRate` tells torch's.
         coupling: How the learning rate follows the batch size.
         base_batch_size: As in `RunContext`.
         min_batch_size: Likewise.
@@ -39,15 +56,14 @@ def run_context(  # noqa: PLR0913 - one argument a field
         weights: Of seconds, samples and joules in the cost.
         planned_samples: None where nobody said.
     """
-    group = optimizer.param_groups[0]
     return RunContext(
         base_batch_size=float(base_batch_size),
         min_batch_size=float(min_batch_size),
         max_batch_size=float(max_batch_size),
         dataset_size=float(dataset_size),
-        learning_rate=float(group.get("initial_lr", group["lr"])),
-        momentum=momentum_of(optimizer),
-        adaptive=float(is_adaptive(optimizer)),
+        learning_rate=optimizer.initial,
+        momentum=optimizer.momentum,
+        adaptive=float(optimizer.adaptive),
         coupling_exponent=coupling.exponent,
         adascale=float(coupling is Coupling.ADASCALE),
         target_loss=math.nan if target_loss is None else target_loss,

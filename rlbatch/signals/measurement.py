@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlbatch.signals.metric import GradientMetric
-from rlbatch.signals.noise_scale import NoiseStatistics
+from rlbatch.signals.noise_scale import NoiseStatistics, measured_noise
+from rlbatch.signals.record import Array
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,43 @@ class ChunkMeasurement:
     gradient_cosine: float
     nonfinite_losses: int
     nonfinite_steps: int
+
+
+def chunk_measurement(
+    losses: Array,
+    norms: Array,
+    owners: Sequence[int],
+    sizes: Sequence[tuple[float, float]],
+    known: NDArray[np.bool_] | None = None,
+    variances: Array | None = None,
+) -> ChunkMeasurement:
+    """Return what a chunk's steps showed, from what was left on the device.
+
+    Args:
+        losses: Of each step.
+        norms: Small and big squared norm and the cosine of each measured step, one after the other.
+        owners: Which step each of these is of.
+        sizes: Samples of a micro-batch and of the batch, of each measured step.
+        known: Whether each loss is what it was when it was computed; None: all are.
+        variances: As in `measured_noise`, of each measured step; None: all by the formula.
+    """
+    known = np.ones(len(losses), dtype=bool) if known is None else known
+    finite = np.isfinite(losses) | ~known
+    bad = set(np.flatnonzero(~finite).tolist())
+    nonfinite_losses = len(bad)
+    noise, cosine = NoiseStatistics(), math.nan
+    if owners:
+        noise, cosine = measured_noise(norms.reshape(-1, 3), owners, sizes, bad, variances)
+    kept = losses[finite & known]
+    return ChunkMeasurement(
+        steps=len(losses),
+        train_loss=float(kept.mean()) if len(kept) else math.nan,
+        train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
+        noise=noise,
+        gradient_cosine=cosine,
+        nonfinite_losses=nonfinite_losses,
+        nonfinite_steps=len(bad),
+    )
 
 
 @dataclass

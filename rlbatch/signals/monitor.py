@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch.optim import Optimizer
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
-from rlbatch.signals.measurement import ChunkMeasurement, Window
+from rlbatch.signals.measurement import ChunkMeasurement, Window, chunk_measurement
 from rlbatch.signals.metric import GradientMetric, has_metric, make_metric
-from rlbatch.signals.noise_scale import NoiseStatistics, measured_noise
 from rlbatch.signals.record import Array
 from rlbatch.signals.sample_noise import SampleGradients
 
@@ -146,26 +144,11 @@ class ChunkMonitor:
         ]
         values = self._read(self._losses, [*self._norms, *self._variances])
         self._clear()
-        losses, norms = values[:steps], values[steps : steps + 3 * len(owners)].reshape(-1, 3)
-        variances = values[steps + 3 * len(owners) :]
         # What the loop has changed in place since then is no loss any more, which is no fault.
         known = ~np.array(changed, dtype=bool)
-        finite = np.isfinite(losses) | ~known
-        bad = set(np.flatnonzero(~finite).tolist())
-        nonfinite_losses = len(bad)
-        noise, cosine = NoiseStatistics(), math.nan
-        if owners:
-            noise, cosine = measured_noise(norms, owners, sizes, bad, variances)
-        kept = losses[finite & known]
-        return ChunkMeasurement(
-            steps=steps,
-            train_loss=float(kept.mean()) if len(kept) else math.nan,
-            train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-            noise=noise,
-            gradient_cosine=cosine,
-            nonfinite_losses=nonfinite_losses,
-            nonfinite_steps=len(bad),
-        )
+        norms = values[steps : steps + 3 * len(owners)]
+        variances = values[steps + 3 * len(owners) :]
+        return chunk_measurement(values[:steps], norms, owners, sizes, known, variances)
 
     def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
         """Return what the chunk left on the device as one array, moved from there together."""

@@ -7,21 +7,30 @@ Subclass it in a test module, train the given model in your framework, and pytes
             ...
 
 It holds "delivered is decided": what reaches the model is what is reported, from the step that is
-named, and each epoch visits each sample exactly once.
+named, and each epoch visits each sample exactly once. `LoopContract` asks for more, of a loop with
+a controller: it counts in samples, goes on after any step as if nothing had happened, and with the
+policy `fixed` it is the plain loop.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rlbatch.policy import tools
+from rlbatch.policy.base import Policy
+
 LEARNING_RATE = 0.125
+LARGEST = 24
 
 
 class IndexedDataset(Dataset[tuple[Tensor, Tensor, int]]):
@@ -41,6 +50,28 @@ class IndexedDataset(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 @dataclass(frozen=True)
+class Follow:
+    """A policy that asks for the batch size that a function of the steps made returns.
+
+    Attributes:
+        decide_size: From the optimizer steps made to a batch size.
+    """
+
+    decide_size: Callable[[int], int]
+    needs_gradient_noise = False
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
+        """Return nothing: there is no state."""
+        return ()
+
+    def decide(self, observation: Any, signals: Any, state: Any) -> tuple[Any, Any]:
+        """Return the change to that size."""
+        size = self.decide_size(int(signals.total_steps))
+        change = math.log2(size / float(signals.batch_size))
+        return tools.decision(change, "follow"), state
+
+
+@dataclass(frozen=True)
 class Job:
     """What `train` is to do.
 
@@ -52,6 +83,8 @@ class Job:
         decide: Given the number of optimizer steps made, the batch size to ask for from then on.
         epochs: Passes over the data.
         learning_rate: For SGD without momentum.
+        fixed: Train with the policy `fixed`.
+        seed: What `make_job` was given.
     """
 
     dataset: IndexedDataset
@@ -61,6 +94,29 @@ class Job:
     decide: Callable[[int], int]
     epochs: int
     learning_rate: float = LEARNING_RATE
+    fixed: bool = False
+    seed: int | None = None
+
+    @property
+    def policy(self) -> Policy | str:
+        """What a controller decides by."""
+        return "fixed" if self.fixed else Follow(self.decide)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of a controller that decides after every step and does nothing else."""
+        return {
+            "micro_batch_size": self.micro_batch_size,
+            "min_batch_size": 1,
+            "max_batch_size": LARGEST,
+            "first_chunk_steps": 1,
+            "min_chunk_steps": 1,
+            "max_chunk_steps": 1,
+            "on_error": "raise",
+            "cost": "samples",
+            "guard": None,
+            "lr_coupling": "none",
+        }
 
 
 @dataclass(frozen=True)
@@ -72,12 +128,15 @@ class Step:
         epoch: The epoch, from 0.
         micro_batches: The indices in each of its forward passes.
         parameters: Copies of the model's parameters right after the step.
+        samples_seen: Samples of the run after the step, as the controller counts them; None where
+            there is no controller.
     """
 
     batch_size: int
     epoch: int
     micro_batches: list[list[int]]
     parameters: list[Tensor] = field(repr=False)
+    samples_seen: int | None = None
 
     @property
     def indices(self) -> list[int]:
@@ -85,16 +144,25 @@ class Step:
         return [index for batch in self.micro_batches for index in batch]
 
 
-def make_job(seed: int | None, size: int = 53, epochs: int = 3) -> Job:
-    """Return a job with random batch sizes, or with the first one all along."""
+def make_job(seed: int | None, size: int = 53, epochs: int = 3, multiple: int = 1) -> Job:
+    """Return a job with random batch sizes, or with the first one all along.
+
+    Args:
+        seed: Of the sizes; None for the first one.
+        size: Samples of the data set.
+        epochs: Passes over it.
+        multiple: Of which all sizes are multiples.
+    """
 
     def decide(step: int) -> int:
-        return 8 if seed is None else random.Random(1000 * seed + step).randint(1, 24)
+        if seed is None:
+            return 8
+        return multiple * random.Random(1000 * seed + step).randint(1, LARGEST // multiple)
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    return Job(IndexedDataset(size), model, 8, 5, decide, epochs)
+    return Job(IndexedDataset(size), model, 8, 5, decide, epochs, seed=seed)
 
 
 class ActuatorContract:
@@ -103,14 +171,29 @@ class ActuatorContract:
     lag = 0
     """Optimizer steps by which a change may come late; at most that many are under way."""
 
+    tolerance = 1e-9
+    """Relative error of parameters that may come from rounding alone: of float64, unless the
+    framework computes in less."""
+
+    size, multiple = 53, 1
+    """Samples of an epoch, and of what the batch sizes are multiples: of the number of ranks."""
+
     def train(self, job: Job) -> list[Step]:
         """Train and report every optimizer step."""
         raise NotImplementedError("Override train in the subclass.")
 
+    def is_close(self, got: Tensor, expected: Tensor) -> bool:
+        """Return whether two parameters differ by rounding alone."""
+        return torch.allclose(got, expected, rtol=self.tolerance, atol=0.01 * self.tolerance)
+
+    def job(self, seed: int | None) -> Job:
+        """Return a job, with a model of its own."""
+        return make_job(seed, self.size, multiple=self.multiple)
+
     @pytest.mark.parametrize("seed", [None, 0, 1, 2])
     def test_each_epoch_visits_each_sample_once(self, seed: int | None) -> None:
         """No size change skips or repeats a sample."""
-        job = make_job(seed)
+        job = self.job(seed)
         steps = self.train(job)
         for epoch in range(job.epochs):
             seen = [i for step in steps if step.epoch == epoch for i in step.indices]
@@ -124,7 +207,7 @@ class ActuatorContract:
     @pytest.mark.parametrize("seed", [None, 0, 1, 2])
     def test_what_is_reported_is_what_was_decided_and_delivered(self, seed: int | None) -> None:
         """Sizes are those asked for, late by `lag` at most, and short only at an epoch's end."""
-        job = make_job(seed)
+        job = self.job(seed)
         steps = self.train(job)
         asked = [job.batch_size, *(job.decide(made) for made in range(1, len(steps)))]
         for number, step in enumerate(steps):
@@ -143,13 +226,13 @@ class ActuatorContract:
     @pytest.mark.parametrize("seed", [None, 0, 1, 2])
     def test_each_step_follows_the_mean_gradient_of_its_samples(self, seed: int | None) -> None:
         """The parameters are those of plain SGD on the whole batches."""
-        job = make_job(seed)
-        reference = make_job(seed).model
+        job = self.job(seed)
+        reference = self.job(seed).model
         for number, step in enumerate(self.train(job)):
             _plain_step(reference, job.dataset, step.indices)
             for got, expected in zip(step.parameters, reference.parameters(), strict=True):
                 _require(
-                    torch.allclose(got, expected, rtol=1e-9, atol=1e-11),
+                    self.is_close(got, expected),
                     f"step {number} leaves other parameters than SGD on its {len(step.indices)} "
                     "samples: a wrong loss weight, or a gradient left over",
                 )
@@ -157,13 +240,73 @@ class ActuatorContract:
     @pytest.mark.parametrize("seed", [None, 0, 1])
     def test_no_forward_pass_exceeds_the_limit(self, seed: int | None) -> None:
         """Memory is bounded by the micro-batch, whatever the batch size."""
-        job = make_job(seed)
+        job = self.job(seed)
         for number, step in enumerate(self.train(job)):
             largest = max(map(len, step.micro_batches))
             _require(
                 largest <= job.micro_batch_size,
                 f"step {number} runs {largest} samples at once; the limit is "
                 f"{job.micro_batch_size}",
+            )
+
+
+class LoopContract(ActuatorContract):
+    """Tests of a training loop with a controller; the three methods say of which."""
+
+    bit_for_bit = True
+    """Whether `fixed` is the plain loop in every bit; else up to rounding: ranks may share a batch
+    in another way, so that sums round differently."""
+
+    def plain(self, job: Job) -> list[list[Tensor]]:
+        """Train without a controller at the job's batch size; return parameters of each step."""
+        raise NotImplementedError("Override plain in the subclass.")
+
+    def resume(self, job: Job, after: int) -> list[Step]:
+        """Train so many steps and save; make everything anew, load, go on; report all steps."""
+        raise NotImplementedError("Override resume in the subclass.")
+
+    @pytest.mark.parametrize("seed", [None, 0])
+    def test_progress_is_counted_in_samples(self, seed: int | None) -> None:
+        """What the controller says it has seen is what reached the model."""
+        steps = self.train(self.job(seed))
+        expected = accumulate(len(step.indices) for step in steps)
+        for number, (step, samples) in enumerate(zip(steps, expected, strict=True)):
+            _require(
+                step.samples_seen == samples,
+                f"after step {number} the controller counts {step.samples_seen} samples, and "
+                f"{samples} reached the model",
+            )
+
+    @pytest.mark.parametrize("after", [1, 6])
+    def test_a_resumed_run_goes_on_alike(self, after: int) -> None:
+        """Sizes, samples and parameters are those of the run that was never interrupted."""
+        torch.manual_seed(7)
+        whole = self.train(self.job(0))
+        torch.manual_seed(7)
+        parts = self.resume(self.job(0), after)
+        _require(len(parts) == len(whole), f"{len(parts)} steps in place of {len(whole)}")
+        for number, (step, expected) in enumerate(zip(parts, whole, strict=True)):
+            for name in ("batch_size", "epoch", "micro_batches", "samples_seen"):
+                got, wanted = getattr(step, name), getattr(expected, name)
+                _require(got == wanted, f"step {number}: {name} is {got}, and was {wanted}")
+            _require(
+                all(map(torch.equal, step.parameters, expected.parameters)),
+                f"step {number} leaves other parameters than in the run without interruption",
+            )
+
+    def test_fixed_is_the_plain_loop(self) -> None:
+        """With the policy `fixed` a controller changes nothing."""
+        job = replace(self.job(None), fixed=True, micro_batch_size=8)
+        torch.manual_seed(7)
+        steps = self.train(job)
+        torch.manual_seed(7)
+        plain = self.plain(self.job(None))
+        _require(len(steps) == len(plain), f"{len(steps)} steps in place of {len(plain)}")
+        same = torch.equal if self.bit_for_bit else self.is_close
+        for number, (step, expected) in enumerate(zip(steps, plain, strict=True)):
+            _require(
+                all(map(same, step.parameters, expected)),
+                f"step {number} leaves other parameters than the loop without a controller",
             )
 
 

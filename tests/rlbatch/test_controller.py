@@ -419,7 +419,7 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path, make: Make, stop_after: 
 
 def test_states_that_do_not_fit_are_refused() -> None:
     state = Run("fixed").train(1).controller.state_dict()
-    with pytest.raises(ConfigurationError, match="version 1 was expected"):
+    with pytest.raises(ConfigurationError, match="version 2 was expected"):
         Run("fixed").controller.load_state_dict({**state, "version": 9})
     with pytest.raises(ConfigurationError, match="batch size 16"):
         Run("fixed").controller.load_state_dict({**state, "base_batch_size": 16})

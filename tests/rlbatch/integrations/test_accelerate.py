@@ -27,10 +27,9 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
-from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
+from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.helpers import perceptron as network
 from tests.rlbatch.control.rank_runs import leave
-from tests.rlbatch.integrations.steered import Follow
 
 SAMPLES = 75
 BASE = 8
@@ -171,45 +170,86 @@ class Run:
 # -- delivered is decided --
 
 
-class TestContract(ActuatorContract):
-    accumulation = 1
+class JobLoop:
+    """A job's loop on Accelerate, which can be saved after a step and made anew."""
+
+    def __init__(self, job: Job, accumulation: int = 1) -> None:
+        self.job = job
+        self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+        loader = DataLoader(job.dataset, job.batch_size // accumulation, shuffle=True)
+        optimizer = SGD(job.model.parameters(), lr=job.learning_rate)
+        prepared = self.accelerator.prepare(job.model, optimizer, loader)
+        self.model, self.optimizer, self.loader = prepared
+        self.steps: list[Step] = []
+
+    def parameters(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.model.parameters()]
+
+    def plain(self) -> list[list[Tensor]]:
+        found: list[list[Tensor]] = []
+        for _ in range(self.job.epochs):
+            for x, y, _ in self.loader:
+                self.accelerator.backward(nn.functional.mse_loss(self.model(x), y))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                found.append(self.parameters())
+        return found
+
+    def control(self) -> JobLoop:
+        job = self.job
+        self.controller = AcceleratedController(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            batch_size=job.batch_size,
+            policy=job.policy,
+            **job.settings,
+        )
+        self.batches = self.controller.loader(self.loader)
+        self.accelerator.register_for_checkpointing(self.controller)
+        return self
+
+    def train(self, steps: int = 10**9) -> list[Step]:
+        controller = self.controller
+        while (epoch := self.batches.sampler.epoch) < self.job.epochs:
+            size, parts = controller.batch_size, []
+            for x, y, index in self.batches:
+                with self.accelerator.accumulate(self.model):
+                    parts.append(index.tolist())
+                    controller.backward(nn.functional.mse_loss(self.model(x), y))
+                    if not controller.step():
+                        continue
+                seen = controller.samples_seen
+                self.steps.append(Step(size, epoch, parts, self.parameters(), seen))
+                size, parts = controller.batch_size, []
+                if len(self.steps) == steps:
+                    return self.steps
+        return self.steps
+
+
+class TestContract(LoopContract):
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
 
     def train(self, job: Job) -> list[Step]:
-        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=self.accumulation)
-        loader = DataLoader(job.dataset, job.batch_size // self.accumulation, shuffle=True)
-        optimizer = SGD(job.model.parameters(), lr=job.learning_rate)
-        model, optimizer, loader = accelerator.prepare(job.model, optimizer, loader)
-        every_step: dict[str, Any] = {
-            **CONFIG,
-            **dict.fromkeys(("first_chunk_steps", "min_chunk_steps", "max_chunk_steps"), 1),
-        }
-        controller = AcceleratedController(
-            accelerator,
-            model,
-            optimizer,
-            batch_size=job.batch_size,
-            policy=Follow(job.decide),
-            micro_batch_size=job.micro_batch_size,
-            max_batch_size=24,
-            **every_step,
-        )
-        batches = controller.loader(loader)
-        steps: list[Step] = []
-        for epoch in range(job.epochs):
-            size, parts = controller.batch_size, []
-            for x, y, index in batches:
-                with accelerator.accumulate(model):
-                    parts.append(index.tolist())
-                    controller.backward(nn.functional.mse_loss(model(x), y))
-                    if controller.step():
-                        copies = [p.detach().clone() for p in model.parameters()]
-                        steps.append(Step(size, epoch, parts, copies))
-                        size, parts = controller.batch_size, []
-        return steps
+        return JobLoop(job).control().train()
+
+    def plain(self, job: Job) -> list[list[Tensor]]:
+        return JobLoop(job).plain()
+
+    def resume(self, job: Job, after: int) -> list[Step]:
+        first = JobLoop(job).control()
+        steps = list(first.train(after))
+        first.accelerator.save_state(str(self.folder))
+        second = JobLoop(self.job(0)).control()
+        second.accelerator.load_state(str(self.folder))
+        return steps + second.train()
 
 
-class TestContractAccumulating(TestContract):
-    accumulation = 4
+class TestContractAccumulating(ActuatorContract):
+    def train(self, job: Job) -> list[Step]:
+        return JobLoop(job, 4).control().train()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

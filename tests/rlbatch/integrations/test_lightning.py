@@ -24,11 +24,11 @@ from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations.lightning import BatchSizeCallback
 from rlbatch.log.episode_log import read_episode
+from rlbatch.policy.registry import FOR_EPOCHS
 from rlbatch.testing import ScriptedPolicy
-from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
+from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.rlbatch.integrations.lightning_runs import (
     BASE,
-    CONFIG,
     EVERY_STEP,
     GROW,
     MARKS,
@@ -53,7 +53,9 @@ pytestmark = MARKS
 class Recorder(Callback):
     """Notes each optimizer step of a job, as seen from outside."""
 
-    callback: Any
+    callback: Any = None
+    size = stop_after = 0
+    checkpoint = ""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -67,13 +69,17 @@ class Recorder(Callback):
         if trainer.global_step > self.made:
             self.made = trainer.global_step
             copies = [p.detach().clone() for p in pl_module.parameters()]
-            self.steps.append(Step(self.size, trainer.current_epoch, self.parts, copies))
+            seen = None if self.callback is None else self.callback.controller.samples_seen
+            self.steps.append(Step(self.size, trainer.current_epoch, self.parts, copies, seen))
             self.parts = []
+            if len(self.steps) == self.stop_after:
+                trainer.save_checkpoint(self.checkpoint)
+                trainer.should_stop = True
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.parts:
+        if not self.parts and self.callback is not None:
             self.size = self.callback.controller.batch_size
 
 
@@ -89,36 +95,51 @@ class JobModule(LightningModule):
         return SGD(self.model.parameters(), lr=self.rate)
 
 
-class TestContract(ActuatorContract):
-    accumulation = 1
+def train_job(
+    job: Job, recorder: Recorder, accumulation: int = 1, *, controlled: bool = True, **fit: Any
+) -> list[Step]:
+    if controlled:
+        recorder.callback = BatchSizeCallback(job.policy, **job.settings)
+    trainer = Trainer(
+        max_epochs=job.epochs,
+        accelerator="cpu",
+        precision="64-true",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accumulate_grad_batches=accumulation,
+        callbacks=[*([recorder.callback] if controlled else []), recorder],
+    )
+    loader = DataLoader(job.dataset, job.batch_size // accumulation, shuffle=True)
+    trainer.fit(JobModule(job), loader, **fit)
+    return recorder.steps
+
+
+class TestContract(LoopContract):
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
 
     def train(self, job: Job) -> list[Step]:
-        recorder = Recorder()
-        settings: dict[str, Any] = {**CONFIG, **EVERY_STEP}
-        recorder.callback = BatchSizeCallback(
-            Follow(job.decide),
-            micro_batch_size=job.micro_batch_size,
-            max_batch_size=24,
-            **settings,
-        )
-        trainer = Trainer(
-            max_epochs=job.epochs,
-            accelerator="cpu",
-            precision="64-true",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            accumulate_grad_batches=self.accumulation,
-            callbacks=[recorder.callback, recorder],
-        )
-        loader = DataLoader(job.dataset, job.batch_size // self.accumulation, shuffle=True)
-        trainer.fit(JobModule(job), loader)
-        return recorder.steps
+        return train_job(job, Recorder())
+
+    def plain(self, job: Job) -> list[list[Tensor]]:
+        return [step.parameters for step in train_job(job, Recorder(), controlled=False)]
+
+    def resume(self, job: Job, after: int) -> list[Step]:
+        first = Recorder()
+        first.stop_after, first.checkpoint = after, str(self.folder / "saved.ckpt")
+        steps = list(train_job(job, first)[:after])
+        torch.manual_seed(99)
+        second = Recorder()
+        second.made = after
+        return steps + train_job(self.job(0), second, ckpt_path=first.checkpoint)
 
 
-class TestContractAccumulating(TestContract):
-    accumulation = 4
+class TestContractAccumulating(ActuatorContract):
+    def train(self, job: Job) -> list[Step]:
+        return train_job(job, Recorder(), 4)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4, 8])
@@ -373,7 +394,7 @@ def test_the_trainer_tells_how_long_the_run_is(
     tmp_path: Path, trainer: dict[str, Any], planned: float
 ) -> None:
     Run(None, callbacks=(BatchSizeCallback(log_dir=tmp_path / "a"),), **trainer)
-    assert known_plan(tmp_path / "a") == ("epochs", planned)
+    assert known_plan(tmp_path / "a") == (FOR_EPOCHS, planned)
     aiming = BatchSizeCallback(log_dir=tmp_path / "b", target_loss=0.05)
     Run(None, callbacks=(aiming,), **trainer)
     assert known_plan(tmp_path / "b") == ("default", "NaN")

@@ -43,11 +43,11 @@ from rlbatch.integrations.transformers import (  # noqa: E402
     ControlledTrainerMixin,
 )
 from rlbatch.log.episode_log import read_episode  # noqa: E402
+from rlbatch.policy.registry import FOR_EPOCHS  # noqa: E402
 from rlbatch.testing import ScriptedPolicy  # noqa: E402
-from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step  # noqa: E402
+from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step  # noqa: E402
 from tests.rlbatch.integrations.steered import (  # noqa: E402
     TWO_STEP_CHUNKS,
-    Follow,
     known_plan,
 )
 
@@ -204,6 +204,8 @@ class JobModel(nn.Module):
 
 
 class Recorder(TrainerCallback):
+    stop_after = 0
+
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.decided: list[int] = []
@@ -214,60 +216,82 @@ class Recorder(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._parameters = [p.detach().clone() for p in kwargs["model"].parameters()]
-        self._size = self.trainer.controller.batch_size
+        controller = getattr(self.trainer, "controller", None)
+        self._size = 0 if controller is None else controller.batch_size
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         parts = kwargs["model"].seen[self._from :]
         epoch = math.ceil(state.epoch) - 1
-        self.steps.append(Step(self._size, epoch, parts, self._parameters))
+        controller = getattr(self.trainer, "controller", None)
+        seen = None if controller is None else controller.samples_seen
+        self.steps.append(Step(self._size, epoch, parts, self._parameters, seen))
+        if len(self.steps) == self.stop_after:
+            control.should_save = control.should_training_stop = True
 
 
-class TestContract(ActuatorContract):
-    accumulation = 1
+def train_job(
+    job: Job,
+    folder: Path,
+    recorder: Recorder,
+    accumulation: int = 1,
+    *,
+    trainer: Any = ControlledTrainer,
+    resume: Any = None,
+) -> list[Step]:
+    model = JobModel(job.model)
+    settings = {"policy": job.policy, "config": make_config(None, job.settings)}
+    recorder.trainer = trainer(
+        model,
+        arguments(
+            folder,
+            per_device_train_batch_size=job.batch_size // accumulation,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=job.epochs,
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            logging_strategy="no",
+        ),
+        train_dataset=job.dataset,
+        data_collator=lambda rows: {
+            "x": torch.stack([row[0] for row in rows]),
+            "labels": torch.stack([row[1] for row in rows]),
+            "index": torch.tensor([row[2] for row in rows]),
+        },
+        optimizers=(torch.optim.SGD(model.parameters(), lr=job.learning_rate), None),
+        callbacks=[recorder],
+        **(settings if trainer is ControlledTrainer else {}),
+    )
+    recorder.trainer.train(resume_from_checkpoint=resume)
+    return recorder.steps
 
-    def train(self, job: Job, **changes: Any) -> list[Step]:
-        recorder = Recorder()
-        model = JobModel(job.model)
-        out = "unused"
-        recorder.trainer = ControlledTrainer(
-            model,
-            arguments(
-                Path(out),
-                per_device_train_batch_size=job.batch_size // self.accumulation,
-                gradient_accumulation_steps=self.accumulation,
-                num_train_epochs=job.epochs,
-                max_grad_norm=0.0,
-                lr_scheduler_type="constant",
-                logging_strategy="no",
-                **changes,
-            ),
-            train_dataset=job.dataset,
-            data_collator=lambda rows: {
-                "x": torch.stack([row[0] for row in rows]),
-                "labels": torch.stack([row[1] for row in rows]),
-                "index": torch.tensor([row[2] for row in rows]),
-            },
-            optimizers=(torch.optim.SGD(model.parameters(), lr=job.learning_rate), None),
-            callbacks=[recorder],
-            policy=Follow(job.decide),
-            controller=config(
-                micro_batch_size=job.micro_batch_size,
-                max_batch_size=24,
-                first_chunk_steps=1,
-                min_chunk_steps=1,
-                max_chunk_steps=1,
-            ),
-        )
-        recorder.trainer.train()
-        return recorder.steps
 
+class TestContract(LoopContract):
     @pytest.fixture(autouse=True)
-    def _in_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
+    def _in_a_folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+    def train(self, job: Job) -> list[Step]:
+        return train_job(job, self.folder, Recorder())
+
+    def plain(self, job: Job) -> list[list[Tensor]]:
+        steps = train_job(job, self.folder, Recorder(), trainer=Trainer)
+        return [step.parameters for step in steps]
+
+    def resume(self, job: Job, after: int) -> list[Step]:
+        first = Recorder()
+        first.stop_after = after
+        steps = list(train_job(job, self.folder, first))
+        again = self.job(0)
+        return steps + train_job(again, self.folder, Recorder(), resume=True)
 
 
-class TestContractAccumulating(TestContract):
-    accumulation = 4
+class TestContractAccumulating(ActuatorContract):
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+    def train(self, job: Job) -> list[Step]:
+        return train_job(job, self.folder, Recorder(), 4)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -599,7 +623,7 @@ def test_the_trainer_tells_how_long_the_run_is(
 ) -> None:
     own = ControllerConfig(log_dir=tmp_path / "log", on_error="raise")
     train(ControlledTrainer, tmp_path, args=args, controller=own)
-    assert known_plan(tmp_path / "log") == ("epochs", planned)
+    assert known_plan(tmp_path / "log") == (FOR_EPOCHS, planned)
 
 
 def test_the_log_tells_the_batch_size_beside_the_loss(tmp_path: Path) -> None:

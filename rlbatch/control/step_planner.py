@@ -1,4 +1,4 @@
-"""Which samples go into which optimizer step of a Keras run, and what of it has arrived."""
+"""Which samples go into which optimizer step where no torch loader hands them out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from rlbatch.control.few_sizes import PowersOfTwo
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.sampler import ElasticBatchSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.integrations._keras_sizes import PowersOfTwo
 
-_PEEKS = 2  # batches that are handed out before the training has begun, beyond those prefetched
+_PEEKS = 2  # batches that may be looked at before the training begins, beyond those prefetched
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Issued:
     is_peek: bool = False
 
 
-class Flow:
+class StepPlanner:
     """Plans optimizer steps for a data pipeline that may read ahead, in another thread too.
 
     What the pipeline takes is queued; what reaches the model is checked against the queue. A change
@@ -51,15 +51,24 @@ class Flow:
         error: What went wrong in the pipeline, where exceptions change their type.
     """
 
-    def __init__(self, order: Iterable[int], size: int, base_batch_size: int, lag: int) -> None:
-        """Stand in front of the first epoch.
+    def __init__(
+        self,
+        order: Iterable[int],
+        size: int,
+        base_batch_size: int,
+        lag: int = 0,
+        remedy: str = "Train on the controller's data alone, and under the controller.",
+    ) -> None:
+        """Stand before the first epoch.
 
         Args:
             order: An iteration of it gives the order of an epoch.
             size: Samples of an epoch.
             base_batch_size: The user's batch size.
             lag: Optimizer steps that the pipeline reads ahead.
+            remedy: What to do where other batches come than were planned; a sentence.
         """
+        self._remedy = remedy
         self.size, self.base_batch_size, self.lag = size, base_batch_size, lag
         self.sizes: PowersOfTwo | None = None
         self.lock = threading.RLock()
@@ -105,8 +114,8 @@ class Flow:
     def iterate(self) -> Iterator[Issued]:
         """Hand out an epoch, or what is left of an interrupted one.
 
-        Keras looks at a first batch before it trains: iterations outside of an epoch hand out a
-        little and count nothing.
+        A framework may look at a first batch before it trains: iterations outside of an epoch hand
+        out a little and count nothing.
 
         Raises:
             DeliveryError: Somebody goes on reading without a controller.
@@ -120,11 +129,11 @@ class Flow:
         if not claimed:
             yield from self._peek()
             return
-        windows = iter(sampler)
+        steps = iter(sampler)
         while True:
             with self.lock:
                 self._size_of(number, self.size - start)
-                indices = next(windows, None)
+                indices = next(steps, None)
                 number = sampler.next_step
             if indices is None:
                 return
@@ -136,8 +145,7 @@ class Flow:
         for _ in range(_PEEKS + self.lag):
             yield Issued(indices, 0, 0, is_peek=True)
         self.error = DeliveryError(
-            "The data of a controller is trained on without it. Pass the controller itself too: "
-            "model.fit(control.dataset(x, y), callbacks=[control])."
+            f"The data of a controller is trained on without it. {self._remedy}"
         )
         raise self.error
 
@@ -164,29 +172,27 @@ class Flow:
                 plan = self._sampler.next_delivered()
             except DeliveryError:
                 raise DeliveryError(
-                    "A batch reached the model that the controller did not plan. Train on what "
-                    "control.dataset(...) returned, alone; after a fit that was interrupted by an "
-                    "exception, call control.detach() before one without the controller."
+                    "A batch reached the model that the controller did not plan. " + self._remedy
                 ) from None
             self._in_hand = True
         if samples != plan.step_samples:
             raise DeliveryError(
                 f"Optimizer step {plan.step} was planned with {plan.step_samples} samples, and "
-                f"{samples} reached the model. Leave out what regroups or drops samples behind "
-                "control.dataset(...): batch, unbatch, filter, shuffle, take."
+                f"{samples} reached the model. Leave out what regroups or drops samples after "
+                "they were planned: batch, unbatch, filter, shuffle, take."
             )
         return plan
 
-    def done(self) -> None:
-        """The model has made the step that it had in its hands."""
+    def end_step(self) -> None:
+        """Take note that the model has made the step that it had in its hands."""
         self._in_hand = False
 
     def is_complete(self, plan: Delivered) -> bool:
-        """Whether nothing of the epoch comes behind a step."""
+        """Whether nothing of the epoch comes after a step."""
         return plan.step_start + plan.step_samples >= self.size
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place behind the last optimizer step, in what `torch.load` reads safely."""
+        """Return the place after the last optimizer step, in what `torch.load` reads safely."""
         with self.lock:
             again = torch.get_rng_state() if self._in_hand else None
             return {

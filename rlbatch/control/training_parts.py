@@ -1,0 +1,124 @@
+"""What a control loop asks of a training, whatever the framework: three small parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rlbatch.signals.assemble import OptimizerFacts
+from rlbatch.signals.monitor import ChunkMeasurement
+
+
+class LearningRate(OptimizerFacts, Protocol):
+    """The learning rate of an optimizer, and the factor that a step multiplies it by."""
+
+    @property
+    def factor(self) -> float:
+        """Factor of the coming steps."""
+        ...
+
+    @factor.setter
+    def factor(self, factor: float) -> None: ...
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a schedule sets it."""
+        ...
+
+    def current(self) -> float:
+        """Return it as scheduled, without the factor."""
+        ...
+
+
+class StepMonitor(Protocol):
+    """Watches the steps of a chunk, on the device; `rlbatch.signals.monitor` has torch's."""
+
+    def begin_step(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
+        """Announce an optimizer step and the samples of its micro-batches."""
+        ...
+
+    def after_backward(self, loss: Any) -> None:
+        """Take a micro-batch's mean loss, after its backward pass."""
+        ...
+
+    def leave_unmeasured(self) -> None:
+        """Measure no noise in the step under way, whose parts are weighted in another way."""
+        ...
+
+    def drop_step(self, steps: int | None = None) -> None:
+        """Forget the step under way, and those after the first `steps` of the chunk."""
+        ...
+
+    def finish(self) -> ChunkMeasurement:
+        """Read the chunk from the device and start the next one."""
+        ...
+
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the first `steps` of the chunk so far as plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the chunk that `state_dict` returned."""
+        ...
+
+
+class WeightCopy(Protocol):
+    """One copy of all that a step of training changes.
+
+    Attributes:
+        taken: Whether there is a copy.
+    """
+
+    taken: bool
+
+    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
+        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
+        ...
+
+    def begin(self) -> None:
+        """The run is about to make a step: what changes from now on is part of the copy."""
+        ...
+
+    def take(self) -> None:
+        """Copy the present values, over those of the last call."""
+        ...
+
+    def restore(self) -> None:
+        """Put the copied values back."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copy as plain values and torch tensors."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a copy out of a checkpoint; one of other shapes is left alone."""
+        ...
+
+    def changing(self) -> list[Any] | None:
+        """Return what a checkpoint has to know of what changes besides what is trained."""
+        ...
+
+    def load_changing(self, slots: list[Any] | None) -> None:
+        """Take what `changing` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """A training as a control loop sees it.
+
+    Attributes:
+        rate: Its learning rate.
+        monitor: Watches its steps.
+        weights: Copies them, so that a chunk can be undone.
+        model: Name of the model's class, for the log.
+        optimizer: Name of the optimizer's class, for the log.
+    """
+
+    rate: LearningRate
+    monitor: StepMonitor
+    weights: WeightCopy
+    model: str
+    optimizer: str
