@@ -26,6 +26,7 @@ from rlbatch.integrations.keras import BatchSizeControl
 from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_log import read_episode
 from rlbatch.policy import tools
+from rlbatch.policy.registry import FOR_EPOCHS
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.steered import known_plan
 
@@ -443,14 +444,14 @@ def test_fit_tells_how_long_the_run_is(tmp_path: Path) -> None:
     model = network()
     controller = BatchSizeControl(BASE, log_dir=tmp_path / "whole")
     fit(model, controller, controller.dataset(X, Y), 5)
-    assert known_plan(tmp_path / "whole") == ("epochs", 5 * SAMPLES)
+    assert known_plan(tmp_path / "whole") == (FOR_EPOCHS, 5 * SAMPLES)
     # Who goes on with the epochs that are left goes on with the same plan.
     controller.detach()
     other = BatchSizeControl(BASE, log_dir=tmp_path / "whole")
     data = other.dataset(X, Y)
     other.load_state_dict(controller.state_dict())
     fit(model, other, data, 2)
-    assert (other.components["policy"], other.config.epochs) == ("epochs", 5)
+    assert (other.components["policy"], other.config.epochs) == (FOR_EPOCHS, 5)
     aiming = BatchSizeControl(BASE, log_dir=tmp_path / "target", target_loss=0.01)
     fit(network(), aiming, aiming.dataset(X, Y), 1)
     assert known_plan(tmp_path / "target") == ("default", "NaN")

@@ -24,6 +24,7 @@ from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations.lightning import BatchSizeCallback
 from rlbatch.log.episode_log import read_episode
+from rlbatch.policy.registry import FOR_EPOCHS
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step
 from tests.rlbatch.integrations.lightning_runs import (
@@ -373,7 +374,7 @@ def test_the_trainer_tells_how_long_the_run_is(
     tmp_path: Path, trainer: dict[str, Any], planned: float
 ) -> None:
     Run(None, callbacks=(BatchSizeCallback(log_dir=tmp_path / "a"),), **trainer)
-    assert known_plan(tmp_path / "a") == ("epochs", planned)
+    assert known_plan(tmp_path / "a") == (FOR_EPOCHS, planned)
     aiming = BatchSizeCallback(log_dir=tmp_path / "b", target_loss=0.05)
     Run(None, callbacks=(aiming,), **trainer)
     assert known_plan(tmp_path / "b") == ("default", "NaN")

@@ -43,6 +43,7 @@ from rlbatch.integrations.transformers import (  # noqa: E402
     ControlledTrainerMixin,
 )
 from rlbatch.log.episode_log import read_episode  # noqa: E402
+from rlbatch.policy.registry import FOR_EPOCHS  # noqa: E402
 from rlbatch.testing import ScriptedPolicy  # noqa: E402
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, Step  # noqa: E402
 from tests.rlbatch.integrations.steered import (  # noqa: E402
@@ -599,7 +600,7 @@ def test_the_trainer_tells_how_long_the_run_is(
 ) -> None:
     own = ControllerConfig(log_dir=tmp_path / "log", on_error="raise")
     train(ControlledTrainer, tmp_path, args=args, controller=own)
-    assert known_plan(tmp_path / "log") == ("epochs", planned)
+    assert known_plan(tmp_path / "log") == (FOR_EPOCHS, planned)
 
 
 def test_the_log_tells_the_batch_size_beside_the_loss(tmp_path: Path) -> None:
