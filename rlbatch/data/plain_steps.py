@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class SampleCount:
@@ -137,3 +139,7 @@ class StepSamples(int):
         number = cls(samples)
         number.base_batch_size, number.plain_steps = base_batch_size, plain_steps
         return number
+
+
+# A loop may keep what `step` returned in a checkpoint, which torch reads without running code.
+torch.serialization.add_safe_globals([StepSamples])

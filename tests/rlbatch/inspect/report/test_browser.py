@@ -23,7 +23,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 WIDTHS = {"phone": (390, 844), "tablet": (820, 1100), "desktop": (1400, 900)}
-EVIL = "</script><script>batch.evil=1</script><img src=x onerror=batch.evil=1>"
+EVIL = "</script><script>window.evil=1</script><img src=x onerror=window.evil=1>"
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_markup_in_a_log_does_nothing(show: Open) -> None:
     page.select_option("#filter", "all")
     page.locator("#rows tbody tr").first.click()
 
-    assert page.evaluate("batch.evil") is None
+    assert page.evaluate("window.evil") is None
     assert EVIL in page.locator("#why").text_content()
     assert EVIL[:60] in page.locator("h1").text_content()
     assert page.locator("img").count() == 0
@@ -285,14 +285,14 @@ def test_ten_thousand_decisions_can_be_hovered_and_zoomed(show: Open) -> None:
     page = show([many(10_000)])
     box = plot(page, "loss").bounding_box()
     page.evaluate("""() => {
-        batch.frames_ = 0;
-        const tick = () => { batch.frames_ += 1; requestAnimationFrame(tick); };
+        window.frames_ = 0;
+        const tick = () => { window.frames_ += 1; requestAnimationFrame(tick); };
         requestAnimationFrame(tick);
     }""")
     for place in range(30):
         page.mouse.move(box["x"] + 10 + 9 * place, box["y"] + 60)
 
-    assert page.evaluate("batch.frames_") >= 30  # a frame for each move at least
+    assert page.evaluate("window.frames_") >= 30  # a frame for each move at least
     page.click("#zoom button[value=in]")
     page.select_option("#filter", "all")
     assert page.locator("#pages").text_content() == "10,000 of 10,000 lines, page 1 of 200"

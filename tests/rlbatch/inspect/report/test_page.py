@@ -15,7 +15,7 @@ from rlbatch.inspect.reading import read_log, read_logs
 from rlbatch.inspect.report.page import build_page
 from tests.rlbatch.inspect.made import CURVE, EXAMPLE, LOGS, make_log, make_record
 
-EVIL = '</script><script>batch.evil=1</script><img src=x onerror="batch.evil=1">\x1b[2J\u202e'
+EVIL = '</script><script>window.evil=1</script><img src=x onerror="window.evil=1">\x1b[2J\u202e'
 LICENCE = "Copyright (c) 2022 Leon Sorokin"
 
 
@@ -92,7 +92,7 @@ def test_markup_in_any_text_stays_text() -> None:
     assert tags.count("script") == 6  # the data and five of the page's own
     assert "img" not in tags
     assert not {"\x1b", "\u202e"} & set(page)
-    assert "batch.evil=1</script>" not in page
+    assert "window.evil=1</script>" not in page
 
 
 def test_what_is_missing_of_a_log_is_told(tmp_path: Path) -> None:
