@@ -142,4 +142,4 @@ class StepSamples(int):
 
 
 # A loop may keep what `step` returned in a checkpoint, which torch reads without running code.
-torch.serialization.add_safe_globals([StepSamples])
+torch.serialization.add_safe_globals([StepSamples])  # pyright: ignore[reportUnknownMemberType]
