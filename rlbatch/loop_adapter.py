@@ -282,10 +282,6 @@ class LoopAdapter:
             **self._loop.summary(),
         }
 
-    def measure(self, step: int) -> bool:
-        """Return whether an optimizer step, by its number, is divided for measurement."""
-        return self._loop.measure(step)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last optimizer step; `torch.load` reads it safely."""
         return {**self._place_state(), "control_loop": self._loop.state_dict()}

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlbatch.agents.search.bandit import Bandit, Choice, PastRun, choose
-from rlbatch.agents.search.trial_store import connect, transaction
+from rlbatch.agents.search.trial_store import connect, kept_settings, transaction
 from rlbatch.errors import ConfigurationError
 
 LEASE_SECONDS = 24 * 3600.0
@@ -66,13 +66,10 @@ class BanditStore:
         wanted = json.dumps(asdict(plan), sort_keys=True)
         with closing(connect(path)) as connection:
             connection.executescript(_TABLES)
-            with transaction(connection):
-                row = connection.execute("SELECT content FROM bandit").fetchone()
-                if row is None:
-                    connection.execute("INSERT INTO bandit VALUES (0, ?)", (wanted,))
-        if row is not None and row[0] != wanted:
+            kept = kept_settings(connection, "bandit", wanted)
+        if kept != wanted:
             raise ConfigurationError(
-                f"{path} holds a bandit of other settings: {row[0]}. Repeat them to go on, or name "
+                f"{path} holds a bandit of other settings: {kept}. Repeat them to go on, or name "
                 "another file."
             )
 

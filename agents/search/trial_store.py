@@ -67,6 +67,21 @@ def transaction(connection: sqlite3.Connection) -> Generator[None]:
     connection.execute("COMMIT")
 
 
+def kept_settings(connection: sqlite3.Connection, table: str, wanted: str) -> str:
+    """Return what the database was made for, which is `wanted` where it is new.
+
+    Args:
+        connection: From `connect`.
+        table: Holds the one row; a name of this package's, never a user's.
+        wanted: Settings as JSON.
+    """
+    with transaction(connection):
+        row = connection.execute(f"SELECT content FROM {table}").fetchone()
+        if row is None:
+            connection.execute(f"INSERT INTO {table} VALUES (0, ?)", (wanted,))
+    return wanted if row is None else str(row[0])
+
+
 class TrialStore:
     """The trials of one search, by what tells them apart."""
 
@@ -84,12 +99,9 @@ class TrialStore:
         wanted = json.dumps(settings, sort_keys=True)
         with closing(connect(path)) as connection:
             connection.executescript(_TABLES)
-            with transaction(connection):
-                row = connection.execute("SELECT content FROM settings").fetchone()
-                if row is None:
-                    connection.execute("INSERT INTO settings VALUES (0, ?)", (wanted,))
-        if row is not None and row[0] != wanted:
-            known = json.loads(row[0])
+            kept = kept_settings(connection, "settings", wanted)
+        if kept != wanted:
+            known = json.loads(kept)
             keys = {*known, *settings}
             different = sorted(key for key in keys if known.get(key) != settings.get(key))
             raise ConfigurationError(

@@ -93,11 +93,6 @@ class ControlLoop:
         self._val_loss = math.nan
         self.last: AppliedDecision | None = None
 
-    def measure(self, step: int) -> bool:
-        """Return whether an optimizer step is divided for measurement: none is."""
-        del step
-        return False
-
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
         """Announce an optimizer step.
 
@@ -245,7 +240,7 @@ class ControlLoop:
         if rolled_back:
             decision = replace(decision, reasons=(*decision.reasons, self._undone()))
             if self.guard.suspects:
-                decision = _held(decision)
+                decision = decision.held()
         self._change(in_force, decision.batch_size)
         self.last = decision
         self._logger.decision(
@@ -394,13 +389,3 @@ class ControlLoop:
         self._monitor.load_state_dict(state["monitor"])
         self._watching, self._resumed = False, True
         self._log_position = state["log_position"]
-
-
-def _held(decision: AppliedDecision) -> AppliedDecision:
-    """Stay: the next chunk tells whether the loss rises at the size from before, too."""
-    return replace(
-        decision,
-        batch_size=decision.batch_size_before,
-        applied_log2_change=0.0,
-        reasons=(*decision.reasons, "stays for a chunk after a roll-back"),
-    )

@@ -37,6 +37,7 @@ from safetensors.numpy import save
 
 import rlbatch
 from rlbatch.errors import ConfigurationError, PolicyFileError
+from rlbatch.files import write_atomically
 from rlbatch.observation import OBSERVATION_NAMES, SCHEMA_VERSION
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.container import (
@@ -87,7 +88,9 @@ def save_policy(
     }
     metadata = _metadata(policy, card)
     metadata["checksum"] = json.dumps(_checksum(metadata, tensors))
-    _write_atomically(Path(path), _in_fixed_order(save(tensors, metadata)))
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, _in_fixed_order(save(tensors, metadata)))
 
 
 def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
@@ -287,16 +290,3 @@ def _in_fixed_order(raw: bytes) -> bytes:
             f"{len(text)}. Keep long results in a file of their own."
         )
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
