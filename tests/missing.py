@@ -8,6 +8,7 @@ No finder finds them any more: `find_spec` gives None, and an import fails as Py
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from importlib.machinery import ModuleSpec
@@ -37,6 +38,7 @@ def main() -> None:
         raise SystemExit(f"{loaded} are loaded already")
     sys.meta_path[:] = [Without(finder, hidden) for finder in sys.meta_path]
     sys.argv = [what, *arguments]
+    sys.path[0] = os.getcwd()  # as `python -m` has it; beside this file lies tests/rlbatch
     if how == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:

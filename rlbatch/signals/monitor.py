@@ -191,7 +191,9 @@ class ChunkMonitor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the chunk that `state_dict` returned."""
         measured = len(state["owners"])
+        variances = state.get("variances", [0.0] * measured)
         numbers = [
+            *variances,
             *state["losses"],
             *state["norms"],
             *(size for row in state["sizes"] for size in row),
@@ -201,11 +203,12 @@ class ChunkMonitor:
                 "The state of a chunk holds something else than numbers. It is damaged: resume "
                 "from another checkpoint."
             )
-        if len(state["norms"]) != 3 * measured or len(state["sizes"]) != measured:
+        lengths = len(state["norms"]), len(state["sizes"]), len(variances)
+        if lengths != (3 * measured, measured, measured):
             raise ConfigurationError(
                 f"The state of a chunk tells of {measured} measured steps, and holds "
-                f"{len(state['norms'])} norms and {len(state['sizes'])} sizes. It is damaged: "
-                "resume from another checkpoint."
+                f"{lengths[0]} norms, {lengths[1]} sizes and {lengths[2]} variances. It is "
+                "damaged: resume from another checkpoint."
             )
         self.discard()
         self._losses = [torch.tensor(value, dtype=torch.float64) for value in state["losses"]]
@@ -213,7 +216,6 @@ class ChunkMonitor:
         self._owners = list(state["owners"])
         self._sizes = [(row[0], row[1]) for row in state["sizes"]]
         self._versions = [loss._version for loss in self._losses]
-        variances = state.get("variances", [0.0] * len(self._owners))
         self._variances = [torch.tensor(value, dtype=torch.float64) for value in variances]
         self._chunks = state.get("chunks", 0)
 
