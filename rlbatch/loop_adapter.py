@@ -356,12 +356,13 @@ def check_state(state: Mapping[str, Any], base_batch_size: int) -> None:
     """
     is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
     version = state.get("version") if is_state else "no state"
-    if version != STATE_VERSION:
+    if not isinstance(version, int) or version != STATE_VERSION:
         raise ConfigurationError(
             f"A controller state of version {STATE_VERSION} was expected, got "
             f"{shown(repr(version))}. Resume with the rlbatch that saved it."
         )
-    if state.get("base_batch_size") != base_batch_size:
+    saved = state.get("base_batch_size")
+    if not isinstance(saved, int) or saved != base_batch_size:
         raise ConfigurationError(
             f"The state was saved with batch size {state.get('base_batch_size')}, and this "
             f"controller was made for {base_batch_size}. Make it for the same one."

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from rlbatch.control.gradient_watch import parameters_of, version_of
 from rlbatch.control.sharding import reshard
+from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
 
 # Where a value is: kind, position among the parameters or buffers, name in the optimizer's state.
@@ -96,6 +97,7 @@ class Snapshot:
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as plain values and tensors of its own."""
         return {
+            "slots": _slots(self._saved, self._plain),
             "tensors": [(*slot, tensor.clone()) for slot, tensor in self._saved.items()],
             "plain": [(*slot, value) for slot, value in self._plain.items()],
             "also": copy.deepcopy(self._also_saved),
@@ -105,8 +107,17 @@ class Snapshot:
         """Take a copy out of a checkpoint; one of other shapes is left alone.
 
         The optimizer's own state may be loaded before or after.
+
+        Raises:
+            ConfigurationError: The copy does not hold what it says.
         """
         saved: dict[_Slot, Tensor] = {(k, i, name): t for k, i, name, t in state["tensors"]}
+        plain = {(k, i, name): value for k, i, name, value in state["plain"]}
+        if [tuple(slot) for slot in state["slots"]] != _slots(saved, plain):
+            raise ConfigurationError(
+                "The saved copy of the weights is damaged: what it holds is not what it lists. "
+                "Resume from another checkpoint."
+            )
         shapes = {slot: foreach.local(tensor).shape for slot, tensor in self._tensors()}
         needed = {slot for slot, tensor in self._tensors() if tensor.requires_grad}
         self.taken = needed <= saved.keys() and all(
@@ -114,7 +125,7 @@ class Snapshot:
         )
         if self.taken:
             self._live, self._saved = [], saved
-            self._plain = {(k, i, name): value for k, i, name, value in state["plain"]}
+            self._plain = plain
             self._also_saved = list(state.get("also", []))
 
     def changing(self) -> list[_Slot] | None:
@@ -173,6 +184,15 @@ class Snapshot:
         states = self._optimizer.state
         parameters = (p for group in groups for p in group["params"])
         return {i: states[p] for i, p in enumerate(parameters) if p in states}
+
+
+def _slots(saved: Mapping[_Slot, Tensor], plain: Mapping[_Slot, Any]) -> list[tuple[Any, ...]]:
+    """Return where values are, and of which shape, so that a copy that lost some is noticed.
+
+    Nobody else could tell: which state an optimizer keeps for a parameter is its own affair.
+    """
+    shapes = [(*slot, *tensor.shape) for slot, tensor in saved.items()]
+    return [*shapes, *((*slot, type(value).__name__) for slot, value in plain.items())]
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

@@ -198,7 +198,9 @@ class ChunkMonitor:
             *state["norms"],
             *(size for row in state["sizes"] for size in row),
         ]
-        if not all(isinstance(number, float | int) for number in numbers):
+        counts = [*state["owners"], state.get("chunks", 0)]
+        whole = all(type(count) is int for count in counts)
+        if not whole or not all(isinstance(number, float | int) for number in numbers):
             raise ConfigurationError(
                 "The state of a chunk holds something else than numbers. It is damaged: resume "
                 "from another checkpoint."
