@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.saved_state import require_like
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._lightning_averages import average_hooks
@@ -23,6 +24,8 @@ from rlbatch.policy.base import Policy
 
 Hook = tuple[Any, Callable[[Any], Any] | None]
 
+# What a checkpoint holds of a fit, by kind.
+_STATE = {"controller": None, "first_epoch": 0, "due": False, "within_step": False, "parts": 0}
 _NEVER = sys.maxsize  # no count gets there
 
 
@@ -56,6 +59,7 @@ class FitRun:
         self._gradient: StepGradient | None = None
         self._finished = False
         self.due = False  # a validation, behind the latest optimizer step
+        self._makes_up = False  # one that was due when the checkpoint was written
         self.samples = 0  # of the latest optimizer step
 
     # -- a run --
@@ -80,8 +84,11 @@ class FitRun:
             weight_of: From a batch to what its loss is the mean of.
 
         Raises:
-            ConfigurationError: The checkpoint is from the middle of an epoch without a controller.
+            ConfigurationError: The checkpoint is from the middle of an epoch without a controller,
+                or its state of the callback is damaged.
         """
+        if state is not None:
+            require_like(state, _STATE, "the callback's state")
         self._loader, trainer, count = loader, self.trainer, loader.count
         if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
             config = config.in_parts_of(count.batch_size // trainer.world_size)
@@ -103,7 +110,7 @@ class FitRun:
             loop.adapter.load_state_dict(state["controller"])
         tracker = MicroBatchTracker(trainer.optimizers[0], loop.ranks)
         self._gradient = StepGradient(trainer, tracker, weight_of)
-        loader.elastic, loader.on_fetch = loop.loader, loop.adapter.resume
+        loader.elastic, loader.on_fetch = loop.loader, self._before_fetch
         self._validates_every = trainer.val_check_batch
         self._first_epoch = trainer.current_epoch
         if state is None:
@@ -115,18 +122,45 @@ class FitRun:
         self._take_schedules()
         self._limit()
         loop.attach()
-        if self.due:
-            loop.loader.restore_random_state()  # a validation draws from it
 
     def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one."""
         trainer = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress
+        # A step that was under way comes again from its first part, under the same numbers: by
+        # them Lightning divides the losses, which must round alike.
+        for counts in (progress.current, progress.total):
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, getattr(counts, name) - state["parts"])
         self._first_epoch, self.due = state["first_epoch"], state["due"]
         self._done = self._first_epoch + epoch, position
         trainer.accumulate_grad_batches = _NEVER if state["within_step"] else 1
         trainer.fit_loop.max_batches = progress.current.ready if progress.is_last_batch else _NEVER
-        self._set_due(self.due)
+        # A checkpoint from between a step and its validation: Lightning would leave that out.
+        within = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+        self._set_due(self.due and within)
+        self._makes_up = self.due and not within
+
+    def _before_fetch(self) -> None:
+        self.make_up_validation()
+        self._require_loop().adapter.resume()
+
+    def make_up_validation(self) -> None:
+        """Validate where the checkpoint is from a step whose validation had yet to come."""
+        if not self._makes_up:
+            return
+        self._makes_up = False
+        trainer = self.trainer
+        self._require_loop().loader.restore_random_state()  # the validation draws from it
+        first = trainer._logger_connector._first_loop_iter
+        trainer.validating = True  # as Lightning does it
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first
+
+    def end_validation(self) -> None:
+        """The validation is over that was due."""
+        self.due = False
 
     def _take_schedules(self) -> None:
         count = self.loader.count
@@ -170,6 +204,7 @@ class FitRun:
             "first_epoch": self._first_epoch,
             "due": self.due,
             "within_step": self._within or self._tracker.delivered is not None,
+            "parts": self._tracker.parts,
         }
 
     # -- what the loader tells --

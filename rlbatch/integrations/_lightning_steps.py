@@ -17,6 +17,7 @@ class MicroBatchTracker:
     Attributes:
         delivered: The micro-batch in the hands of the Trainer; None between two.
         has_backward: Whether it had its backward pass.
+        parts: Micro-batches of the step under way that are done with.
     """
 
     def __init__(self, optimizer: Optimizer, ranks: Ranks) -> None:
@@ -30,6 +31,7 @@ class MicroBatchTracker:
         self._weights.ranks = ranks
         self.delivered: Delivered | None = None
         self.has_backward = False
+        self.parts = 0
 
     @property
     def between_parts(self) -> bool:
@@ -48,7 +50,7 @@ class MicroBatchTracker:
         """Forget what was begun; returns whether there are gradients of it."""
         begun = self._weights.is_open or self.has_backward
         self._weights.discard()
-        self.delivered, self.has_backward = None, False
+        self.delivered, self.has_backward, self.parts = None, False, 0
         return begun
 
     def arrive(self, delivered: Delivered) -> None:
@@ -91,6 +93,7 @@ class MicroBatchTracker:
             self._weights.leave_out(delivered)
         if delivered.is_last:
             self._weights.close()
+        self.parts = 0 if delivered.is_last else delivered.position + 1
         self.delivered, self.has_backward = None, False
         return delivered
 

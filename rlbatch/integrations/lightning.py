@@ -176,6 +176,7 @@ class BatchSizeCallback(Callback):
         """Give the next decision the validation loss."""
         if self.controller is None or trainer.sanity_checking:
             return
+        self._running.end_validation()
         name = self.monitor or _VALIDATION_LOSS
         value = trainer.callback_metrics.get(name)
         if value is not None:
@@ -186,6 +187,10 @@ class BatchSizeCallback(Callback):
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'none'}. Log it in "
                 "validation_step, or name another as monitor."
             )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make up the validation of a checkpoint from a run's last step."""
+        self._running.make_up_validation()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave Trainer and optimizer as they were."""

@@ -193,7 +193,7 @@ def clip(module: Any) -> None:
 
 @pytest.mark.parametrize(
     ("touch", "match"),
-    [(zero, "vanished.*the Trainer zeroes"), (clip, "changed.*gradient_clip_val")],
+    [(zero, r"vanished.*the Trainer zeroes"), (clip, r"changed.*gradient_clip_val")],
 )
 def test_gradients_touched_between_two_parts_are_refused(touch: Touch, match: str) -> None:
     with pytest.raises(DeliveryError, match=match):
@@ -220,10 +220,10 @@ def test_a_second_optimizer_is_refused() -> None:
 
     other = nn.Linear(2, 2)
     second = SGD(other.parameters(), lr=0.1)
-    with pytest.raises(DeliveryError, match="between two parts.*on_before_optimizer_step"):
-        train(Program(plain_mean, touch=lambda module: second.step()))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DeliveryError, match=r"between two parts.*on_before_optimizer_step"):
+        train(Program(plain_mean, touch=lambda module: second.step()))
     # Where no step is divided it may step as it likes.
-    train(Program(plain_mean, touch=lambda module: second.step()), micro_batch_size=None)  # pyright: ignore[reportArgumentType]
+    train(Program(plain_mean, touch=lambda module: second.step()), micro_batch_size=None)
 
 
 def test_a_hook_that_steps_within_the_backward_pass_is_refused() -> None:
@@ -238,7 +238,7 @@ def test_a_hook_that_steps_within_the_backward_pass_is_refused() -> None:
 
         parameter.register_hook(change)
 
-    with pytest.raises(ConfigurationError, match="within the backward pass.*the Trainer"):
+    with pytest.raises(ConfigurationError, match=r"within the backward pass.*the Trainer"):
         train(Program(plain_mean, touch=hook))
 
 
