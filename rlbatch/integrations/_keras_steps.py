@@ -148,6 +148,16 @@ class KerasWeights:
         for (_, restore), value in zip(self._also, self._also_saved, strict=False):
             restore(copy.deepcopy(value))
 
+    def exchange(self) -> None:
+        """Put the values of the last `take` back, and keep those of now as the copy."""
+        also = [copy.deepcopy(save()) for save, _ in self._also]
+        for place, (variable, value) in enumerate(self._copies):
+            self._copies[place] = variable, ops.copy(variable)
+            variable.assign(value)
+        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
+            restore(copy.deepcopy(value))
+        self._also_saved = also
+
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as torch's tensors, whatever the backend is."""
         arrays = (ops.convert_to_numpy(value) for _, value in self._copies)
