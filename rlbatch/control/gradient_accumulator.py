@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch, no_gradient
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.part_weights import PartWeights
@@ -112,6 +113,7 @@ class GradientAccumulator:
 
     def _begin_watch(self) -> None:
         if self._steps is None:
+            warn_of_made_up_step(self._unwrapped)
             self._steps = StepWatch(self._model, self._unwrapped, self)
         self._steps.active = self._watches = True
 
