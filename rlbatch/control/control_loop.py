@@ -29,13 +29,18 @@ from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
 _OFF = 0  # agreed on instead of a batch size
+_FEWEST_ASKED = 3  # steps that were to be measured, before it is said that none was
+_NO_NOISE = (
+    "no gradient noise is known: none of the first {} steps to be measured showed any (layers of "
+    "other kinds, compiled models, undivided steps of sharded models and in Keras)"
+)
 _TRIED = "the loss rose: the weights after step {} are tried for a step"
 
 # What a checkpoint holds of a control_loop as it is.
 _PLAIN = (
     *("batch_size", "enabled", "steps", "samples_seen"),
     *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost", "_chunk_began"),
-    "_val_loss",
+    *("_val_loss", "_asked", "_noise_seen"),
 )
 
 
@@ -94,6 +99,7 @@ class ControlLoop:
         self._chunk_cost, self._chunk_began = 0.0, 0
         self._watching = self._resumed = False
         self._val_loss = math.nan
+        self._asked, self._noise_seen = 0, False  # steps to be measured; one was
         self.last: AppliedDecision | None = None
 
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
@@ -116,7 +122,9 @@ class ControlLoop:
         self._resumed = False
         # Where a step is divided anyway its noise is known for nothing.
         measured = len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
-        self._monitor.begin_step(sizes, measured=self._measures and measured)
+        measured = self._measures and measured
+        self._asked += measured
+        self._monitor.begin_step(sizes, measured=measured)
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
@@ -205,6 +213,7 @@ class ControlLoop:
         measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
         self.cost_tracker.end_chunk(self.batch_size, self._chunk_done)
         self._chunk_steps = self._chunk_done = 0
+        self._noise_seen = self._noise_seen or math.isfinite(measured.noise.noise_trace)
         rolled_back = self.guard.end_chunk(
             measured, self.batch_size, self._before, began=self._chunk_began, step=self.steps
         )
@@ -255,6 +264,9 @@ class ControlLoop:
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
         decision = self._shareable(self._engine.decide(signals, in_force))
+        if self._is_blind():
+            said = _NO_NOISE.format(self._asked)
+            decision = replace(decision, reasons=(*decision.reasons, said))
         if rolled_back:
             tried = self.guard.trial is not None
             said = (
@@ -275,6 +287,13 @@ class ControlLoop:
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size
+
+    def _is_blind(self) -> bool:
+        """Whether steps were to be measured and none was: true at one decision of a run."""
+        if self._noise_seen or self._asked < _FEWEST_ASKED:
+            return False
+        self._noise_seen = True  # or said, which is as good
+        return True
 
     def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
         """Round to a size of which every rank gets the same share."""

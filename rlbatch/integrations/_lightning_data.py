@@ -16,6 +16,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import ControlledLoader
 from rlbatch.data.loader import loader_options
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -124,6 +125,7 @@ class EpochLoader:
             users = _on_ranks(users, trainer)
         self.users = users
         size = getattr(users.batch_sampler, "batch_size", None) or 1
+        require_samples("The training loader's batch size", size)
         self.plain = plain_loader(users, size * steps)
         samples = _epoch_size(self.plain.sampler)
         self._length = -(-samples // (size * ranks))

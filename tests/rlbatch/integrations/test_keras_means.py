@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     ),
     "both": (lambda: sequences(entropy(ignore_class=2), mask=True), (IDS, LABELS), {}),
     "a mask and weights": (
-        lambda: sequences(entropy(), mask=True), (IDS, LABELS, np.tile(WEIGHTS[:, None], PLACES)), {}
+        lambda: sequences(entropy(), mask=True), (IDS, LABELS, np.tile(WEIGHTS[:, None], 5)), {}
     ),
     "sample weights": (classes, (X, KIND, WEIGHTS), {}),
     "a mean by sample weights": (lambda: classes(weighted_mean()), (X, KIND, WEIGHTS), {}),

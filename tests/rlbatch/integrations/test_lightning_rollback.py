@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD
+from torch.utils.data import BatchSampler, DataLoader
 
 pytest.importorskip("lightning")
 
@@ -19,7 +20,7 @@ from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations.lightning import BatchSizeCallback
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.integrations.lightning_runs import CONFIG, MARKS, Net, Run
+from tests.rlbatch.integrations.lightning_runs import CONFIG, MARKS, Net, Rows, Run
 
 pytestmark = MARKS
 
@@ -118,3 +119,19 @@ def test_a_state_that_is_refused_leaves_the_callback_as_it_was(tmp_path: Path, d
     assert torch.equal(again.net.weights, run.net.weights)
     assert callback.controller is not None
     assert callback.controller.steps == run.controller.steps
+
+
+def test_a_loader_of_no_number_of_samples_is_refused() -> None:
+    class Batches(BatchSampler):
+        def __init__(self) -> None:
+            super().__init__(range(75), 8, False)
+            self.batch_size: Any = "8"
+
+        def __iter__(self) -> Any:
+            yield from BatchSampler(range(75), 8, False)
+
+        def __len__(self) -> int:
+            return 10
+
+    with pytest.raises(ConfigurationError, match="must be a whole number of samples"):
+        Run("fixed", loader=DataLoader(Rows(), batch_sampler=Batches()))
