@@ -162,7 +162,7 @@ def test_a_batch_that_fits_has_the_users_gradient_whatever_the_loss(loss: Any) -
     assert max(module.errors) < EXACT
 
 
-@pytest.mark.parametrize("loss", [class_weights, masked_mean, info_nce])
+@pytest.mark.parametrize("loss", [class_weights, padding, masked_mean, dice, info_nce, triplet])
 def test_parts_that_do_not_add_up_are_noticed_with_the_remedy(loss: Any) -> None:
     module = Program(loss)
     with pytest.warns(RuntimeWarning, match=r"do not add up.*BatchSizeCallback\(weight=") as caught:
