@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,14 +82,6 @@ def fit(state: StepTimeState) -> StepTimeFit:
         float(known * b + (1.0 - known) * guess_b),
         known,
     )
-
-
-def fit_observations(observations: Sequence[tuple[int, float]]) -> StepTimeFit:
-    """Return the fit of (batch size, step seconds) pairs, oldest first."""
-    state: StepTimeState = {}
-    for batch_size, step_seconds in observations:
-        state = observe(state, batch_size, step_seconds)
-    return fit(state)
 
 
 def _non_negative_line(sizes: Array, seconds: Array) -> tuple[float, float]:

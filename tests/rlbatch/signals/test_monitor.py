@@ -80,7 +80,8 @@ def expected(
     parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
     root = torch.as_tensor(weight, dtype=torch.float64).sqrt()
     own = [flat_gradient(model, part) * root for part in parts]
-    small, micro = noise_scale.weighted_small_sqr([float(g @ g) for g in own], sizes)
+    small = sum(float(g @ g) * size for g, size in zip(own, sizes, strict=True)) / sum(sizes)
+    micro = sum(sizes) / len(sizes)
     whole = flat_gradient(model, (x, y)) * root
     grad_sqr, trace = noise_scale.estimate(small, float(whole @ whole), micro, sum(sizes))
     first, covered = torch.zeros_like(whole), 0
