@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.objectives import UNREACHED_RATIO, Cadence
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
@@ -192,7 +192,7 @@ def compute_table(
     task = resolve_task(task_name)
     target = task.target * target_factor
 
-    def run(batch_size: int, rate_shift: int, seed: int, max_steps: int) -> FixedRunCurve:
+    def run(batch_size: int, rate_shift: int, seed: int, max_steps: int) -> Curve:
         return fixed_run_curve(
             task,
             batch_size,
@@ -219,10 +219,8 @@ def compute_table(
     for i, (shift, rate) in enumerate(points):
         for j, seed in enumerate(seeds):
             curve = run(int(sizes[shift]), rate, seed, limit)
-            known = {
-                int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
-            }
-            losses[i, j] = [known.get(int(step), np.nan) for step in grid]
+            known = dict(zip(curve.steps, curve.val_loss, strict=True))
+            losses[i, j] = [known.get(step, np.nan) for step in grid]
     return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses, planned_steps)
 
 
