@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 import rlbatch
 from rlbatch.errors import ConfigurationError, DeliveryError, RlbatchError
 from rlbatch.testing import ScriptedPolicy
+from tests.helpers import tanh_network
 
 SAMPLES, BASE = 96, 16
 
 
 def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    return tanh_network(3, 4, 1, seed=0)
 
 
 def data() -> TensorDataset:

@@ -22,13 +22,13 @@ from rlbatch.signals.monitor import (
     ChunkMeasurement,
     ChunkMonitor,
 )
+from tests.helpers import optimizer_step, tanh_network
 
 Batch = tuple[Tensor, Tensor]
 
 
 def network() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    return tanh_network(5, 7, 3, seed=1)
 
 
 def batch(size: int, seed: int) -> Batch:
@@ -58,12 +58,7 @@ def train(
             (weighted if scaler is None else scaler.scale(weighted)).backward()
             if monitor is not None:
                 monitor.after_backward(loss)
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
-        optimizer.zero_grad()
+        optimizer_step(optimizer, scaler)
 
 
 def flat_gradient(model: nn.Module, data: Batch) -> Tensor:
