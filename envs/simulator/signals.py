@@ -104,14 +104,11 @@ def chunk_signals(
     t, n = runs.tasks, len(runs.tasks)
     if statistics is None:
         statistics = (np.full(n, np.nan),) * 5
-    noise = np.zeros(n) if runs.exact else runs.rng.standard_normal(n)
-    val_loss = np.where(
-        t.sees_validation > 0, validation * (1.0 + t.validation_noise * noise), np.nan
-    )
     inertia = np.where(t.adaptive > 0, 1.0, 1.0 - t.momentum)
     known = np.maximum(
         t.cost_known, np.minimum(np.log2(runs.largest_size / runs.smallest_size) / 2.0, 1.0)
     )
+    predicted = losses.steps * runs.step_size * factor * schedule / inertia * statistics[0]
     return Signals(
         context=runs.context(),
         batch_size=losses.batch_size,
@@ -122,18 +119,13 @@ def chunk_signals(
         total_cost=runs.cost.copy(),
         train_loss=losses.mean,
         train_loss_std=losses.std,
-        val_loss=val_loss,
+        val_loss=_seen_validation(runs, validation),
         grad_sqr=statistics[0],
         grad_sqr_se=statistics[1],
         noise_trace=statistics[2],
         noise_trace_se=statistics[3],
         gradient_cosine=statistics[4],
-        predicted_decrease=losses.steps
-        * runs.step_size
-        * factor
-        * schedule
-        / inertia
-        * statistics[0],
+        predicted_decrease=predicted,
         learning_rate_factor=factor,
         schedule_factor=schedule,
         step_cost_curve=_believed_cost_curve(runs, losses.batch_size, known),
@@ -141,6 +133,13 @@ def chunk_signals(
         nonfinite_steps=np.zeros(n),
         rolled_back=undone.astype(np.float64),
     )
+
+
+def _seen_validation(runs: QuadraticRuns, validation: Array) -> Array:
+    """The validation loss with its noise; NaN where a policy does not see it."""
+    t, n = runs.tasks, len(runs.tasks)
+    noise = np.zeros(n) if runs.exact else runs.rng.standard_normal(n)
+    return np.where(t.sees_validation > 0, validation * (1.0 + t.validation_noise * noise), np.nan)
 
 
 def _believed_cost_curve(runs: QuadraticRuns, batch_size: Array, known: Array) -> Array:
