@@ -15,7 +15,7 @@ from rlbatch.agents.evaluate.run import largest_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.objectives import Cadence
-from rlbatch.envs.task import Task
+from rlbatch.envs.task import Task, smallest_batch_size
 from rlbatch.signals.record import Array, Coupling
 
 MAX_STEPS = 20_000
@@ -61,11 +61,14 @@ class FixedSetting:
 
 
 def size_grid(task: Task) -> list[int]:
-    """Return the fixed sizes to try: the task's own times powers of two, from it outwards."""
-    largest = largest_batch_size(task)
+    """Return the fixed sizes to try: the task's own times powers of two, from it outwards.
+
+    A single sample is a size only where policies may use it, too: batch normalisation refuses it.
+    """
+    largest, smallest = largest_batch_size(task), min(2, smallest_batch_size(task))
     sizes = [task.batch_size * 2**k for k in range(32)]
     sizes += [task.batch_size // 2**k for k in range(1, 32) if task.batch_size % 2**k == 0]
-    grid = [size for size in sizes if 1 <= size <= largest]
+    grid = [size for size in sizes if smallest <= size <= largest]
     return sorted(grid, key=lambda size: (abs(math.log2(size / task.batch_size)), size))
 
 
