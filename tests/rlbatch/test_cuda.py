@@ -145,7 +145,7 @@ def test_measuring_in_every_step_is_the_plain_loop_bit_for_bit(name: str, tmp_pa
     settings = {"noise_rate": float("inf"), "log_dir": tmp_path / "log", "shadow": True}
     found = Training(FEATURES[name]).controlled(3, Measuring(CHANGES), **settings)
     assert torch.equal(found, expected)
-    signals = [record.signals for record in read_episode(tmp_path / "log").records]
+    signals: list[Any] = [record.signals for record in read_episode(tmp_path / "log").records]
     known = [s["noise_trace"] for s in signals if s and s["noise_trace"] is not None]
     assert any(math.isfinite(trace) and trace > 0 for trace in known)
 
@@ -209,7 +209,8 @@ def test_damage_is_rolled_back() -> None:
     training = Training(FEATURES["AdamW"])
     controller, loader = training.controller(ScriptedPolicy((0.0, 1.0)), first_chunk_steps=4)
     before: list[Tensor] = []
-    with pytest.warns(RuntimeWarning, match=r"was not finite.*These steps"):
+
+    def train() -> None:
         for _ in range(4):
             for x, y in loader:
                 before.append(weights_of(training.model))
@@ -217,6 +218,9 @@ def test_damage_is_rolled_back() -> None:
                 grown = controller.batch_size > BASE
                 controller.backward(loss * math.nan if grown else loss)
                 controller.step()
+
+    with pytest.warns(RuntimeWarning, match=r"was not finite.*These steps"):
+        train()
     assert controller.components["rollbacks"] == 1
     damaged = next(i for i, weights in enumerate(before) if not torch.isfinite(weights).all())
     healed = next(i for i in range(damaged, len(before)) if bool(torch.isfinite(before[i]).all()))
@@ -274,7 +278,7 @@ def test_the_time_of_a_chunk_is_that_of_the_device(tmp_path: Path) -> None:
     )
     events: list[tuple[Any, Any]] = []
     for x, y in loader:
-        pair = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+        pair: Any = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
         pair[0].record()
         torch.cuda._sleep(20_000_000)  # cycles, for which the host does not wait
         pair[1].record()
@@ -287,7 +291,7 @@ def test_the_time_of_a_chunk_is_that_of_the_device(tmp_path: Path) -> None:
     records = [r for r in read_episode(tmp_path / "log").records if r.signals]
     assert len(records) >= 2
     for index, record in enumerate(records):
-        spent = record.signals["chunk_cost"]
+        spent: Any = record.signals["chunk_cost"]
         assert spent >= 0.99 * sum(busy[4 * index : 4 * index + 4])
 
 
