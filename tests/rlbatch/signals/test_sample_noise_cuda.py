@@ -54,13 +54,14 @@ def test_equals_the_samples_own_gradients(
     ]
     scaler: Any = torch.amp.GradScaler("cuda", init_scale=2.0**20) if scaled else None
     monitor = ChunkMonitor(on_gpu.parameters(), optimizers[1], model=on_gpu, scaler=scaler)
+    gradients: dict[str, Tensor] = {}
+    weight: Tensor | float = 1.0
     for seed in (1, 2, 3, 0):
         if seed == 0:
             x, y = data_of(model)
             gradients = sample_gradients(model, moved(x, torch.device("cpu")), y, mean_loss)
             metric = make_metric(model.parameters(), optimizers[0])
             assert metric is not None
-            weight: Tensor | float = 1.0
             if metric.scales is not None:
                 weight = torch.cat([s.flatten() for s in metric.scales]).double().square()
         for each, optimizer in zip((model, on_gpu), optimizers, strict=True):
