@@ -33,7 +33,7 @@ def _one(model: str, settings: PartSettings, report: Report) -> None:
     # 0.2 s a pass: the curve has long been a straight line there.
     limits: dict[str, Any] = {"most": 16, "rounds": 2, "max_seconds": 0.5}
     if not settings.tiny:
-        limits = {"most": 8192, "rounds": 5, "max_seconds": 0.2}
+        limits = {"most": 4096, "rounds": 5, "max_seconds": 0.2}
     found = measure(task_of(model), name, device=settings.device, **limits)
     report.keep(name, found.to_json())
     _show(model, found, report)
