@@ -54,6 +54,7 @@ def test_every_part_is_rehearsed(tmp_path: Path) -> None:
     assert {row["loop"] for row in tables["waiting"]["calls a step, by the profiler"]} == {
         *("plain", "step", "measured", "decision")
     }
+    assert len(tables["waiting"]["waits of a run"]) == 2
     assert {row["part"] for row in tables["overhead"]["overhead"]} >= {"step", "measured", "run"}
     for content in found["profiles"]["values"].values():
         DeviceProfile.from_json(json.dumps(content["profile"]))
