@@ -83,7 +83,7 @@ def plan(batch_size: int, step: float, left: float) -> tuple[int, int]:
 
 
 def warm_up(job: LanguageJob, tiny: bool) -> None:
-    """Run passes of the sizes to come, so that no run pays for what the first one loads."""
+    """Run passes of the sizes to come, and short runs, so that none pays for what is loaded."""
     model = job.model(0)
     optimizer = job.optimizer(model)
     data = job.loader(0).dataset
@@ -94,6 +94,9 @@ def warm_up(job: LanguageJob, tiny: bool) -> None:
             job.loss(model, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
+    short = replace(job, samples=8 * job.batch_size, validation=1)
+    for policy in ARMS.values():
+        train(short, policy, 0)
     wait(job.device)
 
 

@@ -90,13 +90,14 @@ def run_memory(settings: PartSettings, report: Report) -> None:
 @contextmanager
 def most_memory(device: torch.device, limit: int) -> Generator[None]:
     """Let torch's allocator refuse, with its own error, what goes beyond a number of bytes."""
+    index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.empty_cache()
-    whole = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(limit / whole, 1.0), device)
+    whole = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(limit / whole, 1.0), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
         torch.cuda.empty_cache()
 
 
