@@ -86,7 +86,7 @@ def measure(  # noqa: PLR0913 - every argument is a condition of the measurement
     runner = PassRunner(task, device)
     gauge = make_gauge(runner.device, memory_limit)
     watch = _Stopwatch(max_seconds)
-    # A GPU's first pass is slow, and leaves behind what later ones use: its gauge counts from there.
+    # A GPU's first pass is slow and leaves behind what later ones use: the gauge counts from there.
     runner.bytes_needed(1, gauge)
     with gauge.watch():
         pass
