@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from rlbatch.data.loader import loader_options
@@ -50,8 +51,8 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
             "sampler and a batch_size instead."
         )
     sampler: Any = batches.sampler
-    if shared and isinstance(sampler, RandomSampler) and not sampler.replacement:
-        sampler = RandomSampler(sampler.data_source)  # whose order the ranks will agree on
+    if shared:
+        sampler = _common_order(sampler)
     left = len(sampler) % batches.batch_size
     if batches.drop_last and left:
         raise ConfigurationError(
@@ -62,3 +63,22 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
     return DataLoader(
         loader.dataset, batch_size=batch_size, sampler=sampler, **loader_options(loader)
     )
+
+
+def _common_order(sampler: Any) -> Any:
+    """Return a sampler whose order is, or will be made, the same on all ranks."""
+    if type(sampler).__name__ == "SeedableRandomSampler":  # by its seed and the epoch alone
+        sampler.initial_seed = _of_rank_0(sampler.initial_seed)
+        sampler.generator = torch.Generator().manual_seed(sampler.initial_seed)
+    elif type(sampler).__name__ == "LengthGroupedSampler":
+        seed = _of_rank_0(int(torch.randint(2**31, ()).item()))
+        sampler.generator = torch.Generator().manual_seed(seed)
+    elif isinstance(sampler, RandomSampler) and not sampler.replacement:
+        return RandomSampler(sampler.data_source)  # on whose order the ranks will agree
+    return sampler
+
+
+def _of_rank_0(number: int) -> int:
+    shared = [number]
+    torch.distributed.broadcast_object_list(shared)
+    return shared[0]

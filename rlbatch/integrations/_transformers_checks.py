@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from accelerate.utils import DistributedType
 from torch.utils.data import IterableDataset
 
 from rlbatch.errors import ConfigurationError
 
 # What the controlled trainer overrides or reads; the names are the Trainer's own.
+_TOGETHER = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _HOOKS = (
     *("get_train_dataloader", "set_initial_training_values", "get_batch_samples", "training_step"),
     *("_init_training_state", "_prepare_for_training", "_run_epoch", "create_scheduler"),
@@ -39,10 +41,11 @@ def check_trainer(trainer: Any) -> None:
         ConfigurationError: There is one; the message says what to do.
     """
     args, problems = trainer.args, list(_data_problems(trainer))
-    if args.world_size > 1:
+    if args.world_size > 1 and trainer.accelerator.distributed_type not in _TOGETHER:
         problems.append(
-            f"{args.world_size} processes share the training, and the controller steers one. Start "
-            "a single process"
+            f"{args.world_size} processes share the training by "
+            f"{trainer.accelerator.distributed_type}, whose steps have rules of their own. Launch "
+            "them for DistributedDataParallel, or a single one"
         )
     if args.n_gpu > 1:
         problems.append(
