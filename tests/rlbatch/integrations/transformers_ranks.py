@@ -113,10 +113,14 @@ class Regression(nn.Module):
 
 
 class Language(GPT2LMHeadModel):
-    def forward(self, *args: Any, index: Any = None, **kwargs: Any) -> Any:
+    def forward(self, input_ids: Any, index: Any, labels: Any = None, **kwargs: Any) -> Any:
         if self.training:
             self.seen.append(index.tolist())
-        return super().forward(*args, **kwargs)
+        return super().forward(input_ids=input_ids, labels=labels, **kwargs)
+
+
+# By the name the Trainer knows whose loss leaves out the first token.
+Language.__name__ = "GPT2LMHeadModel"
 
 
 def language(dropout: float = 0.0) -> nn.Module:
@@ -228,7 +232,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     plain, controlled = kinds[job.loss]
     settings: dict[str, Any] = {}
     if job.script is not None:
-        told = {**TWO_STEP_CHUNKS, "log_dir": folder / "log", **job.settings}
+        log = None if job.resume else folder / "log"
+        told = {**TWO_STEP_CHUNKS, "log_dir": log, **job.settings}
         settings["config"] = make_config(None, told)
         settings["policy"] = ScriptedPolicy(job.script) if job.script else "fixed"
     trainer = (plain if job.script is None else controlled)(
@@ -264,7 +269,8 @@ def launch(jobs: list[Job], folder: Path, processes: int = 2) -> dict[str, list[
     told.write_text(json.dumps([asdict(job) for job in jobs]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", "-m", __name__, str(told)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return {
