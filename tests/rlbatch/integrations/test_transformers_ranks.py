@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("transformers")
 
@@ -19,8 +18,11 @@ from tests.rlbatch.integrations.transformers_ranks import (
     launch,
     make_data,
     make_model,
+    replayed,
+    rows_of,
     run,
-    token_mean,
+    squares,
+    tokens,
 )
 
 pytestmark = [
@@ -80,12 +82,6 @@ def seen(folder: Path) -> Seen:
     return launch(JOBS, folder)
 
 
-def rows_of(ranks: list[dict[str, Any]]) -> list[list[int]]:
-    """The samples of each optimizer step, on all processes."""
-    steps = zip(*(rank["batches"] for rank in ranks), strict=True)
-    return [[row for own in step for part in own for row in part] for step in steps]
-
-
 # -- the plain run --
 
 
@@ -106,7 +102,7 @@ def test_with_accumulation_it_is_the_trainers_up_to_rounding(seen: Seen) -> None
         assert one["rates"] == other["rates"]
         assert one["epochs"] == other["epochs"]
         for line, same in zip(one["history"], other["history"], strict=True):
-            assert {**line, "batch_size": 0} == pytest.approx({**same, "batch_size": 0}, rel=1e-9)
+            assert {**line, "batch_size": 0} == pytest.approx({**same, "batch_size": 0}, rel=1e-6)
 
 
 def test_a_language_model_is_the_trainers_bit_for_bit(seen: Seen) -> None:
@@ -140,32 +136,6 @@ def test_the_processes_agree(seen: Seen) -> None:
         assert one["epochs"] == other["epochs"]
 
 
-def replayed(job: Job, rows: list[list[int]], loss_of: Any, rate: float = 0.05) -> list[Tensor]:
-    """The weights after each step, by autograd over all of its samples in this process."""
-    model, data = make_model(job), make_data(job)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    found: list[Tensor] = []
-    for step in rows:
-        optimizer.zero_grad()
-        loss_of(model, [data[row] for row in step]).backward()
-        optimizer.step()
-        found.append(flat(model))
-    return found
-
-
-def squares(model: Any, samples: list[dict[str, Any]]) -> Tensor:
-    x = torch.stack([sample["x"] for sample in samples])
-    labels = torch.stack([sample["labels"] for sample in samples])
-    return torch.nn.functional.mse_loss(model.net(x)[:, 0], labels)
-
-
-def tokens(model: Any, samples: list[dict[str, Any]]) -> Tensor:
-    ids = torch.stack([sample["input_ids"] for sample in samples])
-    labels = torch.stack([sample["labels"] for sample in samples])
-    index = torch.tensor([sample["index"] for sample in samples])
-    return token_mean(model(input_ids=ids, index=index).logits, labels)
-
-
 @pytest.mark.parametrize("name", ["odd", "odd3"])
 def test_a_steps_gradient_is_that_of_all_its_samples(seen: Seen, name: str) -> None:
     job = next(job for job in JOBS if job.name == name)
@@ -187,7 +157,9 @@ def test_tokens_weigh_the_same_wherever_they_are(seen: Seen, loss: str, micro: i
     ]
     assert micro == 8 or any(0 in parts for parts in counts)
     expected = replayed(job, rows, tokens)
-    torch.testing.assert_close(seen[name][0]["weights"], expected, rtol=1e-9, atol=1e-12)
+    # The model computes its own loss in single precision.
+    tolerance = {"rtol": 0.0, "atol": 1e-8 if loss == "model" else 1e-12}
+    torch.testing.assert_close(seen[name][0]["weights"], expected, **tolerance)
 
 
 def test_tokens_are_counted_a_process_where_the_trainer_is_told_so(seen: Seen) -> None:
@@ -203,7 +175,7 @@ def test_tokens_are_counted_a_process_where_the_trainer_is_told_so(seen: Seen) -
             samples = [data[row] for part in own for row in part]
             (tokens(model, samples) * (len(samples) / total)).backward()
         optimizer.step()
-        torch.testing.assert_close(weights, flat(model), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(weights, flat(model), rtol=0.0, atol=1e-8)
 
 
 # -- counted in samples --

@@ -119,15 +119,12 @@ class Language(GPT2LMHeadModel):
         return super().forward(input_ids=input_ids, labels=labels, **kwargs)
 
 
-# By the name the Trainer knows whose loss leaves out the first token.
-Language.__name__ = "GPT2LMHeadModel"
-
-
 def language(dropout: float = 0.0) -> nn.Module:
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 40}
     drop = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": 0.0}
     made = Language(GPT2Config(**sizes, **drop, bos_token_id=0, eos_token_id=1)).double()
-    made.seen = []
+    # By which the Trainer knows that the first token is not predicted: else by the class's name.
+    made.seen, made.loss_type = [], "ForCausalLM"
     return made
 
 
@@ -260,6 +257,38 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         "max_steps": trainer.state.max_steps,
         "decided": None if controller is None else controller.batch_size,
     }
+
+
+def rows_of(ranks: list[dict[str, Any]]) -> list[list[int]]:
+    """The samples of each optimizer step, on all processes."""
+    steps = zip(*(rank["batches"] for rank in ranks), strict=True)
+    return [[row for own in step for part in own for row in part] for step in steps]
+
+
+def replayed(job: Job, rows: list[list[int]], loss_of: Any, rate: float = 0.05) -> list[Tensor]:
+    """The weights after each step, by autograd over all of its samples in this process."""
+    model, data = make_model(job), make_data(job)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    found: list[Tensor] = []
+    for step in rows:
+        optimizer.zero_grad()
+        loss_of(model, [data[row] for row in step]).backward()
+        optimizer.step()
+        found.append(flat(model))
+    return found
+
+
+def squares(model: Any, samples: list[dict[str, Any]]) -> Tensor:
+    x = torch.stack([sample["x"] for sample in samples])
+    labels = torch.stack([sample["labels"] for sample in samples])
+    return torch.nn.functional.mse_loss(model.net(x)[:, 0], labels)
+
+
+def tokens(model: Any, samples: list[dict[str, Any]]) -> Tensor:
+    ids = torch.stack([sample["input_ids"] for sample in samples])
+    labels = torch.stack([sample["labels"] for sample in samples])
+    index = torch.tensor([sample["index"] for sample in samples])
+    return token_mean(model(input_ids=ids, index=index).logits, labels)
 
 
 def launch(jobs: list[Job], folder: Path, processes: int = 2) -> dict[str, list[dict[str, Any]]]:
