@@ -17,6 +17,7 @@ from rlbatch.integrations._shared import SampleCount, plain_loader
 from rlbatch.integrations._torch_loop import TorchLoop
 from rlbatch.integrations._transformers_data import Step, TrainData
 from rlbatch.integrations._transformers_state import SavedRun
+from rlbatch.integrations._transformers_watch import RunWatch
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
@@ -35,6 +36,7 @@ class TrainRun:
         latest_samples: Of the latest optimizer step.
         steps_before: Steps of the plain run before the latest optimizer step.
         steps_done: After it.
+        watch: Notices what would change the run, once it has begun.
         loss_scaled: Whether the loss is divided by `num_items_in_batch`; None: not known yet.
     """
 
@@ -71,6 +73,7 @@ class TrainRun:
         self.latest_samples = 0
         self._weighed: list[float] = []  # samples that each part's loss counts as
         self._loop: TorchLoop | None = None
+        self.watch: RunWatch | None = None
         self._optimizer: Any = None
         self._arrived: Delivered | None = None
         self._step_is_open = False
@@ -144,6 +147,7 @@ class TrainRun:
             epochs=self.count.epochs(self.total_steps),
             scaler=trainer.accelerator.scaler,
         )
+        self.watch = RunWatch(model, self._optimizer)
         self.loader.elastic = loop.loader
         if self._saved is not None:
             loop.adapter.load_state_dict(self._saved.controller)
@@ -153,6 +157,7 @@ class TrainRun:
 
     def stop(self) -> None:
         """Close the log and leave the optimizer as it was."""
+        self.leave()
         if self._loop is not None:
             self._loop.close()
 
@@ -164,6 +169,8 @@ class TrainRun:
             self._step_is_open = False
             self._optimizer.zero_grad()
         self._require_loop().begin_epoch()
+        if self.watch is not None:
+            self.watch.begin()
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to `next_step`."""
@@ -175,6 +182,8 @@ class TrainRun:
 
     def leave(self) -> None:
         """The loop has left the iteration."""
+        if self.watch is not None:
+            self.watch.rest()
 
     # -- a step --
 
@@ -255,6 +264,12 @@ class TrainRun:
         if self.step is None:
             raise ConfigurationError("There is no optimizer step under way.")
         return self.step.batches[index]
+
+    def part(self, index: int) -> Delivered:
+        """Return how a micro-batch of the optimizer step under way was planned."""
+        if self.step is None:
+            raise ConfigurationError("There is no optimizer step under way.")
+        return self.step.plans[index]
 
     def end_step(self) -> float:
         """Count the step that was made and return the epochs done."""

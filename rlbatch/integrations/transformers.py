@@ -216,8 +216,7 @@ class ControlledTrainerMixin(_Base):
         share = run.shares[index]
         # The Trainer divides a mean loss by this.
         self.current_gradient_accumulation_steps: Any = 1.0 / share if share else 1.0
-        is_last = index + 1 == len(run.shares)
-        with surroundings(self, model, run.ranks, is_last=is_last, share=share):
+        with surroundings(self, model, run, index):
             loss = super().training_step(model, run.batch(index), items)
         if not share:
             loss = torch.zeros_like(loss)
@@ -253,7 +252,13 @@ class ControlledTrainerMixin(_Base):
         for index in inputs.indices:
             super()._track_num_input_tokens(self._require_run().batch(index))
 
-    # -- behind an optimizer step --
+    # -- an optimizer step, and behind it --
+
+    def announce_controlled_step(self, steps: bool) -> None:
+        """The optimizer is going to step, or has done so; called by the first callback."""
+        watch = self._require_run().watch
+        if watch is not None:
+            watch.stepping(steps)
 
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""
