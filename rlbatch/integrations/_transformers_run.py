@@ -71,7 +71,7 @@ class TrainRun:
         self.step: Step | None = None
         self.shares: list[float] = []
         self.latest_samples = 0
-        self._weighed: list[float] = []  # samples that each part's loss counts as
+        self._weighed: list[Any] = []  # samples that each part's loss counts as
         self._loop: TorchLoop | None = None
         self.watch: RunWatch | None = None
         self._optimizer: Any = None

@@ -5,7 +5,7 @@ Each process writes what it saw of each job to `FOLDER/NAME/RANK.pt`.
 
 # The framework's own annotations do not fit its use.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalSubscript=false
+# pyright: reportOptionalSubscript=false, reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class MeanOfTokens:
         return (loss, outputs) if return_outputs else loss
 
 
-class MeanTrainer(MeanOfTokens, Trainer):  # type: ignore[misc]
+class MeanTrainer(MeanOfTokens, Trainer):
     pass
 
 
