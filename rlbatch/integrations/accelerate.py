@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
-from rlbatch.control.loader import ControlledLoader, RandomState
+from rlbatch.control.loader import ControlledLoader
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
+from rlbatch.integrations._accelerate_state import OwnState
 from rlbatch.integrations._shared import (
     SampleScheduler,
     follows_a_metric,
@@ -103,6 +104,7 @@ class AcceleratedController:
         limit = config.limits.known_micro_batch_size
         if steps > 1 and limit is None:
             config = config.in_parts_of(self._loader_batch_size)
+        self._own_state = OwnState(accelerator, self.state_dict)
         self._schedule_steps = self._steps_of(scheduler)
         self._schedule = _sample_schedule(scheduler, self._steps_due)
         model = model if accelerator.num_processes > 1 else accelerator.unwrap_model(model)
@@ -208,12 +210,7 @@ class AcceleratedController:
             ConfigurationError: It is of another run, or damaged. Nothing of it was taken then.
         """
         check_state(state, self.controller.base_batch_size)
-        place = state.get("loader")
-        if not self._accelerator.is_main_process and isinstance(place, Mapping):
-            # Accelerate saves one state for all, and the random numbers of each on their own.
-            now = RandomState.now()
-            state = {**state, "loader": {**place, "rng": now.cpu, "cuda_rng": now.cuda}}
-        self.controller.load_state_dict(state)
+        self.controller.load_state_dict(self._own_state.of_this_process(state))
         self._take_place()
 
     def _steps_of(self, scheduler: Any) -> int:
@@ -275,6 +272,8 @@ class _AcceleratedAccumulator(GradientAccumulator):
             self._unscaled = True
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
+        if self.ranks.sharded:  # `accumulate` has told it not to, in all but the last pass
+            self._model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
         if weight is not None and self.delivered is not None:
             # Accelerate divides by the number of micro-batches, which is all for equal ones.
             factor = weight * self.delivered.micro_batches
@@ -315,11 +314,11 @@ class _DeviceLoader:
 
 def _check(accelerator: Accelerator) -> None:
     alone, together = DistributedType.NO, (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in (alone, *together):
+    if accelerator.distributed_type not in (alone, *together) and not accelerator.is_fsdp2:
         raise ConfigurationError(
-            f"Expected one process, or several with DistributedDataParallel, got "
+            "Expected one process, or several with DistributedDataParallel or FSDP2, got "
             f"{accelerator.distributed_type}, whose steps have rules of their own. Launch without "
-            "DeepSpeed, FSDP and the like."
+            "DeepSpeed, the older FSDP and the like."
         )
     if not accelerator.gradient_state.sync_with_dataloader:
         raise ConfigurationError(
