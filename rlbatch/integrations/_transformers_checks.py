@@ -41,21 +41,30 @@ def check_trainer(trainer: Any) -> None:
         ConfigurationError: There is one; the message says what to do.
     """
     args, problems = trainer.args, list(_data_problems(trainer))
-    if args.world_size > 1 and trainer.accelerator.distributed_type not in _TOGETHER:
+    accelerator = trainer.accelerator
+    together = accelerator.distributed_type in _TOGETHER or accelerator.is_fsdp2
+    shares = accelerator.parallelism_config  # a model's layers or sequences among processes
+    if args.world_size > 1 and (not together or trainer.is_distributed_loading_by_transformers):
         problems.append(
-            f"{args.world_size} processes share the training by "
-            f"{trainer.accelerator.distributed_type}, whose steps have rules of their own. Launch "
-            "them for DistributedDataParallel, or a single one"
+            f"{args.world_size} processes share the training by {accelerator.distributed_type}, "
+            "whose steps have rules of their own. Launch them for DistributedDataParallel or FSDP2 "
+            "(fsdp=True), or a single one"
+        )
+    if shares is not None and shares.tp_size * shares.cp_size * shares.sp_size > 1:
+        problems.append(
+            "tensor, context or sequence parallelism gives several processes the same samples. "
+            "Leave parallelism_config out"
         )
     if args.n_gpu > 1:
         problems.append(
             f"DataParallel splits each batch over {args.n_gpu} GPUs. Show one of them to the "
             "process, with CUDA_VISIBLE_DEVICES=0"
         )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.is_model_parallel:
+    old_fsdp = trainer.is_fsdp_enabled and not accelerator.is_fsdp2
+    if trainer.is_deepspeed_enabled or old_fsdp or trainer.is_model_parallel:
         problems.append(
-            "DeepSpeed, FSDP or a model over several devices steps by rules of its own. Train on "
-            "one device"
+            "DeepSpeed, the older FSDP or a model over several devices steps by rules of its own. "
+            "Train on one device, or on several processes with DistributedDataParallel or FSDP2"
         )
     if args.auto_find_batch_size:
         problems.append(

@@ -303,6 +303,8 @@ class ControlledTrainerMixin(_Base):
         super()._save_optimizer_and_scheduler(output_dir)
         if self._run is not None:
             self._run.save(output_dir)
+            # A checkpoint counts with the Trainer's state, which comes last: all are written then.
+            self.accelerator.wait_for_everyone()
 
     def _off_the_clock(self) -> AbstractContextManager[Any]:
         controller = self.controller if self.is_in_train else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -84,12 +84,15 @@ def loss_of(model: Any, batch: Any, weigh: bool) -> tuple[Tensor, float | None]:
 def make_accelerator(job: Job) -> Accelerator:
     AcceleratorState._reset_state()
     GradientState._reset_state()
+    if PartialState._shared_state:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=job.accumulation)
     if job.kind == "fsdp":
         # Accelerate shards on accelerators alone, and falls back to copies on a CPU. Told that it
         # may, it runs the same code there.
         shared = AcceleratorState._shared_state
-        shared["distributed_type"] = DistributedType.FSDP
+        for state in (PartialState._shared_state, shared):
+            state["distributed_type"] = DistributedType.FSDP
         shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
             fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="NO_WRAP"
         )

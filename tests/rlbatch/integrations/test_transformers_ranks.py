@@ -56,6 +56,10 @@ JOBS = [
     Job("saves", **ODD, args=SAVES, settings={"lr_coupling": "sqrt"}, dropout=0.2),
     Job("still", **EVEN, args=SAVES),
     Job("still odd", **ODD, args=SAVES),
+    Job("plain shards", script=None, args=USUAL, shards=True),
+    Job("fixed shards", args=USUAL, shards=True),
+    Job("odd shards", **ODD, settings={"micro_batch_size": 3}, shards=True),
+    Job("saves shards", **ODD, args=SAVES, dropout=0.2, shards=True),
     Job("plain tokens", **{**TOKENS, "samples": 48}, script=None),
     Job("fixed tokens", **{**TOKENS, "samples": 48}),
     *(
@@ -85,8 +89,10 @@ def seen(folder: Path) -> Seen:
 # -- the plain run --
 
 
-def test_fixed_is_the_trainer_on_the_same_processes_bit_for_bit(seen: Seen) -> None:
-    for plain, fixed in zip(seen["plain"], seen["fixed"], strict=True):
+@pytest.mark.parametrize("how", ["", " shards"])
+def test_fixed_is_the_trainer_on_the_same_processes_bit_for_bit(seen: Seen, how: str) -> None:
+    for plain, fixed in zip(seen[f"plain{how}"], seen[f"fixed{how}"], strict=True):
+        assert plain["sharded"] == fixed["sharded"] == bool(how)
         assert plain["batches"] == fixed["batches"]
         assert all(map(torch.equal, plain["weights"], fixed["weights"]))
         for what in ("history", "rates", "epochs", "steps", "max_steps"):
@@ -115,7 +121,7 @@ def test_a_language_model_is_the_trainers_bit_for_bit(seen: Seen) -> None:
 # -- all samples, and their gradient --
 
 
-@pytest.mark.parametrize("name", ["odd", "odd3", "saves"])
+@pytest.mark.parametrize("name", ["odd", "odd3", "saves", "odd shards", "saves shards"])
 def test_an_epoch_has_every_sample_once_over_all_processes(seen: Seen, name: str) -> None:
     rows = rows_of(seen[name])
     assert len({len(step) for step in rows}) > 3
@@ -136,7 +142,7 @@ def test_the_processes_agree(seen: Seen) -> None:
         assert one["epochs"] == other["epochs"]
 
 
-@pytest.mark.parametrize("name", ["odd", "odd3"])
+@pytest.mark.parametrize("name", ["odd", "odd3", "odd shards"])
 def test_a_steps_gradient_is_that_of_all_its_samples(seen: Seen, name: str) -> None:
     job = next(job for job in JOBS if job.name == name)
     expected = replayed(job, rows_of(seen[name]), squares)
@@ -252,6 +258,9 @@ def resumed(folder: Path, seen: Seen, alone: list[dict[str, Any]]) -> Seen:
         )
         for steps in (place[0], place[-1])
     ]
+    steps = within(folder, "saves shards", seen)[0]
+    shards = str(folder / "saves shards" / f"checkpoint-{steps}")
+    jobs.append(Job(f"shards{steps}", **ODD, args=SAVES, dropout=0.2, resume=shards, shards=True))
     for name, micro in (("same", 8), ("less", 4)):
         steps = within(folder, "alone", {"alone": alone})[0]
         more = str(folder / "alone" / f"checkpoint-{steps}")
@@ -261,11 +270,12 @@ def resumed(folder: Path, seen: Seen, alone: list[dict[str, Any]]) -> Seen:
 
 
 def test_two_processes_go_on_as_if_nothing_had_happened(seen: Seen, resumed: Seen) -> None:
-    names = [name for name in resumed if name.startswith("again")]
-    assert names
+    names = [name for name in resumed if name.startswith(("again", "shards"))]
+    assert len(names) == 3
     for name in names:
-        steps = int(name[5:])
-        for one, again in zip(seen["saves"], resumed[name], strict=True):
+        whole = "saves shards" if name.startswith("shards") else "saves"
+        steps = int("".join(filter(str.isdigit, name)))
+        for one, again in zip(seen[whole], resumed[name], strict=True):
             for what in ("batches", "rates", "epochs"):
                 assert again[what] == one[what][steps:]
             assert all(map(torch.equal, again["weights"], one["weights"][steps:]))

@@ -20,6 +20,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -32,7 +34,7 @@ from transformers import (
 )
 
 from rlbatch.control.settings import make_config
-from rlbatch.integrations.transformers import ControlledTrainer
+from rlbatch.integrations.transformers import ControlledTrainer, ControlledTrainerMixin
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
 
@@ -51,6 +53,7 @@ class Job:
         settings: Of the controller.
         resume: Checkpoint to go on from.
         dropout: Share of activations.
+        shards: Share the model's parameters among the processes (FSDP2).
         loss: `model`: as the model says; `mean`: a mean over what counts, whatever it is told.
     """
 
@@ -63,6 +66,7 @@ class Job:
     resume: str | None = None
     dropout: float = 0.0
     loss: str = "model"
+    shards: bool = False
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -197,6 +201,31 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([whole(p) for p in model.parameters()])
 
 
+class _Sharded:
+    """Accelerate shards on accelerators alone, and falls back to copies on a CPU.
+
+    Told that it may, it runs the same code there.
+    """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        shared = AcceleratorState._shared_state
+        for state in (PartialState._shared_state, shared):
+            state["distributed_type"] = DistributedType.FSDP
+        shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+            fsdp_version=2, state_dict_type="FULL_STATE_DICT", auto_wrap_policy="NO_WRAP"
+        )
+        self.is_fsdp_enabled = True
+
+
+class ShardedTrainer(_Sharded, Trainer):
+    pass
+
+
+class ControlledShardedTrainer(ControlledTrainerMixin, ShardedTrainer):
+    pass
+
+
 def arguments(job: Job, folder: Path) -> TrainingArguments:
     settings: dict[str, Any] = {
         "output_dir": str(folder),
@@ -227,6 +256,11 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     folder = folder / job.name
     kinds = {"model": (Trainer, ControlledTrainer), "mean": (MeanTrainer, ControlledMeanTrainer)}
     plain, controlled = kinds[job.loss]
+    if PartialState._shared_state and "WORLD_SIZE" in os.environ:
+        AcceleratorState._reset_state()
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    if job.shards:
+        plain, controlled = ShardedTrainer, ControlledShardedTrainer
     settings: dict[str, Any] = {}
     if job.script is not None:
         log = None if job.resume else folder / "log"
@@ -256,6 +290,11 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "max_steps": trainer.state.max_steps,
         "decided": None if controller is None else controller.batch_size,
+        "sharded": all(
+            hasattr(p, "full_tensor")
+            for group in trainer.optimizer.param_groups
+            for p in group["params"]
+        ),
     }
 
 
