@@ -28,13 +28,11 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
         batch_size: Of the new one.
 
     Raises:
-        ConfigurationError: The loader has no sampler that could be taken over.
+        ConfigurationError: The loader has no sampler that could be taken over, or is over a stream
+            of unknown length.
     """
     if isinstance(loader.dataset, IterableDataset):
-        raise ConfigurationError(
-            "Expected a map-style dataset, got an IterableDataset, in which no place can be found "
-            "again. Give a dataset with __len__ and __getitem__."
-        )
+        return _plain_stream(loader, batch_size)
     batches = loader.batch_sampler
     shared = type(batches).__name__ == "BatchSamplerShard"
     if shared:  # of Accelerate, on several ranks
@@ -53,16 +51,32 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
     sampler: Any = batches.sampler
     if shared:
         sampler = _common_order(sampler)
-    left = len(sampler) % batches.batch_size
+    _require_all_samples(len(sampler), batches)
+    return DataLoader(
+        loader.dataset, batch_size=batch_size, sampler=sampler, **loader_options(loader)
+    )
+
+
+def _plain_stream(loader: Any, batch_size: int) -> DataLoader[Any]:
+    dataset = loader.dataset
+    if not hasattr(dataset, "__len__"):
+        raise ConfigurationError(
+            f"Expected a stream that knows how many samples an epoch has, by which progress is "
+            f"counted, got the IterableDataset {type(dataset).__name__} without __len__. Give it "
+            "one; an estimate will do."
+        )
+    _require_all_samples(len(dataset), loader)
+    return DataLoader(dataset, batch_size=batch_size, **loader_options(loader))
+
+
+def _require_all_samples(samples: int, batches: Any) -> None:
+    left = samples % batches.batch_size
     if batches.drop_last and left:
         raise ConfigurationError(
             f"drop_last leaves out {left} samples of each epoch; which ones would depend on batch "
             f"sizes yet to be decided. Set drop_last to False, or use a dataset whose length is a "
             f"multiple of {batches.batch_size}."
         )
-    return DataLoader(
-        loader.dataset, batch_size=batch_size, sampler=sampler, **loader_options(loader)
-    )
 
 
 def _common_order(sampler: Any) -> Any:

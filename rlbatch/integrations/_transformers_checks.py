@@ -86,10 +86,15 @@ def check_trainer(trainer: Any) -> None:
 def _data_problems(trainer: Any) -> list[str]:
     args, data = trainer.args, trainer.train_dataset
     problems: list[str] = []
-    if isinstance(data, IterableDataset) or (data is not None and not hasattr(data, "__len__")):
+    if data is not None and not hasattr(data, "__len__"):
         problems.append(
-            "the train_dataset is a stream, in which no place can be found again. Give a dataset "
-            "with __len__ and __getitem__"
+            "the train_dataset is a stream of unknown length, by which progress is counted. Give "
+            "it a __len__; an estimate will do"
+        )
+    elif isinstance(data, IterableDataset) and args.world_size > 1:
+        problems.append(
+            f"the train_dataset is a stream, of which {args.world_size} processes cannot each take "
+            "a share. Give a dataset with __len__ and __getitem__, or train on one"
         )
     elif data is not None and args.dataloader_drop_last and len(data) % args.train_batch_size:
         problems.append(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.loader import loader_sizes
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
@@ -62,9 +63,9 @@ class TrainRun:
         self.batch_size = self._size_to_keep()
         self.loader = TrainData(prepared)
         self._plain = plain_loader(prepared, self.batch_size // self.world_size)
-        sampler: Any = self._plain.sampler
-        self.count = SampleCount(self.batch_size, len(sampler))
-        self.micro_steps = -(-len(sampler) // self._round)
+        _, samples = loader_sizes(self._plain)
+        self.count = SampleCount(self.batch_size, samples)
+        self.micro_steps = -(-samples // self._round)
         self.total_steps = 0
         self.steps_before = self.steps_done = 0
         self.loss_scaled = None if self._saved is None else self._saved.loss_scaled
