@@ -84,21 +84,24 @@ def check_trainer(trainer: Any) -> None:
 
 
 def _data_problems(trainer: Any) -> list[str]:
-    args, data = trainer.args, trainer.train_dataset
+    args = trainer.args
+    data: Any = trainer.train_dataset
+    streams = bool(isinstance(data, IterableDataset))
+    together = args.train_batch_size * args.world_size
     problems: list[str] = []
     if data is not None and not hasattr(data, "__len__"):
         problems.append(
             "the train_dataset is a stream of unknown length, by which progress is counted. Give "
             "it a __len__; an estimate will do"
         )
-    elif isinstance(data, IterableDataset) and args.world_size > 1:
+    elif streams and args.world_size > 1:
         problems.append(
             f"the train_dataset is a stream, of which {args.world_size} processes cannot each take "
             "a share. Give a dataset with __len__ and __getitem__, or train on one"
         )
-    elif data is not None and args.dataloader_drop_last and len(data) % args.train_batch_size:
+    elif data is not None and args.dataloader_drop_last and len(data) % together:
         problems.append(
-            f"dataloader_drop_last leaves out {len(data) % args.train_batch_size} samples of each "
+            f"dataloader_drop_last leaves out {len(data) % together} samples of each "
             "epoch; which ones would depend on the batch sizes. Set it to False"
         )
     if str(args.train_sampling_strategy) == "batch_rebalance":

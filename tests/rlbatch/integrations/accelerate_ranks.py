@@ -94,7 +94,7 @@ def make_accelerator(job: Job) -> Accelerator:
         for state in (PartialState._shared_state, shared):
             state["distributed_type"] = DistributedType.FSDP
         shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="NO_WRAP"
+            fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="no_wrap"
         )
     return accelerator
 

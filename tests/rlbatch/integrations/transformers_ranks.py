@@ -5,7 +5,8 @@ Each process writes what it saw of each job to `FOLDER/NAME/RANK.pt`.
 
 # The framework's own annotations do not fit its use.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalSubscript=false, reportIncompatibleMethodOverride=false
+# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -208,12 +209,12 @@ class _Sharded:
     """
 
     def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        super().create_accelerator_and_postprocess()
         shared = AcceleratorState._shared_state
         for state in (PartialState._shared_state, shared):
             state["distributed_type"] = DistributedType.FSDP
         shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2, state_dict_type="FULL_STATE_DICT", auto_wrap_policy="NO_WRAP"
+            fsdp_version=2, state_dict_type="FULL_STATE_DICT", auto_wrap_policy="no_wrap"
         )
         self.is_fsdp_enabled = True
 
