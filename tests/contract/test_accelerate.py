@@ -22,7 +22,15 @@ from rlbatch.errors import ConfigurationError, DeliveryError, RlbatchError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.programs import BASE, Rows, flat, network
-from tests.contract.test_divided_losses import class_weights, plain_mean, weight_of_classes
+from tests.contract.test_divided_losses import (
+    class_weights,
+    dice,
+    info_nce,
+    padding,
+    plain_mean,
+    triplet,
+    weight_of_classes,
+)
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 GROW = ScriptedPolicy((1.0, 0.6, -2.0, 1.5))
@@ -114,6 +122,22 @@ def test_weights_of_parts_are_those_of_the_whole_batch() -> None:
     assert max(errors) < 1e-12
 
 
+@pytest.mark.parametrize("loss", [class_weights, padding, dice, info_nce, triplet])
+@pytest.mark.parametrize("divisible", [True, False])
+def test_a_batch_that_fits_has_the_users_gradient_whatever_the_loss(
+    loss: Any, divisible: bool
+) -> None:
+    settings = {} if divisible else {"divisible": False, "micro_batch_size": BASE}
+    loop = Loop(**settings).train(loss)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for batch in DataLoader(Rows(), BASE):
+        loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(flat(list(loop.own.parameters())), flat(list(model.parameters())))
+
+
 def test_parts_that_do_not_add_up_are_warned_about() -> None:
     loop = Loop(micro_batch_size=3)
     with pytest.warns(RuntimeWarning, match="its parts do not add up"):
@@ -167,6 +191,13 @@ def test_a_second_optimizer_of_the_same_parameters() -> None:
         "second optimizer",
         lambda: loop.train(behind=lambda _: second.step()),
     )
+
+
+def test_a_second_optimizer_of_another_model_between_parts() -> None:
+    second = torch.optim.SGD(network().parameters(), lr=0.1)
+    Loop().train(behind=lambda _: second.step())
+    loop = Loop(accumulation=2)
+    refused(DeliveryError, "between two parts", lambda: loop.train(before=lambda _: second.step()))
 
 
 def test_hooks_that_step_within_the_backward_pass() -> None:
