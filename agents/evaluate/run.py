@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlbatch.agents.evaluate.run_log import RunLog
+from rlbatch.control.build import fallback_for
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.data.step_plan import round_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
@@ -115,12 +116,13 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         max_steps: Give up after this many optimizer steps.
         planned_steps: Length of the task's schedule, if it has one.
         curve_known: Tell the policy a profile's costs at every size.
-        engine: Wrappers around the policy.
+        engine: Wrappers around the policy; None for the fallback that a controller has.
         run_info: Further entries of the log's `run.json`.
         backend: Makes the weights, as for `LiveRun`.
     """
     first = start_size(task, start_factor)
-    decider = DecisionEngine(policy, engine)
+    wrappers = engine or EngineConfig(fallback=fallback_for(policy))
+    decider = DecisionEngine(policy, wrappers)
     conditions = RunConditions(
         seed=seed,
         coupling=coupling,
