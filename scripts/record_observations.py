@@ -2,10 +2,11 @@
 
     python scripts/record_observations.py simulated small field --out out/observations
 
-Writes one `<domain>.npz` each: `simulated` (the simulator's tasks of training), `small` (the built-in
-tasks of a few thousand samples), `field` (the development half of the field suite), `budget` (the small
-tasks with a budget, in all kinds of cost) and `planned` (in runs of so many epochs). Runs alternate between the policy's decisions and random ones.
-The locked half of the field suite is never run.
+Writes one `<domain>.npz` each: `simulated` (the simulator's tasks of training), `small` (the
+built-in tasks of a few thousand samples), `budget` (these with a budget, in all kinds of cost),
+`planned` (in runs of so many epochs), `field` (the development half of the field suite) and
+`field-planned`. Runs alternate between the policy's decisions and random ones. The locked half of
+the field suite is never run.
 """
 
 from __future__ import annotations
@@ -67,9 +68,7 @@ class Recorder:
     ) -> tuple[Decision, Any]:
         """Note what is seen, and return the inner decision."""
         size, samples = float(signals.batch_size), float(signals.total_samples)
-        self.seen.append(
-            (observation.copy(), (float(signals.context.dataset_size), size, samples))
-        )
+        self.seen.append((observation.copy(), (float(signals.context.dataset_size), size, samples)))
         return self.policy.decide(observation, signals, state)
 
 
@@ -155,6 +154,7 @@ def in_small_tasks(kind: str, policy: str, runs: int, seed: int) -> Rows:
             profile=profile,
             objective=_drawn_objective(kind, task, profile, weights, rng),
             start_factor=1.0 if kind == "epochs" else 2.0 ** int(rng.integers(-4, 5)),
+            min_batch_size=task.batch_size if kind == "epochs" else None,
             curve_known=bool(rng.random() < 0.5),
         )
     return rows
@@ -175,11 +175,14 @@ def _drawn_objective(
     return Objective(target_loss=target, weights=weights)
 
 
-def in_field(policy: str, runs: int, seed: int) -> Rows:
-    """Return what is seen in the development half of the field suite, on the way to targets."""
+def in_field(kind: str, policy: str, runs: int, seed: int) -> Rows:
+    """Return what is seen in the development half of the field suite: target or epochs."""
     rows = Rows()
     for place, name in enumerate(selected("field:dev")):
         task = resolve_task(name)
+        steps = field_job(name).planned_steps()
+        samples = float(steps * task.batch_size)
+        planned = kind == "epochs"
         for run in range(runs):
             number = place * runs + run
             rows += record(
@@ -189,10 +192,13 @@ def in_field(policy: str, runs: int, seed: int) -> Rows:
                 seed=seed + number,
                 coupling=Coupling.SQRT,
                 profile=resolve_profile(FIELD_PROFILES[number % 3]),
-                objective=Objective(target_loss=task.target),
-                start_factor=STARTS[(number // 2) % 3],
+                objective=Objective(planned_samples=samples)
+                if planned
+                else Objective(target_loss=task.target),
+                start_factor=1.0 if planned else STARTS[(number // 2) % 3],
+                min_batch_size=task.batch_size if planned else None,
                 curve_known=number % 4 < 2,
-                planned_steps=field_job(name).planned_steps(),
+                planned_steps=steps,
             )
             print(f"  {name} run {run}: {len(rows)} decisions so far", flush=True)
     return rows
@@ -225,7 +231,8 @@ def record(
 _DOMAINS: dict[str, Callable[[str, int, int], Rows]] = {
     "simulated": simulated,
     "small": partial(in_small_tasks, "target"),
-    "field": in_field,
+    "field": partial(in_field, "target"),
+    "field-planned": partial(in_field, "epochs"),
     "budget": partial(in_small_tasks, "budget"),
     "planned": partial(in_small_tasks, "epochs"),
 }

@@ -44,8 +44,8 @@ class Fallback(Wrapper):
     fallback: Policy
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
-    margin: float = 0.05
-    min_features: int = 3
+    margin: float = 0.1
+    min_features: int = 2
     patience: int = 3
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Fallback(Wrapper):
         tame = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
         first, first_state = self.policy.decide(tame, signals, first_state)
         second, second_state = self.fallback.decide(tame, signals, second_state)
-        outside = self._outside(tame)
+        outside = self.outside(tame)
         broken = ~finite | ~np.isfinite(first.log2_change)
         strange = broken | (outside.sum(axis=-1) >= self.min_features)
         streak = np.where(strange != (np.asarray(taken_over) > 0), np.asarray(streak) + 1, 0)
@@ -107,7 +107,7 @@ class Fallback(Wrapper):
             made = replace(made, reasons=(*first.reasons, *seconds, said))
         return made, (first_state, second_state, taken_over, streak)
 
-    def _outside(self, observation: Observation) -> NDArray[np.bool_]:
+    def outside(self, observation: Observation) -> NDArray[np.bool_]:
         """Return which features are outside of their range in training, shape (..., features)."""
         if not self.low:
             return np.zeros(observation.shape, dtype=np.bool_)
