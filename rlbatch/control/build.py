@@ -18,13 +18,13 @@ from rlbatch.policy.registry import DEFAULT, FOR_EPOCHS, policy_for, resolve_pol
 from rlbatch.signals.assemble import run_context
 from rlbatch.signals.record import Coupling
 
-WITHOUT_PLAN = "noise-scale:theta=12"
+WITHOUT_PLAN = "fixed"
 """What `default` stands for in a run that has no target, no budget and no known number of epochs.
 
-The policy `default` is trained to reach a target soon, and `epochs` wants to know how much of the
-run is over. Who trains on without either wants no worse a loss in less time. So the batch never
-falls below the user's, and grows only where it stays far below the gradient noise scale.
-`scripts/measure_epochs.py` measures what that gives.
+The policy `default` is trained to reach a target soon, and the rule for epochs wants to know how
+much of the run is over. Who trains on without either wants no worse a loss, and a run that stays at
+the user's size loses nothing: not a step, and no time for measuring gradient noise. Growing where
+the noise scale is large saved nothing on small tasks and harmed some runs (docs/decisions.md).
 """
 
 FALLBACK = FOR_EPOCHS
