@@ -7,7 +7,8 @@ For every feature its area under the ROC curve (0.5 says nothing, 1 everything; 
 on which it is above a half), and that of two classifiers of all features on runs that were held
 out: a logistic regression and a small perceptron. Each against the small tasks and against the
 field suite, with the observation as it is and as it was before the size of the data set was
-clipped. Every run counts alike: so many decisions of it are drawn.
+clipped; as it is, also from each group of features alone and from all but it. Every run counts
+alike: so many decisions of it are drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rlbatch.observation import OBSERVATION_NAMES
+from rlbatch.observation import GROUPS, OBSERVATION_NAMES
 
 REAL = ("small", "field")
 CHUNKS = 12  # decisions drawn from each run
@@ -52,6 +53,11 @@ def main() -> None:
             tables[f"{real} {when}"] = single(values, is_real)
             linear, bent = held_out(values, is_real, runs)
             print(f"{real} {when}: logistic {linear:.3f}, perceptron {bent:.3f}", flush=True)
+        for group, names in GROUPS.items():
+            columns = [OBSERVATION_NAMES.index(name) for name in names]
+            alone = held_out(seen[:, columns], is_real, runs)[1]
+            rest = held_out(np.delete(seen, columns, axis=1), is_real, runs)[1]
+            print(f"{real} now, perceptron: {group} alone {alone:.2f}, all others {rest:.2f}")
     show(tables, arguments.top)
 
 
