@@ -10,7 +10,7 @@ from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.tasks import random_transformer
-from rlbatch.envs.tasks.random_job import RandomJob
+from rlbatch.envs.tasks.random_job import LONG, RandomJob
 from rlbatch.signals.record import Coupling
 
 RATE_GRID = tuple(range(-4, 5))
@@ -84,6 +84,8 @@ def fitted_table(job: RandomJob, seeds: int = 1) -> CurveTable | None:
 def _couplings(job: RandomJob) -> tuple[Coupling, ...]:
     if job.prefix == random_transformer.PREFIX:
         return (COUPLINGS[job.number % len(COUPLINGS)],)
+    if job.prefix == LONG:  # half of them by the square root, the others by turns
+        return (Coupling.SQRT if job.number % 2 else COUPLINGS[job.number // 2 % 3],)
     return COUPLINGS
 
 

@@ -21,7 +21,7 @@ from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.files import replacing
 
-RANDOM_TASKS = {"random": 2000, "random-transformer": 40}
+RANDOM_TASKS = {"random": 2000, "random-long": 600, "random-transformer": 40}
 """How many of each kind a policy is trained on; those behind are for evaluation."""
 
 SEEDS = 8
