@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from rlbatch.control.build import fallback_for
+from rlbatch.control.build import fallback_for, make_engine
+from rlbatch.control.config import ControllerConfig
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.control.limits import Limits
 from rlbatch.errors import PolicyFileError
@@ -316,3 +317,20 @@ def test_a_strange_run_of_known_length_is_ramped() -> None:
     base = float(huge()[0].context.base_batch_size)
     assert sizes[3] == base
     assert sizes[-1] >= 2 * base
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("default", {}, True),
+        ("default", {"fallback": None}, False),
+        ("default", {"fallback": "fixed"}, True),
+        (FOR_EPOCHS, {}, False),
+    ],
+)
+def test_a_controller_falls_back_unless_told_not_to(
+    name: str, settings: dict[str, Any], expected: bool
+) -> None:
+    engine = make_engine(POLICIES[name], ControllerConfig(target_loss=0.1, **settings))
+
+    assert engine.decide(huge()[-1]).fell_back is expected
