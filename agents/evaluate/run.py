@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlbatch.agents.evaluate.run_log import RunLog
 from rlbatch.control.build import fallback_for
+from rlbatch.control.config import AUTO
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.data.step_plan import round_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
@@ -121,8 +122,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         backend: Makes the weights, as for `LiveRun`.
     """
     first = start_size(task, start_factor)
-    wrappers = engine or EngineConfig(fallback=fallback_for(policy))
-    decider = DecisionEngine(policy, wrappers)
+    decider = DecisionEngine(policy, engine or EngineConfig(fallback=fallback_for(policy)))
     conditions = RunConditions(
         seed=seed,
         coupling=coupling,
@@ -143,9 +143,14 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         log = None
         if log_dir is not None:
             grid = getattr(policy, "action_grid", None)
-            head = {"action_grid": grid, **(run_info or {})}
+            head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
             log = stack.enter_context(RunLog(log_dir, run, seed, profile, head))
         return _drive(run, decider, limit, log, charged=charged)
+
+
+def _config(engine: EngineConfig | None) -> dict[str, str]:
+    """Return what the log says of the wrappers, for a replay."""
+    return {"fallback": AUTO} if engine is None else {}
 
 
 def _drive(

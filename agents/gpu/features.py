@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -64,7 +64,7 @@ def run(settings: PartSettings, report: Report) -> None:
 def _train(name: str, way: Way, text: Text, settings: PartSettings, report: Report) -> None:
     device, tiny = settings.device, settings.tiny
     length, batch_size, steps = (16, 4, 24) if tiny else (128, 32, 150)
-    width, layers = (16, 1) if tiny else (256, 4)
+    width, layers = (16, 1) if tiny else (256, 2 if way.compiled else 4)  # compiling takes long
     torch.manual_seed(0)
     model = LanguageModel(256, length, width, 2, layers).to(device)
     call: Any = model
@@ -81,6 +81,7 @@ def _train(name: str, way: Way, text: Text, settings: PartSettings, report: Repo
             batch_size=batch_size,
             policy=_POLICY,
             scaler=scaler,
+            max_batch_size=4 * batch_size,
             on_error="raise",
             log_dir=Path(folder) / "log",
         )
@@ -122,8 +123,3 @@ def _noise(signals: Any) -> float:
     """Return the noise scale of a decision's chunk, in samples; NaN where none was measured."""
     trace, grad = (float(signals.get(key) or math.nan) for key in ("noise_trace", "grad_sqr"))
     return trace / grad if grad > 0 else math.nan
-
-
-def parameters_of(model: nn.Module) -> int:
-    """Return how many numbers are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -12,16 +12,44 @@ from rlbatch.agents.gpu.language_data import library_text
 from rlbatch.agents.gpu.language_job import PLAIN, LanguageJob, LanguageRun, train
 from rlbatch.agents.gpu.report import PartSettings, Report, wait
 
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to choose the batch size.
+
+    Attributes:
+        policy: Who decides; `PLAIN`: nobody.
+        samples: Share of the constant run's samples, with a schedule of that length.
+        size: Multiple of the constant run's batch size, the learning rate by its square root.
+    """
+
+    policy: str = PLAIN
+    samples: float = 1.0
+    size: int = 1
+
+    def job(self, job: LanguageJob) -> LanguageJob:
+        """Return the job of a run."""
+        batch_size = self.size * job.batch_size
+        return replace(
+            job,
+            batch_size=batch_size,
+            learning_rate=job.learning_rate * self.size**0.5,
+            samples=max(int(self.samples * job.samples) // batch_size, 1) * batch_size,
+        )
+
+
 ARMS = {
-    "constant size, plain loop": PLAIN,
-    "controller (default)": "default",
-    "ramp by hand: 2x at 1/2, 4x at 3/4": "ramp",
-    "Seesaw": "seesaw",
+    "constant size, plain loop": Arm(),
+    "controller (default)": Arm("default"),
+    "ramp by hand: 2x at 1/2, 4x at 3/4": Arm("ramp"),
+    "Seesaw": Arm("seesaw"),
+    "twice the size throughout, plain loop": Arm(size=2),
+    "constant size, 70% of the samples": Arm(samples=0.7),
 }
-"""By what a table calls them: policies."""
+"""By what a table calls them. The last two say what a user without a controller can have."""
 
 _SEEDS = 2
-_RUNS_OF_A_SEED = 3.4  # in lengths of the constant run, which the others may undercut
+_RUNS_OF_A_SEED = 4.6  # in lengths of the constant run, which the others may undercut
 _MOST_SECONDS = 45.0  # of a constant run
 _FEWEST_SECONDS = 12.0  # or else one seed has to do
 _MARGIN = 6.0
@@ -54,8 +82,9 @@ def run(settings: PartSettings, report: Report) -> None:
                 report.note(f"No time was left for {name}, seed {seed}.")
                 continue
             with report.going_on(f"{name}, seed {seed}"):
-                runs[name, seed] = train(job, ARMS[name], seed)
-                _show(job, name, seed, runs[name, seed], report)
+                arm = ARMS[name]
+                runs[name, seed] = train(arm.job(job), arm.policy, seed)
+                _show(arm.job(job), name, seed, runs[name, seed], report)
     _summarise(job, runs, report)
 
 
@@ -83,7 +112,7 @@ def plan(batch_size: int, step: float, left: float) -> tuple[int, int]:
 
 
 def warm_up(job: LanguageJob, tiny: bool) -> None:
-    """Run passes of the sizes to come, so that no run pays for what the first one loads."""
+    """Run passes of the sizes to come, and short runs, so that none pays for what is loaded."""
     model = job.model(0)
     optimizer = job.optimizer(model)
     data = job.loader(0).dataset
@@ -94,6 +123,9 @@ def warm_up(job: LanguageJob, tiny: bool) -> None:
             job.loss(model, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
+    short = replace(job, samples=8 * job.batch_size, validation=1)
+    for arm in ARMS.values():
+        train(arm.job(short), arm.policy, 0)
     wait(job.device)
 
 

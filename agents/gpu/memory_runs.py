@@ -6,8 +6,10 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -15,11 +17,31 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rlbatch.agents.gpu.report import PartSettings, Report, wait
 from rlbatch.controller import BatchController
-from rlbatch.testing.scripted import ScriptedPolicy
+from rlbatch.policy import tools
+from rlbatch.policy.base import Decision, Observation
+from rlbatch.signals.record import Signals
 
 BASE = 16
 _DEPTH = 24
 _GB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Doubles the batch size with each decision, up to the run's limit."""
+
+    needs_gradient_noise = False
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
+        """Return the empty state."""
+        return ()
+
+    def decide(
+        self, observation: Observation, signals: Signals, state: Any
+    ) -> tuple[Decision, Any]:
+        """Return one doubling."""
+        wanted = np.minimum(2.0 * signals.batch_size, signals.context.max_batch_size)
+        return tools.decision(tools.change_to(wanted, signals.batch_size), "doubling"), state
 
 
 class Hungry(nn.Module):
@@ -68,13 +90,14 @@ def run_memory(settings: PartSettings, report: Report) -> None:
 @contextmanager
 def most_memory(device: torch.device, limit: int) -> Generator[None]:
     """Let torch's allocator refuse, with its own error, what goes beyond a number of bytes."""
+    index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.empty_cache()
-    whole = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(limit / whole, 1.0), device)
+    whole = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(limit / whole, 1.0), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
         torch.cuda.empty_cache()
 
 
@@ -92,7 +115,7 @@ def _grow(
         model,
         SGD(model.parameters(), lr=1e-3),
         batch_size=BASE,
-        policy=ScriptedPolicy((1.0,) * doublings + (0.45,)),
+        policy=Doubling(),
         micro_batch_size="auto",
         memory_limit=limit,
         max_batch_size=largest,

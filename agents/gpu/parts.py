@@ -30,12 +30,12 @@ class Part:
 
 
 PARTS = (
-    Part("tests", "suite", 100.0),
-    Part("waiting", "waiting", 45.0),
-    Part("overhead", "step_overhead", 80.0),
+    Part("tests", "suite", 90.0),
+    Part("waiting", "waiting", 40.0),
+    Part("overhead", "step_overhead", 90.0),
     Part("profiles", "step_curves", 75.0),
-    Part("features", "features", 70.0),
-    Part("language-model", "language_runs", 220.0),
+    Part("features", "features", 80.0),
+    Part("language-model", "language_runs", 165.0),
 )
 
 

@@ -19,7 +19,8 @@ def run(settings: PartSettings, report: Report) -> None:
     """Measure models of ordinary size first, then the small ones of `rlbatch bench overhead`."""
     report.note(
         f"Trainings in turns, policy {POLICY}; `run` adds the parts up as often as they occur in "
-        f"{_RUN_STEPS} steps: every step, some measured ones, decisions. Float32, TF32 off."
+        f"{_RUN_STEPS} steps: every step, some measured ones, decisions. Float32, with torch's "
+        "own settings: TF32 in convolutions only."
     )
     base = OverheadSettings(
         policies=(POLICY,),

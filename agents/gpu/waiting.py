@@ -37,51 +37,74 @@ def run(settings: PartSettings, report: Report) -> None:
     models = MODELS[:1] if settings.tiny else MODELS
     for model in models:
         report.experiment(f"{model}: a run", lambda m=model: _whole_run(m, settings, report))
+    report.experiment(
+        f"{models[0]}: divided steps", lambda: _whole_run(models[0], settings, report, divided=True)
+    )
     for model in models:
         report.experiment(f"{model}: parts", lambda m=model: _parts(m, settings, report))
     for model in models:
         report.experiment(f"{model}: profiler", lambda m=model: _profiled(m, settings, report))
 
 
-def _whole_run(model: str, settings: PartSettings, report: Report) -> None:
+def _whole_run(
+    model: str, settings: PartSettings, report: Report, *, divided: bool = False
+) -> None:
     """Look at each step of a run with default settings: only a chunk's last one may wait."""
     steps = 20 if settings.tiny else 60
-    waits, ends = waits_of_steps(Workload(model, 64, settings.device), steps)
+    limit = 16 if divided else None
+    waits, ends = waits_of_steps(Workload(model, 64, settings.device), steps, limit)
+    name = f"{model}, divided" if divided else model
     within = sum(count for count, end in zip(waits, ends, strict=True) if not end)
     at_ends = [count for count, end in zip(waits, ends, strict=True) if end]
-    row = {"model": model, "steps": steps, "chunk ends": len(at_ends), "waits within": within}
+    row = {"model": name, "passes": steps, "chunk ends": len(at_ends), "waits within": within}
     report.add("waits of a run", {**row, "waits at ends": sum(at_ends)})
     seen = bool(at_ends) and min(at_ends) > 0  # or else nothing is counted at all
-    detail = f"{within} waits in {steps - len(at_ends)} steps; at ends {sorted(set(at_ends))}"
+    detail = f"{within} waits in {steps - len(at_ends)} passes; at ends {sorted(set(at_ends))}"
     report.check(
-        f"{model}: the host waits at the ends of chunks only",
+        f"{name}: the host waits at the ends of chunks only",
         (within == 0 and seen) if settings.on_cuda else None,
         detail,
     )
 
 
-def waits_of_steps(workload: Workload, steps: int) -> tuple[list[int], list[bool]]:
-    """Return how often the host waits in each step of a run, and whether a chunk ends there."""
+def waits_of_steps(
+    workload: Workload, steps: int, limit: int | None = None
+) -> tuple[list[int], list[bool]]:
+    """Return how often the host waits in each pass of a run, and whether a chunk ends there.
+
+    Args:
+        workload: What is trained.
+        steps: Passes that are looked at, behind some first ones.
+        limit: Samples of a pass; None: of a whole step.
+    """
     model, optimizer, loader = workload.parts()
     controller = BatchController(
-        model, optimizer, batch_size=workload.batch_size, policy=_POLICY, shadow=True
+        model,
+        optimizer,
+        batch_size=workload.batch_size,
+        policy=_POLICY,
+        shadow=True,
+        micro_batch_size=limit,
     )
     batches = controller.loader(loader)
     waits: list[int] = []
     ends: list[bool] = []
-    warm_up = 3  # the first steps make what later ones use
+    # The first steps make what later ones use, and the losses of the first four divided ones are
+    # looked at.
+    warm_up = 3 if limit is None else 5 * -(-workload.batch_size // limit)
     while len(waits) < steps + warm_up:
         source = iter(batches)
         while len(waits) < steps + warm_up:
             with _counting(workload.device) as count:
                 batch = next(source, None)
+                stepped = 0
                 if batch is not None:
                     controller.backward(nn.functional.cross_entropy(model(batch[0]), batch[1]))
-                    controller.step()
+                    stepped = controller.step()
             if batch is None:
                 break
             waits.append(count())
-            ends.append(controller.components["chunk"] == (0, 0))
+            ends.append(stepped > 0 and controller.components["chunk"] == (0, 0))
     controller.close()
     return waits[warm_up:], ends[warm_up:]
 

@@ -49,7 +49,7 @@ class SavingRamp:
     first: float = 0.5
     second: float = 0.75
     saving: float = 0.1
-    noise: float = 1.0
+    noise: float = 3.0
 
     needs_gradient_noise = True
     noise_rate = 0.3  # the quarter of a run holds enough measurements

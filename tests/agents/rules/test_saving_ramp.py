@@ -82,8 +82,8 @@ def test_decision_sequences(fixed: float, sample: float, told: bool, expected: l
 @pytest.mark.parametrize(
     ("noise", "early"),
     [
-        ((1.0, 63.0), False),
-        ((1.0, 64.0), True),  # the scale is the user's size
+        ((1.0, 191.0), False),
+        ((1.0, 192.0), True),  # the scale is three times the user's size
         ((-2.0, 64.0), True),  # |G|^2 drowns in noise
         ((np.nan, np.nan), False),  # nobody measured
     ],
