@@ -14,6 +14,9 @@ _TIME_FILE, _DIVISION_FILE = "time.json", "division.json"
 CURVES_SHARE = 0.3
 """Of all time; the first seed of the fixed runs is made whatever it takes."""
 
+SCHEDULES_SHARE = 0.4
+"""Of the time for learning."""
+
 FIRST_SEEDS, MOST_SEEDS = 2, 6
 """Validation seeds of every candidate, and of the few best ones in the end."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from rlbatch.agents.evaluate.fixed_curves import size_grid
 from rlbatch.agents.own_tasks.budget import (
     CURVES_SHARE,
     FIRST_SEEDS,
+    SCHEDULES_SHARE,
     SHORTLIST,
     Budget,
     Division,
@@ -47,6 +48,7 @@ from rlbatch.agents.own_tasks.keeping import POLICY_FILE, keep
 from rlbatch.agents.own_tasks.learning import ROUNDS, Learner, Segment, recipe_of
 from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.rule_networks import goodput_policy, size_policy
+from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
 from rlbatch.agents.own_tasks.workers import Workers
 from rlbatch.envs.threads import one_thread
@@ -54,6 +56,7 @@ from rlbatch.files import lock_folder, unlock
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 from rlbatch.policy.registry import DEFAULT
+from rlbatch.signals.cadence import NOISE_RATE
 
 SHIPPED = Candidate("shipped policy", DEFAULT, "shipped")
 STAYING = Candidate("staying", "fixed", "rule", file=False)
@@ -125,6 +128,15 @@ class _Training:
         self._workers, self._display = workers, display
         self._curves = out / "curves"
         self._candidates: list[Candidate] = [SHIPPED]
+        recipe = recipe_of(plan)
+        self._actions = recipe.actions
+        self._card = PolicyCard(
+            objectives=("target",),
+            couplings=(plan.coupling,),
+            noise_rate=0.0,
+            recipe=recipe.name,
+            recipe_hash=recipe.digest(),
+        )
         self._stage, self._stage_begun = "", time.monotonic()
         if not (out / POLICY_FILE).exists():
             keep(plan, SHIPPED, out, validation={}, validation_seeds=0)
@@ -140,6 +152,7 @@ class _Training:
         run_seconds = self._validate(self._candidates, FIRST_SEEDS)
         self._keep_best(FIRST_SEEDS)
         division = load_division(self._out) or self._division(run_seconds)
+        self._search(costs, SCHEDULES_SHARE * (self._budget.left - division.reserved))
         self._learn(costs, self._budget.left - division.reserved)
         kept, rule = self._choose(division.validation_seeds)
         return self._test(kept, rule, division)
@@ -179,17 +192,32 @@ class _Training:
             for name in plan.tasks
         ]
 
+    def _search(self, costs: Sequence[TaskCosts], seconds: float) -> None:
+        """Search for a schedule; in a training that goes on, what was found is there at once."""
+        tested = (self._out / "evaluation").exists()  # what it compares is settled
+        search = ScheduleSearch(
+            self._plan, costs, self._actions, self._card, self._out / "learning" / "schedules"
+        )
+        found = search.run(
+            best_shifts(costs)[0],
+            self._workers,
+            lambda done, total: self._show("schedules", done, max(total, 1), sure=False),
+            time.monotonic() + (0.0 if tested else seconds),
+        )
+        self._candidates += found
+        self._validate(found, FIRST_SEEDS)
+        self._keep_best(FIRST_SEEDS)
+
     def _rules(self, costs: Sequence[TaskCosts]) -> list[Candidate]:
         """Return the candidates that nothing was learned for."""
-        actions = recipe_of(self._plan).actions
-        card = PolicyCard(objectives=("target",), couplings=(self._plan.coupling,), recipe="own-tasks")
+        actions, card = self._actions, self._card
         found: list[Candidate] = []
         for shift in best_shifts(costs)[:2]:
             path = self._file(f"size x{2.0**shift:g}")
             save_policy(path, size_policy(shift, actions, card))
             found.append(Candidate(f"size x{2.0**shift:g}", str(path), "size"))
         path = self._file("goodput network")
-        save_policy(path, goodput_policy(actions, card))
+        save_policy(path, goodput_policy(actions, replace(card, noise_rate=NOISE_RATE)))
         found.append(Candidate("goodput network", str(path), "rule"))
         return [*found, *(Candidate(name, name, "rule", file=False) for name in RULES)]
 

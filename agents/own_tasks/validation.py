@@ -32,7 +32,7 @@ class Candidate:
     Attributes:
         name: How tables call it.
         policy: As `rlbatch.load_policy` takes it.
-        kind: `learned`, `shipped`, `size` or `rule`.
+        kind: `learned`, `schedule`, `shipped`, `size` or `rule`.
         file: It is a policy file, and can be kept.
     """
 
@@ -47,6 +47,7 @@ class _Work(NamedTuple):
     policy: str
     costs: TaskCosts
     key: Key
+    first_seed: int
 
 
 def _run(work: _Work) -> tuple[float, bool]:
@@ -56,7 +57,7 @@ def _run(work: _Work) -> tuple[float, bool]:
     result = controlled_run(
         cached_task(costs.name),
         cached_policy(work.policy),
-        seed=VALIDATION_SEED + number,
+        seed=work.first_seed + number,
         coupling=Coupling(plan.coupling),
         profile=clock.profile,
         objective=Objective(costs.task.target, None, clock.weights),
@@ -72,9 +73,22 @@ def _run(work: _Work) -> tuple[float, bool]:
 class Validation:
     """The results so far, in memory and in a file."""
 
-    def __init__(self, plan: Plan, tasks: Sequence[TaskCosts], path: Path) -> None:
-        """Read what is there."""
-        self._plan, self._tasks, self._path = plan, tasks, path
+    def __init__(
+        self,
+        plan: Plan,
+        tasks: Sequence[TaskCosts],
+        path: Path,
+        first_seed: int = VALIDATION_SEED,
+    ) -> None:
+        """Read what is there.
+
+        Args:
+            plan: Of the training.
+            tasks: With the costs of their fixed sizes.
+            path: The file.
+            first_seed: Of the runs.
+        """
+        self._plan, self._tasks, self._path, self._first = plan, tasks, path, first_seed
         cut_torn_line(path)
         lines: list[Any] = read_lines(path) if path.exists() else []
         self._ratios: dict[Key, float] = {
@@ -102,19 +116,31 @@ class Validation:
         seeds: int,
         workers: Workers,
         on_progress: Callable[[int, int], None],
+        *,
+        until: float | None = None,
     ) -> None:
-        """Run what is missing of candidates on the first seeds."""
+        """Run what is missing of candidates on the first seeds.
+
+        Args:
+            candidates: To be compared.
+            seeds: Their number.
+            workers: Processes.
+            on_progress: Called with the runs that are done and all of them.
+            until: When, by `time.monotonic`, no more are begun; None makes all.
+        """
         by_name = {costs.name: costs for costs in self._tasks}
         policies = {candidate.name: candidate.policy for candidate in candidates}
         items = [
-            _Work(self._plan, policies[key[0]], by_name[key[1]], key)
+            _Work(self._plan, policies[key[0]], by_name[key[1]], key, self._first)
             for seed in range(seeds)
             for candidate in candidates
             for key in self.keys(candidate.name, [seed])
             if key not in self._ratios
         ]
         on_progress(0, len(items))
-        for done, (item, (ratio, reached)) in enumerate(workers.run(_run, items), start=1):
+        limits = {} if until is None else {"needed": 0, "until": until}
+        found = workers.run(_run, items, **limits)
+        for done, (item, (ratio, reached)) in enumerate(found, start=1):
             self._ratios[item.key] = ratio
             names = ("candidate", "task", "start", "seed")
             row = dict(zip(names, item.key, strict=True))
