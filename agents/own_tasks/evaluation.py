@@ -74,9 +74,7 @@ def scores(
         kept: The policy that was kept.
     """
     parts: list[str | None] = [None] if len(plan.tasks) == 1 else [*plan.tasks, None]
-    return [
-        _score(plan, rows, candidate, task, kept) for task in parts for candidate in candidates
-    ]
+    return [_score(plan, rows, candidate, task, kept) for task in parts for candidate in candidates]
 
 
 def _score(

@@ -136,7 +136,4 @@ def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCos
         )
     logs = np.log(np.minimum(each, UNREACHED_RATIO * least)).mean(axis=1)
     means = np.where(np.isfinite(each).any(axis=1), np.exp(logs), math.inf)
-    return TaskCosts(
-        name, dict(zip(grid, map(float, means), strict=True)), results[0].planned
-    )
-
+    return TaskCosts(name, dict(zip(grid, map(float, means), strict=True)), results[0].planned)

@@ -172,7 +172,7 @@ class Learner:
             time.monotonic() < until or len(rows) * count < _FEWEST_ROWS
         ):
             rows.append(np.array(told, dtype=np.float32))
-            told, rewards, _, infos = self._env.step(model.predict(told)[0])
+            told, _, _, infos = self._env.step(model.predict(told)[0])
             figures.note(infos)
             model.num_timesteps += count
             if len(rows) % 10 == 0:
@@ -192,9 +192,7 @@ class Learner:
         for name, value in figures.values().items():
             model.logger.record(name, value)
 
-    def _reinforce(
-        self, end: float, seconds: float, figures: _Figures, report: Report
-    ) -> None:
+    def _reinforce(self, end: float, seconds: float, figures: _Figures, report: Report) -> None:
         """Go on with PPO, rollout by rollout, until the time is over."""
         model, stage = self._model, self.recipe.stages[0]
         rollout = stage.rollout_steps * self._env.num_envs

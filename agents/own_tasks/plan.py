@@ -124,7 +124,9 @@ def load_plan(out: Path, tasks: Sequence[str] = ()) -> Plan:
             f"{out} holds a training on {', '.join(plan.tasks)}. Resume it without --task, or train"
             " in another folder."
         )
-    changed = [name for name, now in plan.identity()["identities"].items() if now != identities[name]]
+    changed = [
+        name for name, now in plan.identity()["identities"].items() if now != identities[name]
+    ]
     if changed:
         raise ConfigurationError(
             f"{', '.join(changed)} changed since the training in {out} began. Train in another "

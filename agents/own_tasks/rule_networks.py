@@ -89,8 +89,6 @@ def _linear(
     for name, factor in goal.items():
         weight[:, OBSERVATION_NAMES.index(name)] = 2.0 * changes * factor
     bias = 2.0 * changes * constant - changes**2
-    policy = Layer(
-        (_SHARPNESS * weight).astype(np.float32), (_SHARPNESS * bias).astype(np.float32)
-    )
+    policy = Layer((_SHARPNESS * weight).astype(np.float32), (_SHARPNESS * bias).astype(np.float32))
     value = Layer(np.zeros((1, OBSERVATION_SIZE), np.float32), np.zeros(1, np.float32))
     return LearnedPolicy((Network((policy,), (value,)),), action_grid=tuple(actions), card=card)

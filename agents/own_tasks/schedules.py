@@ -15,7 +15,7 @@ from rlbatch.agents.own_tasks.fixed_costs import TaskCosts
 from rlbatch.agents.own_tasks.plan import TRAINING_SEED, Plan
 from rlbatch.agents.own_tasks.rule_networks import Schedule, schedule_policy
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.agents.own_tasks.workers import Workers
+from rlbatch.agents.workers import Workers
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 
@@ -72,7 +72,7 @@ class ScheduleSearch:
             made = [one for one in candidates if found.seeds_of(one.name) >= seeds]
             if not made:
                 break
-            made.sort(key=lambda one: found.score(one.name, seeds))  # noqa: B023 - used at once
+            made.sort(key=lambda one: found.score(one.name, seeds))
             pool = [schedules[one.name] for one in made[:left]]
             if seeds < _HALVINGS[-1][0]:
                 near = [one for one in _neighbours(pool[0]) if one not in pool]

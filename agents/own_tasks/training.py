@@ -50,7 +50,7 @@ from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.rule_networks import goodput_policy, size_policy
 from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.agents.own_tasks.workers import Workers
+from rlbatch.agents.workers import Workers
 from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
 from rlbatch.policy.card import PolicyCard
@@ -178,7 +178,9 @@ class _Training:
         found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
 
         def tick() -> None:
-            self._show("fixed sizes", min(_lines(self._curves), sizes * plan.seeds), sizes * plan.seeds)
+            self._show(
+                "fixed sizes", min(_lines(self._curves), sizes * plan.seeds), sizes * plan.seeds
+            )
 
         tick()
         until = begun + CURVES_SHARE * self._budget.total
@@ -303,7 +305,7 @@ class _Training:
         chosen = learned[-1] if number <= ROUNDS else self._validation.best(learned, FIRST_SEEDS)
         return Path(chosen.policy).with_suffix(".zip")
 
-    def _report(self, number: int):  # noqa: ANN202
+    def _report(self, number: int):
         def report(what: str, share: float) -> None:
             self._show(f"{what} ({number} of {_SEGMENTS})", share, 1.0, sure=False)
 

@@ -15,7 +15,7 @@ from rlbatch.agents.evaluate.rows import run_ratio
 from rlbatch.agents.evaluate.run import controlled_run
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, cached_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
-from rlbatch.agents.own_tasks.workers import Workers
+from rlbatch.agents.workers import Workers
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.policy.registry import resolve_policy

@@ -93,7 +93,11 @@ def _display() -> Generator[Display]:
     if not console.is_terminal:
         yield _Lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]} left"),
+    )
     with Progress(*columns, console=console) as bar:
         shown = bar.add_task("starting", total=1.0, left="")
 

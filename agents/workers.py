@@ -1,4 +1,4 @@
-"""Processes that share the runs of a training, and stop with it."""
+"""Processes that share the runs of a command, and stop with it."""
 
 from __future__ import annotations
 
