@@ -68,11 +68,13 @@ class Division:
         validation_seeds: Of the few best candidates.
         test_seeds: Of the evaluation.
         reserved: Seconds that both take.
+        test_seconds: Those of the evaluation.
     """
 
     validation_seeds: int
     test_seeds: int
     reserved: float
+    test_seconds: float
 
     def save(self, out: Path) -> None:
         """Note it, so that a training that goes on has the same test."""
@@ -113,4 +115,5 @@ def divide(
     choices.sort(key=lambda choice: -(choice[0] / MOST_SEEDS + choice[1] / seeds))
     fitting = [choice for choice in choices if seconds(*choice) <= _RESERVED_SHARE * left]
     validated, tested = (fitting or choices[-1:])[0]
-    return Division(validated, tested, seconds(validated, tested))
+    test_seconds = seconds(FIRST_SEEDS, tested)
+    return Division(validated, tested, seconds(validated, tested), test_seconds)

@@ -49,7 +49,7 @@ class ScheduleSearch:
         on_progress: Callable[[int, int], None],
         until: float,
     ) -> list[Candidate]:
-        """Return the best schedules that were found in the time, the best first.
+        """Return the best schedules that were found in the time, two at most, the best first.
 
         Args:
             best_shift: log2 of the best fixed size over the task's.
@@ -66,6 +66,7 @@ class ScheduleSearch:
             for more in (0, 1, -1, 2)
         ]
         schedules = {self._candidate(one).name: one for one in pool}
+        best: list[Schedule] = []
         for seeds, left in (*_HALVINGS, (_LAST_SEEDS, 2)):
             candidates = [self._candidate(one) for one in pool]
             found.run(candidates, seeds, workers, on_progress, until=until)
@@ -74,11 +75,12 @@ class ScheduleSearch:
                 break
             made.sort(key=lambda one: found.score(one.name, seeds))
             pool = [schedules[one.name] for one in made[:left]]
+            best = pool[:2]
             if seeds < _HALVINGS[-1][0]:
                 near = [one for one in _neighbours(pool[0]) if one not in pool]
                 schedules |= {self._candidate(one).name: one for one in near}
                 pool += near
-        return [self._candidate(one) for one in pool[:2]]
+        return [self._candidate(one) for one in best]
 
     def _candidate(self, schedule: Schedule) -> Candidate:
         """Return a schedule as a policy file."""

@@ -64,6 +64,7 @@ RULES = ("goodput", "noise-scale", "norm-test", "cabs")
 
 _SEGMENTS = 8  # at most, of learning
 _SHORTEST_SEGMENT = 20.0  # seconds
+_LEARNING_SHARE = 0.85  # of a segment's time; the rest is for the comparison after it
 
 
 class Display(Protocol):
@@ -149,7 +150,11 @@ class _Training:
         costs = self._fixed_costs()
         self._validation = Validation(self._plan, costs, self._out / "validation.jsonl")
         self._candidates += self._rules(costs)
-        run_seconds = self._validate(self._candidates, FIRST_SEEDS)
+        run_seconds = self._validate(self._candidates, 1)
+        rules = [one for one in self._candidates if not one.file]
+        best = self._validation.best(rules, 1)  # the others are not worth more runs
+        self._candidates = [one for one in self._candidates if one.file or one is best]
+        self._validate(self._candidates, FIRST_SEEDS)
         self._keep_best(FIRST_SEEDS)
         division = load_division(self._out) or self._division(run_seconds)
         self._search(costs, SCHEDULES_SHARE * (self._budget.left - division.reserved))
@@ -157,13 +162,17 @@ class _Training:
         kept, rule = self._choose(division.validation_seeds)
         return self._test(kept, rule, division)
 
-    def _show(self, what: str, done: float, total: float, *, sure: bool = True) -> None:
-        """Show the progress; what must be done may take longer than the time that was given."""
+    def _show(
+        self, what: str, done: float, total: float, *, sure: bool = True, expected: float = 0.0
+    ) -> None:
+        """Show the progress; a stage that is `sure` is done to its end, over time if need be."""
         now = time.monotonic()
         if what != self._stage:
             self._stage, self._stage_begun = what, now
         spent = now - self._stage_begun
-        need = spent / done * (total - done) if sure and done > 0 else 0.0
+        need = max(expected - spent, 0.0)
+        if sure and done > 0:
+            need = spent / done * (total - done)
         self._display(what, done, total, max(self._budget.left, need))
 
     def _fixed_costs(self) -> list[TaskCosts]:
@@ -281,12 +290,13 @@ class _Training:
                 candidate = Candidate(name, str(self._file(name)), "learned")
                 if not self._file(name).exists():
                     left = end - time.monotonic()
-                    if tested or (number > 1 and left < _SHORTEST_SEGMENT):
+                    if tested or left < _SHORTEST_SEGMENT:
                         break
                     if learner is None:
                         folder = self._out / "learning"
                         learner = Learner(self._plan, costs, folder, self._workers.count)
-                    length = max(left / (_SEGMENTS + 1 - number) * 0.85, _SHORTEST_SEGMENT)
+                    share = _LEARNING_SHARE * left / (_SEGMENTS + 1 - number)
+                    length = max(share, _SHORTEST_SEGMENT)
                     segment = Segment(number, self._source(number), self._file(name), length)
                     learner.learn(segment, self._report(number))
                 self._candidates.append(candidate)
@@ -331,6 +341,11 @@ class _Training:
         sizes = [one for one in self._candidates if one.kind == "size"]
         size = self._validation.best(sizes, FIRST_SEEDS)
         compared = list(dict.fromkeys([kept, SHIPPED, STAYING, size, rule]))
+        expected = division.test_seconds
+
+        def progress(done: int, total: int) -> None:
+            self._show("testing", done, total, expected=expected)
+
         rows = evaluate(
             plan,
             compared,
@@ -338,7 +353,7 @@ class _Training:
             self._out / "evaluation",
             jobs=self._workers.count,
             references=self._curves,
-            on_progress=lambda done, total: self._show("testing", done, total),
+            on_progress=progress,
         )
         found = scores(plan, rows, compared, kept.policy)
         path = keep(
