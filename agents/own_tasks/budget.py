@@ -21,9 +21,7 @@ FIRST_SEEDS, MOST_SEEDS = 2, 6
 """Validation seeds of every candidate, and of the few best ones in the end."""
 
 SHORTLIST = 5
-_RESERVED_SHARE = (
-    0.6  # of what is left after the first validation, at most, for choosing and testing
-)
+_RESERVED_SHARE = 0.6  # for choosing and testing, at most, of what the first comparison leaves
 _FEWEST_TESTS = 2  # seeds: with one there is no interval
 
 

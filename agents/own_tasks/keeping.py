@@ -22,7 +22,8 @@ _KINDS = {
     "that was learned here was better.",
     "schedule": "A batch size that follows the loss and the steps, found by a search on these "
     "tasks and written as a policy; its name has log2 of the size over the task's at the end, "
-    "and its change for each e-fold of the loss above the target and for each doubling of the steps.",
+    "and its change for each e-fold of the loss above the target and for each doubling of the "
+    "steps.",
     "size": "One batch size for the whole run, written as a policy: on the validation seeds no "
     "network was better.",
     "rule": "A simple rule, written as a policy: on the validation seeds no network was better.",
