@@ -37,7 +37,7 @@ def test_a_stopped_training_leaves_a_policy_and_goes_on(tmp_path: Path) -> None:
     shutil.copy(CHEAP_FILE, folder / "a task.py")
     out = folder / "out of it"
     begin = ["--task", "~/a task.py:make", "--out", "out of it", "--jobs", "2"]
-    short = ["--minutes", "1", "--seeds", "2", "--start", "0.5", "1"]
+    short = ["--minutes", "5", "--seeds", "2", "--start", "0.5", "1"]
 
     process = started([*begin, *short], folder)
     while not list(out.glob("candidates/learned_1.safetensors")):
@@ -52,7 +52,7 @@ def test_a_stopped_training_leaves_a_policy_and_goes_on(tmp_path: Path) -> None:
     load_policy(out / "policy.safetensors")
 
     # From another folder, without naming the task again.
-    process = started(["--out", str(out), "--resume", "--minutes", "1", "--jobs", "2"], tmp_path)
+    process = started(["--out", str(out), "--resume", "--minutes", "0.1", "--jobs", "2"], tmp_path)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert "(kept)" in stdout
