@@ -4,6 +4,7 @@
 #   make test         every test, slow ones too
 #   make test-quick   without the slow tests
 #   make check        format, lint and types
+#   make gpu          check and measure one CUDA GPU in nine minutes (docs/gpu.md)
 #   make clean        remove .venv and caches
 
 SHELL := /bin/bash
@@ -16,6 +17,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 /usr/bin/pyt
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done)
 # Arguments of the demonstration, for example: make demo ARGS="--seeds 3"
 ARGS ?=
+# Where the check of a GPU puts its results.
+GPU_OUT ?= out/gpu
 # Tests side by side; each has one thread.
 WORKERS ?= 2
 # Where torch comes from if not from pip's own settings, for example: https://download.pytorch.org/whl/cpu
@@ -35,7 +38,7 @@ ifneq ($(HEALTHY),yes)
 $(shell rm -f $(VENV)/.installed-demo $(VENV)/.installed-dev)
 endif
 
-.PHONY: demo test test-quick check format venv clean
+.PHONY: demo test test-quick check gpu format venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -51,6 +54,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pyright
+
+# A rehearsal without a GPU: make gpu ARGS="--device cpu --tiny"
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python scripts/check_gpu.py --out $(GPU_OUT) $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

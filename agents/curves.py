@@ -15,7 +15,7 @@ from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.files import replacing
 
-RANDOM_TASKS: Mapping[str, int] = {"random": 2000, "random-transformer": 40}
+RANDOM_TASKS: Mapping[str, int] = {"random": 2000, "random-long": 600, "random-transformer": 40}
 """How many of each kind a policy is trained on; those behind are for evaluation."""
 
 SEEDS = 8

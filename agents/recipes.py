@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
-from rlbatch.envs.settings import RANDOM
+from rlbatch.envs.settings import RANDOM, RANDOM_LONG
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.policy.network import ACTIVATIONS
 
@@ -202,10 +202,20 @@ _EPOCHS = replace(
     imitation=0,
 )
 
+# Goes on from a network of the default policy (`--start-from`) to runs of ordinary length.
+_ORDINARY = replace(_REAL, timesteps=400_000, simulated=128, imitation=800_000)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("default", (_SIMULATED, _REAL), members=3),
+        Recipe(
+            "ordinary",
+            (_ORDINARY,),
+            tasks=(*TRAINING_TASKS, RANDOM_LONG),
+            known_share=0.4,
+            plan_shares=(0.9, 0.5),
+        ),
         Recipe("simulated", (_SIMULATED,)),
         Recipe(
             "epochs",

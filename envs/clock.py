@@ -10,7 +10,8 @@ import numpy as np
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost, step_cost_curve
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import step_time
-from rlbatch.signals.record import COST_CURVE_SIZES, Array
+from rlbatch.signals.record import Array
+from rlbatch.signals.step_time import FLOOR_SECONDS
 
 MEASURED_SHARE = 0.25
 """What measuring the gradient noise costs, of the forward and backward pass that it goes with.
@@ -18,8 +19,6 @@ MEASURED_SHARE = 0.25
 As measured for a small CNN and a transformer on a CPU (`docs/overhead.md`). A perceptron of some
 thousand weights, whose steps are all launches, pays about two passes.
 """
-
-_FLOOR_SECONDS = 1e-9  # a timer's tick may be longer than a tiny step
 
 
 class Clock(Protocol):
@@ -94,7 +93,7 @@ class SampleClock:
 
     def curve(self) -> tuple[Array, float]:
         """Return the identity."""
-        return np.log2(COST_CURVE_SIZES), 1.0
+        return step_time.known_curve(step_time.samples_of)
 
 
 class ProfileClock:
@@ -217,7 +216,7 @@ class WallClock:
     def lap(self, batch_size: int, measured: bool) -> float:
         """Return the seconds since `start` or the last lap."""
         now = time.perf_counter()
-        seconds, self._since = max(now - self._since, _FLOOR_SECONDS), now
+        seconds, self._since = max(now - self._since, FLOOR_SECONDS), now
         self._watch.note(batch_size, measured, seconds)
         return seconds
 

@@ -15,11 +15,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.objectives import UNREACHED_RATIO, Cadence
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
-from rlbatch.envs.task import resolve_task
+from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
@@ -192,7 +192,7 @@ def compute_table(
     task = resolve_task(task_name)
     target = task.target * target_factor
 
-    def run(batch_size: int, rate_shift: int, seed: int, max_steps: int) -> FixedRunCurve:
+    def run(batch_size: int, rate_shift: int, seed: int, max_steps: int) -> Curve:
         return fixed_run_curve(
             task,
             batch_size,
@@ -208,22 +208,24 @@ def compute_table(
     defaults = [run(task.batch_size, 0, seed, longest) for seed in seeds]
     limit = int(step_factor * max(curve.steps[-1] for curve in defaults))
     grid = _validation_grid(Cadence(), limit)
-    largest = task.max_batch_size or len(task.train_set)  # type: ignore[arg-type]
-    sizes = {shift: task.batch_size * 2.0**shift for shift in SIZE_SHIFTS}
-    points = [
-        point
-        for point in grid_points(rates, couplings)
-        if sizes[point[0]].is_integer() and sizes[point[0]] <= largest
-    ]
+    sizes = _sizes(task)
+    points = [point for point in grid_points(rates, couplings) if point[0] in sizes]
     losses = np.full((len(points), len(seeds), len(grid)), np.nan, dtype=np.float32)
     for i, (shift, rate) in enumerate(points):
         for j, seed in enumerate(seeds):
-            curve = run(int(sizes[shift]), rate, seed, limit)
-            known = {
-                int(step): loss for step, loss in zip(curve.steps, curve.val_loss, strict=True)
-            }
-            losses[i, j] = [known.get(int(step), np.nan) for step in grid]
+            curve = run(sizes[shift], rate, seed, limit)
+            known = dict(zip(curve.steps, curve.val_loss, strict=True))
+            losses[i, j] = [known.get(step, np.nan) for step in grid]
     return CurveTable(task_name, np.asarray(points), np.asarray(grid), losses, planned_steps)
+
+
+def _sizes(task: Task) -> dict[int, int]:
+    """The task's batch size times each power of two, where that is a whole number it allows."""
+    largest = task.max_batch_size or len(task.train_set)  # type: ignore[arg-type]
+    sizes = {shift: task.batch_size * 2.0**shift for shift in SIZE_SHIFTS}
+    return {
+        shift: int(size) for shift, size in sizes.items() if size.is_integer() and size <= largest
+    }
 
 
 def _rate(rate_shift: int, coupling: Coupling, size_shift: int) -> int:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun
@@ -16,26 +13,29 @@ from rlbatch.envs.profiles import CostWeights
 from rlbatch.envs.task import Task
 from rlbatch.signals.record import Coupling
 
+_SAMPLES = CostWeights(seconds=0.0, samples=1.0)
+
 
 @dataclass(frozen=True)
-class FixedRunCurve:
-    """The validations of a run at a constant batch size. Costs follow from steps and samples.
+class Curve:
+    """The validations of a run at a constant batch size.
 
     Attributes:
-        batch_size: Samples per optimizer step.
-        steps: Optimizer steps at each validation, int64 of shape (validations,).
-        samples: Samples at each validation, int64.
-        val_loss: Validation losses, float64.
-        reached: The last one is at or below the target.
+        steps: Optimizer steps at each validation.
+        samples: Samples at each validation.
+        val_loss: Validation losses.
+        seconds: Cost of each on the wall clock; empty where that was not read: other costs follow
+            from steps and samples.
+        reached: The last one meets the target.
         diverged: The run ended in losses that are not finite.
     """
 
-    batch_size: int
-    steps: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    val_loss: NDArray[np.float64]
-    reached: bool
-    diverged: bool
+    steps: tuple[int, ...]
+    samples: tuple[int, ...]
+    val_loss: tuple[float, ...]
+    seconds: tuple[float, ...] = ()
+    reached: bool = False
+    diverged: bool = False
 
 
 def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
@@ -46,12 +46,13 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     coupling: Coupling,
     max_steps: int | None = None,
     max_samples: int | None = None,
+    max_seconds: float | None = None,
     target_loss: float | None = None,
     learning_rate_scale: float = 1.0,
     cadence: Cadence | None = None,
     planned_steps: int | None = None,
     backend: BackendMaker = TorchBackend,
-) -> FixedRunCurve:
+) -> Curve:
     """Return the learning curve of a constant batch size, by the code of every other run.
 
     Nothing is measured beside the losses (AdaScale's learning rate excepted, which needs it), and
@@ -64,6 +65,8 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         coupling: How the learning rate follows the batch size.
         max_steps: Steps after which to stop; None for no such limit.
         max_samples: Samples after which to stop; None for no such limit.
+        max_seconds: Seconds on the wall clock after which to stop, instead of samples; infinity for
+            no such limit; None: no clock is read.
         target_loss: Validation loss at which to stop; None goes on to the limit.
         learning_rate_scale: Multiplies the task's learning rate.
         cadence: Spacing of the validations.
@@ -73,14 +76,17 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     Raises:
         ConfigurationError: Nothing would ever end the run.
     """
-    budget = None if max_samples is None else float(max_samples)
+    timed = max_seconds is not None
+    budget = max_seconds if timed else max_samples
     if budget is None and target_loss is None and max_steps is not None:
-        budget = math.nextafter(math.inf, 0)  # the steps end it
+        budget = math.inf  # the steps end it
+    if budget is not None:
+        budget = min(float(budget), math.nextafter(math.inf, 0))
     conditions = RunConditions(
         seed=seed,
         coupling=coupling,
         profile=None,
-        objective=Objective(target_loss, budget, CostWeights(seconds=0.0, samples=1.0)),
+        objective=Objective(target_loss, budget, CostWeights() if timed else _SAMPLES),
         start_batch_size=batch_size,
         learning_rate_scale=learning_rate_scale,
         cadence=cadence or Cadence(),
@@ -93,11 +99,11 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     while not run.finished:
         run.advance(batch_size)
     rows = run.validations
-    return FixedRunCurve(
-        batch_size=batch_size,
-        steps=np.array([row.steps for row in rows], dtype=np.int64),
-        samples=np.array([row.samples for row in rows], dtype=np.int64),
-        val_loss=np.array([row.loss for row in rows]),
+    return Curve(
+        steps=tuple(row.steps for row in rows),
+        samples=tuple(row.samples for row in rows),
+        val_loss=tuple(row.loss for row in rows),
+        seconds=tuple(row.cost for row in rows) if timed else (),
         reached=run.reached,
         diverged=run.diverged,
     )

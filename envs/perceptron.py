@@ -13,26 +13,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, AdamW
 
 from rlbatch.envs.backend import AppliedRate, TorchBackend, TrainingBackend, build
+from rlbatch.envs.perceptron_tasks import is_perceptron, is_perceptron_task, is_plain
 from rlbatch.envs.task import Task
-from rlbatch.envs.tasks.table import (
-    TensorTable,
-    classification_loss,
-    collate_table,
-    regression_loss,
-)
+from rlbatch.envs.tasks.table import classification_loss
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.metric import MIN_STATE_STEPS
 from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.noise_scale import summarize
 
 Floats = NDArray[np.float32]
-_UNSUPPORTED = ("amsgrad", "maximize", "nesterov", "dampening")
 
 
 def fastest_backend(task: Task, seed: int, learning_rate_scale: float = 1.0) -> TrainingBackend:
@@ -40,39 +34,6 @@ def fastest_backend(task: Task, seed: int, learning_rate_scale: float = 1.0) -> 
     if is_perceptron_task(task):
         return PerceptronBackend(task, seed, learning_rate_scale)
     return TorchBackend(task, seed, learning_rate_scale)
-
-
-def is_perceptron_task(task: Task) -> bool:
-    """Return whether a task is of the kind that `PerceptronBackend` trains.
-
-    That is a `table.multilayer_perceptron` on `table.TensorTable`s, with the losses from there,
-    by plain SGD (with or without momentum), Adam or AdamW.
-    """
-    tables = isinstance(task.train_set, TensorTable) and isinstance(task.val_set, TensorTable)
-    losses = task.loss in (classification_loss, regression_loss)
-    if not (tables and losses and task.collate is collate_table):
-        return False
-    with torch.random.fork_rng(devices=[]):
-        model = task.model()
-    return _is_perceptron(model) and _is_plain(task.optimizer(model.parameters()))
-
-
-def _is_perceptron(model: nn.Module) -> bool:
-    if type(model) is not nn.Sequential or len(model) % 2 == 0:
-        return False
-    kinds = [nn.ReLU if index % 2 else nn.Linear for index in range(len(model))]
-    return all(type(layer) is kind for layer, kind in zip(model, kinds, strict=True)) and all(
-        p.requires_grad and p.dtype == torch.float32 for p in model.parameters()
-    )
-
-
-def _is_plain(optimizer: Optimizer) -> bool:
-    groups = optimizer.param_groups
-    return (
-        type(optimizer) in (SGD, Adam, AdamW)
-        and len(groups) == 1
-        and not any(groups[0].get(name) for name in _UNSUPPORTED)
-    )
 
 
 class PerceptronBackend:
@@ -92,7 +53,7 @@ class PerceptronBackend:
             learning_rate_scale: Multiplies the task's learning rate.
         """
         model, self.optimizer, _ = build(task, seed, learning_rate_scale)
-        if not (_is_perceptron(model) and _is_plain(self.optimizer)):
+        if not (is_perceptron(model) and is_plain(self.optimizer)):
             raise ConfigurationError(
                 f"Task {task.name!r} is no plain perceptron. Train it with a TorchBackend."
             )

@@ -111,9 +111,17 @@ _BUILT_IN = (
 )
 
 
+MEASURED = Path(__file__).with_name("device_profiles")
+"""Folder of profiles that were measured on real devices, one file each, named after the card."""
+
+
 def profile_names() -> list[str]:
-    """Names of the built-in profiles."""
-    return sorted(profile.name for profile in _BUILT_IN)
+    """Names of the built-in profiles, and of the measured ones."""
+    return sorted([profile.name for profile in _BUILT_IN] + list(_measured()))
+
+
+def _measured() -> dict[str, Path]:
+    return {path.stem: path for path in MEASURED.glob("*.json")}
 
 
 def resolve_profile(spec: str) -> DeviceProfile:
@@ -121,7 +129,7 @@ def resolve_profile(spec: str) -> DeviceProfile:
     for profile in _BUILT_IN:
         if profile.name == spec:
             return profile
-    path = Path(spec)
+    path = _measured().get(spec) or Path(spec)
     if path.suffix == ".json" and path.is_file():
         try:
             return DeviceProfile.from_json(path.read_text(encoding="utf-8"))

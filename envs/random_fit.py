@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, compute_table
-from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.tasks import random_transformer
-from rlbatch.envs.tasks.random_job import RandomJob
+from rlbatch.envs.tasks.random_job import LONG, RandomJob
 from rlbatch.signals.record import Coupling
 
 RATE_GRID = tuple(range(-4, 5))
@@ -39,7 +39,7 @@ def fit(job: RandomJob) -> RandomJob | None:
     scale = 2.0 ** (best + rng.uniform(-1.0, 0.5))
     curve = _curve(task, steps, scale)
     index = int(np.searchsorted(curve.steps, rng.uniform(0.4, 1.0) * steps, side="right")) - 1
-    target = _TIGHT * level(curve.val_loss[: index + 1])
+    target = _TIGHT * level(np.array(curve.val_loss[: index + 1]))
     if not _MOST_GAIN * curve.val_loss[0] < target < _LEAST_GAIN * curve.val_loss[0]:
         return None
     return job.fitted(_learning_rate(task) * scale, target)
@@ -84,10 +84,12 @@ def fitted_table(job: RandomJob, seeds: int = 1) -> CurveTable | None:
 def _couplings(job: RandomJob) -> tuple[Coupling, ...]:
     if job.prefix == random_transformer.PREFIX:
         return (COUPLINGS[job.number % len(COUPLINGS)],)
+    if job.prefix == LONG:  # half of them by the square root, the others by turns
+        return (Coupling.SQRT if job.number % 2 else COUPLINGS[job.number // 2 % 3],)
     return COUPLINGS
 
 
-def _curve(task: Task, steps: int, scale: float) -> FixedRunCurve:
+def _curve(task: Task, steps: int, scale: float) -> Curve:
     return fixed_run_curve(
         task,
         task.batch_size,
@@ -100,10 +102,10 @@ def _curve(task: Task, steps: int, scale: float) -> FixedRunCurve:
     )
 
 
-def _final(curve: FixedRunCurve) -> float:
+def _final(curve: Curve) -> float:
     """Mean of the last validations: a single one is noise."""
     tail = curve.val_loss[-max(3, len(curve.val_loss) // 8) :]
-    return float("inf") if curve.diverged or not np.isfinite(tail).all() else float(tail.mean())
+    return float("inf") if curve.diverged or not np.isfinite(tail).all() else float(np.mean(tail))
 
 
 def _learning_rate(task: Task) -> float:

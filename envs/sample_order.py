@@ -10,7 +10,8 @@ class SampleOrder:
 
     The sequence of samples does not depend on how it is divided, so two runs of one seed see the
     same data whatever their batch sizes. A batch ends with its epoch, as in a DataLoader that keeps
-    the last batch: each epoch visits each sample once.
+    the last batch: each epoch visits each sample once. A single sample that would be left joins the
+    batch before it, since batch normalisation refuses one.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -32,4 +33,6 @@ class SampleOrder:
             self._position = 0
         start = self._position
         self._position = min(start + batch_size, self._size)
+        if batch_size > 1 and self._size - self._position == 1:
+            self._position = self._size
         return self._order[start : self._position]

@@ -17,6 +17,7 @@ from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
+_LOOSEST, _LOOSEST_LONG = 1.5, 1.15  # targets, over the task's own: of long runs, near their ends
 _MOST_DRAWS = 10_000  # a table in which one draw in a thousand is of use is still one
 
 
@@ -76,8 +77,12 @@ class BudgetSetting(EpisodeSetting):
 
 RANDOM = "random"
 RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03}
-"""Stand for all random tasks of a kind whose curves are there; how often they are drawn."""
+RANDOM_LONG = "random-long"
+RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03, RANDOM_LONG: 1.0}
+"""Stand for all random tasks of a kind whose curves are there; their weights among the draws."""
+
+NAMED_SHARE = 0.5
+"""Weight of all named tasks together."""
 
 
 class SettingSampler:
@@ -105,8 +110,8 @@ class SettingSampler:
         Args:
             folder: One `<task>.npz` a task.
             tasks: Names of built-in tasks; a kind in `RANDOM_SHARES` stands for all its tables, as
-                `random-0012.npz`. They have that share of the draws, and the rest is the named
-                tasks' alike; where none is named, the kinds share all draws in that proportion.
+                `random-0012.npz`. They have that weight among the draws, all named tasks together
+                `NAMED_SHARE`.
             log2_start: Range of log2(start batch size / the task's), both ends included.
             known_share: Share of the settings whose `curve_known` is True.
             budget_share: Share of the settings that are `BudgetSetting`s.
@@ -129,7 +134,7 @@ class SettingSampler:
             if kind in RANDOM_SHARES
         ]
         if named:
-            self._groups.append((1.0 - sum(share for share, _ in self._groups), named))
+            self._groups.append((NAMED_SHARE, named))
         self._names = tuple(tasks)
         self._log2_start, self._known_share = log2_start, known_share
         self._budget_share, self._mixed_share = budget_share, mixed_share
@@ -171,7 +176,8 @@ class SettingSampler:
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
         if self._mixed_share and rng.random() < self._mixed_share:
             profile, weights = _with_watts(profile, rng), _draw_mix(rng)
-        target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(1.5))))
+        loosest = _LOOSEST_LONG if table.task.startswith(RANDOM_LONG) else _LOOSEST
+        target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
         default = table.row(0, rate_shift)
         steps = np.inf if default is None else table.steps_to(default, target)
         if not np.isfinite(steps):

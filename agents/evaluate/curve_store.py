@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlbatch.envs.fixed_run import Curve
 from rlbatch.errors import ConfigurationError
 from rlbatch.files import write_all
 
@@ -37,32 +38,6 @@ class CurveKey:
     planned_steps: int | None
     target: float | None
     wall: bool = False
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The validations of a fixed run.
-
-    Attributes:
-        steps: Optimizer steps at each validation.
-        samples: Samples at each validation.
-        val_loss: Validation losses.
-        seconds: Cost of each on the wall clock; empty for computed clocks.
-        reached: The last one meets the target.
-        diverged: The run was lost.
-    """
-
-    steps: tuple[int, ...]
-    samples: tuple[int, ...]
-    val_loss: tuple[float, ...]
-    seconds: tuple[float, ...] = ()
-    reached: bool = False
-    diverged: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Going on would add nothing."""
-        return self.reached or self.diverged
 
 
 class CurveStore:

@@ -12,13 +12,14 @@ import numpy as np
 
 from rlbatch.agents.evaluate.bench import REFERENCES, run_bench
 from rlbatch.agents.evaluate.clocks import resolve_clock
-from rlbatch.agents.evaluate.curve_store import Curve, CurveStore, read_lines
+from rlbatch.agents.evaluate.curve_store import CurveStore, read_lines
 from rlbatch.agents.evaluate.figures import figure
 from rlbatch.agents.evaluate.fixed_curves import size_grid
 from rlbatch.agents.evaluate.group import TRAJECTORIES_FILE
 from rlbatch.agents.evaluate.rows import Row
 from rlbatch.agents.evaluate.settings import BenchSettings
 from rlbatch.agents.evaluate.summary import Summary, summarize
+from rlbatch.envs.fixed_run import Curve
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.task import resolve_task
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rlbatch.agents.evaluate.clocks import CostClock
-from rlbatch.agents.evaluate.curve_store import Curve, CurveKey, CurveStore
+from rlbatch.agents.evaluate.curve_store import CurveKey, CurveStore
 from rlbatch.agents.evaluate.run import largest_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
-from rlbatch.envs.fixed_run import fixed_run_curve
-from rlbatch.envs.live import LiveRun
-from rlbatch.envs.objectives import Cadence, Objective
-from rlbatch.envs.profiles import CostWeights
-from rlbatch.envs.task import Task
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
+from rlbatch.envs.objectives import Cadence
+from rlbatch.envs.task import Task, smallest_batch_size
 from rlbatch.signals.record import Array, Coupling
 
 MAX_STEPS = 20_000
@@ -63,11 +61,14 @@ class FixedSetting:
 
 
 def size_grid(task: Task) -> list[int]:
-    """Return the fixed sizes to try: the task's own times powers of two, from it outwards."""
-    largest = largest_batch_size(task)
+    """Return the fixed sizes to try: the task's own times powers of two, from it outwards.
+
+    A single sample is a size only where policies may use it, too: batch normalisation refuses it.
+    """
+    largest, smallest = largest_batch_size(task), min(2, smallest_batch_size(task))
     sizes = [task.batch_size * 2**k for k in range(32)]
     sizes += [task.batch_size // 2**k for k in range(1, 32) if task.batch_size % 2**k == 0]
-    grid = [size for size in sizes if 1 <= size <= largest]
+    grid = [size for size in sizes if smallest <= size <= largest]
     return sorted(grid, key=lambda size: (abs(math.log2(size / task.batch_size)), size))
 
 
@@ -135,10 +136,7 @@ class FixedCurves:
             return known
         if self.on_curve is not None:
             self.on_curve(size)
-        if max_seconds is None:
-            curve = self._computed(size, max_steps)
-        else:
-            curve = self._timed(size, max_steps, max_seconds)
+        curve = self._run(size, max_steps, max_seconds)
         self.store.put(key, curve)
         return curve
 
@@ -155,52 +153,19 @@ class FixedCurves:
             wall=wall,
         )
 
-    def _computed(self, size: int, max_steps: int) -> Curve:
-        rows = fixed_run_curve(
-            self.setting.task,
+    def _run(self, size: int, max_steps: int, max_seconds: float | None) -> Curve:
+        setting = self.setting
+        return fixed_run_curve(
+            setting.task,
             size,
-            seed=self.setting.seed,
-            coupling=self.setting.coupling,
+            seed=setting.seed,
+            coupling=setting.coupling,
             max_steps=max_steps,
+            max_seconds=max_seconds,
             target_loss=self._target,
-            cadence=self.setting.cadence,
+            cadence=setting.cadence,
             planned_steps=self._planned,
-            backend=self.setting.backend,
-        )
-        return Curve(
-            steps=tuple(rows.steps.tolist()),
-            samples=tuple(rows.samples.tolist()),
-            val_loss=tuple(rows.val_loss.tolist()),
-            reached=rows.reached,
-            diverged=rows.diverged,
-        )
-
-    def _timed(self, size: int, max_steps: int, max_seconds: float) -> Curve:
-        run = LiveRun(
-            self.setting.task,
-            seed=self.setting.seed,
-            coupling=self.setting.coupling,
-            profile=None,
-            # An objective needs an end; without a target and a limit the steps are it.
-            objective=Objective(
-                self._target, min(max_seconds, math.nextafter(math.inf, 0)), CostWeights()
-            ),
-            start_batch_size=size,
-            cadence=self.setting.cadence,
-            noise_rate=0.0,
-            planned_steps=self._planned,
-            max_steps=max_steps,
-            guard=False,
-        )
-        while not run.finished:
-            run.advance(size)
-        return Curve(
-            steps=tuple(row.steps for row in run.validations),
-            samples=tuple(row.samples for row in run.validations),
-            val_loss=tuple(row.loss for row in run.validations),
-            seconds=tuple(row.cost for row in run.validations),
-            reached=run.reached,
-            diverged=run.diverged,
+            backend=setting.backend if max_seconds is None else TorchBackend,
         )
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from rlbatch.agents.evaluate.clocks import CostClock
 from rlbatch.agents.evaluate.curve_files import open_curves
-from rlbatch.agents.evaluate.curve_store import Curve, CurveKey, CurveStore
+from rlbatch.agents.evaluate.curve_store import CurveKey, CurveStore
 from rlbatch.agents.evaluate.fixed_curves import FixedSetting, size_grid
 from rlbatch.agents.evaluate.frontier import FixedEnd, Frontier
-from rlbatch.envs.fixed_run import fixed_run_curve
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 
 FRONTIER_SEEDS = 4
 """Fewest seeds whose mean makes the frontier."""
@@ -124,8 +124,8 @@ class FrontierRuns:
             planned_steps=plan.planned_steps,
             backend=setting.backend,
         )
-        last = float(rows.val_loss[-1]) if len(rows.val_loss) and not rows.diverged else math.nan
-        steps, samples = (int(x[-1]) if len(x) else 0 for x in (rows.steps, rows.samples))
+        last = rows.val_loss[-1] if rows.val_loss and not rows.diverged else math.nan
+        steps, samples = (x[-1] if x else 0 for x in (rows.steps, rows.samples))
         return Curve((steps,), (samples,), (last,), diverged=rows.diverged)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
+from rlbatch.agents.evaluate.overhead_larger import LARGER, Parts
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.controller import BatchController
@@ -184,17 +186,38 @@ def host_reads(arm: Arm, device: torch.device, steps: int = 8) -> float:
     which is what would wait for a device: `.item()`, `.tolist()`, `bool()` of a tensor.
     """
     if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                advance(arm, steps)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(warning.message) for warning in caught) / steps
+        with counted_waits() as waits:
+            advance(arm, steps)
+        return waits.reads / steps
     with ReadCounter() as counter:
         advance(arm, steps)
     return counter.reads / steps
+
+
+@dataclass
+class Waits:
+    """How often the host has waited for a GPU.
+
+    Attributes:
+        reads: Waits so far; complete once the block is left.
+    """
+
+    reads: int = 0
+
+
+@contextmanager
+def counted_waits() -> Generator[Waits]:
+    """Count, within a block, the waits for a GPU that torch knows of."""
+    waits = Waits()
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # says that it is a prototype
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            waits.reads = sum("called a synchronizing" in str(w.message) for w in caught)
 
 
 class ReadCounter(TorchDispatchMode):
@@ -257,8 +280,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-_Parts = tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[nn.Module], Optimizer]]
-_MODELS: dict[str, _Parts] = {
+_SMALL: dict[str, Parts] = {
     "mlp": (_mlp, lambda samples: torch.randn(samples, 64), _adamw),
     "cnn": (_cnn, lambda samples: torch.randn(samples, 1, 28, 28), _sgd),
     "transformer": (
@@ -268,5 +290,7 @@ _MODELS: dict[str, _Parts] = {
     ),
 }
 
-MODELS = tuple(_MODELS)
-"""Names of the models."""
+MODELS = tuple(_SMALL)
+"""Names of the small models, whose steps are short: there the controller is felt most."""
+
+_MODELS = _SMALL | LARGER

@@ -1,4 +1,4 @@
-"""Ramp where it saves time: double at half of the run and at three quarters, if that pays."""
+"""Ramp where it saves time: double at a quarter or half of the run and at three quarters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rlbatch.signals.record import Array, Signals
 
 Flags = NDArray[np.bool_]
 
+_KEPT = 0.9  # weight of the past, each time that the noise was measured
 _TOLD = 0.99  # of `Signals.step_cost_known`, from which on the cost curve is not a guess
 
 
@@ -25,42 +26,56 @@ class SavingRamp:
 
         B <- B0, 2 B0 from half of the planned samples on, 4 B0 from three quarters on
 
-    as `rlbatch.agents.rules.ramp.Ramp`. A doubling is made, and kept, only if it lowers what a
-    sample costs by the share `saving`: by the told costs of a step, or else by the measured ones.
+    as `rlbatch.agents.rules.ramp.Ramp`. The first doubling is made at a quarter already where the
+    gradient noise scale tr(Sigma) / |G|^2 (McCandlish et al. 2018, "An empirical model of
+    large-batch training") is at least `noise` B0: then a step of 2 B0 is worth nearly two of B0.
+    Where it is smaller, or was not measured, the run waits for its second half.
+
+    A doubling is made, and kept, only if it lowers what a sample costs by the share `saving`: by
+    the told costs of a step, or else by the measured ones.
     Whoever is not told tries the first doubling and goes back if it did not pay; whether the second
     will is read from a straight line through the two, cost(B) = a + b B. On a device that a batch
     of the user's size saturates, the run stays what it was.
 
     Attributes:
-        first: Share of the planned samples at which the size is doubled.
+        early: Share of the planned samples at which the size is doubled where the noise allows it.
+        first: Share at which it is doubled anyway.
         second: Share at which it is doubled again.
         saving: Least share of a sample's cost that a doubling has to save.
+        noise: Least noise scale, in multiples of the user's size, for the early doubling.
     """
 
+    early: float = 0.25
     first: float = 0.5
     second: float = 0.75
     saving: float = 0.1
+    noise: float = 3.0
 
-    needs_gradient_noise = False
+    needs_gradient_noise = True
+    noise_rate = 0.3  # the quarter of a run holds enough measurements
 
     def __post_init__(self) -> None:
-        check_shares("SavingRamp", first=self.first, second=self.second)
+        check_shares("SavingRamp", early=self.early, first=self.first, second=self.second)
         tools.check(0 <= self.saving < 1, "SavingRamp.saving must be in [0, 1)", self.saving)
+        tools.check(self.noise >= 0, "SavingRamp.noise must not be negative", self.noise)
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
-        """Return cost and samples seen at the user's size, and at twice that."""
-        return tuple(np.zeros(shape) for _ in range(4))
+        """Return cost and samples at the user's size and at twice that, and the noise's means."""
+        costs = tuple(np.zeros(shape) for _ in range(4))
+        return costs, (tools.mean_start(shape), tools.mean_start(shape))
 
     @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def decide(
         self, observation: Observation, signals: Signals, state: Any
     ) -> tuple[Decision, Any]:
         """Return the change to the multiple in force; "stay" where the length is unknown."""
-        state = _noted(signals, state)
+        costs, means = state
+        costs, means = _noted(signals, costs), _averaged(signals, means)
         context = signals.context
         done = np.asarray(signals.total_samples, dtype=np.float64) / context.planned_samples
-        double, quadruple = self._pays(signals, state)
-        multiple = np.where((done >= self.first) & double, 2.0, 1.0)
+        double, quadruple = self._pays(signals, costs)
+        begun = (done >= self.first) | ((done >= self.early) & self._noisy(signals, means))
+        multiple = np.where(begun & double, 2.0, 1.0)
         multiple = np.where((done >= self.second) & double & quadruple, 4.0, multiple)
         wanted = np.asarray(context.base_batch_size) * multiple
         known = np.isfinite(done)
@@ -68,15 +83,23 @@ class SavingRamp:
         why = "length of the run not known"
         if np.all(known):
             pays = "a larger size saves time" if np.all(double) else "a larger size saves no time"
-            why = f"{{:.0%}} of the planned samples, {pays}"
-        return tools.decision(change, "saving-ramp", why, done), state
+            why = f"{{:.0%}} of the planned samples, {pays}, noise scale {{:.3g}}"
+        scale = tools.mean_value(means[0]) / np.maximum(tools.mean_value(means[1]), 0.0)
+        return tools.decision(change, "saving-ramp", why, done, scale), (costs, means)
 
-    def _pays(self, signals: Signals, state: Any) -> tuple[Flags, Flags]:
+    def _noisy(self, signals: Signals, means: Any) -> Flags:
+        """Return whether the noise scale allows the early doubling, or has allowed it before."""
+        trace, grad_sqr = map(tools.mean_value, means)
+        base = np.asarray(signals.context.base_batch_size, dtype=np.float64)
+        # A mean |G|^2 of no sign is one that drowns in noise. NaN, nothing measured, is False.
+        return (trace >= self.noise * base * grad_sqr) | (signals.batch_size >= 1.5 * base)
+
+    def _pays(self, signals: Signals, costs: Any) -> tuple[Flags, Flags]:
         """Return whether the first doubling pays, and whether the second does."""
         least = 1.0 - self.saving
         one, two, four = _told(signals)
         told = np.asarray(signals.step_cost_known) >= _TOLD
-        cost_one, samples_one, cost_two, samples_two = state
+        cost_one, samples_one, cost_two, samples_two = costs
         seen_one, seen_two = cost_one / samples_one, cost_two / samples_two
         tried = (samples_one > 0) & (samples_two > 0)
         # With c(B) = a + b B a sample costs a/B + b: halving a/B from 2 B0 on saves half as much.
@@ -95,8 +118,15 @@ def _told(signals: Signals) -> tuple[Array, Array, Array]:
     return one, two, four
 
 
+def _averaged(signals: Signals, means: Any) -> Any:
+    """Return the means of tr(Sigma) and |G|^2 with the chunk's, the early ones forgotten."""
+    trace, grad_sqr = means
+    trace = tools.mean_add(trace, signals.noise_trace, _KEPT)
+    return trace, tools.mean_add(grad_sqr, signals.grad_sqr, _KEPT)
+
+
 def _noted(signals: Signals, state: Any) -> Any:
-    """Return the state with the chunk's cost and samples at its size."""
+    """Return the costs with the chunk's, and its samples, at its size."""
     shift = np.log2(np.asarray(signals.batch_size) / signals.context.base_batch_size)
     samples = np.asarray(signals.batch_size) * signals.steps
     kept = np.isfinite(np.asarray(signals.chunk_cost))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,6 +78,7 @@ class PassRunner:
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
+            traceback.clear_frames(error.__traceback__)  # they hold what the pass had allocated
             self.model.zero_grad(set_to_none=True)
             gauge.release()
             return None

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.simulator.arrays import Array
+from rlbatch.envs.simulator.distribution import Distribution
 from rlbatch.envs.simulator.runs import ChunkOutcome, QuadraticRuns
-from rlbatch.envs.simulator.tasks import Distribution, SimulatedTasks, draw_tasks
+from rlbatch.envs.simulator.tasks import SimulatedTasks, draw_tasks
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import step_cost_at
 

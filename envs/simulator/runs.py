@@ -10,16 +10,16 @@ from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.clock import MEASURED_SHARE
 from rlbatch.envs.simulator import dynamics
 from rlbatch.envs.simulator.arrays import Array
+from rlbatch.envs.simulator.descent import descend, precondition_of
 from rlbatch.envs.simulator.guard import ChunkLosses, initial_states, judge_all
-from rlbatch.envs.simulator.tasks import ADAM_BETA2, BINS, SimulatedTasks
+from rlbatch.envs.simulator.signals import chunk_signals, measure, training_losses
+from rlbatch.envs.simulator.tasks import BINS, SimulatedTasks
 from rlbatch.observation import step_cost_at
 from rlbatch.signals import cadence
 from rlbatch.signals.record import RunContext, Signals
 
 _TINY = 1e-30
 _PASS_SHARE = 0.8  # of a step's cost; the rest is the update's
-_SAMPLE_SPREAD = 2.0  # variance of the samples' squared gradient norms, over their mean's square
-_EDGE = 0.75  # of the stability limit
 _GUARD = GuardConfig()
 
 
@@ -107,21 +107,22 @@ class QuadraticRuns:
         self.smallest_size[index] = np.inf
         self.largest_size[index] = 0.0
         # The step size is drawn for the network that has come to life, as users tune it.
-        squared = self._squared_gradient(t.base_batch_size, np.ones(len(t)))[index]
+        squared = self.squared_gradient(t.base_batch_size, np.ones(len(t)))[index]
         precondition = np.where(t.adaptive[index, None] > 0, 1.0 / np.sqrt(squared + _TINY), 1.0)
         sharpest = (precondition * t.curvature[index]).max(axis=1)
         limit = dynamics.stability_limit(t.momentum[index])
-        self.step_size[index] = t.step_size[index] * limit / (sharpest * self._inertia()[index])
+        self.step_size[index] = t.step_size[index] * limit / (sharpest * self.inertia()[index])
 
-    def _inertia(self) -> Array:
+    def inertia(self) -> Array:
         """1 - beta1 for Adam, whose first moment is an average; 1 for heavy-ball, a sum."""
         return np.where(self.tasks.adaptive > 0, 1.0 - self.tasks.momentum, 1.0)
 
-    def _noise_level(self) -> Array:
+    def noise_level(self) -> Array:
+        """Share of the first gradient noise that is left."""
         t = self.tasks
         return 1.0 - t.interpolation + t.interpolation * np.minimum(self.loss.sum(axis=1), 1.0)
 
-    def _liveliness(self) -> Array:
+    def liveliness(self) -> Array:
         """Factor of every curvature: a network that has learned nothing yet hardly responds.
 
         The strength of a mode of a deep linear network grows by its own strength, so that its loss
@@ -133,10 +134,10 @@ class QuadraticRuns:
         learned = np.clip((1.0 - self.loss.sum(axis=1)) / np.maximum(t.slow_until, _TINY), 0.0, 1.0)
         return t.slow_start + (1.0 - t.slow_start) * learned
 
-    def _squared_gradient(self, batch_size: Array, liveliness: Array) -> Array:
+    def squared_gradient(self, batch_size: Array, liveliness: Array) -> Array:
         """Mean squared gradient per coordinate and bin, up to a constant: signal plus noise."""
         t = self.tasks
-        noise = (self._noise_level() / batch_size)[:, None]
+        noise = (self.noise_level() / batch_size)[:, None]
         return liveliness[:, None] * t.curvature * (self.loss / t.noise + noise)
 
     def validation_loss(self) -> Array:
@@ -164,19 +165,21 @@ class QuadraticRuns:
         factor = ratio**t.coupling_exponent
         if not t.adascale.any():
             return factor
-        trace, squared = self._noise_trace(1.0), self._gradient_norm(1.0)
+        trace, squared = self.noise_trace(1.0), self.gradient_norm(1.0)
         noise = trace / t.base_batch_size
         gain = (noise + squared) / (noise / ratio + squared + _TINY)
         return np.where(t.adascale > 0, np.where(t.adaptive > 0, np.sqrt(gain), gain), factor)
 
-    def _noise_trace(self, precondition: Array | float) -> Array:
+    def noise_trace(self, precondition: Array | float) -> Array:
+        """Trace of one sample's gradient covariance, in the metric."""
         t = self.tasks
         total = (t.noise * t.curvature * precondition).sum(axis=1)
-        return 2.0 * self._noise_level() * self._liveliness() * total
+        return 2.0 * self.noise_level() * self.liveliness() * total
 
-    def _gradient_norm(self, precondition: Array | float) -> Array:
+    def gradient_norm(self, precondition: Array | float) -> Array:
+        """Squared norm of the mean gradient, in the metric."""
         total = (self.tasks.curvature * self.loss * precondition).sum(axis=1)
-        return 2.0 * self._liveliness() * total
+        return 2.0 * self.liveliness() * total
 
     def chunk_steps(self) -> Array:
         """Optimizer steps of the next chunk."""
@@ -202,12 +205,12 @@ class QuadraticRuns:
         steps = self.chunk_steps()
         factor, schedule = self.coupling_factor(batch_size), self.schedule_factor()
         old = self.loss, self.second_moment.copy(), self.second_moment_weight
-        precondition = self._precondition(batch_size, steps)
+        precondition = precondition_of(self, batch_size, steps)
         before = self.validation_loss()
         measured = self._measured(batch_size, steps)
-        statistics = None if self.exact else self._measure(batch_size, measured, precondition)
-        exploded, level = self._descend(batch_size, steps, factor * schedule, precondition)
-        losses = self._training_losses(batch_size, steps, exploded, level, old[0])
+        statistics = None if self.exact else measure(self, batch_size, measured, precondition)
+        exploded, level = descend(self, batch_size, steps, factor * schedule, precondition)
+        losses = training_losses(self, batch_size, steps, exploded, level, old[0])
         undone = self._judge(losses)
         lost = undone | self.diverged
         self.loss[lost] = old[0][lost]
@@ -222,41 +225,12 @@ class QuadraticRuns:
         np.fmin(self.smallest_size, batch_size, out=self.smallest_size)
         np.fmax(self.largest_size, batch_size, out=self.largest_size)
         after = self.validation_loss()
-        signals = self._signals(losses, cost, factor, schedule, undone, after, statistics)
+        signals = chunk_signals(self, losses, cost, factor, schedule, undone, after, statistics)
         return ChunkOutcome(signals, before, after, cost, undone)
 
     def _cost(self, batch_size: Array, steps: Array, measured: Array) -> Array:
         single = 2.0 ** step_cost_at(self.tasks.step_cost_curve, np.log2(batch_size))
         return (steps + measured * _PASS_SHARE * MEASURED_SHARE) * single
-
-    def _training_losses(
-        self, batch_size: Array, steps: Array, exploded: Array, level: Array, loss_before: Array
-    ) -> ChunkLosses:
-        """What a live run would have measured of the chunk's losses.
-
-        Args:
-            batch_size: Of the chunks.
-            steps: Of the chunks.
-            exploded: Where the step size was fatal. No closed form says how far such a chunk gets;
-                four times the loss before it stands for that.
-            level: Noise-free mean training loss.
-            loss_before: Of the chunks, per bin.
-        """
-        t, n = self.tasks, len(self.tasks)
-        before = t.irreducible + loss_before.sum(axis=1)
-        level = np.where(exploded, before, level)
-        draws = np.zeros((2, n)) if self.exact else self.rng.standard_normal((2, n))
-        noise = t.loss_noise * level / np.sqrt(batch_size)
-        mean = np.maximum(level + noise / np.sqrt(steps) * draws[0], 0.02 * level)
-        spread = noise * np.exp(draws[1] / np.sqrt(2.0 * np.maximum(steps, 2)))
-        return ChunkLosses(
-            batch_size=batch_size,
-            steps=steps,
-            mean=np.where(exploded, 4.0 * before, mean),
-            std=np.where(steps > 1, spread, 0.0),
-            exploded=exploded,
-            changed=batch_size != self.batch_size,
-        )
 
     def _judge(self, losses: ChunkLosses) -> Array:
         """Return where the guard undoes the chunk; note where nobody does and the run is lost."""
@@ -274,170 +248,6 @@ class QuadraticRuns:
         rate = self._noise_rate
         count = cadence.measured_among(self.steps + steps, rate)
         return np.where(batch_size > 1, count - cadence.measured_among(self.steps, rate), 0.0)
-
-    def _precondition(self, batch_size: Array, steps: Array) -> Array | float:
-        t = self.tasks
-        if not t.adaptive.any():
-            return 1.0
-        decay = ADAM_BETA2**steps
-        weight = decay * self.second_moment_weight + (1.0 - decay)
-        self.second_moment *= decay[:, None]
-        self.second_moment += (1.0 - decay)[:, None] * self._squared_gradient(
-            batch_size, self._liveliness()
-        )
-        self.second_moment_weight = weight
-        adam = 1.0 / np.sqrt(self.second_moment / weight[:, None] + _TINY)
-        return np.where(t.adaptive[:, None] > 0, adam, 1.0)
-
-    def _velocity(self, steps: Array) -> Array:
-        """Mean over the coming steps of what heavy-ball's velocity has gathered, 1 - m^t.
-
-        Without it the first steps of a run would move as far as those of a run under way. Adam's
-        first moment is corrected for its start.
-        """
-        t = self.tasks
-        momentum = np.where(t.adaptive > 0, 0.0, t.momentum)
-        missing = momentum ** (self.steps + 1.0) * (1.0 - momentum**steps) / (1.0 - momentum)
-        return 1.0 - missing / steps
-
-    def _descend(
-        self, batch_size: Array, steps: Array, rate: Array, precondition: Array | float
-    ) -> tuple[Array, Array]:
-        """Apply the steps; return where they are fatal, and the mean training loss."""
-        t = self.tasks
-        progress = np.minimum(self.samples / (t.base_batch_size * t.horizon), 2.0)
-        sharpening = 1.0 + (t.sharpening - 1.0) * (1.0 - np.exp(-3.0 * progress))
-        # Sharp directions sharpen most: h -> h s^h (h = 1 is the sharpest).
-        curvature = t.curvature * np.exp(np.log(sharpening)[:, None] * t.curvature)
-        momentum = t.momentum[:, None]
-        limit = dynamics.stability_limit(t.momentum)
-        scale = self.step_size * rate * self._inertia() * self._liveliness() * self._velocity(steps)
-        step = scale[:, None] * precondition
-        y = step * curvature
-        # Progressive sharpening stops by itself at the edge of stability; only a step size above
-        # what the *unsharpened* curvature bears by the factor `catapult` is fatal (Cohen et al.
-        # 2021; Lewkowycz et al. 2020).
-        ratio = y.max(axis=1) / limit
-        flat_ratio = (step * t.curvature).max(axis=1) / limit
-        fatal = flat_ratio > t.catapult
-        # A rise of the step size beyond the edge throws the run back; what it lost it has to learn
-        # again.
-        raised = rate > self.previous_rate * 1.0001
-        excess = np.clip(np.minimum(ratio, flat_ratio * 2.0) - 1.0, 0.0, 2.0) * np.where(
-            raised, 1.0, 0.1
-        )
-        damaged = self.loss * (1.0 + t.damage * excess)[:, None]
-        # At the edge the motion is bounded by the loss's higher-order terms, not by the quadratic
-        # one; a y close to the limit would instead amplify noise without bound. Sharpening is a
-        # property of the large directions of the noise-free motion, so that it does not raise the
-        # injected noise either.
-        y = np.minimum(y, _EDGE * limit[:, None])
-        flat = np.minimum(step * t.curvature, y)
-        noise = np.square(flat) * t.noise * (self._noise_level() / batch_size)[:, None]
-        moved = damaged, y, momentum, noise, steps[:, None]
-        if self.exact:
-            self.loss = dynamics.advance(*moved)
-        else:
-            self.loss = dynamics.advance_sampled(*moved, t.directions[:, None], self.rng)
-        level = t.irreducible + 0.5 * (damaged.sum(axis=1) + self.loss.sum(axis=1))
-        return fatal | ~np.isfinite(level), level
-
-    def _measure(
-        self, batch_size: Array, count: Array, precondition: Array | float
-    ) -> tuple[Array, ...]:
-        """Gradient statistics as the samples' gradients would show them.
-
-        Variances: Var(G2) = 4 G'SG / B + 2 tr(S^2) k / ((k - 1) B^2) with k = B samples, tr(S^2) =
-        tr(S)^2 / n_eff and G'SG = |G|^2 tr(S) / n_eff; the trace is a mean over B samples.
-        """
-        t, n = self.tasks, len(self.tasks)
-        squared, trace = self._gradient_norm(precondition), self._noise_trace(precondition)
-        measured = np.maximum(count, 1.0)
-        dimension = t.effective_dimension
-        grad_se = np.sqrt(
-            (
-                4 * squared * trace / batch_size
-                + 2 * np.square(trace) / (batch_size * np.maximum(batch_size - 1.0, 1.0))
-            )
-            / dimension
-            / measured
-        )
-        variance = 2.0 / dimension / np.maximum(batch_size - 1.0, 1.0) + _SAMPLE_SPREAD / batch_size
-        trace_se = trace * np.sqrt(variance / measured)
-        draws = self.rng.standard_normal((4, n))
-        spread = np.exp(0.3 * draws[3])  # the standard error is itself estimated from a few steps
-        cosine = 1.0 / (1.0 + 2.0 * trace / np.maximum(squared, _TINY) / batch_size)
-        cosine = np.clip(
-            cosine + draws[2] * (1.0 - cosine) / np.sqrt(dimension * measured), -1.0, 1.0
-        )
-        values = (
-            squared + grad_se * draws[0],
-            grad_se * spread,
-            np.maximum(trace + trace_se * draws[1], 0.01 * trace),
-            trace_se * spread,
-            cosine,
-        )
-        return tuple(np.where(count > 0, value, np.nan) for value in values)
-
-    def _signals(
-        self,
-        losses: ChunkLosses,
-        cost: Array,
-        factor: Array,
-        schedule: Array,
-        undone: Array,
-        validation: Array,
-        statistics: tuple[Array, ...] | None,
-    ) -> Signals:
-        t, n = self.tasks, len(self.tasks)
-        if statistics is None:
-            statistics = (np.full(n, np.nan),) * 5
-        noise = np.zeros(n) if self.exact else self.rng.standard_normal(n)
-        val_loss = np.where(
-            t.sees_validation > 0, validation * (1.0 + t.validation_noise * noise), np.nan
-        )
-        inertia = np.where(t.adaptive > 0, 1.0, 1.0 - t.momentum)
-        known = np.maximum(
-            t.cost_known, np.minimum(np.log2(self.largest_size / self.smallest_size) / 2.0, 1.0)
-        )
-        return Signals(
-            context=self.context(),
-            batch_size=losses.batch_size,
-            steps=losses.steps,
-            total_steps=self.steps.copy(),
-            total_samples=self.samples.copy(),
-            chunk_cost=cost,
-            total_cost=self.cost.copy(),
-            train_loss=losses.mean,
-            train_loss_std=losses.std,
-            val_loss=val_loss,
-            grad_sqr=statistics[0],
-            grad_sqr_se=statistics[1],
-            noise_trace=statistics[2],
-            noise_trace_se=statistics[3],
-            gradient_cosine=statistics[4],
-            predicted_decrease=losses.steps
-            * self.step_size
-            * factor
-            * schedule
-            / inertia
-            * statistics[0],
-            learning_rate_factor=factor,
-            schedule_factor=schedule,
-            step_cost_curve=self._believed_cost_curve(losses.batch_size, known),
-            step_cost_known=known,
-            nonfinite_steps=np.zeros(n),
-            rolled_back=undone.astype(np.float64),
-        )
-
-    def _believed_cost_curve(self, batch_size: Array, known: Array) -> Array:
-        """The true curve, blended with a prior (knee at the current size) while not known."""
-        t = self.tasks
-        sizes = np.log2(
-            1.0 + 2.0 ** (np.arange(t.step_cost_curve.shape[1]) - np.log2(batch_size)[:, None])
-        )
-        prior = sizes - 1.0 + step_cost_at(t.step_cost_curve, np.log2(batch_size))[:, None]
-        return known[:, None] * t.step_cost_curve + (1.0 - known)[:, None] * prior
 
     def context(self) -> RunContext:
         """The runs' constants. The target is filled in by the pool that drew it."""

@@ -27,6 +27,7 @@ TASK_FUNCTIONS: dict[str, str] = {
 
 RANDOM_KINDS: dict[str, str] = {
     "random": "random_perceptron",
+    "random-long": "random_perceptron",
     "random-transformer": "random_transformer",
     "field": "field",
 }

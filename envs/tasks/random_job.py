@@ -11,10 +11,15 @@ import numpy as np
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from rlbatch.envs.tasks.field import schedules
 from rlbatch.errors import ConfigurationError
 
 _SEED = 20_240
 _SCHEDULES = ("constant", "constant", "constant", "cosine", "linear", "warm-up")
+_LONG_SCHEDULES = ("constant", "cosine", "cosine", "linear", "stable-decay", "steps")
+
+LONG = "random-long"
+"""Prefix of jobs of ordinary length: 500 to 2,500 steps, nearly all with a schedule by the step."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,13 @@ class RandomJob:
 
     def drawn(self) -> np.random.Generator:
         """Return the generator that everything about it is drawn from."""
-        return np.random.default_rng([_SEED, self.number])
+        return np.random.default_rng([_SEED + (self.prefix == LONG), self.number])
 
     def planned_steps(self) -> int:
         """Return about how many steps at its batch size the job is meant to take."""
         rng = np.random.default_rng([_SEED, self.number, 1])
-        return int(2 ** rng.uniform(5.5, 9.2))
+        low, high = (9.0, 11.3) if self.prefix == LONG else (5.5, 9.2)
+        return int(2 ** rng.uniform(low, high))
 
     def fitted(self, learning_rate: float, target: float) -> RandomJob:
         """Return the job with the learning rate and target that were found for it."""
@@ -98,3 +104,23 @@ def _scheduler(kind: str, optimizer: Optimizer, steps: int) -> LRScheduler:
         return min(0.05 + progress / 0.1, 1.0)
 
     return LambdaLR(optimizer, factor)
+
+
+def draw_long_scheduler(
+    rng: np.random.Generator,
+) -> Callable[[Optimizer, int], LRScheduler] | None:
+    """Return what makes the schedule of a job of ordinary length; None for a constant rate."""
+    kind = str(rng.choice(_LONG_SCHEDULES))
+    warm_up = float(rng.choice([0.0, 0.02, 0.05, 0.1]))
+    floor = float(rng.choice([0.0, 0.0, 0.1]))
+    if kind == "constant":
+        return None
+    if kind == "cosine":
+        return schedules.cosine(warm_up, floor)
+    if kind == "linear":
+        return schedules.linear(warm_up, floor)
+    if kind == "stable-decay":
+        return schedules.warmup_stable_decay(warm_up, float(rng.uniform(0.1, 0.4)))
+    factor = float(rng.choice([0.1, 0.3]))
+    first = float(rng.uniform(0.4, 0.7))
+    return schedules.step(first, (1 + first) / 2, factor=factor)

@@ -16,7 +16,7 @@ class Command:
     Each table is kept when it is done, and a stopped command goes on when it is repeated. For tasks
     of your own `rlbatch train --task` makes what it needs itself.
 
-    For example: rlbatch curves --out curves --task digits-mlp --random 0 --random-transformer 0
+    For example: rlbatch curves --out curves --task digits-mlp
     """
 
     out: Path
@@ -25,6 +25,8 @@ class Command:
     """Built-in tasks; the small ones of the default recipe if unset."""
     random: int = 2000
     """Random perceptrons."""
+    random_long: int = 600
+    """Random perceptrons with longer runs."""
     random_transformer: int = 40
     """Random transformers."""
     seeds: int = 8
@@ -48,7 +50,11 @@ class Command:
             make_curves(
                 self.out,
                 SMALL_TASKS if self.task is None else self.task,
-                {"random": self.random, "random-transformer": self.random_transformer},
+                {
+                    "random": self.random,
+                    "random-long": self.random_long,
+                    "random-transformer": self.random_transformer,
+                },
                 self.seeds,
                 jobs=self.jobs or os.cpu_count() or 1,
                 on_table=on_table,

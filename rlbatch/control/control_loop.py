@@ -17,7 +17,7 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
 from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.control.training_parts import TrainingParts
-from rlbatch.data.step_plan import quantise_batch_size
+from rlbatch.data.step_plan import round_batch_size
 from rlbatch.errors import ConfigurationError, EpisodeLogError
 from rlbatch.log.decision_record import Event
 from rlbatch.log.episode_log import EpisodeLog
@@ -266,7 +266,7 @@ class ControlLoop:
         limits = int(context.min_batch_size), int(context.max_batch_size)
         if decision.batch_size % world_size == 0:
             return decision
-        size = quantise_batch_size(decision.batch_size, world_size, *limits)
+        size = int(round_batch_size(decision.batch_size, *limits, world_size))
         return replace(
             decision,
             batch_size=size,

@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from rlbatch.control.config import ControllerConfig
 from rlbatch.signals import step_time
-from rlbatch.signals.record import COST_CURVE_SIZES, Array
-
-_FLOOR_SECONDS = 1e-9  # a timer's tick may be longer than a tiny step
+from rlbatch.signals.record import Array
+from rlbatch.signals.step_time import FLOOR_SECONDS, samples_of
 
 
 class CostTracker:
@@ -34,8 +31,8 @@ class CostTracker:
             now: Clock in seconds; None takes the system's.
         """
         self._now = time.perf_counter if now is None else now
-        self._samples_count = config.cost == "samples"
-        self._step_seconds = config.step_seconds
+        # None: by the wall clock.
+        self._step_cost = samples_of if config.cost == "samples" else config.step_seconds
         self._known: step_time.StepTimeState = {}
         self._since: float | None = None
         self._seconds = 0.0  # on the wall, not yet in the total
@@ -54,10 +51,8 @@ class CostTracker:
 
     def step(self, samples: int) -> None:
         """Count one optimizer step."""
-        if self._samples_count:
-            self.total += samples
-        elif self._step_seconds is not None:
-            self.total += float(self._step_seconds(float(samples)))
+        if self._step_cost is not None:
+            self.total += float(self._step_cost(float(samples)))
 
     def begin_chunk(self) -> None:
         """Start the time of a chunk."""
@@ -73,10 +68,8 @@ class CostTracker:
 
     def curve(self) -> tuple[Array, float]:
         """Return `Signals.step_cost_curve` and `Signals.step_cost_known`."""
-        if self._samples_count:
-            return np.log2(COST_CURVE_SIZES), 1.0
-        if self._step_seconds is not None:
-            return np.log2(self._step_seconds(COST_CURVE_SIZES)), 1.0
+        if self._step_cost is not None:
+            return step_time.known_curve(self._step_cost)
         line = step_time.fit(self._known)
         return line.step_cost_curve(), line.known
 
@@ -101,6 +94,6 @@ class CostTracker:
 
     def _settle(self) -> None:
         seconds, self._seconds = self._seconds + self._lap(), 0.0
-        self._chunk_seconds += max(seconds, _FLOOR_SECONDS)
-        if not self._samples_count and self._step_seconds is None:
-            self.total += max(seconds, _FLOOR_SECONDS)
+        self._chunk_seconds += max(seconds, FLOOR_SECONDS)
+        if self._step_cost is None:
+            self.total += max(seconds, FLOOR_SECONDS)

@@ -223,11 +223,12 @@ class ControlledLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there with the next iteration, with the same random numbers."""
-        torch.Generator().set_state(state["rng"])  # it is put back later: fail now if it cannot be
+        rng = state["rng"].cpu()  # to where map_location may have moved it, no generator looks
+        torch.Generator().set_state(rng)  # it is put back later: fail now if it cannot be
         self.sampler.load_state_dict(state)
         self._left_out = state.get("left_out", 0)
         self._step_open = False
-        self._resume_at = RandomState(state["rng"], list(state["cuda_rng"]))
+        self._resume_at = RandomState(rng, [of_device.cpu() for of_device in state["cuda_rng"]])
 
     def restore_random_state(self) -> None:
         """Put back now what `load_state_dict` took: something draws before the next iteration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,9 +67,12 @@ class MemoryGuard:
                     f"micro_batch_size={samples // 2}."
                 ) from error
             self._failed = samples
+            # What the pass had allocated hangs on the locals of its functions, these on the error's
+            # traceback, and in Python 3.12 that on itself: nothing would be free before the
+            # garbage collector comes.
+            traceback.clear_frames(error.__traceback__)
         finally:
             self.active = False
-        # Behind the handler: the error's traceback has held what the pass had allocated.
         if self._failed:
             self._gauge.release()
         elif self._adapts:

@@ -102,7 +102,7 @@ class RankMonitor(_AveragedMonitor):
         big = foreach.squared_norm(metric.gradients(self._unscaling()))
         total, ranks = self._batch_size, self._ranks.world_size
         rank_size = total // ranks + (self._ranks.rank < total % ranks)
-        # Weighed by their shares, ranks with unequal ones count as equal: `weighted_small_sqr`.
+        # Weighed by their shares, unequal ranks count as equal ones: see `noise_scale.estimate`.
         small = foreach.together(own).sum() * (total / (ranks * rank_size))
         self._note((small, big, torch.zeros_like(big)), (total / ranks, float(total)))
 

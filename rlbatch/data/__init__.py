@@ -5,9 +5,9 @@ from rlbatch.data.learning_rate import LearningRateCoupling, coupling_factor
 from rlbatch.data.loader import elastic_loader
 from rlbatch.data.loss_weights import LossWeights
 from rlbatch.data.order import ShuffledSampler
-from rlbatch.data.sample_schedule import SampleSchedule, scheduler_advice
+from rlbatch.data.sample_schedule import SampleSchedule
 from rlbatch.data.sampler import ElasticBatchSampler
-from rlbatch.data.step_plan import StepPlan, plan_step, quantise_batch_size
+from rlbatch.data.step_plan import StepPlan, plan_step, round_batch_size
 from rlbatch.data.stream import ElasticIterable
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "coupling_factor",
     "elastic_loader",
     "plan_step",
-    "quantise_batch_size",
-    "scheduler_advice",
+    "round_batch_size",
 ]

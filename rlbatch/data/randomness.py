@@ -73,7 +73,7 @@ class Randomness:
     def restore_global(self, state: Mapping[str, Any]) -> None:
         """Put back what `global_state` returned."""
         if "torch" in state:
-            torch.set_rng_state(state["torch"])
+            torch.set_rng_state(state["torch"].cpu())  # map_location may have moved it
         if "random" in state:
             random.setstate(state["random"])
         if "numpy" in state:
@@ -104,7 +104,7 @@ def _set_bit_generator(generator: Any, state: Any) -> None:
 
 
 _ACCESS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
-    torch.Generator: (lambda g: g.get_state(), lambda g, state: g.set_state(state)),
+    torch.Generator: (lambda g: g.get_state(), lambda g, state: g.set_state(state.cpu())),
     random.Random: (lambda g: g.getstate(), lambda g, state: g.setstate(state)),
     np.random.Generator: (lambda g: _without_arrays(g.bit_generator.state), _set_bit_generator),
     np.random.RandomState: (

@@ -189,24 +189,6 @@ def require_steps(scheduler: Any) -> None:
         )
 
 
-def scheduler_advice(scheduler: Any) -> str | None:
-    """Say whether a scheduler's horizon, counted in steps, would stretch as the batch size changes.
-
-    Returns:
-        What would happen and what to do, or None where nothing would.
-    """
-    if isinstance(scheduler, (SampleSchedule, SampleScheduler)) or follows_a_metric(scheduler):
-        return None
-    what = horizon_of(scheduler)
-    if what is None:
-        return None
-    return (
-        f"{type(scheduler).__name__} counts optimizer steps ({what}): in samples its course "
-        "stretches when the batch size grows and shrinks with it. Wrap it as "
-        "SampleSchedule(scheduler, base_batch_size) and call step(samples)."
-    )
-
-
 def horizon_of(scheduler: Any) -> str | None:
     """Return what says how long a scheduler takes, counted in steps; None where nothing does."""
     inner: list[Any] = getattr(scheduler, "_schedulers", [])

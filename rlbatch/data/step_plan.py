@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +61,7 @@ def plan_step(
     if batch_size < world_size:
         raise ConfigurationError(
             f"Expected a batch size of at least one sample for each of {world_size} ranks, got "
-            f"{batch_size}. Use quantise_batch_size."
+            f"{batch_size}. Use round_batch_size."
         )
     smallest, longer_shares = divmod(batch_size, world_size)
     largest = smallest + (longer_shares > 0)
@@ -95,9 +94,32 @@ def micro_batch_totals(batch_size: int, count: int, world_size: int = 1) -> tupl
     )
 
 
-def round_batch_size(wanted: Numeric, minimum: Numeric, maximum: Numeric) -> Array:
-    """Return the whole batch sizes within the limits that are nearest, a half to the even one."""
-    return np.clip(np.round(np.asarray(wanted, dtype=np.float64)), minimum, maximum)
+def round_batch_size(
+    wanted: Numeric, minimum: Numeric, maximum: Numeric, world_size: int = 1
+) -> Array:
+    """Return the batch sizes within the limits that are nearest and that the ranks can share alike.
+
+    Args:
+        wanted: Any shape; infinite sizes give the limits.
+        minimum: Smallest batch size.
+        maximum: Largest.
+        world_size: Ranks; the size is a multiple of it. Halfway between two, the even multiple is
+            taken.
+
+    Raises:
+        ConfigurationError: No multiple lies between the limits, or a size is NaN.
+    """
+    check_ranks(0, world_size)
+    shares = np.asarray(wanted, dtype=np.float64) / world_size
+    fewest, most = np.ceil(np.divide(minimum, world_size)), np.floor(np.divide(maximum, world_size))
+    if (fewest > most).any():
+        raise ConfigurationError(
+            f"Expected a multiple of the {world_size} ranks between the batch sizes {minimum} and "
+            f"{maximum}, and there is none. Widen the limits."
+        )
+    if np.isnan(shares).any():
+        raise ConfigurationError("Expected a batch size, got NaN. Keep the size that is in force.")
+    return world_size * np.clip(np.round(shares), fewest, most)
 
 
 def resize(batch_size: Numeric, log2_change: Numeric, minimum: Numeric, maximum: Numeric) -> Array:
@@ -112,28 +134,6 @@ def resize(batch_size: Numeric, log2_change: Numeric, minimum: Numeric, maximum:
     change = np.where(np.isfinite(log2_change), log2_change, 0.0)
     factor = np.power(2.0, np.clip(change, -_MOST_DOUBLINGS, _MOST_DOUBLINGS))
     return round_batch_size(batch_size * factor, minimum, maximum)
-
-
-def quantise_batch_size(batch_size: float, world_size: int, minimum: int, maximum: int) -> int:
-    """Return the multiple of `world_size` within the limits that is nearest to `batch_size`.
-
-    Infinite sizes give the limits; a half is rounded up.
-
-    Raises:
-        ConfigurationError: No multiple lies between the limits, or the size is NaN.
-    """
-    check_ranks(0, world_size)
-    lowest = -(-max(minimum, 1) // world_size)
-    highest = maximum // world_size
-    if lowest > highest:
-        raise ConfigurationError(
-            f"Expected a multiple of the {world_size} ranks between the batch sizes {minimum} and "
-            f"{maximum}, and there is none. Widen the limits."
-        )
-    if math.isnan(batch_size):
-        raise ConfigurationError("Expected a batch size, got NaN. Keep the size that is in force.")
-    clamped = min(max(batch_size / world_size, lowest), highest)
-    return world_size * int(clamped + 0.5)
 
 
 def check_ranks(rank: int, world_size: int) -> None:
@@ -159,7 +159,7 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
     if batch_size < 1 or batch_size % world_size:
         raise ConfigurationError(
             f"Expected a positive batch size that {world_size} ranks can share equally, got "
-            f"{batch_size}. Use quantise_batch_size."
+            f"{batch_size}. Use round_batch_size."
         )
 
 

@@ -12,7 +12,6 @@ from rlbatch.inspect.series import Point
 from rlbatch.inspect.text import NO_VALUE, compact, count, number, printable, signal
 from rlbatch.policy.tools import describe
 
-NARROWEST = 40
 _WIDE = 120  # columns from which numbers are written out
 _LEAST_WHY = 20  # columns beside the numbers; else the reasons stand below them
 _GAP = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlbatch.observation import size_statistics, trend
 from rlbatch.signals.record import Array, Signals
@@ -90,88 +91,112 @@ def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
     return EncoderState(**{name: initial(name) for name in EncoderState._fields})
 
 
+class _Chunk(NamedTuple):
+    """What several averages need of a chunk."""
+
+    first: NDArray[np.bool_]  # no loss was seen before it
+    loss: Array  # of the chunk, or the last one known
+    seen: NDArray[np.bool_]  # it has a loss of its own
+    decrease: Array  # of log loss, and the growth of log cost
+    cost_growth: Array
+
+
 def advance(signals: Signals, state: EncoderState) -> EncoderState:
     """Return the state after a chunk, for arrays with free leading axes."""
-    loss = as_array(signals.train_loss)
-    good = np.isfinite(loss) & (loss > 0)
-    loss = np.where(good, loss, state.last_loss)
-    first = np.isnan(state.initial_loss)
-    # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
-    # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
-    freedom = np.where(good, np.maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
-    spread = np.square(finite(signals.train_loss_std)) * signals.batch_size
-    sample_var = NOISE_DECAY * state.sample_var + freedom * spread
-    var_weight = NOISE_DECAY * state.sample_var_weight + freedom
-    one_sample = np.where(var_weight > 0.5, sample_var / np.maximum(var_weight, TINY), loss**2)
+    chunk = _chunk(signals, state)
+    sample_var, var_weight, one_sample = _one_sample_variance(signals, state, chunk)
     loss_var = one_sample / (signals.batch_size * np.maximum(signals.steps, 1))
-
-    size = np.log2(signals.batch_size)
-    changed = ~np.isnan(state.last_size) & (np.abs(size - state.last_size) > 1e-9)
-    change = np.where(np.isnan(state.last_size), 0.0, size - state.last_size)
-
-    decrease = np.where(first, 0.0, np.log(state.last_loss / loss))
-    decrease = finite(decrease)
-    cost_growth = np.where(
-        first, 0.0, np.log(as_array(signals.total_cost) / np.maximum(state.last_cost, TINY))
-    )
-    cost_rate = decrease / np.maximum(signals.chunk_cost, TINY)
-    current = np.where(
-        np.isnan(state.current_size_rate) | changed,
-        cost_rate,
-        0.5 * (state.current_size_rate + cost_rate),
-    )
-
-    grad_sqr, trace = as_array(signals.grad_sqr), as_array(signals.noise_trace)
-    measured = np.isfinite(grad_sqr) & np.isfinite(trace)
-    decay = np.where(measured, NOISE_DECAY, 1.0)
-    grad_se = np.where(np.isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
-    level = np.maximum(grad_sqr, 0.0) + finite(trace) / signals.batch_size
-    actual = np.where(first, 0.0, state.last_loss - loss)
-    predicted = as_array(signals.predicted_decrease)
-    has_prediction = np.isfinite(predicted) & ~first
-
+    loss, decrease, cost_growth = chunk.loss, chunk.decrease, chunk.cost_growth
     return EncoderState(
         chunks=state.chunks + 1,
-        initial_loss=np.where(first, loss, state.initial_loss),
+        initial_loss=np.where(chunk.first, loss, state.initial_loss),
         last_loss=loss,
         last_loss_var=loss_var,
         sample_var=sample_var,
         sample_var_weight=var_weight,
         lowest_loss=np.fmin(state.lowest_loss, loss),
-        grad_sqr=decay * state.grad_sqr + np.where(measured, grad_sqr, 0.0),
-        grad_sqr_var=decay**2 * state.grad_sqr_var + np.where(measured, np.square(grad_se), 0.0),
-        noise_trace=decay * state.noise_trace + np.where(measured, trace, 0.0),
-        noise_weight=decay * state.noise_weight + measured,
-        noise_fast=np.where(
-            measured & (grad_sqr > 0),
-            np.log2(np.maximum(trace, TINY) / grad_sqr),
-            state.noise_fast,
-        ),
-        cosine=np.where(
-            np.isfinite(signals.gradient_cosine), signals.gradient_cosine, state.cosine
-        ),
-        gradient_level=np.where(
-            measured,
-            np.where(np.isnan(state.gradient_level), level, 0.5 * (state.gradient_level + level)),
-            state.gradient_level,
-        ),
         rate=RATE_DECAY * state.rate + decrease,
         rate_cost=RATE_DECAY * state.rate_cost + cost_growth,
-        previous_size_rate=np.where(changed, state.current_size_rate, state.previous_size_rate),
-        current_size_rate=current,
-        actual_decrease=RATE_DECAY * state.actual_decrease
-        + np.where(has_prediction, finite(actual), 0.0),
-        predicted_decrease=RATE_DECAY * state.predicted_decrease
-        + np.where(has_prediction, predicted, 0.0),
-        last_size=size + np.zeros_like(loss),
-        last_change=np.where(changed, change, 0.0),
-        since_change=np.where(changed, 0.0, state.since_change + 1),
-        largest=np.fmax(state.largest, size),
-        smallest=np.fmin(state.smallest, size),
         last_cost=as_array(signals.total_cost),
+        **_noise_state(signals, state),
+        **_size_state(signals, state, chunk),
+        **_prediction_state(signals, state, chunk),
         **_trend_state(signals, state, loss, one_sample, loss_var, decrease, cost_growth),
         **_size_statistics_state(signals, state, loss, loss_var, cost_growth),
     )
+
+
+def _chunk(signals: Signals, state: EncoderState) -> _Chunk:
+    loss = as_array(signals.train_loss)
+    seen = np.isfinite(loss) & (loss > 0)
+    loss = np.where(seen, loss, state.last_loss)
+    first = np.isnan(state.initial_loss)
+    decrease = np.where(first, 0.0, np.log(state.last_loss / loss))
+    growth = np.log(as_array(signals.total_cost) / np.maximum(state.last_cost, TINY))
+    return _Chunk(first, loss, seen, finite(decrease), np.where(first, 0.0, growth))
+
+
+def _one_sample_variance(
+    signals: Signals, state: EncoderState, chunk: _Chunk
+) -> tuple[Array, Array, Array]:
+    """Return the decayed sum of variances of one sample's loss, its weight, and the variance."""
+    # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
+    # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
+    freedom = np.where(chunk.seen, np.maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
+    spread = np.square(finite(signals.train_loss_std)) * signals.batch_size
+    sample_var = NOISE_DECAY * state.sample_var + freedom * spread
+    weight = NOISE_DECAY * state.sample_var_weight + freedom
+    pooled = sample_var / np.maximum(weight, TINY)
+    return sample_var, weight, np.where(weight > 0.5, pooled, chunk.loss**2)
+
+
+def _noise_state(signals: Signals, state: EncoderState) -> dict[str, Array]:
+    grad_sqr, trace = as_array(signals.grad_sqr), as_array(signals.noise_trace)
+    measured = np.isfinite(grad_sqr) & np.isfinite(trace)
+    decay = np.where(measured, NOISE_DECAY, 1.0)
+    grad_se = np.where(np.isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
+    level = np.maximum(grad_sqr, 0.0) + finite(trace) / signals.batch_size
+    before = state.gradient_level
+    level = np.where(np.isnan(before), level, 0.5 * (before + level))
+    scale = np.log2(np.maximum(trace, TINY) / grad_sqr)
+    cosine = signals.gradient_cosine
+    return {
+        "grad_sqr": decay * state.grad_sqr + np.where(measured, grad_sqr, 0.0),
+        "grad_sqr_var": decay**2 * state.grad_sqr_var + np.where(measured, np.square(grad_se), 0.0),
+        "noise_trace": decay * state.noise_trace + np.where(measured, trace, 0.0),
+        "noise_weight": decay * state.noise_weight + measured,
+        "noise_fast": np.where(measured & (grad_sqr > 0), scale, state.noise_fast),
+        "cosine": np.where(np.isfinite(cosine), cosine, state.cosine),
+        "gradient_level": np.where(measured, level, before),
+    }
+
+
+def _size_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
+    size, unknown = np.log2(signals.batch_size), np.isnan(state.last_size)
+    changed = ~unknown & (np.abs(size - state.last_size) > 1e-9)
+    change = np.where(unknown, 0.0, size - state.last_size)
+    rate, known = chunk.decrease / np.maximum(signals.chunk_cost, TINY), state.current_size_rate
+    return {
+        "previous_size_rate": np.where(changed, known, state.previous_size_rate),
+        "current_size_rate": np.where(np.isnan(known) | changed, rate, 0.5 * (known + rate)),
+        "last_size": size + np.zeros_like(chunk.loss),
+        "last_change": np.where(changed, change, 0.0),
+        "since_change": np.where(changed, 0.0, state.since_change + 1),
+        "largest": np.fmax(state.largest, size),
+        "smallest": np.fmin(state.smallest, size),
+    }
+
+
+def _prediction_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
+    actual = np.where(chunk.first, 0.0, state.last_loss - chunk.loss)
+    predicted = as_array(signals.predicted_decrease)
+    known = np.isfinite(predicted) & ~chunk.first
+    return {
+        "actual_decrease": RATE_DECAY * state.actual_decrease
+        + np.where(known, finite(actual), 0.0),
+        "predicted_decrease": RATE_DECAY * state.predicted_decrease
+        + np.where(known, predicted, 0.0),
+    }
 
 
 def _trend_state(

@@ -67,9 +67,19 @@ def scale_(values: Sequence[Tensor], factor: float) -> None:
 
 
 def copy_(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into existing tensors of the same shapes."""
-    if into:
-        _ops._foreach_copy_(list(into), list(values))
+    """Copy values into existing tensors of the same shapes.
+
+    Torch copies tensors of one device and type together, and else one by one. An optimizer's step
+    counters lie on the host.
+    """
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, value in zip(into, values, strict=True):
+        kinds = (target.device, target.dtype, value.device, value.dtype)
+        targets, sources = groups.setdefault(kinds, ([], []))
+        targets.append(target)
+        sources.append(value)
+    for targets, sources in groups.values():
+        _ops._foreach_copy_(targets, sources)
 
 
 def together(scalars: Sequence[Tensor]) -> Tensor:

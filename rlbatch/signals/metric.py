@@ -113,7 +113,11 @@ def _dense(parameter: nn.Parameter) -> Tensor:
     gradient = foreach.local(gradient).detach()
     if gradient.is_sparse:
         gradient = gradient.to_dense()
-    return gradient if gradient.dtype == torch.float64 else gradient.float()
+    return _wide(gradient)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _moment_key(state: dict[str, Any]) -> str | None:
@@ -138,7 +142,7 @@ def _scales(states: list[dict[str, Any]], group: dict[str, Any]) -> list[Tensor]
     """
     key = _moment_key(states[0])
     assert key is not None  # noqa: S101 - `_has_moment` kept only states that have one
-    moments = [foreach.local(state[key]).detach().float() for state in states]
+    moments = [_wide(foreach.local(state[key]).detach()) for state in states]
     root = foreach.square_root(moments) if _SECOND_MOMENTS[key] else moments
     seen = foreach.sign(root)
     if key.endswith("exp_avg_sq"):

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
+from rlbatch.signals.chunk_state import checked_variances
 from rlbatch.signals.measurement import ChunkMeasurement, Window, chunk_measurement
 from rlbatch.signals.metric import GradientMetric, has_metric, make_metric
 from rlbatch.signals.record import Array
@@ -190,28 +191,7 @@ class ChunkMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the chunk that `state_dict` returned."""
-        measured = len(state["owners"])
-        variances = state.get("variances", [0.0] * measured)
-        numbers = [
-            *variances,
-            *state["losses"],
-            *state["norms"],
-            *(size for row in state["sizes"] for size in row),
-        ]
-        counts = [*state["owners"], state.get("chunks", 0)]
-        whole = all(type(count) is int for count in counts)
-        if not whole or not all(isinstance(number, float | int) for number in numbers):
-            raise ConfigurationError(
-                "The state of a chunk holds something else than numbers. It is damaged: resume "
-                "from another checkpoint."
-            )
-        lengths = len(state["norms"]), len(state["sizes"]), len(variances)
-        if lengths != (3 * measured, measured, measured):
-            raise ConfigurationError(
-                f"The state of a chunk tells of {measured} measured steps, and holds "
-                f"{lengths[0]} norms, {lengths[1]} sizes and {lengths[2]} variances. It is "
-                "damaged: resume from another checkpoint."
-            )
+        variances = checked_variances(state)
         self.discard()
         self._losses = [torch.tensor(value, dtype=torch.float64) for value in state["losses"]]
         self._norms = [torch.tensor(value, dtype=torch.float64) for value in state["norms"]]

@@ -59,10 +59,10 @@ def estimate(
 
     Args:
         small_sqr: Mean over the micro-batches of the squared norm of each one's own mean gradient.
-            For micro-batches of unequal size take `weighted_small_sqr`.
+            For micro-batches of unequal size each is weighted by its share b_i / B: its
+            expectation is then |G|^2 + tr(Sigma) k / B, that of equal ones of B / k samples.
         big_sqr: Squared norm of the mean gradient of the whole batch.
-        micro_batch_size: Samples of a micro-batch; for unequal ones `batch_size / k`, see
-            `weighted_small_sqr`.
+        micro_batch_size: Samples of a micro-batch; for unequal ones `batch_size / k`.
         batch_size: Samples of the whole batch.
 
     Returns:
@@ -77,21 +77,6 @@ def estimate(
     gap = np.where(divisible, n - b, np.nan)
     with np.errstate(invalid="ignore", over="ignore"):
         return (n * big - b * small) / gap, (small - big) * (b * n) / gap
-
-
-def weighted_small_sqr(micro_sqr: ArrayLike, micro_batch_sizes: ArrayLike) -> tuple[float, float]:
-    """Return `small_sqr` and `micro_batch_size` for micro-batches of unequal size.
-
-    Weighting each squared norm by its share b_i / B gives the expectation |G|^2 + tr(Sigma) k / B:
-    that of equal micro-batches of B / k samples, so `estimate` stays unbiased.
-
-    Args:
-        micro_sqr: Squared norm of each micro-batch's own mean gradient, shape (k,).
-        micro_batch_sizes: Samples of each micro-batch, shape (k,).
-    """
-    sizes = np.asarray(micro_batch_sizes, dtype=np.float64)
-    total = float(sizes.sum())
-    return float(np.dot(np.asarray(micro_sqr, dtype=np.float64), sizes) / total), total / len(sizes)
 
 
 def estimator_variance(

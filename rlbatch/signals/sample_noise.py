@@ -9,6 +9,7 @@ are what `rlbatch.signals.noise_scale.estimate` needs, with a micro-batch of one
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -246,8 +247,9 @@ def _careful(probe: LayerProbe) -> Generator[None]:
     try:
         with torch.no_grad():
             yield
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         probe.usable = False
+        traceback.clear_frames(error.__traceback__)  # they hold what there is no memory for
 
 
 def _is_trained(layer: nn.Module) -> bool:

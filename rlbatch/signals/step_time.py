@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rlbatch.signals.record import COST_CURVE_SIZES, Array
+
+FLOOR_SECONDS = 1e-9
+"""A clock never shows less: a timer's tick may be longer than a tiny step."""
 
 _RECENT = 9  # observations kept a size: a median of these shrugs off a stray slow chunk
 _SPREAD_KNOWN = 2.0  # octaves of observed sizes from which on the line counts as known
@@ -46,6 +49,20 @@ class StepTimeFit:
     def step_cost_curve(self) -> Array:
         """Return log2 of the seconds of a step at `COST_CURVE_SIZES`, shape (17,)."""
         return np.log2(np.maximum(self.step_seconds(COST_CURVE_SIZES), 1e-12))
+
+
+def known_curve(step_cost: Callable[[Array], Array]) -> tuple[Array, float]:
+    """Return `Signals.step_cost_curve` and `Signals.step_cost_known` where no fit is needed.
+
+    Args:
+        step_cost: Cost of one step at each of these batch sizes.
+    """
+    return np.log2(step_cost(COST_CURVE_SIZES)), 1.0
+
+
+def samples_of(batch_size: float | Array) -> Array:
+    """Return what a step costs where samples count."""
+    return np.asarray(batch_size, dtype=np.float64)
 
 
 def observe(state: StepTimeState, batch_size: int, step_seconds: float) -> StepTimeState:
@@ -83,14 +100,6 @@ def fit(state: StepTimeState) -> StepTimeFit:
         float(known * b + (1.0 - known) * guess_b),
         known,
     )
-
-
-def fit_observations(observations: Sequence[tuple[int, float]]) -> StepTimeFit:
-    """Return the fit of (batch size, step seconds) pairs, oldest first."""
-    state: StepTimeState = {}
-    for batch_size, step_seconds in observations:
-        state = observe(state, batch_size, step_seconds)
-    return fit(state)
 
 
 def _non_negative_line(sizes: Array, seconds: Array) -> tuple[float, float]:

@@ -205,7 +205,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_is_used_where_there_is_one(tmp_path: Path) -> None:
     torch.cuda.reset_peak_memory_stats()
     policy = load_policy(train(TINY, tmp_path / "out"))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import rlbatch
 from rlbatch.testing import ScriptedPolicy
+from tests.helpers import tanh_network
 
 BASE = 8
 FEATURES, CLASSES, TOKENS = 6, 5, 7
@@ -46,8 +47,7 @@ class Rows(Dataset[tuple[int, Tensor, Tensor, Tensor]]):
 
 
 def network() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, CLASSES)).double()
+    return tanh_network(FEATURES, 9, CLASSES, seed=3).double()
 
 
 def flat(tensors: Sequence[Tensor | None]) -> Tensor:

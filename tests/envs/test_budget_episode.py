@@ -11,7 +11,7 @@ import pytest
 
 from rlbatch.envs.budget_episode import BudgetEpisode, begin_episode
 from rlbatch.envs.episode import LiveEpisode
-from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.objectives import Cadence, disutility
 from rlbatch.envs.profiles import resolve_profile, step_cost
@@ -27,7 +27,7 @@ STEPS = 60
 BUDGET = (STEPS - 0.5) * float(PROFILE.step_seconds(BASE))  # spent with the sixtieth step
 
 
-def plain(batch_size: int) -> FixedRunCurve:
+def plain(batch_size: int) -> Curve:
     return fixed_run_curve(
         resolve_task(TASK), batch_size, seed=3, coupling=Coupling.SQRT, max_steps=3 * STEPS
     )
@@ -36,7 +36,7 @@ def plain(batch_size: int) -> FixedRunCurve:
 def cost_at(batch_size: int, loss: float) -> float:
     """What a constant size costs to a loss, from its own run."""
     curve = plain(batch_size)
-    there = np.flatnonzero(curve.val_loss <= loss)
+    there = np.flatnonzero(np.array(curve.val_loss) <= loss)
     seconds = float(PROFILE.step_seconds(batch_size))
     return float(curve.steps[there[0]]) * seconds if len(there) else math.inf
 
@@ -73,7 +73,9 @@ def test_who_stays_at_the_best_size_pays_what_it_pays() -> None:
     assert episode.spent == pytest.approx(STEPS / (STEPS - 0.5))
     curve = plain(BASE)
     lowest = min(v.loss for v in run.validations)
-    assert lowest == pytest.approx(float(curve.val_loss[curve.steps <= STEPS].min()), rel=1e-5)
+    assert lowest == pytest.approx(
+        min(np.array(curve.val_loss)[np.array(curve.steps) <= STEPS]), rel=1e-5
+    )
     when = min(v.cost for v in run.validations if v.loss == lowest)
     assert episode.ratio == pytest.approx(run.cost / when)
     assert total == pytest.approx(float(disutility(first) - disutility(episode.ratio)))

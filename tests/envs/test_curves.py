@@ -243,7 +243,7 @@ def test_a_point_is_the_run_of_that_size_under_the_coupling(
         )
         stored = cheap_table.val_loss[row, seed]
         known = dict(zip(cheap_table.steps.tolist(), stored.tolist(), strict=True))
-        scheduled = [k for k, step in enumerate(run.steps.tolist()) if step in known]
+        scheduled = [k for k, step in enumerate(run.steps) if step in known]
         assert len(scheduled) >= 3
         for k in scheduled:
             assert known[int(run.steps[k])] == pytest.approx(run.val_loss[k], rel=1e-5)

@@ -404,9 +404,9 @@ def test_a_fixed_curve_is_the_same_run() -> None:
     while not run.finished:
         run.advance(16)
     assert curve.reached
-    assert curve.steps.tolist() == [row.steps for row in run.validations]
-    assert curve.samples.tolist() == [row.samples for row in run.validations]
-    assert curve.val_loss.tolist() == [row.loss for row in run.validations]
+    assert list(curve.steps) == [row.steps for row in run.validations]
+    assert list(curve.samples) == [row.samples for row in run.validations]
+    assert list(curve.val_loss) == [row.loss for row in run.validations]
     longer = fixed_run_curve(make_task(), 16, seed=3, coupling=Coupling.SQRT, max_steps=900)
     shared = len(curve.steps)
     np.testing.assert_array_equal(longer.val_loss[:shared], curve.val_loss)

@@ -18,7 +18,8 @@ from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.backend import BackendMaker, TorchBackend
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Objective
-from rlbatch.envs.perceptron import PerceptronBackend, fastest_backend, is_perceptron_task
+from rlbatch.envs.perceptron import PerceptronBackend, fastest_backend
+from rlbatch.envs.perceptron_tasks import is_perceptron_task
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.table import (

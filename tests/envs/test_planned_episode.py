@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlbatch.envs.fixed_run import FixedRunCurve, fixed_run_curve
+from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.planned_episode import (
     PlannedEpisode,
@@ -28,7 +28,7 @@ PROFILE = resolve_profile("accelerator-512")
 SETTING = PlannedSetting(TASK, 3, Coupling.SQRT, PROFILE, planned_samples=80.0 * BASE)
 
 
-def plain(batch_size: int, samples: int) -> FixedRunCurve:
+def plain(batch_size: int, samples: int) -> Curve:
     return fixed_run_curve(
         resolve_task(TASK), batch_size, seed=3, coupling=Coupling.SQRT, max_samples=samples
     )

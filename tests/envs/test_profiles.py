@@ -1,5 +1,6 @@
 """Device profiles: the shape of a step's cost, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlbatch.envs import profiles as profiles_module
 from rlbatch.envs.profiles import (
+    MEASURED,
     CostWeights,
     DeviceProfile,
     profile_names,
@@ -94,3 +97,15 @@ def test_a_file_that_holds_no_profile_is_named(content: bytes, tmp_path: Path) -
         resolve_profile(str(path))
     path.write_text(resolve_profile("cpu").to_json())
     assert resolve_profile(str(path)) == resolve_profile("cpu")
+
+
+def test_measured_profiles_have_the_name_of_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in MEASURED.glob("*.json"):
+        assert resolve_profile(path.stem).name == path.stem
+    measured = replace(resolve_profile("cpu"), name="some-card-mlp", sample_seconds=1e-6)
+    (tmp_path / "some-card-mlp.json").write_text(measured.to_json())
+    monkeypatch.setattr(profiles_module, "MEASURED", tmp_path)
+    assert resolve_profile("some-card-mlp") == measured
+    assert "some-card-mlp" in profile_names()

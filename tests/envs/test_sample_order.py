@@ -29,3 +29,13 @@ def test_it_hands_out_what_the_elastic_sampler_does() -> None:
         for batch in sampler:
             assert order.take(sampler.next_delivered().batch_size) == batch
             sampler.set_batch_size(dice.randint(1, 20))
+
+
+def test_a_single_sample_that_would_be_left_joins_the_batch_before() -> None:
+    order, plain = SampleOrder(9, seed=3), SampleOrder(9, seed=3)
+
+    batches = [order.take(4) for _ in range(4)]
+
+    assert [len(batch) for batch in batches] == [4, 5, 4, 5]
+    assert [*batches[0], *batches[1]] == plain.take(9)  # the same samples in the same order
+    assert [len(SampleOrder(3, seed=0).take(1)) for _ in range(3)] == [1, 1, 1]

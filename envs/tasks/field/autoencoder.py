@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
     return 100.0 * mse_loss(model(pictures), pictures)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation pictures [N, 144]."""
     return shuffled_split((images.strokes(TRAIN + VAL, SIDE, seed=14).flatten(1),), VAL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 from torch import nn
@@ -24,7 +23,6 @@ def model() -> nn.Module:
     return CausalTransformer(sources.CHARACTERS, LENGTH, WIDTH, HEADS, BLOCKS)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation windows [N, 17]."""
     codes = sources.character_codes(sources.library_text(PACKAGES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import torch
@@ -27,7 +26,6 @@ def model() -> nn.Module:
     return multilayer_perceptron(INPUTS, 64, 64, 64, 1)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation inputs [N, 12] and targets [N] of unit variance."""
     made = torch.Generator().manual_seed(13)

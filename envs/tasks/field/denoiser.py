@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import torch
@@ -38,7 +37,6 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return 100.0 * mse_loss(model(noisy), clean)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation pairs of pictures [N, 1, 12, 12], noisy and clean."""
     clean = images.strokes(TRAIN + VAL, SIDE, seed=22)[:, None]

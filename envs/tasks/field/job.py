@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ class FieldJob:
     Attributes:
         name: Of the family; the task is called `field:` and this.
         model: Returns a fresh network.
-        tables: Returns the training and the validation rows; called when the task is asked for.
+        tables: Makes the training and the validation rows; called once, when they are asked for.
         loss: Mean loss of one batch.
         optimizer: Makes the optimizer, with the learning rate set.
         scheduler: Makes the learning rate schedule; None keeps the rate constant.
@@ -48,9 +49,13 @@ class FieldJob:
     epochs: float
     target: float
 
+    def rows(self) -> tuple[TensorTable, TensorTable]:
+        """Return the training and the validation rows, made once in a process."""
+        return _made_once(self.tables)
+
     def task(self) -> Task:
         """Return the job as a task."""
-        train_set, val_set = self.tables()
+        train_set, val_set = self.rows()
         most = 1 << (len(train_set).bit_length() - 1)
         return Task(
             name=f"{PREFIX}{self.name}",
@@ -68,7 +73,7 @@ class FieldJob:
 
     def planned_steps(self) -> int:
         """Return the steps of a run at the job's batch size."""
-        return math.ceil(self.epochs * len(self.tables()[0]) / self.batch_size)
+        return math.ceil(self.epochs * len(self.rows()[0]) / self.batch_size)
 
     def fingerprint(self) -> str:
         """Return a text that differs when the data, the network, the optimizer or the length do.
@@ -80,13 +85,18 @@ class FieldJob:
         columns = [
             # Few digits: on another processor the last ones of a product may differ.
             (list(column.shape), round(column.double().mean().item(), 5))
-            for table in self.tables()
+            for table in self.rows()
             for column in table.columns
         ]
         optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
         rates = [] if self.scheduler is None else _rates(self.scheduler(optimizer, 100))
         parts = (parameters, columns, sorted(map(str, optimizer.defaults.items())), rates)
         return hashlib.sha256(repr((parts, self.epochs)).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _made_once(tables: Callable[[], tuple[TensorTable, TensorTable]]) -> Any:
+    return tables()
 
 
 def _rates(schedule: LRScheduler) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import torch
@@ -54,7 +53,6 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return binary_cross_entropy_with_logits(model(numbers, categories), answers)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation numbers [N, 16], categories [N, 6] and answers [N].
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import torch
@@ -48,7 +47,6 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return mse_loss(model(pairs), ratings)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation pairs [N, 2] and ratings [N] of unit variance."""
     made = torch.Generator().manual_seed(25)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 from torch import nn
@@ -29,7 +28,6 @@ def model() -> nn.Module:
     )
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation pictures [N, 1, 12, 12] with their classes [N]."""
     return shuffled_split(images.shapes(TRAIN + VAL, SIDE, NOISE, seed=11), VAL)

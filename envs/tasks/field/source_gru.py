@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 from torch import nn
@@ -24,7 +23,6 @@ def model() -> nn.Module:
     return Recurrent(nn.GRU, sources.CHARACTERS, WIDTH)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation windows [N, 17] of the library's top-level modules."""
     codes = sources.character_codes(sources.library_text("*.py"))

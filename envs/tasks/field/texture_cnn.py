@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 from torch import Tensor, nn
@@ -46,7 +45,6 @@ def model() -> nn.Module:
     )
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation pictures [N, 3, 8, 8] with their classes [N]."""
     return shuffled_split(images.textures(TRAIN + VAL, SIDE, CLASSES, NOISE, seed=21), VAL)

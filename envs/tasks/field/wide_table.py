@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import torch
@@ -28,7 +27,6 @@ def model() -> nn.Module:
     return multilayer_perceptron(FEATURES, 64, 64, CLASSES)
 
 
-@functools.cache
 def tables() -> tuple[TensorTable, TensorTable]:
     """Return training and validation rows [N, 128] with their classes [N].
 

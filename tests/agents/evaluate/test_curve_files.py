@@ -7,8 +7,9 @@ import pytest
 
 from rlbatch.agents.evaluate import curve_files
 from rlbatch.agents.evaluate.curve_files import curve_path, open_curves, pack
-from rlbatch.agents.evaluate.curve_store import Curve, CurveKey
+from rlbatch.agents.evaluate.curve_store import CurveKey
 from rlbatch.agents.evaluate.settings import task_identity
+from rlbatch.envs.fixed_run import Curve
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.tasks.field import QUICK
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from rlbatch.agents.evaluate.curve_store import (
-    Curve,
     CurveKey,
     CurveStore,
     append_line,
     cut_torn_line,
     read_lines,
 )
+from rlbatch.envs.fixed_run import Curve
 from rlbatch.errors import ConfigurationError
 
 KEY = CurveKey("task", 0, "sqrt", 8, "{}", None, 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rlbatch.agents.evaluate.overhead_workloads import (
     Workload,
     advance,
     controlled,
+    counted_waits,
     host_reads,
     plain,
 )
@@ -129,6 +131,22 @@ def test_reads_are_counted() -> None:
 
     arm: Any = reading()
     assert host_reads(arm, CPU, STEPS) >= 2
+
+
+def test_only_waits_are_counted_of_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+
+    def set_mode(mode: Any) -> None:
+        modes.append(mode)
+        warnings.warn("prototype, does not yet detect all synchronizing operations", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with counted_waits() as waits:
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert waits.reads == 3
+    assert modes == ["warn", 0]
 
 
 @pytest.mark.gpu

@@ -47,8 +47,8 @@ def test_staying_at_a_size_is_the_fixed_run(cheap_task: Task) -> None:
     result = run(cheap_task, resolve_policy("fixed"), start_factor=2.0)
 
     assert result.reached
-    assert [v.loss for v in result.validations] == curve.val_loss.tolist()
-    assert [v.steps for v in result.validations] == curve.steps.tolist()
+    assert [v.loss for v in result.validations] == list(curve.val_loss)
+    assert [v.steps for v in result.validations] == list(curve.steps)
     assert result.cost == pytest.approx(float(CPU.run_cost(curve.steps[-1], 16, 50, 8)))
     assert (result.batch_size_min, result.batch_size_max, result.start_batch_size) == (16, 16, 16)
     assert result.final_val_loss == curve.val_loss[-1] <= 0.3

@@ -20,11 +20,21 @@ PLANNED = 12_000.0
 
 class TestSavingRamp(PolicyContract):
     def make_policy(self) -> Policy:
-        return SavingRamp(first=0.1, second=0.6, saving=0.2)
+        return SavingRamp(early=0.05, first=0.1, second=0.6, saving=0.2)
 
 
-def sizes(fixed: float, sample: float, *, told: bool, at: list[float]) -> list[int]:
-    """Sizes after chunks of 10 steps on a device whose step costs `fixed` + `sample` x B."""
+def sizes(
+    fixed: float,
+    sample: float,
+    *,
+    told: bool,
+    at: list[float],
+    noise: tuple[float, float] = (1.0, 32.0),
+) -> list[int]:
+    """Sizes after chunks of 10 steps on a device whose step costs `fixed` + `sample` x B.
+
+    The noise is (|G|^2, tr(Sigma)), by default of a scale of half of the user's 64.
+    """
     policy = SavingRamp()
     state, size, chosen = policy.initial_state(), 64.0, list[int]()
     guess = 1.0 + COST_CURVE_SIZES / 64.0  # what is believed before anything was measured
@@ -33,6 +43,8 @@ def sizes(fixed: float, sample: float, *, told: bool, at: list[float]) -> list[i
             batch_size=size,
             steps=10.0,
             total_samples=seen,
+            grad_sqr=noise[0],
+            noise_trace=noise[1],
             planned_samples=PLANNED,
             chunk_cost=10.0 * (fixed + sample * size),
             step_cost_known=1.0 if told else 0.5,
@@ -65,6 +77,44 @@ RUN = [64.0, 5999.0, 6000.0, 7000.0, 8999.0, 9000.0, 12_000.0]
 )
 def test_decision_sequences(fixed: float, sample: float, told: bool, expected: list[int]) -> None:
     assert sizes(fixed, sample, told=told, at=RUN) == expected
+
+
+@pytest.mark.parametrize(
+    ("noise", "early"),
+    [
+        ((1.0, 191.0), False),
+        ((1.0, 192.0), True),  # the scale is three times the user's size
+        ((-2.0, 64.0), True),  # |G|^2 drowns in noise
+        ((np.nan, np.nan), False),  # nobody measured
+    ],
+)
+def test_noise_allows_the_first_doubling_at_a_quarter(
+    noise: tuple[float, float], early: bool
+) -> None:
+    at = [2999.0, 3000.0, 5999.0, 6000.0, 9000.0]
+
+    found = sizes(1.0, 0.0, told=False, at=at, noise=noise)
+
+    assert found == ([64, 128, 128, 128, 256] if early else [64, 64, 64, 128, 256])
+
+
+def test_a_doubling_that_noise_allowed_once_is_kept() -> None:
+    policy = SavingRamp()
+    state, chosen = policy.initial_state(), list[float]()
+    for size, grad_sqr in ((64.0, 1.0), (128.0, 1e6)):
+        signals = simple_signals(
+            batch_size=size,
+            total_samples=4000.0,
+            planned_samples=PLANNED,
+            grad_sqr=grad_sqr,
+            noise_trace=640.0,
+            chunk_cost=10.0,
+            step_cost_curve=np.zeros(17),
+        )
+        decision, state = policy.decide(NOTHING, signals, state)
+        chosen.append(float(decision.log2_change))
+
+    assert chosen == [1.0, 0.0]
 
 
 def test_a_run_of_unknown_length_stays() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.simulator.distribution import Distribution
 from rlbatch.envs.simulator.episodes import QuadraticEpisodes
 from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.simulator.runs import QuadraticRuns
-from rlbatch.envs.simulator.tasks import Distribution
 from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.errors import ConfigurationError
 

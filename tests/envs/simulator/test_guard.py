@@ -18,6 +18,7 @@ from rlbatch.control.guard import ChunkLoss, GuardConfig, GuardState, judge
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import CostWeights
+from rlbatch.envs.simulator import runs
 from rlbatch.envs.simulator.arrays import Array
 from rlbatch.envs.simulator.guard import ChunkLosses, initial_states, judge_all
 from rlbatch.envs.simulator.runs import QuadraticRuns
@@ -114,21 +115,24 @@ def scripted_backend(script: list[tuple[float, float, bool]], *_: Any) -> Script
 
 
 class ScriptedRuns(QuadraticRuns):
-    """Simulated runs whose losses come from a script."""
+    """Simulated runs whose losses are given."""
 
     script: ChunkLosses
 
-    def _training_losses(
-        self, batch_size: Array, steps: Array, exploded: Array, level: Array, loss_before: Array
-    ) -> ChunkLosses:
-        del exploded, level, loss_before
-        return replace(
-            self.script, batch_size=batch_size, steps=steps, changed=batch_size != self.batch_size
-        )
+
+def scripted_losses(
+    runs: ScriptedRuns, batch_size: Array, steps: Array, *others: Array
+) -> ChunkLosses:
+    del others
+    changed = batch_size != runs.batch_size
+    return replace(runs.script, batch_size=batch_size, steps=steps, changed=changed)
 
 
-def test_simulated_runs_are_undone_released_and_lost_when_live_ones_are() -> None:
+def test_simulated_runs_are_undone_released_and_lost_when_live_ones_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Equal losses and decisions: the same sizes in force, and the same ends."""
+    monkeypatch.setattr(runs, "training_losses", scripted_losses)
     count, chunks = 40, 40
     task, rng = resolve_task("teacher-student"), np.random.default_rng(0)
     low, base, high = 1.0, float(task.batch_size), 512.0

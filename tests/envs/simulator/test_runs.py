@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.clock import MEASURED_SHARE
+from rlbatch.envs.simulator.descent import velocity
+from rlbatch.envs.simulator.distribution import Distribution
 from rlbatch.envs.simulator.runs import QuadraticRuns
-from rlbatch.envs.simulator.tasks import Distribution, SimulatedTasks, draw_tasks
+from rlbatch.envs.simulator.tasks import SimulatedTasks, draw_tasks
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
 from rlbatch.signals.record import COST_CURVE_SIZES
 
@@ -70,7 +72,7 @@ def test_the_noise_estimates_are_unbiased_and_their_standard_errors_honest() -> 
     crowd = runs(many, exact=False)
     for _ in range(2):  # the third chunk is the first that is measured
         crowd.advance(many.base_batch_size)
-    squared, trace = crowd._gradient_norm(1.0)[0], crowd._noise_trace(1.0)[0]
+    squared, trace = crowd.gradient_norm(1.0)[0], crowd.noise_trace(1.0)[0]
     signals = crowd.advance(many.base_batch_size).signals
     estimates, errors = np.asarray(signals.grad_sqr), np.asarray(signals.grad_sqr_se)
     assert np.mean(estimates) == pytest.approx(squared, abs=4 * np.std(estimates) / np.sqrt(4000))
@@ -155,7 +157,7 @@ def test_velocity_gathers_in_the_first_steps_of_heavy_ball_only() -> None:
     run = runs(drawn)
     run.steps[:] = 3
     gathered = float(np.mean([1.0 - 0.9**step for step in range(4, 11)]))
-    np.testing.assert_allclose(run._velocity(np.full(3, 7.0)), [gathered, 1.0, 1.0])
+    np.testing.assert_allclose(velocity(run, np.full(3, 7.0)), [gathered, 1.0, 1.0])
 
 
 def test_runs_vary_around_their_mean_the_less_the_more_directions_they_have() -> None:

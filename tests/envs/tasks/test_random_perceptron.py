@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlbatch.envs.perceptron import is_perceptron_task
+from rlbatch.envs.perceptron_tasks import is_perceptron_task
 from rlbatch.envs.random_fit import fit, fitted_table
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.tasks.random_job import RandomJob, parse

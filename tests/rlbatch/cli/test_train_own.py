@@ -93,7 +93,7 @@ def test_join_averages_probabilities(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_curves_refuses_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["curves", "--out", str(tmp_path / "c"), "--random", "0"]
+    arguments = ["curves", "--out", str(tmp_path / "c"), "--random", "0", "--random-long", "0"]
     assert main([*arguments, "--task", "digit-mlp", "--random-transformer", "0"]) == 2
     assert "Did you mean 'digits-mlp'" in capsys.readouterr().err
     assert main([*arguments, "--seeds", "0"]) == 2

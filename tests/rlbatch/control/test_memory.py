@@ -108,7 +108,7 @@ def test_errors_for_lack_of_memory_are_told_from_others(error: Exception, expect
     assert is_out_of_memory(error) is expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_the_cuda_gauge_counts_what_a_pass_allocates() -> None:
     device = torch.device("cuda")
     gauge = make_gauge(device, None)

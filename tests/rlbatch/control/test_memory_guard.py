@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import warnings
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rlbatch
+import rlbatch.controller
+from rlbatch.control.memory import HostGauge
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
@@ -113,6 +118,59 @@ class Run:
     @property
     def largest(self) -> list[int]:
         return [max(map(len, batch)) for batch in self.batches if batch]
+
+
+class Holding(nn.Module):
+    """Fails in its second pass, with what it has made so far in its hands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.held: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = x * self.weight
+        self.held.append(weakref.ref(made))
+        if len(self.held) == 2:
+            raise torch.OutOfMemoryError("out of memory, says the test")
+        return made.sum(1)
+
+
+def test_what_a_failed_pass_held_is_free_before_the_memory_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Holding()
+    at_release: list[bool] = []
+
+    class Gauge(HostGauge):
+        @contextmanager
+        def watch(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - as a GPU's
+            yield
+
+        def release(self) -> None:
+            at_release.append(model.held[-1]() is None)
+
+    monkeypatch.setattr(rlbatch.controller, "make_gauge", lambda device, limit: Gauge())
+    controller = rlbatch.BatchController(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        batch_size=8,
+        policy="fixed",
+        micro_batch_size="auto",
+    )
+    data = DataLoader(TensorDataset(torch.rand(24, 1)), 8)
+    gc.collect()
+    gc.disable()
+    try:
+        for (x,) in controller.loader(data):
+            with controller.within_memory():
+                controller.backward(model(x).square().mean())
+            controller.step()
+    finally:
+        gc.enable()
+    controller.close()
+    assert at_release == [True]
+    assert [held() for held in model.held] == [None] * len(model.held)
 
 
 def needed(samples: int, dropout: float = 0.3) -> int:

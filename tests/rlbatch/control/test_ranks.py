@@ -19,6 +19,7 @@ import rlbatch
 from rlbatch.control.ranks import Ranks, WholeOrder
 from rlbatch.errors import ConfigurationError
 from rlbatch.log.episode_reader import read_episode
+from tests.helpers import tanh_network
 from tests.rlbatch.control.rank_runs import Measuring, leave, meet
 
 ROWS, BASE, EPOCHS = 98, 16, 4  # neither is a multiple of the other: each epoch ends with a rest
@@ -40,8 +41,7 @@ class Rows(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def network() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    return tanh_network(5, 8, 1, seed=1).double()
 
 
 def test_what_was_sent_outlives_its_collective(monkeypatch: pytest.MonkeyPatch) -> None:

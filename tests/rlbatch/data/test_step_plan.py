@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbatch.data.step_plan import plan_step, quantise_batch_size, resize, share_start
+from rlbatch.data.step_plan import plan_step, resize, round_batch_size, share_start
 from rlbatch.errors import ConfigurationError
 
 
@@ -75,9 +75,9 @@ def test_the_nearest_multiple_is_taken(
     multiples = [n for n in range(minimum, maximum + 1) if n % world_size == 0]
     if not multiples:
         with pytest.raises(ConfigurationError, match="multiple of the"):
-            quantise_batch_size(size, world_size, minimum, maximum)
+            round_batch_size(size, minimum, maximum, world_size)
         return
-    got = quantise_batch_size(size, world_size, minimum, maximum)
+    got = round_batch_size(size, minimum, maximum, world_size)
     assert got in multiples
     assert abs(got - size) == min(abs(n - size) for n in multiples)
 
@@ -97,10 +97,10 @@ def test_a_half_goes_to_the_even_size_and_no_number_changes_nothing() -> None:
 
 
 def test_infinite_sizes_give_the_limits_and_nan_is_refused() -> None:
-    assert quantise_batch_size(math.inf, 3, 4, 100) == 99
-    assert quantise_batch_size(-math.inf, 3, 4, 100) == 6
+    assert round_batch_size(math.inf, 4, 100, 3) == 99
+    assert round_batch_size(-math.inf, 4, 100, 3) == 6
     with pytest.raises(ConfigurationError, match="NaN"):
-        quantise_batch_size(math.nan, 3, 4, 100)
+        round_batch_size(math.nan, 4, 100, 3)
 
 
 @pytest.mark.parametrize(

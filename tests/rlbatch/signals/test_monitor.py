@@ -22,13 +22,13 @@ from rlbatch.signals.monitor import (
     ChunkMeasurement,
     ChunkMonitor,
 )
+from tests.helpers import optimizer_step, tanh_network
 
 Batch = tuple[Tensor, Tensor]
 
 
 def network() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    return tanh_network(5, 7, 3, seed=1)
 
 
 def batch(size: int, seed: int) -> Batch:
@@ -58,12 +58,7 @@ def train(
             (weighted if scaler is None else scaler.scale(weighted)).backward()
             if monitor is not None:
                 monitor.after_backward(loss)
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
-        optimizer.zero_grad()
+        optimizer_step(optimizer, scaler)
 
 
 def flat_gradient(model: nn.Module, data: Batch) -> Tensor:
@@ -80,7 +75,8 @@ def expected(
     parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
     root = torch.as_tensor(weight, dtype=torch.float64).sqrt()
     own = [flat_gradient(model, part) * root for part in parts]
-    small, micro = noise_scale.weighted_small_sqr([float(g @ g) for g in own], sizes)
+    small = sum(float(g @ g) * size for g, size in zip(own, sizes, strict=True)) / sum(sizes)
+    micro = sum(sizes) / len(sizes)
     whole = flat_gradient(model, (x, y)) * root
     grad_sqr, trace = noise_scale.estimate(small, float(whole @ whole), micro, sum(sizes))
     first, covered = torch.zeros_like(whole), 0

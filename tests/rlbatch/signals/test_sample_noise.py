@@ -19,6 +19,7 @@ from rlbatch.signals.metric import make_metric
 from rlbatch.signals.monitor import ChunkMeasurement, ChunkMonitor
 from rlbatch.signals.sample_layers import probe_of
 from rlbatch.signals.sample_noise import SampleGradients
+from tests.helpers import optimizer_step
 
 N = 12
 Contribution = Callable[[Tensor, Tensor], Tensor]
@@ -131,12 +132,7 @@ def step(
     (loss if scaler is None else scaler.scale(loss)).backward()
     if monitor is not None:
         monitor.after_backward(loss)
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    optimizer.zero_grad()
+    optimizer_step(optimizer, scaler)
 
 
 def measured(result: ChunkMeasurement) -> tuple[float, float, float]:

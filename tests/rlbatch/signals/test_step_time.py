@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +14,14 @@ from rlbatch.signals import step_time
 from rlbatch.signals.record import COST_CURVE_SIZES
 
 
+def fitted(observations: Sequence[tuple[int, float]]) -> step_time.StepTimeFit:
+    """The line through (batch size, seconds), oldest first."""
+    state: step_time.StepTimeState = {}
+    for batch_size, seconds in observations:
+        state = step_time.observe(state, batch_size, seconds)
+    return step_time.fit(state)
+
+
 def test_a_known_line_is_found_among_outliers() -> None:
     rng = np.random.default_rng(0)
     observations: list[tuple[int, float]] = []
@@ -20,7 +29,7 @@ def test_a_known_line_is_found_among_outliers() -> None:
         times = (2e-3 + 1e-5 * size) * rng.uniform(0.98, 1.02, size=9)
         times[0] *= 20  # a warm-up chunk
         observations += [(size, float(t)) for t in times]
-    line = step_time.fit_observations(observations)
+    line = fitted(observations)
     assert line.known == 1.0
     assert line.fixed_seconds == pytest.approx(2e-3, rel=0.03)
     assert line.sample_seconds == pytest.approx(1e-5, rel=0.05)
@@ -30,16 +39,14 @@ def test_a_known_line_is_found_among_outliers() -> None:
 
 
 def test_one_size_puts_the_knee_there() -> None:
-    line = step_time.fit_observations([(64, 0.5), (64, 0.5)])
+    line = fitted([(64, 0.5), (64, 0.5)])
     assert line.known == 0.0
     assert line.fixed_seconds == pytest.approx(64 * line.sample_seconds)
     assert float(line.step_seconds(64)) == pytest.approx(0.5)
 
 
 def test_known_grows_with_the_spread() -> None:
-    known = [
-        step_time.fit_observations([(64, 1.0), (size, 1.5)]).known for size in (64, 128, 256, 2048)
-    ]
+    known = [fitted([(64, 1.0), (size, 1.5)]).known for size in (64, 128, 256, 2048)]
     assert known == [0.0, 0.5, 1.0, 1.0]
 
 
@@ -59,12 +66,12 @@ def test_useless_times_change_nothing_and_the_state_is_not_modified() -> None:
 
 def test_a_changed_machine_is_forgotten() -> None:
     observations = [(8, 1.0)] * 50 + [(8, 3.0)] * 9
-    assert float(step_time.fit_observations(observations).step_seconds(8)) == pytest.approx(3.0)
+    assert float(fitted(observations).step_seconds(8)) == pytest.approx(3.0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 65536), st.floats(1e-6, 1e3)), min_size=1, max_size=30))
 def test_the_line_is_always_usable(observations: list[tuple[int, float]]) -> None:
-    line = step_time.fit_observations(observations)
+    line = fitted(observations)
     assert line.fixed_seconds >= 0
     assert line.sample_seconds >= 0
     assert line.fixed_seconds + line.sample_seconds > 0
