@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
+PREFIX = "rlbatch-"
 SLOW_LINK = ("tbf", "rate", "8mbit", "burst", "16kb", "latency", "400ms")
 """A token bucket in place of netem, which few kernels of containers have: 1 MB a second."""
 
@@ -24,7 +25,7 @@ class TwoHosts:
     """The hosts; the first has 10.77.0.1, the second 10.77.0.2."""
 
     def __init__(self) -> None:
-        self.names = [f"rlb{os.getpid()}{end}" for end in "ab"]
+        self.names = [f"{PREFIX}{os.getpid()}{end}" for end in "ab"]
         self._port = 29500
 
     def make(self) -> None:
@@ -35,6 +36,7 @@ class TwoHosts:
         """
         if not (shutil.which("ip") and shutil.which("tc")):
             raise NoHostsError("needs ip and tc (Debian: apt install iproute2)")
+        _remove_left_behind()
         first, second = self.names
         for name in self.names:
             _call("ip", "netns", "add", name)
@@ -49,8 +51,15 @@ class TwoHosts:
         for name in self.names:
             _call("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", *SLOW_LINK)
 
+    def _end_processes(self) -> None:
+        """End what still runs on the hosts: ranks have sessions of their own."""
+        for name in self.names:
+            with suppress(NoHostsError):
+                _end_all(name)
+
     def remove(self) -> None:
         """Take both away; the cable goes with them."""
+        self._end_processes()
         for name in self.names:
             with suppress(NoHostsError):
                 _call("ip", "netns", "del", name)
@@ -66,9 +75,7 @@ class TwoHosts:
         try:
             said = [launcher.communicate(timeout=seconds)[1] for launcher in launchers]
         finally:
-            for launcher in launchers:
-                with suppress(ProcessLookupError):
-                    os.killpg(launcher.pid, signal.SIGTERM)
+            self._end_processes()
         assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(said)
         return said
 
@@ -77,8 +84,8 @@ class TwoHosts:
     ) -> subprocess.Popen[str]:
         torchrun = [
             *(sys.executable, "-m", "torch.distributed.run"),
-            *("--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "2"),
-            *("--monitor-interval", "0.1", "--rdzv-backend", "c10d", "--rdzv-id", "hosts"),
+            *("--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "10"),
+            *("--monitor-interval", "1", "--rdzv-backend", "c10d", "--rdzv-id", "hosts"),
             *("--rdzv-endpoint", f"10.77.0.1:{self._port}", "--local-addr", f"10.77.0.{number}"),
             *("--rdzv-conf", f"is_host={int(number == 1)}"),
         ]
@@ -114,7 +121,24 @@ def two_hosts() -> Generator[TwoHosts]:
             hosts.remove()
 
 
-def _call(*command: str) -> None:
+def _remove_left_behind() -> None:
+    """Take away the hosts of test runs that were killed, with what still runs in them."""
+    for line in _call("ip", "netns", "list").splitlines():
+        name = line.split()[0] if line.strip() else ""
+        owner = name.removeprefix(PREFIX)[:-1]
+        if name.startswith(PREFIX) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _end_all(name)
+            _call("ip", "netns", "del", name)
+
+
+def _end_all(name: str) -> None:
+    for process in _call("ip", "netns", "pids", name).split():
+        with suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+
+
+def _call(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NoHostsError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
