@@ -90,21 +90,9 @@ class FitRun:
         """
         if state is not None:
             require_like(state, _STATE, "the callback's state")
-        self._loader, trainer, count = loader, self.trainer, loader.count
-        if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(count.batch_size // trainer.world_size)
+        self._loader, trainer = loader, self.trainer
         first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
-        self._loop = loop = TorchLoop(
-            self,
-            trainer.strategy.model,
-            trainer.optimizers[0],
-            loader.plain,
-            batch_size=count.steps.base_batch_size,
-            policy=policy,
-            config=config,
-            epochs=count.planned_epochs(trainer.max_epochs, self.max_steps) - first_epoch,
-            scaler=self._scaler,
-        )
+        self._loop = loop = self._make_loop(loader, policy, config, first_epoch)
         for hook in (*average_hooks(trainer), *hooks):
             loop.adapter.on_rollback(*hook)
         if state is not None:
@@ -123,6 +111,24 @@ class FitRun:
         self._schedules = StepSchedules(trainer, self._due)
         self._limit()
         loop.attach()
+
+    def _make_loop(
+        self, loader: EpochLoader, policy: Policy | str, config: ControllerConfig, first_epoch: int
+    ) -> TorchLoop:
+        trainer, count = self.trainer, loader.count
+        if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
+            config = config.in_parts_of(count.batch_size // trainer.world_size)
+        return TorchLoop(
+            self,
+            trainer.strategy.model,
+            trainer.optimizers[0],
+            loader.plain,
+            batch_size=count.steps.base_batch_size,
+            policy=policy,
+            config=config,
+            epochs=count.planned_epochs(trainer.max_epochs, self.max_steps) - first_epoch,
+            scaler=self._scaler,
+        )
 
     def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one."""
