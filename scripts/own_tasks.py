@@ -41,6 +41,7 @@ class LetterNet(nn.Module):
         self.head = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 12))
 
     def forward(self, letters: torch.Tensor) -> torch.Tensor:
+        """Return the logits of bags of letters."""
         return self.head(self.embed(letters).mean(1))
 
 
