@@ -5,6 +5,8 @@ rlbatch train --task scripts/own_tasks.py:letters --out DIR
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -67,7 +69,7 @@ def images() -> Task:
     """Handwritten digits, by a small convolutional network."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     order = torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(digits.images, dtype=torch.float32)[order, None] / 16
     y = torch.tensor(digits.target)[order]
