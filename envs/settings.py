@@ -267,8 +267,7 @@ def _load_kind(folder: Path, kind: str) -> list[CurveTable]:
     tables = [CurveTable.load(path) for path in sorted(folder.glob(f"{kind}-[0-9]*.npz"))]
     if not tables:
         raise ConfigurationError(
-            f"No learning curves of {kind} tasks in {folder}. "
-            "Make them with rlbatch curves."
+            f"No learning curves of {kind} tasks in {folder}. Make them with rlbatch curves."
         )
     return tables
 
