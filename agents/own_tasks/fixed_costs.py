@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps, si
 from rlbatch.agents.evaluate.reference import find_references
 from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.own_tasks.plan import CURVE_SEED, Plan
+from rlbatch.agents.workers import Workers
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
@@ -137,3 +138,33 @@ def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCos
     logs = np.log(np.minimum(each, UNREACHED_RATIO * least)).mean(axis=1)
     means = np.where(np.isfinite(each).any(axis=1), np.exp(logs), math.inf)
     return TaskCosts(name, dict(zip(grid, map(float, means), strict=True)), results[0].planned)
+
+
+def all_costs(
+    plan: Plan, folder: Path, workers: Workers, *, until: float, tick: Callable[[], None]
+) -> list[TaskCosts]:
+    """Run the fixed sizes of all tasks: with the first seed, then with more as time permits.
+
+    Args:
+        plan: Of the training.
+        folder: Of the curves.
+        workers: Processes.
+        until: When no further seed is begun, by `time.monotonic`.
+        tick: Called now and then.
+    """
+    works = [
+        CurveWork(plan, name, number, folder) for number in range(plan.seeds) for name in plan.tasks
+    ]
+    found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
+    needed = len(plan.tasks)
+    for work, result in workers.run(run_curves, works, needed=needed, until=until, tick=tick):
+        found[work.task][work.number] = result
+    return [
+        mean_costs(plan, name, [found[name][number] for number in sorted(found[name])])
+        for name in plan.tasks
+    ]
+
+
+def count_curves(folder: Path) -> int:
+    """Return how many fixed runs a folder holds."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
-from rlbatch.agents.evaluate.curve_files import file_name
 from rlbatch.agents.evaluate.fixed_curves import size_grid
+from rlbatch.agents.own_tasks.baselines import (
+    SHIPPED,
+    STAYING,
+    baselines,
+    best_shifts,
+    candidate_file,
+)
 from rlbatch.agents.own_tasks.budget import (
     CURVES_SHARE,
     FIRST_SEEDS,
@@ -35,64 +37,22 @@ from rlbatch.agents.own_tasks.budget import (
     divide,
     load_division,
 )
-from rlbatch.agents.own_tasks.evaluation import Score, evaluate, scores
-from rlbatch.agents.own_tasks.fixed_costs import (
-    CurveResult,
-    CurveWork,
-    TaskCosts,
-    cached_task,
-    mean_costs,
-    run_curves,
-)
+from rlbatch.agents.own_tasks.evaluation import evaluate, scores
+from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, all_costs, cached_task, count_curves
 from rlbatch.agents.own_tasks.keeping import POLICY_FILE, keep
 from rlbatch.agents.own_tasks.learning import ROUNDS, Learner, Segment, recipe_of
+from rlbatch.agents.own_tasks.outcome import Display, Outcome
 from rlbatch.agents.own_tasks.plan import Plan
-from rlbatch.agents.own_tasks.rule_networks import goodput_policy, size_policy
 from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
 from rlbatch.agents.workers import Workers
 from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
 from rlbatch.policy.card import PolicyCard
-from rlbatch.policy.file import save_policy
-from rlbatch.policy.registry import DEFAULT
-from rlbatch.signals.cadence import NOISE_RATE
-
-SHIPPED = Candidate("shipped policy", DEFAULT, "shipped")
-STAYING = Candidate("staying", "fixed", "rule", file=False)
-RULES = ("goodput", "noise-scale", "norm-test", "cabs")
 
 _SEGMENTS = 8  # at most, of learning
 _SHORTEST_SEGMENT = 20.0  # seconds
 _LEARNING_SHARE = 0.85  # of a segment's time; the rest is for the comparison after it
-
-
-class Display(Protocol):
-    """Shows how far a training is."""
-
-    def __call__(self, what: str, done: float, total: float, left: float) -> None:
-        """Show a stage, how much of it is done, and the seconds that are left of everything."""
-        ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to.
-
-    Attributes:
-        policy: The policy file.
-        kept: What it holds.
-        scores: Of the evaluation.
-        seeds: Of the evaluation.
-        better_rule: A rule that cannot be written as a policy file and was better than what is
-            kept on the validation seeds; None if there is none.
-    """
-
-    policy: Path
-    kept: Candidate
-    scores: list[Score]
-    seeds: int
-    better_rule: str | None
 
 
 @one_thread()
@@ -149,7 +109,9 @@ class _Training:
     def run(self) -> Outcome:
         costs = self._fixed_costs()
         self._validation = Validation(self._plan, costs, self._out / "validation.jsonl")
-        self._candidates += self._rules(costs)
+        self._candidates += baselines(
+            self._out / "candidates", self._actions, self._card, best_shifts(costs)[:2]
+        )
         run_seconds = self._validate(self._candidates, 1)
         rules = [one for one in self._candidates if not one.file]
         best = self._validation.best(rules, 1)  # the others are not worth more runs
@@ -177,31 +139,14 @@ class _Training:
 
     def _fixed_costs(self) -> list[TaskCosts]:
         """Run the fixed sizes: all tasks with the first seed, then more as time permits."""
-        plan, begun = self._plan, time.monotonic()
-        works = [
-            CurveWork(plan, name, number, self._curves)
-            for number in range(plan.seeds)
-            for name in plan.tasks
-        ]
-        sizes = sum(len(size_grid(cached_task(name))) for name in plan.tasks)
-        found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
+        plan, until = self._plan, time.monotonic() + CURVES_SHARE * self._budget.total
+        total = plan.seeds * sum(len(size_grid(cached_task(name))) for name in plan.tasks)
 
         def tick() -> None:
-            self._show(
-                "fixed sizes", min(_lines(self._curves), sizes * plan.seeds), sizes * plan.seeds
-            )
+            self._show("fixed sizes", min(count_curves(self._curves), total), total)
 
         tick()
-        until = begun + CURVES_SHARE * self._budget.total
-        first = len(plan.tasks)
-        for work, result in self._workers.run(
-            run_curves, works, needed=first, until=until, tick=tick
-        ):
-            found[work.task][work.number] = result
-        return [
-            mean_costs(plan, name, [found[name][number] for number in sorted(found[name])])
-            for name in plan.tasks
-        ]
+        return all_costs(plan, self._curves, self._workers, until=until, tick=tick)
 
     def _search(self, costs: Sequence[TaskCosts], seconds: float) -> None:
         """Search for a schedule; in a training that goes on, what was found is there at once."""
@@ -219,21 +164,8 @@ class _Training:
         self._validate(found, FIRST_SEEDS)
         self._keep_best(FIRST_SEEDS)
 
-    def _rules(self, costs: Sequence[TaskCosts]) -> list[Candidate]:
-        """Return the candidates that nothing was learned for."""
-        actions, card = self._actions, self._card
-        found: list[Candidate] = []
-        for shift in best_shifts(costs)[:2]:
-            path = self._file(f"size x{2.0**shift:g}")
-            save_policy(path, size_policy(shift, actions, card))
-            found.append(Candidate(f"size x{2.0**shift:g}", str(path), "size"))
-        path = self._file("goodput network")
-        save_policy(path, goodput_policy(actions, replace(card, noise_rate=NOISE_RATE)))
-        found.append(Candidate("goodput network", str(path), "rule"))
-        return [*found, *(Candidate(name, name, "rule", file=False) for name in RULES)]
-
     def _file(self, name: str) -> Path:
-        return self._out / "candidates" / f"{file_name(name)}.safetensors"
+        return candidate_file(self._out / "candidates", name)
 
     def _validate(self, candidates: Sequence[Candidate], seeds: int) -> float:
         """Run candidates, and return the seconds that a run took, of those side by side."""
@@ -365,22 +297,3 @@ class _Training:
         )
         better = self._validation.score(rule.name, seeds) < self._validation.score(kept.name, seeds)
         return Outcome(path, kept, found, division.test_seeds, rule.name if better else None)
-
-
-def best_shifts(costs: Sequence[TaskCosts]) -> list[int]:
-    """Return log2 of multiples of the tasks' batch sizes, the cheapest for all tasks first."""
-    relative: dict[int, list[float]] = {}
-    for own in costs:
-        for size, cost in own.costs.items():
-            shift = round(float(np.log2(size / own.task.batch_size)))
-            relative.setdefault(shift, []).append(min(cost / own.reference, 4.0))
-    means = {
-        shift: float(np.log(found + [4.0] * (len(costs) - len(found))).mean())
-        for shift, found in relative.items()
-    }
-    return sorted(means, key=lambda shift: (means[shift], abs(shift)))
-
-
-def _lines(folder: Path) -> int:
-    """Return how many fixed runs a folder holds."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))

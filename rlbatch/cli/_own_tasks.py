@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
+    from rlbatch.agents.own_tasks.outcome import Display, Outcome
     from rlbatch.agents.own_tasks.plan import Plan
-    from rlbatch.agents.own_tasks.training import Display, Outcome
 
 _LINE_EVERY = 10.0  # seconds, where there is no terminal
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlbatch.agents.own_tasks.baselines import best_shifts
 from rlbatch.agents.own_tasks.budget import FIRST_SEEDS, Budget, divide, load_division
 from rlbatch.agents.own_tasks.evaluation import scores
 from rlbatch.agents.own_tasks.fixed_costs import (
@@ -21,7 +22,6 @@ from rlbatch.agents.own_tasks.fixed_costs import (
 )
 from rlbatch.agents.own_tasks.plan import Plan, absolute, load_plan, save_plan
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
-from rlbatch.agents.own_tasks.training import best_shifts
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
 from rlbatch.agents.workers import Workers
 from rlbatch.envs.fixed_run import fixed_run_curve
