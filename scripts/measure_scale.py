@@ -128,7 +128,7 @@ def log_row(decisions: int) -> Row:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "log"
-        shutil.copytree(ROOT / "docs" / "example-log", folder)
+        shutil.copytree(ROOT / "docs" / "example-log-goodput", folder)
         size = repeated(folder / "decisions.jsonl", decisions)
         row: Row = {"bytes a decision": size / decisions}
         log = timed(row, "read s", lambda: read_log(folder))
