@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import rlbatch
+from rlbatch.envs.threads import use_one_thread
 from rlbatch.signals.cadence import Cadence
 
 ROOT = Path(__file__).parents[1]
@@ -232,7 +233,7 @@ def peak_megabytes() -> float:
 
 def alone(function: Callable[..., Row], *arguments: Any) -> Row:
     """Return what a function returns in a new process."""
-    with get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as pool:
+    with get_context("spawn").Pool(1, use_one_thread) as pool:
         return pool.apply(function, arguments)
 
 
