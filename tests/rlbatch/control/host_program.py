@@ -50,14 +50,19 @@ def measured(folder: Path, late: float) -> None:
     """Train with goodput; a step costs a constant for each of a rank's samples, and its sum."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.manual_seed(0)
-    x = torch.randn(4096, 64)
-    data = TensorDataset(x, x.sum(dim=1, keepdim=True).tanh() + 0.5 * torch.randn(4096, 1))
+    x = torch.randn(8192, 64)
+    data = TensorDataset(x, x.sum(dim=1, keepdim=True).tanh() + 0.5 * torch.randn(8192, 1))
     model = DistributedDataParallel(
         nn.Sequential(nn.Linear(64, 400), nn.ReLU(), nn.Linear(400, 1))  # 105 kB of gradients
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     controller = rlbatch.BatchController(
-        model, optimizer, batch_size=BASE, policy="goodput", log_dir=folder / "log"
+        model,
+        optimizer,
+        batch_size=BASE,
+        max_batch_size=128,
+        policy="goodput",
+        log_dir=folder / "log",
     )
     sampler = DistributedSampler(data)
     loader = controller.loader(DataLoader(data, BASE // ranks, sampler=sampler))
