@@ -6,6 +6,7 @@ Functions of plain objects, for every loop alike: each raises ConfigurationError
 from __future__ import annotations
 
 import inspect
+import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -25,6 +26,7 @@ from rlbatch.control.gradient_watch import parameters_of
 from rlbatch.control.sharding import reshard
 from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.foreach import local
 
 _FREE = (
     *(SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler),
@@ -95,6 +97,27 @@ def check_backward_hooks(model: nn.Module, optimizer: Any) -> None:
             "An optimizer steps within the backward pass, where the gradient of the step is not "
             "complete. Remove the hooks that step, and let controller.step() do it."
         )
+
+
+def warn_of_made_up_step(optimizer: Any) -> None:
+    """Warn where an optimizer of a run that has yet to begin has counted a step already.
+
+    `torch.distributed.checkpoint.state_dict.get_state_dict` makes one at a rate of zero, so that
+    there is a state to save. Adam's averages are then weighted as if a gradient of zero had come
+    first: the run is another one than without that call.
+    """
+    states = [state for state in optimizer.state.values() if "exp_avg" in state]
+    if not states or any(float(state.get("step", 0)) != 1.0 for state in states):
+        return
+    if any(bool(local(state["exp_avg"]).any()) for state in states):
+        return
+    warnings.warn(
+        f"rlbatch: {type(optimizer).__name__} has counted a step that the run did not make. "
+        "get_state_dict of torch.distributed.checkpoint does so before the first one. Save behind "
+        "a step for the first time, or call optimizer.state.clear() after it.",
+        RuntimeWarning,
+        stacklevel=6,
+    )
 
 
 def check_sampler(sampler: Any, batch_size: int) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.cost_tracker import CostTracker
 from rlbatch.control.coupled_rate import CoupledRate
@@ -27,12 +29,18 @@ from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
 _OFF = 0  # agreed on instead of a batch size
+_FEWEST_ASKED = 3  # steps that were to be measured, before it is said that none was
+_NO_NOISE = (
+    "no gradient noise is known: none of the first {} steps to be measured showed any (layers of "
+    "other kinds, compiled models, undivided steps of sharded models and in Keras)"
+)
+_TRIED = "the loss rose: the weights after step {} are tried for a step"
 
 # What a checkpoint holds of a control_loop as it is.
 _PLAIN = (
     *("batch_size", "enabled", "steps", "samples_seen"),
     *("_before", "_touched", "_chunk_done", "_chunk_steps", "_chunk_cost", "_chunk_began"),
-    "_val_loss",
+    *("_val_loss", "_asked", "_noise_seen"),
 )
 
 
@@ -91,6 +99,7 @@ class ControlLoop:
         self._chunk_cost, self._chunk_began = 0.0, 0
         self._watching = self._resumed = False
         self._val_loss = math.nan
+        self._asked, self._noise_seen = 0, False  # steps to be measured; one was
         self.last: AppliedDecision | None = None
 
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
@@ -113,7 +122,9 @@ class ControlLoop:
         self._resumed = False
         # Where a step is divided anyway its noise is known for nothing.
         measured = len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
-        self._monitor.begin_step(sizes, measured=self._measures and measured)
+        measured = self._measures and measured
+        self._asked += measured
+        self._monitor.begin_step(sizes, measured=measured)
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
@@ -139,6 +150,8 @@ class ControlLoop:
             return
         self._watching = False
         self._chunk_done += 1
+        if self.guard.trial is not None:
+            self._end_trial(samples, place())
         if self._chunk_done >= self._chunk_steps:
             self._end_chunk(place())
 
@@ -156,6 +169,9 @@ class ControlLoop:
         """Go back to the user's batch size and decide nothing any more."""
         if not self.enabled:
             return
+        undone = self.guard.undone(self._chunk_began)
+        if self.guard.end_trial(self.steps):  # without a step that could tell
+            self._note("rollback", undone, place, self.batch_size)
         self.enabled = False
         before, self.batch_size = self.batch_size, self.base_batch_size
         self._note("off", reason, place, before)
@@ -197,7 +213,10 @@ class ControlLoop:
         measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
         self.cost_tracker.end_chunk(self.batch_size, self._chunk_done)
         self._chunk_steps = self._chunk_done = 0
-        rolled_back = self.guard.end_chunk(measured, self.batch_size, self._before)
+        self._noise_seen = self._noise_seen or math.isfinite(measured.noise.noise_trace)
+        rolled_back = self.guard.end_chunk(
+            measured, self.batch_size, self._before, began=self._chunk_began, step=self.steps
+        )
         signals = self._signals(measured, rolled_back)
         self._chunk_cost = self.cost_tracker.total
         in_force = self._before if rolled_back else self.batch_size
@@ -209,8 +228,16 @@ class ControlLoop:
         if not rolled_back:
             self.rate.observe(measured)
         self._decide(signals, in_force, rolled_back, place)
-        if rolled_back:
+        if rolled_back and self.guard.trial is None:
             self.guard.copied_at = self.steps  # the weights of now are the copy's
+
+    def _end_trial(self, samples: int, place: Place) -> None:
+        """Behind the first step with the weights from before a chunk whose loss rose."""
+        losses = self._monitor.state_dict(self._chunk_done)["losses"]
+        loss = float(self.ranks.mean(np.array(losses[:1]))[0])
+        undone = self.guard.undone(self._chunk_began)
+        if self.guard.end_trial(self.steps, loss, samples):
+            self._note("rollback", undone, place, self.batch_size)
 
     def _decide(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> None:
         if not self.ranks.is_main:
@@ -237,8 +264,17 @@ class ControlLoop:
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
         decision = self._shareable(self._engine.decide(signals, in_force))
+        if self._is_blind():
+            said = _NO_NOISE.format(self._asked)
+            decision = replace(decision, reasons=(*decision.reasons, said))
         if rolled_back:
-            decision = replace(decision, reasons=(*decision.reasons, self._undone()))
+            tried = self.guard.trial is not None
+            said = (
+                _TRIED.format(self.guard.copied_at)
+                if tried
+                else self.guard.undone(self._chunk_began)
+            )
+            decision = replace(decision, reasons=(*decision.reasons, said))
             if self.guard.suspects:
                 decision = decision.held()
         self._change(in_force, decision.batch_size)
@@ -247,18 +283,17 @@ class ControlLoop:
             signals,
             decision,
             place,
-            event="rollback" if rolled_back else "decision",
+            event="rollback" if rolled_back and self.guard.trial is None else decision.event,
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size
 
-    def _undone(self) -> str:
-        """Return in words how far the guard went back."""
-        copied_at, began = self.guard.copied_at, self._chunk_began
-        said = f"undone: the weights are those after step {copied_at}"
-        if copied_at == began:
-            return said
-        return f"{said}, of the latest copy; the chunk began after step {began}"
+    def _is_blind(self) -> bool:
+        """Whether steps were to be measured and none was: true at one decision of a run."""
+        if self._noise_seen or self._asked < _FEWEST_ASKED:
+            return False
+        self._noise_seen = True  # or said, which is as good
+        return True
 
     def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
         """Round to a size of which every rank gets the same share."""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlbatch.control.gradient_watch import GradientWatch, no_gradient, parameters_of
+from rlbatch.control.checks import warn_of_made_up_step
+from rlbatch.control.gradient_watch import GradientWatch, no_gradient
 from rlbatch.control.loss_parts import LossParts
+from rlbatch.control.part_weights import PartWeights
 from rlbatch.control.ranks import Ranks, without_sync
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
-from rlbatch.data.loss_weights import LossWeights
-from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import DeliveryError
-from rlbatch.signals import foreach
 
 
 class GradientAccumulator:
@@ -28,7 +24,6 @@ class GradientAccumulator:
 
     Attributes:
         delivered: The micro-batch in the hands of the loop; None when it is done with it.
-        ranks: The processes that train together, where weights are given.
         schedules: Notices schedules that count steps; None looks for none.
     """
 
@@ -54,17 +49,23 @@ class GradientAccumulator:
         self._world_size, self._synchronises = world_size, synchronises
         self._unsynchronised = ExitStack()
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._accumulator = LossWeights(world_size)
-        self._unit_known = False
-        self._told: tuple[Tensor, float] | None = None  # sums of weighted losses, and of weights
+        self._parts = PartWeights(optimizer, world_size, synchronises=synchronises)
         self._watch = GradientWatch(optimizer)
         self._steps: StepWatch | None = None  # from the first batch on
         self._watches = False  # during an epoch
         self._loss_parts = LossParts()
         self._backward_done = self._unscaled = False
-        self.ranks = Ranks()
         self.schedules: ScheduleWatch | None = None
         self.delivered: Delivered | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together, where weights are given."""
+        return self._parts.ranks
+
+    @ranks.setter
+    def ranks(self, ranks: Ranks) -> None:
+        self._parts.ranks = ranks
 
     @property
     def batch_complete(self) -> bool:
@@ -76,28 +77,17 @@ class GradientAccumulator:
         """Whether a step is under way, and not all of its parts had their backward pass."""
         delivered = self.delivered
         if delivered is None:
-            return self._accumulator.is_open
+            return self._parts.is_open
         return delivered.micro_batches > 1 and not self.batch_complete
 
     @property
     def is_weighted(self) -> bool:
         """Whether the parts of the step under way came with weights."""
-        return self._told is not None
+        return self._parts.is_weighted
 
     def told(self, loss: Tensor) -> Tensor:
-        """Return what to tell of a weighted part's loss, for a mean over samples of the parts.
-
-        What the loss of the whole step is shows behind the last one: nothing before.
-        """
-        delivered, told = self.delivered, self._told
-        if delivered is None or told is None or not delivered.is_last:
-            return torch.zeros_like(loss.detach())
-        if delivered.micro_batches == 1:
-            return loss
-        count, world_size = delivered.micro_batches, self._world_size
-        share = micro_batch_totals(delivered.step_samples, count, world_size)[-1]
-        total, weight = told
-        return total * (delivered.step_samples / share / max(weight, 1e-300))
+        """Return what to tell of a weighted part's loss; see `PartWeights.told`."""
+        return self._parts.told(loss, self.delivered)
 
     def arrive(self, delivered: Delivered) -> None:
         """Take the next micro-batch.
@@ -123,6 +113,7 @@ class GradientAccumulator:
 
     def _begin_watch(self) -> None:
         if self._steps is None:
+            warn_of_made_up_step(self._unwrapped)
             self._steps = StepWatch(self._model, self._unwrapped, self)
         self._steps.active = self._watches = True
 
@@ -131,8 +122,8 @@ class GradientAccumulator:
         self._unsynchronised.close()
         self._watch.forget()
         self.rest()
-        if self._accumulator.is_open or self._backward_done:
-            self._accumulator.discard()
+        if self._parts.is_open or self._backward_done:
+            self._parts.discard()
             self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
 
@@ -166,7 +157,7 @@ class GradientAccumulator:
         # Few steps are divided: the others are spared the accumulator.
         whole = delivered.micro_batches == 1 and self._world_size == 1
         if whole:
-            self._told = None
+            self._parts.forget_weights()
         factor = None if whole else self._factor(loss, delivered, weight)
         self._backward_done = True
         self._watched_backward(loss, factor)
@@ -182,42 +173,16 @@ class GradientAccumulator:
     ) -> float | None:
         if delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
-        self._told = self._told if delivered.position else None
         if weight is None:
             self._loss_parts.look(loss, delivered)
-            return self._accumulator.add(delivered)
-        number = float(weight)
-        total, before = self._told or (torch.zeros_like(loss.detach()), 0.0)
-        # The mean of nothing may be no number.
-        self._told = total + loss.detach() * number if number else total, before + number
-        if not self._unit_known and (number > 0.0 or self._world_size > 1):
-            self._choose_unit(number / delivered.micro_size)
-        return self._accumulator.add(delivered, weight=number)
-
-    def _choose_unit(self, weight: float) -> None:
-        """Let a typical sample weigh about 1: the gradients' range is that of other runs."""
-        power = round(math.log2(weight)) if 0.0 < weight < math.inf else 0
-        if self._world_size > 1:  # the same on all, which may not wait for each other in a pass
-            (power,) = self.ranks.largest(power) if self._synchronises else (0,)
-        self._accumulator.unit, self._unit_known = 2.0**power, True
+        return self._parts.add(loss, delivered, weight)
 
     def correct(self) -> None:
         """Divide the gradients by the sum of the weights of all parts, which now is known.
 
         `backward` does it behind the last part, unless somebody averages gradients after that.
         """
-        total = self._accumulator.total
-        if total is None:
-            return
-        if self._world_size > 1:
-            total = float(self.ranks.mean(np.array([total]))[0]) * self._world_size
-        factor = self._accumulator.correction(total)
-        grads = [
-            foreach.local(p.grad) for p in parameters_of(self._unwrapped) if p.grad is not None
-        ]
-        if factor != 1.0:
-            with torch.no_grad():
-                foreach.scale_(grads, factor)
+        self._parts.correct()
 
     def _watched_backward(self, loss: Tensor, factor: float | None) -> None:
         watch = self._steps
@@ -261,7 +226,7 @@ class GradientAccumulator:
             )
         self._unsynchronised.close()
         self._watch.forget()
-        self._accumulator.discard()
+        self._parts.discard()
         if self._unscaled:
             self._scaler.update()  # else it would refuse to unscale the next step
         self._optimizer.zero_grad()
@@ -302,7 +267,7 @@ class GradientAccumulator:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
         if count > 1 or self._world_size > 1:
-            self._accumulator.close()
+            self._parts.close()
             self._watch.forget()
         if self.schedules is not None:
             self.schedules.before_step(delivered)

@@ -25,9 +25,21 @@ class GradientWatch:
     By identity and torch's count of in-place changes: no value is read, no device waited for.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        """Watch the gradients of an optimizer's parameters."""
-        self._optimizer = optimizer
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        zeroing: str = "controller.step() zeroes the gradients behind each step",
+        clipping: str = "Clip by controller.step(clip_norm=...), or where "
+        "controller.batch_complete",
+    ) -> None:
+        """Watch the gradients of an optimizer's parameters.
+
+        Args:
+            optimizer: Whose gradients.
+            zeroing: Who zeroes them, for the message.
+            clipping: Where to clip them, for the message.
+        """
+        self._optimizer, self._zeroing, self._clipping = optimizer, zeroing, clipping
         self._seen: list[_Seen] = []
 
     def remember(self) -> None:
@@ -54,13 +66,13 @@ class GradientWatch:
             if parameter.grad is not gradient:
                 raise DeliveryError(
                     f"{_between(part, parts)} a .grad vanished: the loop calls zero_grad(). Leave "
-                    "that call out: controller.step() zeroes the gradients behind each step."
+                    f"that call out: {self._zeroing}."
                 )
             if version_of(gradient) != version:
                 raise DeliveryError(
                     f"{_between(part, parts)} a .grad was changed: the loop clips, scales or "
-                    "zeroes it at every batch. Clip by controller.step(clip_norm=...), or where "
-                    "controller.batch_complete; and leave zero_grad() to controller.step()."
+                    f"zeroes it at every batch. {self._clipping}; and leave zero_grad() out: "
+                    f"{self._zeroing}."
                 )
 
 

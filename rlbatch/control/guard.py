@@ -111,7 +111,7 @@ def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[boo
         if not _has_risen(state, config, chunk):
             return False, _keep(state, chunk)
         if _rises_anyway(state, chunk):
-            return False, _keep(GuardState(settled=state.settled), chunk)  # from this level on
+            return False, kept_level(state, chunk)
     consecutive = state.consecutive + 1
     unchanged = state.unchanged + (not chunk.changed)
     return True, replace(
@@ -122,6 +122,30 @@ def judge(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> tuple[boo
         tried=False,
         suspected=chunk.changed and chunk.nonfinite == 0,
     )
+
+
+def rises_the_same(
+    before: GuardState, config: GuardConfig, chunk: ChunkLoss, trial: ChunkLoss
+) -> bool:
+    """Return whether the weights from before a chunk have a loss as high as the chunk's own.
+
+    Then it is the loss that rises, and not what the chunk made of the weights.
+
+    Args:
+        before: The state that the chunk was judged by.
+        config: Limits.
+        chunk: Which `judge` calls damage.
+        trial: The first step behind it, with the weights from before it.
+    """
+    if chunk.nonfinite or not math.isfinite(trial.mean):
+        return False
+    middle = 0.5 * (before.recent_loss + chunk.mean)
+    return trial.mean >= middle and _has_risen(before, config, trial)
+
+
+def kept_level(before: GuardState, chunk: ChunkLoss) -> GuardState:
+    """Return the state behind a chunk whose loss was meant to rise: from this level on."""
+    return _keep(GuardState(settled=before.settled), chunk)
 
 
 def _has_risen(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> bool:

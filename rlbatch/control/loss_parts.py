@@ -22,9 +22,10 @@ _LINEAR = (
 )
 _FEWEST = 4  # samples of a part whose labels tell something
 
-REMEDY = (
-    "Call controller.backward(loss, weight=...) with what each loss is the mean of (the tokens "
-    "that count, the sum of class weights). A loss that compares the samples of a batch cannot be "
+_BACKWARD = "Call controller.backward(loss, weight=...)"
+_REMEDY = (
+    "{} with what each loss is the mean of (the tokens that count, the sum of class weights). "
+    "A loss that compares the samples of a batch cannot be "
     "divided: set divisible=False. rlbatch.testing.check_divisible(model, loss_fn, batch) tells."
 )
 
@@ -44,20 +45,32 @@ class LossParts:
     means are not weighted by samples. What a program computes in other ways is not seen.
     """
 
-    def __init__(self) -> None:
-        """Look at the next divided steps."""
+    def __init__(self, telling: str = _BACKWARD) -> None:
+        """Look at the next divided steps.
+
+        Args:
+            telling: How a loop says what its losses are means of, for the message.
+        """
+        self._remedy = _REMEDY.format(telling)
         self._left = _STEPS
         self._means: list[_Mean] | None = None  # of the first part that was seen
         self._compared = 0  # parts in a row whose classes are their samples
 
-    def look(self, loss: Tensor, delivered: Delivered) -> None:
-        """Take a part's loss before its backward pass; warn, once, where parts do not add up."""
+    def look(self, loss: Tensor, delivered: Delivered, root: Any = None) -> None:
+        """Take a part's loss before its backward pass; warn, once, where parts do not add up.
+
+        Args:
+            loss: The mean, or what a framework has made of it.
+            delivered: The part.
+            root: Autograd's node of the mean, where a framework has divided it since.
+        """
+        root = loss.grad_fn if root is None else root
         if not self._left or delivered.micro_batches == 1:
             return
         self._left -= delivered.is_last
-        found = list(_means(loss, delivered.micro_size))
-        problem = _summing(loss)
-        compares = _compares(loss, delivered.micro_size)
+        found = list(_means(root, delivered.micro_size))
+        problem = _summing(root)
+        compares = _compares(root, delivered.micro_size)
         self._compared = self._compared + 1 if compares else 0
         if self._compared > 1:
             problem = "the loss compares each sample with the others of its batch"
@@ -67,7 +80,8 @@ class LossParts:
         if problem is not None:
             self._left = 0
             warnings.warn(
-                f"rlbatch: a batch is divided, and its parts do not add up: {problem}. {REMEDY}",
+                f"rlbatch: a batch is divided, and its parts do not add up: {problem}. "
+                f"{self._remedy}",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -85,9 +99,9 @@ def _difference(before: list[_Mean], found: list[_Mean]) -> str | None:
     return None
 
 
-def _nodes(loss: Tensor) -> Iterator[Any]:
+def _nodes(root: Any) -> Iterator[Any]:
     """Yield the operations next to a loss: those between it and its means, and these."""
-    ahead: list[Any] = [loss.grad_fn]
+    ahead: list[Any] = [root]
     for _ in range(_NODES):
         if not ahead:
             return
@@ -101,8 +115,8 @@ def _nodes(loss: Tensor) -> Iterator[Any]:
             ahead.append(node.next_functions[0][0])
 
 
-def _means(loss: Tensor, samples: int) -> Iterator[_Mean]:
-    for node in _nodes(loss):
+def _means(root: Any, samples: int) -> Iterator[_Mean]:
+    for node in _nodes(root):
         divisor = _divisor(node)
         if divisor is not None:
             yield _Mean(
@@ -132,16 +146,16 @@ def _is_sum(node: Any) -> bool:
     return node is not None and node.name().startswith("SumBackward")
 
 
-def _summing(loss: Tensor) -> str | None:
-    for node in _nodes(loss):
+def _summing(root: Any) -> str | None:
+    for node in _nodes(root):
         if getattr(node, "_saved_reduction", None) == _SUM:
             return "the loss is a sum over samples, and a mean is expected"
     return None
 
 
-def _compares(loss: Tensor, samples: int) -> bool:
+def _compares(root: Any, samples: int) -> bool:
     """Whether it is a cross entropy whose classes are the samples themselves, in their order."""
-    for node in _nodes(loss):
+    for node in _nodes(root):
         target = getattr(node, "_saved_target", None)
         if not node.name().startswith("NllLoss") or target is None:
             continue

@@ -79,20 +79,36 @@ class Snapshot:
         foreach.copy_(
             [foreach.local(live[slot]) for slot in kept], [self._saved[slot] for slot in kept]
         )
-        states = self._states()
-        for slot in (*live, *plain):
-            kind, position, name = slot
-            if kind != _STATE:
-                continue
-            if slot in self._plain:
-                states[position][name] = self._plain[slot]
-            elif slot not in self._saved:
-                del states[position][name]
-        for parameter in [p for p, state in self._optimizer.state.items() if not state]:
-            del self._optimizer.state[parameter]
+        self._put_plain_back(live, plain)
         # Fewer were saved where one was added since; what was saved may be put back again.
         for (_, restore), value in zip(self._also, self._also_saved, strict=False):
             restore(copy.deepcopy(value))
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Put the values of the last `take` back, and keep those of now as the copy.
+
+        Tensor by tensor, so that memory is needed for one more of them only.
+        """
+        live, plain = self._collect()
+        saved, also = self._saved, self._also_saved
+        now = {
+            slot: foreach.local(tensor).detach().clone()
+            for slot, tensor in live.items()
+            if slot not in saved
+        }
+        also_now = [copy.deepcopy(save()) for save, _ in self._also]
+        for slot in saved.keys() & live.keys():
+            values = foreach.local(live[slot])
+            kept = values.detach().clone()
+            values.copy_(saved[slot])
+            saved[slot].copy_(kept)
+        self._put_plain_back(live, plain)
+        for (_, restore), value in zip(self._also, also, strict=False):
+            restore(copy.deepcopy(value))
+        # State that came since is part of what is kept, and no more of what is there.
+        self._saved, self._plain, self._also_saved = {**saved, **now}, plain, also_now
+        self._live = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as plain values and tensors of its own."""
@@ -177,6 +193,20 @@ class Snapshot:
                 into = live if isinstance(value, Tensor) else plain
                 into[_STATE, position, name] = value
         return live, plain
+
+    def _put_plain_back(self, live: Mapping[_Slot, Any], plain: Mapping[_Slot, Any]) -> None:
+        """Put the optimizer's plain values back; state that did not exist is dropped."""
+        states = self._states()
+        for slot in (*live, *plain):
+            kind, position, name = slot
+            if kind != _STATE:
+                continue
+            if slot in self._plain:
+                states[position][name] = self._plain[slot]
+            elif slot not in self._saved:
+                del states[position][name]
+        for parameter in [p for p, state in self._optimizer.state.items() if not state]:
+            del self._optimizer.state[parameter]
 
     def _states(self) -> dict[int, dict[str, Any]]:
         """Return the optimizer's state by the position of its parameter."""

@@ -29,14 +29,26 @@ class StepWatch:
         in_backward: A backward pass runs.
     """
 
-    def __init__(self, model: Any, optimizer: Optimizer, watched: Watched) -> None:
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Optimizer,
+        watched: Watched,
+        *,
+        steps: str = "controller.step()",
+        ends: str = "where controller.step() returns samples: if controller.step(): "
+        "second.step(); second.zero_grad()",
+    ) -> None:
         """Prepare to watch, while it is `active` and somebody holds it.
 
         Args:
             model: What is trained.
             optimizer: Its optimizer.
             watched: Knows whether a step is under way.
+            steps: What steps the optimizer, for the message.
+            ends: Where another optimizer may step, for the message.
         """
+        self._steps, self._ends = steps, ends
         self.stepping = self.in_backward = False
         self._optimizer, self._watched = optimizer, weakref.ref(watched)
         held = {id(parameter) for parameter in parameters_of(optimizer)}
@@ -70,10 +82,10 @@ class StepWatch:
         if self.stepping:
             return
         if self.in_backward:
-            raise ConfigurationError(_in_backward(type(optimizer).__name__))
+            raise ConfigurationError(self._in_backward(type(optimizer).__name__))
         if optimizer is self._optimizer:
             raise DeliveryError(
-                "The loop calls optimizer.step() beside controller.step(), which steps the "
+                f"The loop calls optimizer.step() beside {self._steps}, which steps the "
                 "optimizer itself. Leave the loop's own call out."
             )
         if optimizer not in self._strangers:
@@ -83,15 +95,14 @@ class StepWatch:
         if watched is not None and watched.between_parts:
             raise DeliveryError(
                 f"A second optimizer, {type(optimizer).__name__}, steps between two parts of an "
-                "optimizer step. Step and zero it where controller.step() returns samples: "
-                "if controller.step(): second.step(); second.zero_grad()."
+                f"optimizer step. Step and zero it {self._ends}."
             )
 
     def check_backward(self) -> None:
         """Behind the first backward pass: refuse hooks that changed parameters in it."""
         versions, self._versions = self._versions, None
         if versions and any(version_of(parameter) != was for parameter, was in versions):
-            raise ConfigurationError(_in_backward("A hook"))
+            raise ConfigurationError(self._in_backward("A hook"))
 
     def begin_backward(self) -> None:
         """A backward pass begins."""
@@ -102,6 +113,12 @@ class StepWatch:
     def end_backward(self) -> None:
         """The pass is over, or has failed."""
         self.in_backward = False
+
+    def _in_backward(self, who: str) -> str:
+        return (
+            f"{who} steps within the backward pass, where the gradient of the step is not "
+            f"complete. Remove the hooks that step, and let {self._steps} do it."
+        )
 
     def _require_stranger(self, optimizer: Any) -> None:
         if any(id(parameter) in self._held for parameter in parameters_of(optimizer)):
@@ -124,10 +141,3 @@ def _listen() -> None:
 def _look(optimizer: Any, *_: Any) -> None:
     for watch in tuple(_ACTIVE):
         watch.look(optimizer)
-
-
-def _in_backward(who: str) -> str:
-    return (
-        f"{who} steps within the backward pass, where the gradient of the step is not complete. "
-        "Remove the hooks that step, and let controller.step() do it."
-    )

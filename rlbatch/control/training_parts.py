@@ -88,6 +88,10 @@ class WeightCopy(Protocol):
         """Put the copied values back."""
         ...
 
+    def exchange(self) -> None:
+        """Put the copied values back, and keep those of now in their place."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as plain values and torch tensors."""
         ...

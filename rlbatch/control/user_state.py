@@ -42,17 +42,10 @@ class UserState:
         Raises:
             ConfigurationError: There is no way to save or restore it.
         """
-        if restore is None and hasattr(save, "state_dict") and hasattr(save, "load_state_dict"):
-            save, restore = save.state_dict, save.load_state_dict
-        if not callable(save) or not callable(restore):
-            raise ConfigurationError(
-                "Expected on_rollback(object) with state_dict() and load_state_dict(state), or "
-                f"on_rollback(save, restore) with two functions, got {type(save).__name__} and "
-                f"{type(restore).__name__}."
-            )
-        self._hooks.append((save, restore))
+        hook = check_hook(save, restore)
+        self._hooks.append(hook)
         if self._snapshot is not None:
-            self._snapshot.also(save, restore)
+            self._snapshot.also(*hook)
 
     def state_dict(self) -> list[int]:
         """Return where the schedules stand, in steps of the plain loop."""
@@ -63,3 +56,20 @@ class UserState:
         for schedule, made in zip(self._schedules, state, strict=False):
             schedule.made = made
         self._loaded = list(state[len(self._schedules) :])
+
+
+def check_hook(save: Any, restore: Callable[[Any], Any] | None) -> _Hook:
+    """Return what saves and restores, out of the arguments of an `on_rollback`.
+
+    Raises:
+        ConfigurationError: There is no way to save or restore it.
+    """
+    if restore is None and hasattr(save, "state_dict") and hasattr(save, "load_state_dict"):
+        save, restore = save.state_dict, save.load_state_dict
+    if not callable(save) or not callable(restore):
+        raise ConfigurationError(
+            "Expected on_rollback(object) with state_dict() and load_state_dict(state), or "
+            f"on_rollback(save, restore) with two functions, got {type(save).__name__} and "
+            f"{type(restore).__name__}."
+        )
+    return save, restore

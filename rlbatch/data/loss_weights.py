@@ -44,6 +44,7 @@ class LossWeights:
         self._world_size = world_size
         self._last: Delivered | None = None
         self._total: float | None = None  # of the weights that were given in this step
+        self._weighted: bool | None = None  # whether weights are given in it; None: not known yet
         self.unit = 1.0
 
     @property
@@ -79,6 +80,24 @@ class LossWeights:
                 f"Expected a micro-batch of {delivered.micro_size} samples, got {samples}. Call "
                 "next_delivered once for each batch that arrives, and change no sizes in between."
             )
+        self._require_next(delivered)
+        self._require_alike(weight)
+        self._last, self._weighted = delivered, weight is not None
+        if weight is None:
+            return self.loss_weight(delivered)
+        self._total = (self._total or 0.0) + weight
+        return weight * self._world_size / (self.unit * delivered.step_samples)
+
+    def leave_out(self, delivered: Delivered) -> None:
+        """Take a micro-batch into the step that has no loss; it adds nothing to the gradient.
+
+        Raises:
+            DeliveryError: It is not the next one of the step.
+        """
+        self._require_next(delivered)
+        self._last = delivered
+
+    def _require_next(self, delivered: Delivered) -> None:
         last = self._last
         if last is None and delivered.position:
             raise DeliveryError(
@@ -93,12 +112,6 @@ class LossWeights:
                 "after each step's last micro-batch; after a loop that was left inside a step, "
                 "call discard and optimizer.zero_grad."
             )
-        self._require_alike(weight, is_first=last is None)
-        self._last = delivered
-        if weight is None:
-            return self.loss_weight(delivered)
-        self._total = (self._total or 0.0) + weight
-        return weight * self._world_size / (self.unit * delivered.step_samples)
 
     @property
     def total(self) -> float | None:
@@ -120,13 +133,13 @@ class LossWeights:
             raise DeliveryError("There is no step whose gradient could be corrected.")
         return self.unit * self._last.step_samples / total if total > 0.0 else 0.0
 
-    def _require_alike(self, weight: float | None, *, is_first: bool) -> None:
+    def _require_alike(self, weight: float | None) -> None:
         if weight is not None and not 0.0 <= weight < math.inf:
             raise DeliveryError(
                 f"Expected a weight of 0 or more, got {weight}. Give what the loss is the mean of: "
                 "the number of tokens, or the sum of class weights."
             )
-        if not is_first and (weight is None) != (self._total is None):
+        if self._weighted not in (None, weight is not None):
             raise DeliveryError(
                 "Expected a weight with every part of a step or with none, got some of each. Call "
                 "backward(loss, weight=...) with what each loss is the mean of."
@@ -145,11 +158,11 @@ class LossWeights:
                 f"Expected all micro-batches of a step before the optimizer step, got {state}. "
                 "Step only when the delivered micro-batch is_last."
             )
-        self._last = self._total = None
+        self._last = self._total = self._weighted = None
 
     def discard(self) -> None:
         """Forget an unfinished step; the caller zeroes the gradients."""
-        self._last = self._total = None
+        self._last = self._total = self._weighted = None
 
 
 def _follows(last: Delivered, delivered: Delivered) -> bool:

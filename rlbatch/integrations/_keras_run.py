@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,20 +10,25 @@ import torch
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.loader import RandomState
+from rlbatch.control.saved_state import require_like
 from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
-from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host
+from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host, scaled
 from rlbatch.integrations._shared import SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
-tree: Any = keras.tree  # its annotations name the tensors of every backend at once
+# Their annotations name the tensors of every backend at once.
+ops: Any = keras.ops
+tree: Any = keras.tree
 
 BACKENDS = ("tensorflow", "torch")
 _SUM = ("sum", "none", None)
+# What a state holds of a fit, by kind.
+_FIT = {"learning_rate": 0.0, "iterations": 0, "offset": 0, "seeds": [], "torch": None}
 
 
 class TrainFunction:
@@ -44,6 +49,7 @@ class TrainFunction:
         policy: Policy | str,
         config: ControllerConfig,
         state: Mapping[str, Any] | None = None,
+        hooks: Sequence[tuple[Any, Any]] = (),
     ) -> None:
         """Prepare a run.
 
@@ -53,6 +59,7 @@ class TrainFunction:
             policy: Decides.
             config: The settings.
             state: Of `state_dict`, to go on from.
+            hooks: What a roll-back saves and restores beside the model.
 
         Raises:
             ConfigurationError: Something about the model cannot be steered.
@@ -65,6 +72,7 @@ class TrainFunction:
         self.model, self._planner = model, planner
         self.steps, self._rate = Steps(model), KerasRate(model)
         if state is not None:
+            require_like(state["fit"], _FIT, "the state of the fit")
             self._rate.initial = state["fit"]["learning_rate"]
         self._monitor = KerasMonitor(self._rate, self.steps.compiled)
         self.adapter = LoopAdapter(
@@ -77,6 +85,8 @@ class TrainFunction:
             powers_of_two=bool(model.jit_compile),  # each size is compiled anew
             log_info={"backend": keras.backend.backend()},
         )
+        for hook in hooks:
+            self.adapter.on_rollback(*hook)
         planner.sizes = self.adapter.few_sizes
         self._count = SampleCount(planner.base_batch_size, planner.size)
         self._offset = self.plain_steps = self._rate.iterations
@@ -152,14 +162,31 @@ class TrainFunction:
     def _in_parts(self, data: Any, sizes: list[int]) -> dict[str, Any]:
         samples, total = sum(sizes), []
         logs: dict[str, Any] = {}
+        weighted_loss: Any = 0.0
+        weights: Any = 0.0  # of all parts so far
+        weight: Any = None
         for size, part in zip(sizes, parts_of(data, sizes), strict=True):
-            logs, loss, gradient = self.steps.part(part)
-            weighted = [None if g is None else g * (size / samples) for g in gradient]
+            logs, loss, gradient, weight = self.steps.part(part)
+            if weight is not None:
+                total = add_up(total, scaled(gradient, weight))
+                weighted_loss, weights = weighted_loss + loss * weight, weights + weight
+                continue
+            weighted = scaled(gradient, size / samples)
             total = add_up(total, weighted)
             self._monitor.take_gradient(weighted)
             self.adapter.after_backward(loss)
+        if weight is not None:
+            total = self._divided(total, weighted_loss, weights, len(sizes))
         self.steps.apply(total)
         return logs
+
+    def _divided(self, total: list[Any], loss: Any, weights: Any, parts: int) -> list[Any]:
+        """Return the gradient of parts that are weighted by what their losses are means of."""
+        share = ops.divide_no_nan(ops.ones_like(weights), weights)
+        self.adapter.leave_unmeasured()
+        for _ in range(parts):  # each has a share in samples: together the step's loss
+            self.adapter.after_backward(loss * share)
+        return scaled(total, share)
 
     def begin_epoch(self) -> None:
         """An epoch of `fit` begins."""
@@ -267,15 +294,10 @@ def check_divisible(model: Any) -> None:
     """
     for loss in tree.flatten(model.loss):
         reduction = getattr(loss, "reduction", "sum_over_batch_size")
-        problem = None
         if reduction in _SUM:
-            problem = f"has reduction={reduction!r}"
-        elif reduction == "mean_with_sample_weight":
-            problem = "is divided by the batch's sample weights"
-        if problem is not None:
             raise ConfigurationError(
-                f"The loss {type(loss).__name__} {problem}: a batch cannot be computed in "
-                "micro-batches. Leave out micro_batch_size."
+                f"The loss {type(loss).__name__} has reduction={reduction!r}: a batch cannot be "
+                "computed in micro-batches. Leave out micro_batch_size."
             )
 
 

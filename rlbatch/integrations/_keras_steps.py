@@ -13,6 +13,7 @@ import torch
 
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
+from rlbatch.integrations._keras_means import divisors, weight_of
 from rlbatch.integrations._keras_training import KerasMonitor, KerasRate
 
 # Their annotations name the tensors of every backend at once.
@@ -48,8 +49,11 @@ class Steps:
         """Make a step; returns the model's logs and the loss of this very batch."""
         return self._made("whole", self._whole, data)
 
-    def part(self, data: Any) -> tuple[Logs, Any, list[Any]]:
-        """Compute the gradient of a micro-batch, scaled as the optimizer wants it."""
+    def part(self, data: Any) -> tuple[Logs, Any, list[Any], Any]:
+        """Compute the gradient of a micro-batch, scaled as the optimizer wants it.
+
+        The last of what is returned is what its loss is the mean of, None for its samples.
+        """
         return self._made("part", self._part, data)
 
     def apply(self, gradients: list[Any]) -> None:
@@ -98,8 +102,9 @@ class Steps:
             logs = self._model.train_step(data)
         return logs, _total(losses)
 
-    def _part(self, data: Any) -> tuple[Logs, Any, list[Any]]:
-        with _losses(self._model) as losses, _gradients(self._model) as gradients:
+    def _part(self, data: Any) -> tuple[Logs, Any, list[Any], Any]:
+        means: list[Any] = []
+        with _losses(self._model, means) as losses, _gradients(self._model) as gradients:
             logs = self._model.train_step(data)
         if len(gradients) != 1:
             raise ConfigurationError(
@@ -107,7 +112,8 @@ class Steps:
                 "times on one batch, expected once: such a step cannot be made in parts. Set "
                 "noise_rate=0 and no micro_batch_size."
             )
-        return logs, _total(losses), [_dense(gradient) for gradient in gradients[0]]
+        dense = [_dense(gradient) for gradient in gradients[0]]
+        return logs, _total(losses), dense, weight_of(means)
 
     def _apply(self, gradients: list[Any]) -> None:
         self._model.optimizer.apply(gradients, self._model.trainable_weights)
@@ -147,6 +153,16 @@ class KerasWeights:
             variable.assign(value)
         for (_, restore), value in zip(self._also, self._also_saved, strict=False):
             restore(copy.deepcopy(value))
+
+    def exchange(self) -> None:
+        """Put the values of the last `take` back, and keep those of now as the copy."""
+        also = [copy.deepcopy(save()) for save, _ in self._also]
+        for place, (variable, value) in enumerate(self._copies):
+            self._copies[place] = variable, ops.copy(variable)
+            variable.assign(value)
+        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
+            restore(copy.deepcopy(value))
+        self._also_saved = also
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as torch's tensors, whatever the backend is."""
@@ -210,13 +226,23 @@ def samples_in(data: Any) -> int:
 
 
 @contextmanager
-def _losses(model: Any) -> Generator[list[Any]]:
-    """Collect what the model computes as its loss: its logs hold the mean of the epoch."""
+def _losses(model: Any, means: list[Any] | None = None) -> Generator[list[Any]]:
+    """Collect what the model computes as its loss: its logs hold the mean of the epoch.
+
+    Args:
+        model: The model.
+        means: Takes what the losses are means of, too.
+    """
     losses: list[Any] = []
     original = model.compute_loss
 
     def compute_loss(*args: Any, **kwargs: Any) -> Any:
-        loss = original(*args, **kwargs)
+        if means is None:
+            loss = original(*args, **kwargs)
+        else:
+            with divisors() as found:
+                loss = original(*args, **kwargs)
+            means.extend(found)
         losses.append(loss.detach() if hasattr(loss, "detach") else loss)
         return loss
 

@@ -70,6 +70,22 @@ def check_optimization(trainer: Any, module: Any) -> None:
     _raise(problems)
 
 
+def require_whole_epochs(trainer: Any) -> None:
+    """Refuse to go on within an epoch that began without a controller.
+
+    Raises:
+        ConfigurationError: The Trainer's checkpoint is of such a place.
+    """
+    loop = trainer.fit_loop
+    progress = loop.epoch_loop.batch_progress
+    if loop.restarting and progress.current.ready and not progress.is_last_batch:
+        raise ConfigurationError(
+            "Expected a checkpoint of a controlled run, got one from the middle of an epoch of "
+            "another: the samples that it has seen cannot be told. Resume from one of an "
+            "epoch's end, or load its weights with load_from_checkpoint."
+        )
+
+
 def _raise(problems: list[str]) -> None:
     if problems:
         raise ConfigurationError(

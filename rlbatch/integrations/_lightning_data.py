@@ -16,6 +16,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import ControlledLoader
 from rlbatch.data.loader import loader_options
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -42,6 +43,29 @@ class PlainCount:
     def batches_at(self, position: int) -> int:
         """Return the batches of an epoch that are complete at a position in it."""
         return self.batches if position >= self.samples else position // self.batch_size
+
+    def validations(self, every: int | None, place: tuple[int, int], by_epochs: bool) -> int:
+        """Return the validations that the plain run makes up to a place.
+
+        Args:
+            every: Batches between two; None where they go by the clock.
+            place: Epoch and position in it.
+            by_epochs: They are counted anew in each epoch.
+        """
+        if not every:
+            return 0
+        epoch, within = place[0], self.batches_at(place[1])
+        if by_epochs:
+            return int(epoch * (self.batches // every) + within // every)
+        return int((epoch * self.batches + within) // every)
+
+    def planned_epochs(self, max_epochs: int | None, max_steps: int) -> float:
+        """Return how many epochs a Trainer is to train, 0 where it does not say."""
+        epochs = max_epochs or 0
+        if max_steps == -1:
+            return epochs
+        by_steps = self.steps.epochs(max_steps)
+        return min(epochs, by_steps) if epochs > 0 else by_steps
 
     def schedule_steps(self, frequency: int, epoch: int, position: int) -> int:
         """Return the steps of a scheduler that goes by optimizer steps.
@@ -101,6 +125,7 @@ class EpochLoader:
             users = _on_ranks(users, trainer)
         self.users = users
         size = getattr(users.batch_sampler, "batch_size", None) or 1
+        require_samples("The training loader's batch size", size)
         self.plain = plain_loader(users, size * steps)
         samples = _epoch_size(self.plain.sampler)
         self._length = -(-samples // (size * ranks))

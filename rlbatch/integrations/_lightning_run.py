@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.saved_state import require_like
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.integrations._lightning_averages import average_hooks
+from rlbatch.integrations._lightning_checks import require_whole_epochs
 from rlbatch.integrations._lightning_data import EpochLoader
+from rlbatch.integrations._lightning_gradient import StepGradient, Weight, WeightOf
 from rlbatch.integrations._lightning_steps import MicroBatchTracker, divisor
 from rlbatch.integrations._shared import SampleScheduler
 from rlbatch.integrations._torch_loop import TorchLoop
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
+Hook = tuple[Any, Callable[[Any], Any] | None]
+
+# What a checkpoint holds of a fit, by kind.
+_STATE = {"controller": None, "first_epoch": 0, "due": False, "within_step": False, "parts": 0}
 _NEVER = sys.maxsize  # no count gets there
 
 
@@ -46,13 +53,13 @@ class FitRun:
         self._validates_every: int | None = None
         self._first_epoch = 0  # of the Trainer, when the controller's data begin
         self._divisor, self._within = 1, False
-        self._loss: Tensor | None = None
         self._at = (0, 0)  # epoch and position behind the optimizer step that comes next
         self._done = (0, 0)  # behind the latest
         self._loop: TorchLoop | None = None
-        self._tracker = MicroBatchTracker(trainer.world_size)
+        self._gradient: StepGradient | None = None
         self._finished = False
         self.due = False  # a validation, behind the latest optimizer step
+        self._makes_up = False  # one that was due when the checkpoint was written
         self.samples = 0  # of the latest optimizer step
 
     # -- a run --
@@ -63,12 +70,25 @@ class FitRun:
         policy: Policy | str,
         config: ControllerConfig,
         state: Mapping[str, Any] | None,
+        hooks: Sequence[Hook] = (),
+        weight_of: WeightOf | None = None,
     ) -> None:
         """Make the controller, now that the Trainer has its optimizer and has read its checkpoint.
 
+        Args:
+            loader: The training data.
+            policy: Decides.
+            config: The settings.
+            state: Of `state_dict`, to go on from; None begins anew.
+            hooks: What a roll-back saves and restores beside weights and optimizer.
+            weight_of: From a batch to what its loss is the mean of.
+
         Raises:
-            ConfigurationError: The checkpoint is from the middle of an epoch without a controller.
+            ConfigurationError: The checkpoint is from the middle of an epoch without a controller,
+                or its state of the callback is damaged.
         """
+        if state is not None:
+            require_like(state, _STATE, "the callback's state")
         self._loader, trainer, count = loader, self.trainer, loader.count
         if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
             config = config.in_parts_of(count.batch_size // trainer.world_size)
@@ -81,16 +101,20 @@ class FitRun:
             batch_size=count.steps.base_batch_size,
             policy=policy,
             config=config,
-            epochs=self._planned_epochs() - first_epoch,
+            epochs=count.planned_epochs(trainer.max_epochs, self.max_steps) - first_epoch,
             scaler=self._scaler,
         )
+        for hook in (*average_hooks(trainer), *hooks):
+            loop.adapter.on_rollback(*hook)
         if state is not None:
             loop.adapter.load_state_dict(state["controller"])
-        loader.elastic, loader.on_fetch = loop.loader, loop.adapter.resume
+        tracker = MicroBatchTracker(trainer.optimizers[0], loop.ranks)
+        self._gradient = StepGradient(trainer, tracker, weight_of)
+        loader.elastic, loader.on_fetch = loop.loader, self._before_fetch
         self._validates_every = trainer.val_check_batch
         self._first_epoch = trainer.current_epoch
         if state is None:
-            self._require_whole_epochs()
+            require_whole_epochs(trainer)
             self._done = trainer.current_epoch, 0
         else:
             self._go_on(state, *loop.place)
@@ -98,36 +122,45 @@ class FitRun:
         self._take_schedules()
         self._limit()
         loop.attach()
-        if self.due:
-            loop.loader.restore_random_state()  # a validation draws from it
 
     def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one."""
         trainer = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress
+        # A step that was under way comes again from its first part, under the same numbers: by
+        # them Lightning divides the losses, which must round alike.
+        for counts in (progress.current, progress.total):
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, getattr(counts, name) - state["parts"])
         self._first_epoch, self.due = state["first_epoch"], state["due"]
         self._done = self._first_epoch + epoch, position
         trainer.accumulate_grad_batches = _NEVER if state["within_step"] else 1
         trainer.fit_loop.max_batches = progress.current.ready if progress.is_last_batch else _NEVER
-        self._set_due(self.due)
+        # A checkpoint from between a step and its validation: Lightning would leave that out.
+        within = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+        self._set_due(self.due and within)
+        self._makes_up = self.due and not within
 
-    def _planned_epochs(self) -> float:
-        """Return how many epochs the Trainer is to train, 0 where it does not say."""
-        epochs = self.trainer.max_epochs or 0
-        if self.max_steps == -1:
-            return epochs
-        by_steps = self.loader.count.steps.epochs(self.max_steps)
-        return min(epochs, by_steps) if epochs > 0 else by_steps
+    def _before_fetch(self) -> None:
+        self.make_up_validation()
+        self._require_loop().adapter.resume()
 
-    def _require_whole_epochs(self) -> None:
-        loop = self.trainer.fit_loop
-        progress = loop.epoch_loop.batch_progress
-        if loop.restarting and progress.current.ready and not progress.is_last_batch:
-            raise ConfigurationError(
-                "Expected a checkpoint of a controlled run, got one from the middle of an epoch of "
-                "another: the samples that it has seen cannot be told. Resume from one of an "
-                "epoch's end, or load its weights with load_from_checkpoint."
-            )
+    def make_up_validation(self) -> None:
+        """Validate where the checkpoint is from a step whose validation had yet to come."""
+        if not self._makes_up:
+            return
+        self._makes_up = False
+        trainer = self.trainer
+        self._require_loop().loader.restore_random_state()  # the validation draws from it
+        first = trainer._logger_connector._first_loop_iter
+        trainer.validating = True  # as Lightning does it
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first
+
+    def end_validation(self) -> None:
+        """The validation is over that was due."""
+        self.due = False
 
     def _take_schedules(self) -> None:
         count = self.loader.count
@@ -158,6 +191,8 @@ class FitRun:
         for config, schedule, every in self._schedules:
             config.scheduler, config.frequency = schedule.scheduler, every
         self._schedules = []
+        if self._gradient is not None:
+            self._gradient.close()
         if self._loop is not None:
             self._loop.adapter.pause()
             self._loop.close()
@@ -169,6 +204,7 @@ class FitRun:
             "first_epoch": self._first_epoch,
             "due": self.due,
             "within_step": self._within or self._tracker.delivered is not None,
+            "parts": self._tracker.parts,
         }
 
     # -- what the loader tells --
@@ -176,6 +212,9 @@ class FitRun:
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
         self._require_loop().begin_epoch()
+        if self._gradient is not None:
+            self._gradient.abandon()
+            self._gradient.active(True)
         if self._tracker.abandon():
             self.trainer.optimizers[0].zero_grad()
 
@@ -191,6 +230,8 @@ class FitRun:
 
     def leave(self) -> None:
         """The loop has left the iteration."""
+        if self._gradient is not None:
+            self._gradient.active(False)
 
     # -- a batch --
 
@@ -198,7 +239,7 @@ class FitRun:
         """Expect an epoch's batches at the present size."""
         self.trainer.fit_loop.max_batches = self.batches_for(self.loader.count.samples)
 
-    def begin_batch(self, batch_idx: int) -> None:
+    def begin_batch(self, batch: Any, batch_idx: int) -> None:
         """Let Lightning step after this batch if it is its step's last, and else not."""
         trainer, delivered = self.trainer, self._tracker.delivered
         if delivered is None:
@@ -225,24 +266,28 @@ class FitRun:
         if delivered.position == 0 and batch_idx % self._divisor:
             optimizer = trainer.optimizers[0]
             trainer.lightning_module.optimizer_zero_grad(epoch, batch_idx, optimizer)
+        self._step_gradient.begin(delivered, batch)
+
+    def weigh(self, weight: Weight) -> None:
+        """Take what the loss of the batch under way is the mean of."""
+        self._step_gradient.weigh(weight)
 
     def before_backward(self, loss: Tensor) -> None:
         """Give a batch's loss, divided by Lightning and scaled, its weight in the gradient."""
-        count = self._divisor
-        factor = self._tracker.weight() * count
-        if abs(factor - 1.0) > 1e-9:
-            loss.register_hook(lambda gradient: gradient * factor)
-        mean = loss.detach()
-        if self._scaler is not None:
-            # `get_scale` would wait for the device.
-            mean = mean * self._scaler.scale(torch.ones((), device=mean.device)).reciprocal()
-        self._loss = mean if count == 1 else mean * count
+        self._step_gradient.before_backward(loss, self._divisor)
 
     def after_backward(self) -> None:
         """Let the gradient be measured, before anything clips it."""
-        if self._loss is not None:
-            self._require_loop().adapter.after_backward(self._loss)
-        self._loss = None
+        told, adapter = self._step_gradient.after_backward(), self._require_loop().adapter
+        if told is None:
+            return
+        if self._tracker.is_weighted:
+            adapter.leave_unmeasured()
+        adapter.after_backward(told)
+
+    def before_step(self) -> None:
+        """The optimizer is about to step."""
+        self._step_gradient.before_step()
 
     def end_batch(self, outputs: Any) -> bool:
         """Return whether the optimizer has stepped; if so, decide."""
@@ -250,6 +295,8 @@ class FitRun:
         delivered = self._tracker.finish()
         if skipped:  # training_step returned None
             self._require_loop().adapter.abandon_step()
+            if self.loader.count.accumulation == 1:  # else the plain run leaves out this part only
+                self._step_gradient.leave_out()
         factor = self._divisor / delivered.micro_batches
         if factor != 1.0 and isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
             outputs["loss"] = outputs["loss"] * factor  # as it is with the number of micro-batches
@@ -276,14 +323,8 @@ class FitRun:
     # -- what Lightning counts --
 
     def _validations(self, place: tuple[int, int]) -> int:
-        """Return the validations that the plain run makes up to a place."""
-        every, count, (epoch, position) = self._validates_every, self.loader.count, place
-        if not every:
-            return 0
-        within = count.batches_at(position)
-        if self.trainer.check_val_every_n_epoch is None:
-            return int((epoch * count.batches + within) // every)
-        return int(epoch * (count.batches // every) + within // every)
+        by_epochs = self.trainer.check_val_every_n_epoch is not None
+        return self.loader.count.validations(self._validates_every, place, by_epochs)
 
     def _set_due(self, due: bool) -> None:
         if self._validates_every is not None:  # else by the clock
@@ -321,6 +362,16 @@ class FitRun:
     def controller(self) -> LoopAdapter | None:
         """What decides; None before the run has begun."""
         return None if self._loop is None else self._loop.adapter
+
+    @property
+    def _step_gradient(self) -> StepGradient:
+        if self._gradient is None:
+            raise ConfigurationError("There is no controller before Trainer.fit has begun.")
+        return self._gradient
+
+    @property
+    def _tracker(self) -> MicroBatchTracker:
+        return self._step_gradient.tracker
 
     def _require_loop(self) -> TorchLoop:
         if self._loop is None:

@@ -29,6 +29,7 @@ class TorchLoop:
     Attributes:
         adapter: Decides.
         loader: Hands out micro-batches.
+        ranks: The processes that train together.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, each for itself
@@ -61,7 +62,7 @@ class TorchLoop:
             ConfigurationError: The loader's batches cannot be resized.
         """
         checks.check_training(model, optimizer)
-        self._ranks = ranks = Ranks.of(model)
+        self.ranks = ranks = Ranks.of(model)
         loader = ranks.share(loader)
         limits, dataset_size = config.limits, loader_sizes(loader)[1]
         config = config.lasting(epochs)
@@ -107,8 +108,9 @@ class TorchLoop:
             plan: Of any of its micro-batches.
             sizes: What each of them weighs in the gradient, in samples; None: what it holds.
         """
+        checks.require_owner(self._model, self)
         if sizes is None:
-            count, world_size = plan.micro_batches, self._ranks.world_size
+            count, world_size = plan.micro_batches, self.ranks.world_size
             sizes = micro_batch_totals(plan.step_samples, count, world_size)
         self.adapter.begin_step(plan.batch_size, sizes)
 
@@ -118,7 +120,7 @@ class TorchLoop:
 
     def limit_next(self, samples: int) -> None:
         """Let the coming steps have so many samples at most: the run ends after them."""
-        world_size = self._ranks.world_size
+        world_size = self.ranks.world_size
         samples = max(world_size, samples - samples % world_size)
         self.loader.set_batch_size(min(self.adapter.batch_size, samples))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,8 +13,11 @@ import torch
 
 from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.limits import require_samples
+from rlbatch.control.saved_state import all_or_nothing, require_like
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.step_planner import StepPlanner
+from rlbatch.control.user_state import check_hook
 from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.extras import needs_extra
@@ -94,11 +97,14 @@ class BatchSizeControl(keras.callbacks.Callback):
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         named_policy(policy, self.config)  # likewise
+        require_samples("batch_size", batch_size)
         self.base_batch_size, self._policy = batch_size, policy
+        self._hooks: list[tuple[Any, Any]] = []
         self._source: Source | None = None
         self._planner: StepPlanner | None = None
         self._function: TrainFunction | None = None
         self._state: Mapping[str, Any] | None = None  # that was loaded and not yet applied
+        self._place_before: tuple[dict[str, Any], ControllerConfig] | None = None  # it was loaded
         self.fit_epoch = 0
 
     def dataset(  # noqa: PLR0913 - keywords, each for itself
@@ -203,6 +209,26 @@ class BatchSizeControl(keras.callbacks.Callback):
         """Stop the wall clock within the block, for a validation in the middle of an epoch."""
         return self._require_function().adapter.paused()
 
+    def on_rollback(
+        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Let a roll-back restore something else, as `rlbatch.BatchController.on_rollback` does.
+
+        Weights, statistics and all that the optimizer holds (its moving average, too) are restored
+        without it.
+
+        Args:
+            save: Returns what is to be kept, before a chunk; or an object with a state.
+            restore: Is given that when the chunk is undone.
+
+        Raises:
+            ConfigurationError: There is no way to save or restore it.
+        """
+        hook = check_hook(save, restore)
+        self._hooks.append(hook)
+        if self.controller is not None:
+            self.controller.on_rollback(*hook)
+
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""
         self._require_function().disable(reason)
@@ -293,12 +319,17 @@ class BatchSizeControl(keras.callbacks.Callback):
         """
         check_state(state, self.base_batch_size)
         planner = self._require_planner()
-        planner.load_state_dict(state["loader"])
-        if isinstance(self._source, Stream):
-            self._source.expect(planner.epoch, planner.position, state["tail"])
-        if state["epochs"]:  # a `fit` of those that are left would tell too few
-            self.config = self.config.lasting(state["epochs"])
-        self._state = state
+        with all_or_nothing(self):
+            place = planner.state_dict()
+            own = {"tail": None, "epochs": None, "fit": {}, "control_loop": {}, "loader": place}
+            require_like({name: state[name] for name in own}, own, "the controller's state")
+            self._place_before = place, self.config
+            planner.load_state_dict(state["loader"])
+            if isinstance(self._source, Stream):
+                self._source.expect(planner.epoch, planner.position, state["tail"])
+            if state["epochs"]:  # a `fit` of those that are left would tell too few
+                self.config = self.config.lasting(state["epochs"])
+            self._state = state
         self.detach()
         self._function = None
 
@@ -316,9 +347,25 @@ class BatchSizeControl(keras.callbacks.Callback):
             )
         if function is None:
             planner, state = self._require_planner(), self._state
-            function = TrainFunction(model, planner, self._policy, self.config, state)
-            self._function, self._state = function, None
+            self._state = None  # one that is refused is not tried again
+            with self._as_before(planner):
+                function = TrainFunction(
+                    model, planner, self._policy, self.config, state, self._hooks
+                )
+            self._function = function
         function.install()
+
+    @contextmanager
+    def _as_before(self, planner: StepPlanner) -> Generator[None]:
+        """Go back to where the data were if a state that was loaded is refused in the block."""
+        before, self._place_before = self._place_before, None
+        try:
+            yield
+        except BaseException:
+            if before is not None:
+                planner.load_state_dict(before[0])
+                self.config = before[1]
+            raise
 
     def _require_planner(self) -> StepPlanner:
         if self._planner is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.settings import Settings, make_config
+from rlbatch.control.user_state import check_hook
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
 from rlbatch.loop_adapter import LoopAdapter
@@ -17,7 +18,8 @@ with needs_extra("lightning", "lightning"):
 
 from rlbatch.integrations._lightning_checks import check_fit, check_optimization
 from rlbatch.integrations._lightning_data import TrainSource
-from rlbatch.integrations._lightning_run import FitRun
+from rlbatch.integrations._lightning_gradient import Weight
+from rlbatch.integrations._lightning_run import FitRun, Hook
 
 _VALIDATION_LOSS = "val_loss"
 
@@ -42,6 +44,7 @@ class BatchSizeCallback(Callback):
         policy: Policy | str = "default",
         *,
         monitor: str | None = None,
+        weight: Callable[[Any], Weight] | None = None,
         config: ControllerConfig | None = None,
         **settings: Unpack[Settings],
     ) -> None:
@@ -51,6 +54,9 @@ class BatchSizeCallback(Callback):
             policy: A name (`default`, `fixed`, `goodput`, a policy file ...) or a policy.
             monitor: Metric that is the validation loss, as the module logs it; None takes
                 `val_loss` where there is one.
+            weight: From a batch to what its loss is the mean of, where that is not the samples: the
+                number of tokens, the sum of class weights. It is asked where a batch is divided or
+                shared by several devices. `weigh` tells it from within `training_step`.
             config: The controller's settings, or give them as further arguments. With
                 `accumulate_grad_batches`, `micro_batch_size` is the loader's batch size unless it
                 is given.
@@ -60,6 +66,7 @@ class BatchSizeCallback(Callback):
             ConfigurationError: Settings contradict themselves, or are given twice.
         """
         self.policy, self.monitor = policy, monitor
+        self._weight, self._hooks = weight, list[Hook]()
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         self._source: TrainSource | None = None
@@ -70,6 +77,37 @@ class BatchSizeCallback(Callback):
     def controller(self) -> LoopAdapter | None:
         """What decides in the latest fit; None before the first."""
         return None if self._fit is None else self._fit.controller
+
+    def weigh(self, weight: Weight) -> None:
+        """Tell, within `training_step`, what the loss that it returns is the mean of.
+
+        With weights w and the gradients g of the parts of a batch, on all devices, the step's
+        gradient is sum(w g) / sum(w). Call it for each batch or for none.
+
+        Args:
+            weight: The number of tokens, the sum of class weights ...; 0 for a part that has none,
+                whose loss may then be no number.
+        """
+        self._running.weigh(weight)
+
+    def on_rollback(
+        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Let a roll-back restore something else, as `BatchController.on_rollback` does.
+
+        Averages of Lightning's `WeightAveraging` callbacks are restored without it.
+
+        Args:
+            save: Returns what is to be kept, before a chunk; or an object with a state.
+            restore: Is given that when the chunk is undone.
+
+        Raises:
+            ConfigurationError: There is no way to save or restore it.
+        """
+        check_hook(save, restore)
+        self._hooks.append((save, restore))
+        if self.controller is not None:
+            self.controller.on_rollback(save, restore)
 
     # -- a fit --
 
@@ -95,8 +133,10 @@ class BatchSizeCallback(Callback):
         """Make the controller."""
         if self._source is None or self._source.loader is None:
             raise ConfigurationError("The Trainer has asked for no training data.")
-        self._running.start(self._source.loader, self.policy, self.config, self._loaded)
-        self._loaded = None
+        loaded, self._loaded = self._loaded, None  # a state that is refused is not tried again
+        self._running.start(
+            self._source.loader, self.policy, self.config, loaded, self._hooks, self._weight
+        )
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Tell progress bars how many batches there may be."""
@@ -106,7 +146,7 @@ class BatchSizeCallback(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the Trainer step where the controller wants it to."""
-        self._running.begin_batch(batch_idx)
+        self._running.begin_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Weight the loss."""
@@ -115,6 +155,10 @@ class BatchSizeCallback(Callback):
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Measure the gradient."""
         self._running.after_backward()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Leave out a step of which a part had no loss."""
+        self._running.before_step()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -132,6 +176,7 @@ class BatchSizeCallback(Callback):
         """Give the next decision the validation loss."""
         if self.controller is None or trainer.sanity_checking:
             return
+        self._running.end_validation()
         name = self.monitor or _VALIDATION_LOSS
         value = trainer.callback_metrics.get(name)
         if value is not None:
@@ -142,6 +187,10 @@ class BatchSizeCallback(Callback):
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'none'}. Log it in "
                 "validation_step, or name another as monitor."
             )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make up the validation of a checkpoint from a run's last step."""
+        self._running.make_up_validation()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave Trainer and optimizer as they were."""

@@ -255,3 +255,26 @@ def test_samplers_in_no_order_are_let_through(seed: int) -> None:
     source = TensorDataset(torch.randn(SAMPLES, 3), labels)
     loader = controller.loader(DataLoader(source, BASE, sampler=Order(order)))
     _epoch(controller, loader, model, lambda: None)
+
+
+def test_a_step_that_saving_made_up_is_warned_about() -> None:
+    """Compared with the run that was not saved before its first step: Adam goes another way."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    def train(*, saves: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        if saves:
+            get_state_dict(model, optimizer)
+        controller = rlbatch.BatchController(model, optimizer, batch_size=8, policy="fixed")
+        data = TensorDataset(torch.ones(32, 3))
+        for (x,) in controller.loader(DataLoader(data, 8)):
+            controller.backward(model(x).square().mean())
+            controller.step()
+        return model.weight.detach()
+
+    plain = train(saves=False)
+    with pytest.warns(RuntimeWarning, match="has counted a step that the run did not make"):
+        saved = train(saves=True)
+    assert float((plain - saved).abs().max()) > 1e-3

@@ -28,6 +28,7 @@ from rlbatch.control import rollback
 from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.integrations.steered import ByBits
 
 ROWS, BASE = 98, 16  # neither is a multiple of the other: each epoch ends with a rest
 losses = nn.MSELoss()
@@ -57,6 +58,7 @@ class Job:
         spoilt: Optimizer steps whose loss is not a number.
         clocks: Ranks disagree on what a copy of the weights costs.
         saves: Optimizer steps between two checkpoints; 0 for none.
+        bits: Decide by the exact bits of all signals in place of `changes`.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class Job:
     spoilt: tuple[int, ...] = ()
     clocks: bool = False
     saves: int = 0
+    bits: bool = False
 
 
 def rows() -> tuple[Tensor, Tensor]:
@@ -164,8 +167,15 @@ def train(rank: int, world_size: int, job: Job, die: tuple[int, int, str] | None
         die: The rank to be killed, optimizer steps until then, and the place.
     """
     meet(rank, world_size, job.folder)
-    _Run(rank, world_size, job, die if die and die[0] == rank else None).train()
+    train_joined(rank, world_size, job, die)
     leave()
+
+
+def train_joined(
+    rank: int, world_size: int, job: Job, die: tuple[int, int, str] | None = None
+) -> None:
+    """One rank's training as `train`, of processes that have met already and do not leave yet."""
+    _Run(rank, world_size, job, die if die and die[0] == rank else None).train()
 
 
 class _Run:
@@ -190,7 +200,7 @@ class _Run:
             self.model,
             self.optimizer,
             batch_size=BASE,
-            policy=Measuring(job.changes),
+            policy=ByBits() if job.bits else Measuring(job.changes),
             cost="samples",
             log_dir=job.folder / "log",
             scaler=self.scaler,
@@ -201,6 +211,8 @@ class _Run:
         sampler = DistributedSampler(data, world_size, rank, seed=5)
         self.loader = self.controller.loader(DataLoader(data, BASE // world_size, sampler=sampler))
         self.out = os.open(job.folder / f"seen{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.rate = 0.0  # within the latest step
+        self.optimizer.register_step_pre_hook(self.note_rate)
         self.weights: dict[int, Tensor] = {}
         self.state: dict[int, Tensor] = {}
 
@@ -239,7 +251,8 @@ class _Run:
             self.die_at("backward")
             if not self.controller.step(self.job.clip_norm):
                 continue
-            line = json.dumps([step, self.controller.batch_size, epoch, batch]) + "\n"
+            seen = [step, self.controller.batch_size, epoch, batch, self.rate, loss.item()]
+            line = json.dumps(seen) + "\n"
             os.write(self.out, line.encode())
             batch, self.left = [], self.left - 1
             if self.job.spoilt:
@@ -247,6 +260,9 @@ class _Run:
             self.die_at("step")
             if self.job.saves and self.controller.steps % self.job.saves == 0:
                 self.save()
+
+    def note_rate(self, *_: Any) -> None:
+        self.rate = float(self.optimizer.param_groups[0]["lr"])
 
     def keep(self) -> None:
         steps = self.controller.steps
@@ -350,7 +366,7 @@ def steps_of(job: Job, world_size: int) -> list[Window]:
     for step in ranks[0]:
         (seen,) = zip(*(made[step] for made in ranks), strict=True)
         assert all(other[:2] == seen[0][:2] for other in seen)
-        after, epoch, _ = seen[0]
+        after, epoch, *_ = seen[0]
         parts = tuple(tuple(map(tuple, other[2])) for other in seen)
         batches.append(Window(step, after, epoch, parts))
     return batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import rlbatch
+from rlbatch.control.rank_monitor import RankMonitor
 from rlbatch.control.ranks import Ranks, WholeOrder
 from rlbatch.errors import ConfigurationError
 from rlbatch.log.episode_reader import read_episode
@@ -23,6 +25,29 @@ from tests.helpers import tanh_network
 from tests.rlbatch.control.rank_runs import Measuring, leave, meet
 
 ROWS, BASE, EPOCHS = 98, 16, 4  # neither is a multiple of the other: each epoch ends with a rest
+
+
+def test_another_ranks_state_within_a_chunk_is_warned_of_and_ones_own_is_not() -> None:
+    """The documented way to go on with rank 0's state on every rank."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, second = (RankMonitor(model.parameters(), optimizer, Ranks(i, 2)) for i in (0, 1))
+    between = first.state_dict()
+    for monitor, loss in ((first, 1.0), (second, 3.0)):
+        monitor.begin_step([8], measured=False)
+        monitor.after_backward(torch.tensor(loss))
+    states = [monitor.state_dict() for monitor in (first, second)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rank, own in enumerate(states):
+            monitor = RankMonitor(model.parameters(), optimizer, Ranks(rank, 2))
+            monitor.load_state_dict(own)
+            assert monitor.state_dict()["losses"] == [1.0 + 2.0 * rank]
+        second.load_state_dict(between)  # between two chunks nothing is lost
+    with pytest.warns(RuntimeWarning, match=r"rank 1 resumes .* state of rank 0.*first 1 steps"):
+        second.load_state_dict(states[0])
+    assert second.state_dict()["losses"] == [1.0]
 
 
 class Rows(Dataset[tuple[Tensor, Tensor, int]]):

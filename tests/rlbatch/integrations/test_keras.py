@@ -40,7 +40,7 @@ def run(backend: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize("backend", MODULES)
 def test_fit_under_a_controller(backend: str) -> None:
-    names = ("test_keras_contract.py", "test_keras_fit.py")
+    names = ("test_keras_contract.py", "test_keras_fit.py", "test_keras_means.py")
     tests = [str(Path(__file__).with_name(name)) for name in names]
     report = run(backend, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
     assert " passed" in report

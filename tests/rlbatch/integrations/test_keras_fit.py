@@ -27,7 +27,7 @@ from rlbatch.log.episode_log import read_episode
 from rlbatch.policy import tools
 from rlbatch.policy.registry import FOR_EPOCHS
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.integrations.steered import known_plan
+from tests.rlbatch.integrations.steered import ByBits, known_plan
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 ops: Any = keras.ops
@@ -508,7 +508,7 @@ class Interrupt(Callback):
         self.step -= 1
 
 
-@pytest.mark.parametrize(("save_freq", "step"), [("epoch", 14), (5, 17)])
+@pytest.mark.parametrize(("save_freq", "step"), [("epoch", 14), (5, 17), (1, 6)])
 def test_an_interrupted_run_makes_the_same_decisions_and_weights(
     tmp_path: Path, save_freq: Any, step: int
 ) -> None:
@@ -518,10 +518,10 @@ def test_an_interrupted_run_makes_the_same_decisions_and_weights(
 
     def go(name: str, *callbacks: Any) -> Any:
         model = network(optimizers.Adam(optimizers.schedules.CosineDecay(0.02, 60)))
-        policy = Noisy((-1.0, 1.0, 0.5, -2.0, 1.5, -1.0, 1.0))
         controller = control(
-            policy, lr_coupling="adascale", micro_batch_size=7, log_dir=tmp_path / name
-        )
+            ByBits(), lr_coupling="adascale", micro_batch_size=7, max_batch_size=16,
+            log_dir=tmp_path / name,
+        )  # fmt: skip
         controls.append(controller)
         backup = controller.backup(tmp_path / f"{name}-backup", save_freq)
         more: dict[str, Any] = {"validation_data": (X, Y), "callbacks": [backup, *callbacks]}

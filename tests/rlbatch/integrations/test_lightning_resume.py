@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 
 pytest.importorskip("lightning")
 
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from rlbatch.control.guard import GuardConfig
 from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.lightning_runs import (
@@ -20,6 +23,7 @@ from tests.rlbatch.integrations.lightning_runs import (
     Run,
     cosine,
 )
+from tests.rlbatch.integrations.steered import ByBits
 
 pytestmark = MARKS
 
@@ -90,3 +94,50 @@ def test_a_resumed_fit_decides_and_sees_the_same(tmp_path: Path, name: str) -> N
             again = run(ckpt_path=checkpoint)
             assert_goes_on(again, whole, number)
             assert decisions() == decided
+
+
+class EveryBatch(Callback):
+    """Saves behind each micro-batch, also within a step: Lightning checkpoints may be anywhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.saved = folder, list[Path]()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        path = self.folder / f"{len(self.saved)}.ckpt"
+        trainer.save_checkpoint(path)
+        self.saved.append(path)
+
+
+BITS: dict[str, dict[str, Any]] = {
+    "in parts": {"settings": {"micro_batch_size": 5}},
+    "accumulating": {"accumulation": 2},
+    "validating often": {"val_check_interval": 0.3, "settings": {"micro_batch_size": 11}},
+    "coupled": {"settings": {"lr_coupling": "adascale", "noise_rate": 2.0, "guard": GuardConfig()}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("name", BITS)
+def test_runs_resumed_anywhere_decide_by_the_same_bits(tmp_path: Path, name: str) -> None:
+    def run(*callbacks: Any, **kwargs: Any) -> Run:
+        options = {"max_epochs": 3, **BITS[name]}
+        more = {"log_dir": tmp_path / "log", "max_batch_size": 40}
+        options["settings"] = {**options.get("settings", {}), **more}
+        return Run(ByBits(), net=Net(cosine), callbacks=callbacks, **options, **kwargs)
+
+    def decisions() -> list[Any]:
+        return [line.to_json() for line in read_episode(tmp_path / "log").records]
+
+    saving = EveryBatch(tmp_path)
+    whole, decided = run(saving), decisions()
+    assert len(set(whole.net.sizes)) > 3
+    draw = random.Random(name)
+    places = draw.sample(range(len(saving.saved) - 1), 12)
+    for place in places:
+        again = run(ckpt_path=saving.saved[place])
+        assert decisions() == decided, place
+        assert torch.equal(again.net.weights, whole.net.weights), place
+        assert again.net.losses == whole.net.losses[-len(again.net.losses) :], place
