@@ -47,8 +47,9 @@ class Command:
     jobs: int | None = None
     """With --task: processes; one a core if unset."""
     recipe: str | None = None
-    """Without --task: `default` (how the shipped policy was made), `simulated` (the simulator
-    only), `epochs` (for runs of so many epochs) or `smoke` (seconds). `default` if unset."""
+    """Without --task: `default` (how the shipped policy begins), `ordinary` (on from one of
+    its networks to runs of ordinary length, with --start-from), `simulated` (the simulator only),
+    `epochs` (for runs of so many epochs) or `smoke` (seconds). `default` if unset."""
     resume: bool = False
     """Go on with the training in the output folder."""
     curves: Path | None = None
