@@ -82,6 +82,7 @@ def export_model(
         (_reordered(network, ascending),),
         action_grid=tuple(float(grid[i]) for i in ascending),
         goodput_slack=recipe.goodput_slack if limits and recipe else None,
+        noise_ceiling=recipe.noise_ceiling if limits and recipe else None,
         keeps_steps=recipe.keeps_steps if limits and recipe else False,
         card=card or _card(recipe),
     )

@@ -62,7 +62,7 @@ def train(
         recipe: What to do.
         out: Folder of the checkpoint, TensorBoard events and the policy.
         resume: Continue from the folder's checkpoint.
-        curves: Folder of learning curves (scripts/make_curves.py); needed by stages with real runs.
+        curves: Folder of learning curves (rlbatch curves); needed by stages with real runs.
         start_from: Checkpoint or policy file whose weights to begin with.
         report: Called after every rollout with its figures.
         device: Where the networks are: `cpu`, `cuda`, or `auto`, a GPU if there is one. The runs
@@ -78,7 +78,7 @@ def train(
     if curves is None and recipe.has_real_runs:
         raise ConfigurationError(
             "This recipe trains on real tasks and needs their learning curves. Make them with "
-            "scripts/make_curves.py --out DIR and pass --curves DIR."
+            "rlbatch curves --out DIR and pass --curves DIR."
         )
     use_one_thread()
     out.mkdir(parents=True, exist_ok=True)

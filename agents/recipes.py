@@ -34,7 +34,7 @@ class Stage:
     """One stage of a training.
 
     Attributes:
-        timesteps: Environment steps.
+        timesteps: Environment steps of PPO; 0 for regression alone.
         simulated: Simulated runs side by side.
         real: Real runs side by side, in one process a core.
         rollout_steps: Steps of each run between two updates.
@@ -64,7 +64,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Refuse a stage without runs, and negative weights."""
-        if self.simulated + self.real < 1 or self.timesteps < 1:
+        if self.simulated + self.real < 1 or self.timesteps < (0 if self.imitation > 0 else 1):
             raise ConfigurationError(
                 f"A stage needs runs and timesteps, got simulated={self.simulated}, "
                 f"real={self.real}, timesteps={self.timesteps}."
@@ -104,6 +104,7 @@ class Recipe:
             how long they were planned to be, see `rlbatch.envs.settings.SettingSampler`.
         goodput_slack: Of the deployed policy, see `rlbatch.policy.learned.LearnedPolicy`; training
             goes without.
+        noise_ceiling: Likewise.
         keeps_steps: Likewise.
         objective: `target` (and budgets), or `epochs` for runs of so many samples, all real.
     """
@@ -126,6 +127,7 @@ class Recipe:
     mixed_share: float = 0.15
     plan_shares: tuple[float, float] = (0.8, 0.0)
     goodput_slack: float | None = 1.0
+    noise_ceiling: float | None = 3.0
     keeps_steps: bool = True
     objective: str = "target"
 
@@ -202,8 +204,8 @@ _EPOCHS = replace(
     imitation=0,
 )
 
-# Goes on from a network of the default policy (`--start-from`) to runs of ordinary length.
-_ORDINARY = replace(_REAL, timesteps=400_000, simulated=128, imitation=800_000)
+# Goes on from a network of the recipe `default` (`--start-from`) to runs of ordinary length.
+_ORDINARY = replace(_REAL, timesteps=0, simulated=32, real=96, imitation=136_000)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -222,6 +224,7 @@ RECIPES: dict[str, Recipe] = {
             (_EPOCHS,),
             known_share=0.25,
             goodput_slack=None,
+            noise_ceiling=None,
             objective="epochs",
         ),
         Recipe(

@@ -71,6 +71,7 @@ class RegretPPO(PPO):
             self._n_updates += 1
         for name, values in figures.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
+        self.logger.record("train/entropy", -float(np.mean(figures["entropy_loss"])))
         buffer = self.rollout_buffer
         explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained)

@@ -64,6 +64,7 @@ def export_policy(
         (network,),
         action_grid=recipe.actions,
         goodput_slack=recipe.goodput_slack,
+        noise_ceiling=recipe.noise_ceiling,
         keeps_steps=recipe.keeps_steps,
         card=card,
     )

@@ -82,7 +82,7 @@ class CurveTable:
         """
         if not path.is_file():
             raise ConfigurationError(
-                f"No learning curves at {path}. Make them with scripts/make_curves.py."
+                f"No learning curves at {path}. Make them with rlbatch curves."
             )
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
@@ -96,7 +96,7 @@ class CurveTable:
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise ConfigurationError(
                 f"{path} is not a file of learning curves, or only a part of one ({error}). "
-                "Make it again with scripts/make_curves.py."
+                "Make it again with rlbatch curves."
             ) from error
 
     def row(self, size_shift: int, rate_shift: int) -> int | None:

@@ -105,7 +105,7 @@ class SettingSampler:
         mixed_share: float = 0.0,
         plan_shares: tuple[float, float] = (1.0, 0.0),
     ) -> None:
-        """Load the curve tables of these tasks from a folder that scripts/make_curves.py made.
+        """Load the curve tables of these tasks from a folder that rlbatch curves made.
 
         Args:
             folder: One `<task>.npz` a task.
@@ -153,7 +153,7 @@ class SettingSampler:
         raise ConfigurationError(
             f"In the learning curves of {', '.join(self._names)} the default batch size reached "
             f"none of {_MOST_DRAWS} drawn targets. Make curves of longer runs with "
-            "scripts/make_curves.py, or choose easier targets."
+            "rlbatch curves, or choose easier targets."
         )
 
     def _draw_table(self, rng: np.random.Generator) -> CurveTable:
@@ -258,7 +258,7 @@ def _load(path: Path, name: str) -> CurveTable:
     if table.task != name:
         raise ConfigurationError(
             f"{path} holds the learning curves of {table.task!r}, expected {name!r}. Make them "
-            "again with scripts/make_curves.py."
+            "again with rlbatch curves."
         )
     return table
 
@@ -267,8 +267,7 @@ def _load_kind(folder: Path, kind: str) -> list[CurveTable]:
     tables = [CurveTable.load(path) for path in sorted(folder.glob(f"{kind}-[0-9]*.npz"))]
     if not tables:
         raise ConfigurationError(
-            f"No learning curves of {kind} tasks in {folder}. "
-            "Make them with scripts/make_curves.py."
+            f"No learning curves of {kind} tasks in {folder}. Make them with rlbatch curves."
         )
     return tables
 

@@ -1,6 +1,7 @@
 """Train a small language model with Hugging Face's Trainer and an adaptive batch size.
 
     python examples/transformers_run.py
+    torchrun --standalone --nproc-per-node 2 examples/transformers_run.py
 
 No network and some seconds on a processor; the text is Python's own help.
 """
@@ -75,6 +76,10 @@ def main() -> None:
             config=ControllerConfig(target_loss=2.5, limits=Limits(micro_batch_size=64)),
         )
         trainer.train()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not trainer.is_world_process_zero():
+        return
     history = trainer.state.log_history
     used = [line["batch_size"] for line in history if "batch_size" in line]
     rate = [line["learning_rate"] for line in history if "learning_rate" in line][-1]

@@ -174,7 +174,7 @@ class BatchController:
                 self._state = state
         return self._loader
 
-    def schedule(self, scheduler: Any) -> RunSchedule:
+    def schedule(self, scheduler: Any, steps: int = 1) -> RunSchedule:
         """Let a learning-rate schedule by steps go by samples, as long as the user's steps are.
 
             scheduler = controller.schedule(OneCycleLR(optimizer, 0.1, total_steps=steps))
@@ -184,11 +184,12 @@ class BatchController:
 
         Args:
             scheduler: Made for steps of the user's batch size.
+            steps: How many of its own it makes for each of these.
 
         Raises:
             ConfigurationError: It follows a metric instead of counting steps.
         """
-        return self._user.schedule(scheduler, lambda: self._plain_steps.total)
+        return self._user.schedule(scheduler, lambda: steps * self._plain_steps.total)
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None

@@ -64,3 +64,7 @@ class DeliveryError(RlbatchError):
 
 class MemoryUsedUpError(RlbatchError, MemoryError):
     """A pass ran out of memory where the run cannot go on."""
+
+
+class ClusterError(RlbatchError):
+    """A cluster lost a run more often than is done again, or was lost itself."""

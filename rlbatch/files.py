@@ -46,6 +46,16 @@ def write_all(descriptor: int, content: bytes) -> None:
         content = content[os.write(descriptor, content) :]
 
 
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append to a file in one write, so that processes may share it; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        write_all(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
 def lock_folder(folder: Path) -> int:
     """Return a descriptor that keeps other processes from writing to the folder until `unlock`.
 

@@ -14,8 +14,7 @@ import os
 import shutil
 from pathlib import Path
 
-from make_curves import RANDOM_TASKS, make_curves  # beside this file
-
+from rlbatch.agents.curves import RANDOM_TASKS, make_curves
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import resolve_recipe
 

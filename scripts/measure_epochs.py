@@ -47,7 +47,7 @@ WORSE = 1.02  # a final loss that counts as worse
 def main() -> None:
     """Print one line a policy and profile, and one a policy and coupling."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policy", nargs="+", default=[WITHOUT_PLAN, "epochs"])
+    parser.add_argument("--policy", nargs="+", default=[WITHOUT_PLAN, "saving-ramp", "epochs"])
     parser.add_argument("--task", nargs="+", default=TASKS)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--length", type=float, default=1.0, help="times the samples to the target")

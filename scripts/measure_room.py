@@ -52,7 +52,7 @@ def main() -> None:
     """Print the geometric means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulated", type=int, help="number of simulated tasks")
-    parser.add_argument("--curves", type=Path, help="folder made by scripts/make_curves.py")
+    parser.add_argument("--curves", type=Path, help="folder made by rlbatch curves")
     parser.add_argument("--stretches", action="store_true", help="bound by the curves alone")
     parser.add_argument("--runs", type=int, default=60, help="settings of real tasks")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

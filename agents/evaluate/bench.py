@@ -17,28 +17,27 @@ is 0 there (the real ones are in `timings.jsonl`) and is measured on the wall cl
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlbatch.agents.evaluate import simulated
+from rlbatch.agents.evaluate import carried, simulated
 from rlbatch.agents.evaluate.curve_store import cut_torn_line
-from rlbatch.agents.evaluate.frontier_runs import FrontierWork, made_ends, plans, run_frontier
+from rlbatch.agents.evaluate.frontier_runs import made_ends, plans, run_frontier
 from rlbatch.agents.evaluate.group import (
     RESULTS_FILE,
     TIMINGS_FILE,
     TRAJECTORIES_FILE,
     GroupWork,
+    missing_cells,
     run_group,
 )
+from rlbatch.agents.evaluate.line_count import LineCount
 from rlbatch.agents.evaluate.planned_runs import frontier_works
-from rlbatch.agents.evaluate.rows import Row, read_results, sort_file
+from rlbatch.agents.evaluate.rows import Row, finished_cells, read_results, sort_file
 from rlbatch.agents.evaluate.settings import (
     SIMULATED,
     BenchSettings,
@@ -46,8 +45,9 @@ from rlbatch.agents.evaluate.settings import (
     simulated_count,
     start_factors,
 )
+from rlbatch.agents.executor import Executor, open_executor
 from rlbatch.envs.task import resolve_task
-from rlbatch.envs.threads import one_thread, use_one_thread
+from rlbatch.envs.threads import one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.files import lock_folder, unlock, write_atomically
 from rlbatch.text import escaped
@@ -58,11 +58,12 @@ Progress = Callable[[int, int], None]
 
 
 @one_thread()
-def run_bench(
+def run_bench(  # noqa: PLR0913 - every argument is a choice of the user
     settings: BenchSettings,
     out: Path,
     *,
     jobs: int = 1,
+    cluster: str | None = None,
     references: Path | None = None,
     logs: bool = False,
     full_sweep: bool = False,
@@ -76,6 +77,8 @@ def run_bench(
         out: Folder for the results; a benchmark of equal settings in it, or of fewer policies, is
             continued.
         jobs: Processes. On the wall clock they disturb each other.
+        cluster: Address of a Ray cluster, as for `open_executor`. Only this process writes to
+            `out` and `references`; tasks and policies from files must be on every node.
         references: Folder of fixed curves, to share them among benchmarks; None takes one in `out`.
         logs: Also write an episode log of each real run, under `runs/`.
         full_sweep: Follow every fixed size up to the cap, even if it is dearer than the best.
@@ -83,104 +86,88 @@ def run_bench(
         on_fixed: Likewise, of the fixed runs that make the frontier under `epochs=N`.
 
     Raises:
-        ConfigurationError: The folder holds something else, or `jobs` is no positive number.
+        ConfigurationError: The folder holds something else, `jobs` is no positive number, or a
+            cluster is asked for that is not there, or for the wall clock.
         EpisodeLogError: Another process is writing to the folder.
     """
-    if jobs < 1:
-        raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
-    prepare_folder(settings, out)
-    lock = lock_folder(out)
-    try:
-        # Not before: a benchmark that is still running is not to find others in its folder.
-        write_atomically(out / SETTINGS_FILE, json.dumps(settings.identity(), indent=2) + "\n")
-        for name in (RESULTS_FILE, TRAJECTORIES_FILE, TIMINGS_FILE):
-            cut_torn_line(out / name)
-        folder = out / REFERENCES if references is None else references
-        _make_frontiers(frontier_works(settings, folder), jobs, on_fixed)
-        works = [
-            GroupWork(settings, group, out, folder, logs, full_sweep) for group in groups(settings)
-        ]
-        counter = _Counter(out / RESULTS_FILE, _count(settings), on_progress)
-        for task in settings.tasks:
-            if task.startswith(SIMULATED):
-                simulated.run_missing(settings, task, out / RESULTS_FILE, counter.update)
-        if jobs == 1:
-            for work in works:
-                run_group(work, counter.update)
-        else:
-            _run_in_processes(run_group, works, jobs, counter.update)
-        sort_file(out / RESULTS_FILE)
-        return read_results(out)
-    finally:
-        unlock(lock)
+    if cluster is not None:
+        carried.require_computed_clocks(settings)
+    with open_executor(jobs, cluster) as executor:
+        prepare_folder(settings, out)
+        lock = lock_folder(out)
+        try:
+            # Not before: a benchmark that is still running is not to find others in its folder.
+            write_atomically(out / SETTINGS_FILE, json.dumps(settings.identity(), indent=2) + "\n")
+            for name in (RESULTS_FILE, TRAJECTORIES_FILE, TIMINGS_FILE):
+                cut_torn_line(out / name)
+            folder = out / REFERENCES if references is None else references
+            _make_frontiers(executor, settings, folder, on_fixed)
+            counter = _Counter(out / RESULTS_FILE, _count(settings), on_progress)
+            for task in settings.tasks:
+                if task.startswith(SIMULATED):
+                    simulated.run_missing(settings, task, out / RESULTS_FILE, counter.update)
+            done = finished_cells(out / RESULTS_FILE)
+            works = [
+                GroupWork(settings, group, out, folder, logs, full_sweep, todo)
+                for group in groups(settings)
+                if (todo := missing_cells(settings, group, done))
+            ]
+            _run_groups(executor, works, counter.update)
+            sort_file(out / RESULTS_FILE)
+            return read_results(out)
+        finally:
+            unlock(lock)
 
 
 class _Counter:
     """Tells how many runs have finished, by the lines of the results."""
 
     def __init__(self, path: Path, total: int, on_progress: Progress | None) -> None:
-        self._path, self._total, self._on_progress = path, total, on_progress
+        self._lines, self._total, self._on_progress = LineCount([path]), total, on_progress
         self.update()
 
     def update(self) -> None:
         if self._on_progress is not None:
-            lines = self._path.read_bytes().count(b"\n") if self._path.exists() else 0
-            self._on_progress(min(lines, self._total), self._total)
+            self._on_progress(min(self._lines.total(), self._total), self._total)
 
 
-def _make_frontiers(works: Sequence[FrontierWork], jobs: int, on_fixed: Progress | None) -> None:
+def _run_groups(executor: Executor, works: Sequence[GroupWork], update: Callable[[], None]) -> None:
+    if not executor.shares_files:
+        carried.run_groups(executor, works, update)
+        return
+    run = partial(run_group, **_here(executor, on_row=update))
+    for _ in executor.run(run, deque((work.group, work) for work in works), update):
+        update()
+
+
+def _here(executor: Executor, **calls: Callable[[], None]) -> dict[str, Any]:
+    """Return arguments: calls where runs are in this process, else the process to end with."""
+    return dict(calls) if executor.width == 1 else {"parent": os.getpid()}
+
+
+def _make_frontiers(
+    executor: Executor, settings: BenchSettings, references: Path, on_fixed: Progress | None
+) -> None:
     """Make the fixed runs of every seed first: each run is held against the mean over all."""
+    works = frontier_works(settings, references)
     if not works:
         return
     total = sum(len(plans(work.setting, work.planned)) for work in works)
+    made = sum(made_ends(work) for work in works)
+    lines = LineCount(work.path for work in works)
+    before = lines.total()
 
     def update() -> None:
         if on_fixed is not None:
-            on_fixed(sum(made_ends(work) for work in works), total)
+            on_fixed(min(made + lines.total() - before, total), total)
 
     update()
-    if jobs == 1:
-        for work in works:
-            run_frontier(work, update)
-    else:
-        _run_in_processes(run_frontier, works, jobs, update)
-
-
-def _run_in_processes(
-    run: Callable[..., None], works: Sequence[Any], jobs: int, update: Callable[[], None]
-) -> None:
-    """Run groups side by side. Each process has one thread; none outlives this one for long."""
-    context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
-    ) as pool:
-        futures = {pool.submit(run, work, None, os.getpid()) for work in works}
-        try:
-            while futures:
-                finished, futures = wait(futures, timeout=0.5)[:2]
-                update()
-                for future in finished:
-                    future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()  # in the middle of a run, which the next attempt repeats
-            raise
-
-
-def start_worker(parent: int) -> None:
-    """Prepare a process of a pool: one thread, and an end with the process that started it."""
-    use_one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process once its parent is gone: one that was killed cannot end its workers."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    if not executor.shares_files:
+        carried.make_frontiers(executor, settings, references, update)
+        return
+    run = partial(run_frontier, **_here(executor, on_end=update))
+    for _ in executor.run(run, deque((work.path, work) for work in works), update):
+        update()
 
 
 def prepare_folder(settings: BenchSettings, out: Path) -> None:

@@ -12,6 +12,8 @@ from rlbatch.files import write_atomically
 SHIPPED = Path(__file__).with_name("field_curves")
 """Curves of the field suite, so that nobody has to make them again."""
 
+_LONGEST_NAME = 180  # file systems take 255 bytes; a task's fingerprint comes last
+
 
 def curve_path(folder: Path, task_id: str, coupling: str, seed: int) -> Path:
     """Return the file of a task's fixed runs.
@@ -55,5 +57,5 @@ def pack(path: Path) -> Path:
 
 
 def file_name(text: str) -> str:
-    """Return a text that can name a file."""
-    return "".join(c if c.isalnum() or c in "-_.#" else "_" for c in text)
+    """Return a text that can name a file; of a long one the end."""
+    return "".join(c if c.isalnum() or c in "-_.#" else "_" for c in text)[-_LONGEST_NAME:]

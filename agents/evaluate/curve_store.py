@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from rlbatch.envs.fixed_run import Curve
 from rlbatch.errors import ConfigurationError
-from rlbatch.files import write_all
+from rlbatch.files import append_bytes
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,8 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 def append_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append JSON objects as lines, in one write, so that processes may share the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n" for row in rows)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        write_all(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
+    append_bytes(path, text.encode())
 
 
 def cut_torn_line(path: Path) -> None:

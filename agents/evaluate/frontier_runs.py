@@ -189,8 +189,6 @@ def run_frontier(
 
 
 def made_ends(work: FrontierWork) -> int:
-    """Return how many of a work's runs its file holds."""
-    if not work.path.exists():
-        return 0
-    runs = FrontierRuns(work.setting, CurveStore(work.path))
+    """Return how many of a work's runs its file holds; what ships is put there first."""
+    runs = FrontierRuns(work.setting, open_curves(work.path))
     return sum(runs.knows(plan) for plan in plans(work.setting, work.planned))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlbatch.agents.evaluate.clocks import CostClock, resolve_clock
 from rlbatch.agents.evaluate.curve_files import curve_path, file_name, open_curves
@@ -20,7 +21,7 @@ from rlbatch.agents.evaluate.reference import (
     budget_reference,
     find_references,
 )
-from rlbatch.agents.evaluate.rows import Row, cell_key, finished_cells, live_row
+from rlbatch.agents.evaluate.rows import Row, cell_key, live_row
 from rlbatch.agents.evaluate.run import RunResult, controlled_run
 from rlbatch.agents.evaluate.settings import (
     BenchSettings,
@@ -40,6 +41,9 @@ from rlbatch.policy.registry import policy_for, resolve_policy
 RESULTS_FILE, TRAJECTORIES_FILE = "results.jsonl", "trajectories.jsonl"
 TIMINGS_FILE, LOGS = "timings.jsonl", "runs"
 
+Cell = tuple[str, int, str]
+"""Profile, start batch size and policy: what tells the runs of a group apart."""
+
 
 @dataclass(frozen=True)
 class GroupWork:
@@ -52,6 +56,7 @@ class GroupWork:
         references: Folder of the fixed curves.
         logs: Write episode logs.
         full_sweep: Follow every fixed size up to the cap.
+        todo: Runs to make: those that have no result yet.
     """
 
     settings: BenchSettings
@@ -60,24 +65,37 @@ class GroupWork:
     references: Path
     logs: bool = False
     full_sweep: bool = False
+    todo: tuple[Cell, ...] = ()
+
+
+def missing_cells(
+    settings: BenchSettings, group: Group, done: Container[tuple[Any, ...]]
+) -> tuple[Cell, ...]:
+    """Return the runs of a group that have no result yet.
+
+    Args:
+        settings: Of the benchmark.
+        group: Task, coupling and seed.
+        done: As `finished_cells` returns it.
+    """
+    return tuple(
+        (profile, size, policy)
+        for profile, size, policy in cells(settings, group, resolve_task(group.task))
+        if (group.task, policy, group.coupling, profile, settings.objective, size, group.seed)
+        not in done
+    )
 
 
 def run_group(work: GroupWork, on_row: Callable[[], None] | None = None, parent: int = 0) -> None:
-    """Run what is missing of a group, and append the results.
+    """Run what is to do of a group, and append the results.
 
     Args:
         work: The group.
         on_row: Called after each run.
         parent: Process without which to stop; 0 for none.
     """
-    settings, group = work.settings, work.group
-    task = resolve_task(group.task)
-    done = finished_cells(work.out / RESULTS_FILE)
-    runner = _GroupRunner(work, task)
-    for profile, size, policy in cells(settings, group, task):
-        key = (group.task, policy, group.coupling, profile, settings.objective, size, group.seed)
-        if key in done:
-            continue
+    runner = _GroupRunner(work, resolve_task(work.group.task))
+    for profile, size, policy in work.todo:
         if parent and os.getppid() != parent:
             return  # nobody waits for the rest
         runner.run(resolve_clock(profile), size, policy)

@@ -75,15 +75,25 @@ def frontier_works(settings: BenchSettings, references: Path) -> list[FrontierWo
     if epochs is None:
         return []
     found: list[FrontierWork] = []
-    for name in settings.tasks:
-        task = resolve_task(name)
-        for seed in range(_seeds(settings)):
-            for coupling in settings.couplings:
-                setting = fixed_setting(settings, Group(name, coupling, seed), task)
-                planned = planned_length(epochs, setting.dataset_size, task.batch_size)
-                path = curve_path(references, setting.task_id, coupling, seed)
-                found.append(FrontierWork(setting, planned, path))
+    for group in frontier_groups(settings):
+        task = resolve_task(group.task)
+        setting = fixed_setting(settings, group, task)
+        planned = planned_length(epochs, setting.dataset_size, task.batch_size)
+        path = curve_path(references, setting.task_id, group.coupling, group.seed)
+        found.append(FrontierWork(setting, planned, path))
     return found
+
+
+def frontier_groups(settings: BenchSettings) -> list[Group]:
+    """Return the groups whose fixed runs make frontiers; none but in runs of so many epochs."""
+    if parse_epochs(settings.objective) is None:
+        return []
+    return [
+        Group(task, coupling, seed)
+        for task in settings.tasks
+        for seed in range(_seeds(settings))
+        for coupling in settings.couplings
+    ]
 
 
 class PlannedRuns:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlbatch.agents.evaluate.run_log import RunLog
+from rlbatch.control.build import fallback_for
+from rlbatch.control.config import AUTO
 from rlbatch.control.engine import DecisionEngine, EngineConfig
 from rlbatch.data.step_plan import round_batch_size
 from rlbatch.envs.backend import BackendMaker, TorchBackend
@@ -115,12 +117,12 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         max_steps: Give up after this many optimizer steps.
         planned_steps: Length of the task's schedule, if it has one.
         curve_known: Tell the policy a profile's costs at every size.
-        engine: Wrappers around the policy.
+        engine: Wrappers around the policy; None for the fallback that a controller has.
         run_info: Further entries of the log's `run.json`.
         backend: Makes the weights, as for `LiveRun`.
     """
     first = start_size(task, start_factor)
-    decider = DecisionEngine(policy, engine)
+    decider = DecisionEngine(policy, engine or EngineConfig(fallback=fallback_for(policy)))
     conditions = RunConditions(
         seed=seed,
         coupling=coupling,
@@ -141,9 +143,14 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         log = None
         if log_dir is not None:
             grid = getattr(policy, "action_grid", None)
-            head = {"action_grid": grid, **(run_info or {})}
+            head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
             log = stack.enter_context(RunLog(log_dir, run, seed, profile, head))
         return _drive(run, decider, limit, log, charged=charged)
+
+
+def _config(engine: EngineConfig | None) -> dict[str, str]:
+    """Return what the log says of the wrappers, for a replay."""
+    return {"fallback": AUTO} if engine is None else {}
 
 
 def _drive(

@@ -64,7 +64,7 @@ class RunLog:
             signals,
             decision,
             self._place,
-            event="decision",
+            event=decision.event,
             learning_rate_factor=_rate_factor(signals, decision.batch_size),
         )
 

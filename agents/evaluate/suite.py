@@ -85,6 +85,7 @@ def run_suite(
     out: Path,
     *,
     jobs: int = 1,
+    cluster: str | None = None,
     references: Path | None = None,
     on_part: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
@@ -98,6 +99,7 @@ def run_suite(
         parts: As `suite_parts`.
         out: Folder for the results.
         jobs: Processes.
+        cluster: As for `run_bench`.
         references: Folder of the fixed curves; None takes one in `out`.
         on_part: Called with the name of each part before it is run.
         on_progress: As for `run_bench`, for each part.
@@ -111,6 +113,7 @@ def run_suite(
             part.settings,
             out / part.name,
             jobs=jobs,
+            cluster=cluster,
             references=out / REFERENCES if references is None else references,
             on_progress=on_progress,
             on_fixed=on_fixed,

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlbatch.agents.evaluate.clocks import WALL
+from rlbatch.agents.executor import open_executor
 from rlbatch.agents.search.bandit import Bandit, least_cost, survivors
 from rlbatch.agents.search.bandit_store import BanditStore, StartedRun
 from rlbatch.agents.search.bayesian import Bayesian, optimize
@@ -25,6 +27,7 @@ from rlbatch.agents.search.doubling import Doubling, next_trials
 from rlbatch.agents.search.pool import Evaluate, OnTrial, evaluator
 from rlbatch.agents.search.trial_store import TrialStore
 from rlbatch.agents.search.trials import Outcome, Stop, TrialSpec
+from rlbatch.errors import ConfigurationError
 
 Method = Literal["doubling", "bayesian", "bandit"]
 TRIALS_FILE, STUDY_FILE, BANDIT_FILE = "trials.sqlite", "study.sqlite", "bandit.sqlite"
@@ -93,7 +96,12 @@ class Found:
 
 
 def run_search(
-    search: Search, out: Path, *, jobs: int = 1, on_trial: OnTrial | None = None
+    search: Search,
+    out: Path,
+    *,
+    jobs: int = 1,
+    cluster: str | None = None,
+    on_trial: OnTrial | None = None,
 ) -> Found:
     """Run a search, or what is missing of it.
 
@@ -101,14 +109,24 @@ def run_search(
         search: What to do.
         out: Its folder, which exists.
         jobs: Processes. On the wall clock they disturb each other.
+        cluster: Address of a Ray cluster, as for `open_executor`.
         on_trial: Called after each trial that was run.
 
     Raises:
-        ConfigurationError: The folder holds another search.
+        ConfigurationError: The folder holds another search, or the clock is one machine's own.
     """
+    if cluster is not None and search.conditions.profile == WALL:
+        raise ConfigurationError(
+            "Seconds of several machines do not compare: --cluster needs a computed clock. Give "
+            "another --profile, or leave --cluster out."
+        )
     store = TrialStore(out / TRIALS_FILE, search.identity())
     before = len(store.all())
-    with evaluator(search.conditions, store, jobs, on_trial) as evaluate:
+    with (
+        open_executor(jobs, cluster) as executor,
+        evaluator(search.conditions, store, executor, on_trial) as evaluate,
+    ):
+        jobs = executor.width
         plan, goal = search.plan, search.conditions.goal
         if isinstance(plan, Doubling):
             return Found(double(plan, search, evaluate), before)

@@ -28,10 +28,10 @@ DONE, STOPPED = 0, 130
 _DESCRIPTION = """Reinforcement learning adapts the batch size while a model trains.
 
 For example: rlbatch demo"""
-_CLI_ONLY = ("tasks", "policies", "inspect", "report", "replay")
+_CLI_ONLY = ("tasks", "policies", "join", "inspect", "report", "replay")
 """Commands for which the extra `cli` is enough; the others need `train`, which holds it."""
 _FIRST = (
-    *("demo", "tasks", "policies", "run", "bench", "train", "export"),
+    *("demo", "tasks", "policies", "run", "bench", "train", "curves", "export", "join"),
     *("inspect", "report", "replay", "advise", "profile", "sweep"),
 )
 

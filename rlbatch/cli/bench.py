@@ -50,6 +50,9 @@ class Command:
     the least at which any fixed size and length ends with the same loss."""
     jobs: int = 1
     """Processes, each with one thread. On the wall clock they disturb each other."""
+    cluster: str | None = None
+    """Address of a Ray cluster (HOST:PORT, or `auto` on one of its machines) for the runs; --jobs
+    above 1 then limits how many run at the same time. Needs rlbatch[ray] on every node."""
     references: Path | None = None
     """Folder of the fixed runs, to share them among benchmarks; in the results' folder if unset."""
     json: bool = False
@@ -102,6 +105,7 @@ class Command:
                 settings,
                 self.out,
                 jobs=self.jobs,
+                cluster=self.cluster,
                 references=self.references,
                 on_progress=update,
                 on_fixed=fixed,
@@ -117,6 +121,7 @@ class Command:
                 parts,
                 self.out,
                 jobs=self.jobs,
+                cluster=self.cluster,
                 references=self.references,
                 on_progress=update,
                 on_fixed=fixed,

@@ -68,6 +68,9 @@ class Command:
     """Recurrences of the job in all (bandit); a later call with more goes on."""
     jobs: int = 1
     """Processes, each with one thread. On the wall clock they disturb each other."""
+    cluster: str | None = None
+    """Address of a Ray cluster (HOST:PORT, or `auto` on one of its machines) for the runs; --jobs
+    above 1 then limits how many run at the same time. Needs rlbatch[ray] on every node."""
     json: bool = False
     """Print the result as JSON instead of tables."""
 
@@ -85,7 +88,11 @@ class Command:
         with one_thread(), _shared.search_folder(self.out, search.identity(), self._shares):
             with _shared.progress("trials") as update:
                 found = run_search(
-                    search, self.out, jobs=self.jobs, on_trial=_counting(update, search.most_trials)
+                    search,
+                    self.out,
+                    jobs=self.jobs,
+                    cluster=self.cluster,
+                    on_trial=_counting(update, search.most_trials),
                 )
             result = conclude(search, found)
             text = json.dumps(result.to_json(), indent=2, allow_nan=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from zipfile import is_zipfile
 
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
+    from rlbatch.agents.own_tasks.plan import Plan
     from rlbatch.agents.recipes import Recipe
 
 _BEGINNINGS = ("pool.npz", "stage0")
@@ -18,36 +19,120 @@ _BEGINNINGS = ("pool.npz", "stage0")
 
 @dataclass(frozen=True)
 class Command:
-    """Train a controller with reinforcement learning.
+    """Train a controller, on tasks of your own or by a recipe.
 
-    The result is policy.safetensors in the output folder, to be named wherever a policy is asked
-    for. A stopped training goes on with --resume.
+    With --task everything is done: the cost of fixed sizes, learning, choosing and a test on fresh
+    seeds. The result is policy.safetensors in the output folder, to be named wherever a policy is
+    asked for, and policy.md, which says what it is. A stopped training goes on with --resume.
 
-    For example: rlbatch train --recipe smoke --out controllers/first
+    For example: rlbatch train --task my_task.py:make --out controllers/mine
     """
 
     out: Path
-    """Folder for checkpoints, curves and the policy file."""
-    recipe: str = "default"
-    """What to do: `default`, `simulated` (the simulator only) or `smoke` (seconds)."""
+    """Folder for all that is written, the policy file among it."""
+    task: tuple[str, ...] = ()
+    """Tasks to train on: names, or file.py:function."""
+    minutes: float = 15.0
+    """With --task: the time for everything. What cannot be left out takes longer if it must."""
+    seeds: int = 4
+    """With --task: runs of every fixed size, and seeds of the test; fewer where time is short."""
+    start: tuple[float, ...] = (0.125, 1.0, 8.0)
+    """With --task: first batch sizes relative to the task's."""
+    profile: str = "cpu"
+    """With --task: whose seconds count, a device profile or the JSON file of one."""
+    lr_coupling: Literal["none", "sqrt", "linear"] = "sqrt"
+    """With --task: how the learning rate follows the batch size."""
+    from_scratch: bool = False
+    """With --task: begin with random weights, not with those of the shipped policy."""
+    jobs: int | None = None
+    """With --task: processes; one a core if unset."""
+    recipe: str | None = None
+    """Without --task: `default` (how the shipped policy was made), `simulated` (the simulator
+    only), `epochs` (for runs of so many epochs) or `smoke` (seconds). `default` if unset."""
     resume: bool = False
     """Go on with the training in the output folder."""
     curves: Path | None = None
-    """Learning curves of the real tasks, by scripts/make_curves.py; recipes with real runs need
+    """Learning curves of a recipe's real tasks, by rlbatch curves; recipes with real runs need
     them."""
     start_from: Path | None = None
-    """Policy file (or checkpoint) whose weights to begin with."""
+    """Policy file (or a recipe's checkpoint) whose weights to begin with."""
     device: str = "auto"
     """Where the controller's networks are trained: `cpu`, `cuda`, or `auto`, a GPU if there is
     one."""
 
     def run(self) -> int:
         """Train."""
+        if self.task or (self.resume and (self.out / "training.json").is_file()):
+            return self._run_own()
+        return self._run_recipe()
+
+    def _run_own(self) -> int:
+        """Train on the user's own tasks."""
+        from rlbatch.cli import _own_tasks
+        from rlbatch.envs.processes import keep_tensorflow_out
+        from rlbatch.extras import needs_extra
+
+        self._check_own()
+        keep_tensorflow_out()
+        _shared.note(f"At most about {self.minutes:g} minutes.")
+        with needs_extra("train", "stable-baselines3"), _own_tasks.write_no_bytecode():
+            from rlbatch.agents.own_tasks.plan import absolute
+
+            tasks = tuple(absolute(name) for name in self.task)
+            out = self.out.resolve()
+            plan = _own_tasks.prepare(self._plan(tasks), out, self.resume, tasks)
+            outcome = _own_tasks.run(plan, out, self.minutes, self.jobs)
+        _own_tasks.print_outcome(plan, outcome)
+        return 0
+
+    def _plan(self, tasks: tuple[str, ...]) -> Plan | None:
+        """Return what is asked for; None where the folder's own is to go on."""
+        from rlbatch.agents.own_tasks.plan import Plan
+        from rlbatch.policy.registry import DEFAULT, pretrained_file
+
+        if self.resume:
+            return None
+        source = self.start_from or pretrained_file(DEFAULT)
+        return Plan(
+            tasks=tasks,
+            profile=self.profile,
+            coupling=self.lr_coupling,
+            starts=self.start,
+            seeds=self.seeds,
+            start_from=None if self.from_scratch else str(source.resolve()),
+        )
+
+    def _check_own(self) -> None:
+        """Refuse what goes with a recipe only, and numbers out of range."""
+        from rlbatch.errors import ConfigurationError
+        from rlbatch.policy.file import load_policy
+
+        for name in ("recipe", "curves"):
+            if getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"--{name} is for a training by a recipe, and --task for one of your own. "
+                    "Leave one of the two out."
+                )
+        if self.from_scratch and self.start_from is not None:
+            raise ConfigurationError(
+                "--from-scratch begins with random weights and --start-from with a file's. Leave "
+                "one of the two out."
+            )
+        if not 0 < self.minutes < float("inf") or (self.jobs is not None and self.jobs < 1):
+            raise ConfigurationError(
+                f"Expected positive --minutes and --jobs, got {self.minutes} and {self.jobs}."
+            )
+        if self.start_from is not None:
+            load_policy(self.start_from)
+        _shared.require_possible_folder(self.out)
+
+    def _run_recipe(self) -> int:
+        """Train by a recipe."""
         from rlbatch.agents.recipes import resolve_recipe
         from rlbatch.envs.processes import keep_tensorflow_out
         from rlbatch.extras import needs_extra
 
-        recipe = resolve_recipe(self.recipe)
+        recipe = resolve_recipe(self.recipe or "default")
         self._check_files(recipe)
         keep_tensorflow_out()
         with needs_extra("train", "stable-baselines3"):
@@ -88,7 +173,7 @@ class Command:
         if self.curves is None and recipe.has_real_runs:
             raise ConfigurationError(
                 f"The recipe {recipe.name!r} trains on real tasks and needs their learning curves. "
-                "Make them with scripts/make_curves.py --out DIR and pass --curves DIR."
+                "Make them with rlbatch curves --out DIR and pass --curves DIR."
             )
         if self.start_from is None:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from rlbatch.control.config import ControllerConfig
+from rlbatch.control.config import AUTO, ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
 from rlbatch.control.decision_logger import context_values
 from rlbatch.control.engine import DecisionEngine, EngineConfig
@@ -13,17 +13,24 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
-from rlbatch.policy.registry import DEFAULT, policy_for, resolve_policy
+from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.registry import DEFAULT, FOR_EPOCHS, policy_for, resolve_policy
 from rlbatch.signals.assemble import run_context
 from rlbatch.signals.record import Coupling
 
-WITHOUT_PLAN = "noise-scale:theta=12"
+WITHOUT_PLAN = "fixed"
 """What `default` stands for in a run that has no target, no budget and no known number of epochs.
 
-The policy `default` is trained to reach a target soon, and `epochs` wants to know how much of the
-run is over. Who trains on without either wants no worse a loss in less time. So the batch never
-falls below the user's, and grows only where it stays far below the gradient noise scale.
-`scripts/measure_epochs.py` measures what that gives.
+The policy `default` is trained to reach a target soon, and the rule for epochs wants to know how
+much of the run is over. Who trains on without either wants no worse a loss, and a run that stays at
+the user's size loses nothing: not a step, and no time for measuring gradient noise. Growing where
+the noise scale is large saved nothing on small tasks and harmed some runs (docs/decisions.md).
+"""
+
+FALLBACK = FOR_EPOCHS
+"""Decides where an observation is strange to a learned policy.
+
+The best rule for runs of a known length (docs/field-suite.md); in all others it stays.
 """
 
 
@@ -52,13 +59,28 @@ def named_policy(policy: Policy | str, config: ControllerConfig) -> tuple[Policy
     return resolve_policy(name), name
 
 
+def fallback_for(policy: Policy, name: str | None = AUTO) -> Policy | None:
+    """Return what decides where an observation is strange to a policy; None for nobody.
+
+    Args:
+        policy: The policy that normally decides.
+        name: Of the fallback; None for none. `auto` stands for `FALLBACK` behind a learned policy:
+            a rule has seen no training that anything could be strange to.
+
+    Raises:
+        UnknownNameError: There is no policy of that name.
+    """
+    if name == AUTO:
+        name = FALLBACK if isinstance(policy, LearnedPolicy) else None
+    return None if name is None else resolve_policy(name)
+
+
 def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
     """Return the decision engine with the wrappers that the settings ask for."""
-    fallback = None if config.fallback is None else resolve_policy(config.fallback)
     wrappers = EngineConfig(
         max_log2_change=config.max_log2_change,
         cooldown=config.cooldown,
-        fallback=fallback,
+        fallback=fallback_for(policy, config.fallback),
         shadow=config.shadow,
     )
     return DecisionEngine(policy, wrappers)

@@ -17,6 +17,9 @@ from rlbatch.signals.cadence import Cadence
 from rlbatch.signals.record import Array, Coupling
 from rlbatch.tracking import Tracker
 
+AUTO = "auto"
+"""Of settings that follow from others."""
+
 
 @dataclass(frozen=True)
 class ControllerConfig:
@@ -39,7 +42,8 @@ class ControllerConfig:
         max_log2_change: Limit of one decision's change of log2(batch size); None for none.
         cooldown: Decisions to stay after a change.
         fallback: Name of the policy that decides where a learned one sees what it never saw in
-            training; None for nobody.
+            training; None for nobody. `auto` is `saving-ramp` behind a learned policy, which stays
+            in a run of unknown length, and nobody behind a rule.
         shadow: Decide and log, but change nothing.
         guard: When a chunk is rolled back; None never.
         noise_rate: In about this times the square root of n of the first n steps the gradient noise
@@ -63,7 +67,7 @@ class ControllerConfig:
     step_seconds: Callable[[float | Array], Array] | None = None
     max_log2_change: float | None = None
     cooldown: int = 0
-    fallback: str | None = None
+    fallback: str | None = AUTO
     shadow: bool = False
     guard: GuardConfig | None = field(default_factory=GuardConfig)
     noise_rate: float | None = None

@@ -280,7 +280,7 @@ class ControlLoop:
             signals,
             decision,
             place,
-            event="rollback" if rolled_back and self.guard.trial is None else "decision",
+            event="rollback" if rolled_back and self.guard.trial is None else decision.event,
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size

@@ -86,7 +86,8 @@ class DecisionLogger:
             signals: Of the chunk that ended.
             decision: What was decided and applied.
             place: Where.
-            event: `decision`, or `rollback` where the chunk was undone before.
+            event: `decision`, `fallback` where the policy was not trusted, or `rollback` where the
+                chunk was undone before.
             learning_rate_factor: The coupling's factor at the new batch size.
         """
         if self.log is None and not self._trackers:

@@ -15,6 +15,7 @@ import numpy as np
 from rlbatch.control.saved_state import require_like
 from rlbatch.data.step_plan import resize, round_batch_size
 from rlbatch.errors import ConfigurationError
+from rlbatch.log.decision_record import Event
 from rlbatch.observation import EncoderState, encode, initial_state
 from rlbatch.policy.base import Observation, Policy, noise_rate_of
 from rlbatch.policy.bounds import Bounded
@@ -37,6 +38,7 @@ class EngineConfig:
         max_log2_change: Limit of one decision's change of log2(batch size); None for none.
         cooldown: Decisions to stay after a change.
         fallback: Decides where an observation is strange to a learned policy; None for nobody.
+            `rlbatch.control.build.fallback_for` returns the one that is usual.
         shadow: Recommend only: nothing is ever applied.
     """
 
@@ -59,6 +61,7 @@ class AppliedDecision:
         probabilities: Of the policy's actions; None for rules.
         value: The policy's estimate of the return; None for rules.
         reasons: Why, and why the applied change differs from the requested one.
+        fell_back: The policy was not trusted with this decision.
     """
 
     batch_size: int
@@ -69,6 +72,12 @@ class AppliedDecision:
     probabilities: tuple[float, ...] | None
     value: float | None
     reasons: tuple[str, ...]
+    fell_back: bool = False
+
+    @property
+    def event(self) -> Event:
+        """What the log calls it."""
+        return "fallback" if self.fell_back else "decision"
 
     def held(self) -> AppliedDecision:
         """Return the decision to stay, where the guard has to see a chunk at the size in force."""
@@ -148,6 +157,7 @@ class DecisionEngine:
             probabilities=_numbers(decision.probabilities),
             value=None if decision.value is None else float(decision.value),
             reasons=(*decision.reasons, *reasons),
+            fell_back=bool(decision.fell_back),
         )
 
     def state_dict(self) -> dict[str, Any]:

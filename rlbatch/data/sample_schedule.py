@@ -49,8 +49,10 @@ class SampleScheduler:
         """
         self.scheduler, self._due, self.made = scheduler, due, 0
         optimizer = getattr(scheduler, "optimizer", None)
-        if isinstance(optimizer, Optimizer):
-            _BY_SAMPLES.add(optimizer)
+        # Also the one within another, as a framework wraps it.
+        for known in (optimizer, getattr(optimizer, "optimizer", None)):
+            if isinstance(known, Optimizer):
+                _BY_SAMPLES.add(known)
 
     def step(self, *_: Any) -> None:
         """Advance to where the run stands: by none, one or several steps."""

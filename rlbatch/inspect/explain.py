@@ -23,7 +23,7 @@ _TRACE = 0.05  # log odds: a push below is not worth a word
 _SAME_P = 1e-3  # by which a repeated probability may differ before the policy counts as another
 _HAPPENED = {
     "rollback": "the chunk was rolled back",
-    "fallback": "the fall-back policy took over",
+    "fallback": "the policy was not trusted with what it saw",
     "off": "the controller switched off",
     "out_of_memory": "a pass ran out of memory",
 }

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from rlbatch.control.build import fallback_for
 from rlbatch.control.engine import AppliedDecision, DecisionEngine, EngineConfig
 from rlbatch.errors import EpisodeLogError, RlbatchError
 from rlbatch.inspect.series import run_text
@@ -62,7 +63,7 @@ def replay(
     """
     context = run_context(episode.run)
     engine = DecisionEngine(
-        policy, recorded_wrappers(episode.run) if wrappers is None else wrappers
+        policy, recorded_wrappers(episode.run, policy) if wrappers is None else wrappers
     )
     for record in episode.records:
         if was_decided(record):
@@ -72,7 +73,7 @@ def replay(
 
 def was_decided(record: DecisionRecord) -> bool:
     """Whether a policy was asked: a roll-back may be a decision or stand before one."""
-    return record.event in ("decision", "rollback") and record.observation is not None
+    return record.event in ("decision", "fallback", "rollback") and record.observation is not None
 
 
 def run_context(run: Mapping[str, Any]) -> RunContext:
@@ -131,8 +132,8 @@ def recorded_policy(run: Mapping[str, Any]) -> Policy:
         ) from error
 
 
-def recorded_wrappers(run: Mapping[str, Any]) -> EngineConfig:
-    """Return the wrappers that a run's settings put around its policy."""
+def recorded_wrappers(run: Mapping[str, Any], policy: Policy) -> EngineConfig:
+    """Return the wrappers that a run's settings put around a policy."""
     config: Any = run.get("config")
     if not isinstance(config, dict):
         return EngineConfig()
@@ -143,7 +144,7 @@ def recorded_wrappers(run: Mapping[str, Any]) -> EngineConfig:
         return EngineConfig(
             max_log2_change=None if largest == "None" else float(largest),
             cooldown=int(given.get("cooldown", 0)),
-            fallback=None if fallback == "None" else resolve_policy(str(fallback)),
+            fallback=fallback_for(policy, None if fallback == "None" else str(fallback)),
             shadow=given.get("shadow") == "True",
         )
     except (TypeError, ValueError, OSError) as error:

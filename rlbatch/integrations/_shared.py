@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from rlbatch.data.loader import loader_options
@@ -27,13 +28,11 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
         batch_size: Of the new one.
 
     Raises:
-        ConfigurationError: The loader has no sampler that could be taken over.
+        ConfigurationError: The loader has no sampler that could be taken over, or is over a stream
+            of unknown length.
     """
     if isinstance(loader.dataset, IterableDataset):
-        raise ConfigurationError(
-            "Expected a map-style dataset, got an IterableDataset, in which no place can be found "
-            "again. Give a dataset with __len__ and __getitem__."
-        )
+        return _plain_stream(loader, batch_size)
     batches = loader.batch_sampler
     shared = type(batches).__name__ == "BatchSamplerShard"
     if shared:  # of Accelerate, on several ranks
@@ -50,15 +49,50 @@ def plain_loader(loader: Any, batch_size: int) -> DataLoader[Any]:
             "sampler and a batch_size instead."
         )
     sampler: Any = batches.sampler
-    if shared and isinstance(sampler, RandomSampler) and not sampler.replacement:
-        sampler = RandomSampler(sampler.data_source)  # whose order the ranks will agree on
-    left = len(sampler) % batches.batch_size
+    if shared:
+        sampler = _common_order(sampler)
+    _require_all_samples(len(sampler), batches)
+    return DataLoader(
+        loader.dataset, batch_size=batch_size, sampler=sampler, **loader_options(loader)
+    )
+
+
+def _plain_stream(loader: Any, batch_size: int) -> DataLoader[Any]:
+    dataset = loader.dataset
+    if not hasattr(dataset, "__len__"):
+        raise ConfigurationError(
+            f"Expected a stream that knows how many samples an epoch has, by which progress is "
+            f"counted, got the IterableDataset {type(dataset).__name__} without __len__. Give it "
+            "one; an estimate will do."
+        )
+    _require_all_samples(len(dataset), loader)
+    return DataLoader(dataset, batch_size=batch_size, **loader_options(loader))
+
+
+def _require_all_samples(samples: int, batches: Any) -> None:
+    left = samples % batches.batch_size
     if batches.drop_last and left:
         raise ConfigurationError(
             f"drop_last leaves out {left} samples of each epoch; which ones would depend on batch "
             f"sizes yet to be decided. Set drop_last to False, or use a dataset whose length is a "
             f"multiple of {batches.batch_size}."
         )
-    return DataLoader(
-        loader.dataset, batch_size=batch_size, sampler=sampler, **loader_options(loader)
-    )
+
+
+def _common_order(sampler: Any) -> Any:
+    """Return a sampler whose order is, or will be made, the same on all ranks."""
+    if type(sampler).__name__ == "SeedableRandomSampler":  # by its seed and the epoch alone
+        sampler.initial_seed = _of_rank_0(sampler.initial_seed)
+        sampler.generator = torch.Generator().manual_seed(sampler.initial_seed)
+    elif type(sampler).__name__ == "LengthGroupedSampler":
+        seed = _of_rank_0(int(torch.randint(2**31, ()).item()))
+        sampler.generator = torch.Generator().manual_seed(seed)
+    elif isinstance(sampler, RandomSampler) and not sampler.replacement:
+        return RandomSampler(sampler.data_source)  # on whose order the ranks will agree
+    return sampler
+
+
+def _of_rank_0(number: int) -> int:
+    shared = [number]
+    torch.distributed.broadcast_object_list(shared)
+    return shared[0]

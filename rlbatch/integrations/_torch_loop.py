@@ -108,6 +108,7 @@ class TorchLoop:
             plan: Of any of its micro-batches.
             sizes: What each of them weighs in the gradient, in samples; None: what it holds.
         """
+        checks.require_owner(self._model, self)
         if sizes is None:
             count, world_size = plan.micro_batches, self.ranks.world_size
             sizes = micro_batch_totals(plan.step_samples, count, world_size)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from accelerate.utils import DistributedType
 from torch.utils.data import IterableDataset
 
 from rlbatch.errors import ConfigurationError
 
 # What the controlled trainer overrides or reads; the names are the Trainer's own.
+_TOGETHER = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _HOOKS = (
     *("get_train_dataloader", "set_initial_training_values", "get_batch_samples", "training_step"),
     *("_init_training_state", "_prepare_for_training", "_run_epoch", "create_scheduler"),
@@ -38,22 +40,7 @@ def check_trainer(trainer: Any) -> None:
     Raises:
         ConfigurationError: There is one; the message says what to do.
     """
-    args, problems = trainer.args, list(_data_problems(trainer))
-    if args.world_size > 1:
-        problems.append(
-            f"{args.world_size} processes share the training, and the controller steers one. Start "
-            "a single process"
-        )
-    if args.n_gpu > 1:
-        problems.append(
-            f"DataParallel splits each batch over {args.n_gpu} GPUs. Show one of them to the "
-            "process, with CUDA_VISIBLE_DEVICES=0"
-        )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.is_model_parallel:
-        problems.append(
-            "DeepSpeed, FSDP or a model over several devices steps by rules of its own. Train on "
-            "one device"
-        )
+    args, problems = trainer.args, [*_data_problems(trainer), *_sharing_problems(trainer)]
     if args.auto_find_batch_size:
         problems.append(
             "auto_find_batch_size changes the batch size too. Turn it off, and give what fits into "
@@ -71,17 +58,56 @@ def check_trainer(trainer: Any) -> None:
         )
 
 
-def _data_problems(trainer: Any) -> list[str]:
-    args, data = trainer.args, trainer.train_dataset
+def _sharing_problems(trainer: Any) -> list[str]:
+    args = trainer.args
     problems: list[str] = []
-    if isinstance(data, IterableDataset) or (data is not None and not hasattr(data, "__len__")):
+    accelerator = trainer.accelerator
+    together = accelerator.distributed_type in _TOGETHER or accelerator.is_fsdp2
+    shares = accelerator.parallelism_config  # a model's layers or sequences among processes
+    if args.world_size > 1 and (not together or trainer.is_distributed_loading_by_transformers):
         problems.append(
-            "the train_dataset is a stream, in which no place can be found again. Give a dataset "
-            "with __len__ and __getitem__"
+            f"{args.world_size} processes share the training by {accelerator.distributed_type}, "
+            "whose steps have rules of their own. Launch them for DistributedDataParallel or FSDP2 "
+            "(fsdp=True), or a single one"
         )
-    elif data is not None and args.dataloader_drop_last and len(data) % args.train_batch_size:
+    if shares is not None and shares.tp_size * shares.cp_size * shares.sp_size > 1:
         problems.append(
-            f"dataloader_drop_last leaves out {len(data) % args.train_batch_size} samples of each "
+            "tensor, context or sequence parallelism gives several processes the same samples. "
+            "Leave parallelism_config out"
+        )
+    if args.n_gpu > 1:
+        problems.append(
+            f"DataParallel splits each batch over {args.n_gpu} GPUs. Show one of them to the "
+            "process, with CUDA_VISIBLE_DEVICES=0"
+        )
+    old_fsdp = trainer.is_fsdp_enabled and not accelerator.is_fsdp2
+    if trainer.is_deepspeed_enabled or old_fsdp or trainer.is_model_parallel:
+        problems.append(
+            "DeepSpeed, the older FSDP or a model over several devices steps by rules of its own. "
+            "Train on one device, or on several processes with DistributedDataParallel or FSDP2"
+        )
+    return problems
+
+
+def _data_problems(trainer: Any) -> list[str]:
+    args = trainer.args
+    data: Any = trainer.train_dataset
+    streams = bool(isinstance(data, IterableDataset))
+    together = args.train_batch_size * args.world_size
+    problems: list[str] = []
+    if data is not None and not hasattr(data, "__len__"):
+        problems.append(
+            "the train_dataset is a stream of unknown length, by which progress is counted. Give "
+            "it a __len__; an estimate will do"
+        )
+    elif streams and args.world_size > 1:
+        problems.append(
+            f"the train_dataset is a stream, of which {args.world_size} processes cannot each take "
+            "a share. Give a dataset with __len__ and __getitem__, or train on one"
+        )
+    elif data is not None and args.dataloader_drop_last and len(data) % together:
+        problems.append(
+            f"dataloader_drop_last leaves out {len(data) % together} samples of each "
             "epoch; which ones would depend on the batch sizes. Set it to False"
         )
     if str(args.train_sampling_strategy) == "batch_rebalance":

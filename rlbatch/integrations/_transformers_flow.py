@@ -61,8 +61,16 @@ class StepCallback(TrainerCallback):
         """Tell this trainer."""
         self._trainer = trainer
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The optimizer is about to step."""
+        self._trainer.announce_controlled_step(True)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """It has."""
+        self._trainer.announce_controlled_step(False)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimizer has stepped."""
+        """The step is counted."""
         self._trainer.end_controlled_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,87 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NoReturn
+import math
+from collections.abc import Iterator
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.loader import loader_sizes
+from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._shared import SampleCount, plain_loader
 from rlbatch.integrations._torch_loop import TorchLoop
+from rlbatch.integrations._transformers_data import Step, TrainData
+from rlbatch.integrations._transformers_state import SavedRun
+from rlbatch.integrations._transformers_watch import RunWatch
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
-
-STATE_FILE = "rlbatch.pt"
-
-
-class MicroBatches:
-    """The micro-batches that take the place of one of the Trainer's accumulation steps."""
-
-    def __init__(self, indices: range) -> None:
-        self.indices = indices
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise ConfigurationError(
-            "A method that is overridden above the controller gets several micro-batches at once. "
-            "Put yours below it: class MyTrainer(ControlledTrainerMixin, MyPlainTrainer)."
-        )
-
-    __getitem__ = __contains__ = __iter__ = keys = items = get = pop = _refuse
-
-
-def accumulation_slots(micro_batches: int, slots: int) -> list[MicroBatches]:
-    """Distribute an optimizer step's micro-batches over the accumulation steps that a loop makes.
-
-    Where there are fewer, the first slots stay empty: the step ends with a backward pass.
-    """
-    taken = [-(-micro_batches * index // slots) for index in range(slots + 1)]
-    bounds = [micro_batches - count for count in reversed(taken)]
-    return [MicroBatches(range(start, end)) for start, end in pairwise(bounds)]
-
-
-class TrainData:
-    """What the Trainer iterates over. The elastic loader is made later, with the optimizer.
-
-    Attributes:
-        dataset: As the Trainer's own loader.
-        prepared: That loader.
-        elastic: The one that takes its place.
-    """
-
-    def __init__(self, prepared: Any) -> None:
-        """Stand in for a loader."""
-        self.dataset, self.prepared = prepared.dataset, prepared
-        self.elastic: Any = None
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.elastic is None:
-            raise ConfigurationError("The loader of a controlled run is there once it has begun.")
-        return iter(self.elastic)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch, if it shuffles by it."""
-        if self.elastic is not None:
-            self.elastic.set_epoch(epoch)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The micro-batches of one optimizer step, as they arrived.
-
-    Attributes:
-        batches: What the loader handed out.
-        plans: What each of them was planned to be.
-    """
-
-    batches: list[Any]
-    plans: list[Delivered]
 
 
 class TrainRun:
@@ -91,83 +29,119 @@ class TrainRun:
     Attributes:
         loader: Given to the Trainer.
         count: Turns samples into steps of the user's batch size.
-        micro_steps: Micro-batches of the plain run in an epoch.
+        micro_batch_size: The user's, on one process.
+        micro_steps: Micro-batches of the plain run in an epoch, on one process.
         total_steps: Of the plain run.
         step: The optimizer step under way, or the latest.
-        shares: Of its micro-batches in the loss.
+        shares: Of its micro-batches in the gradient.
+        counts: What their means are taken to be over.
         latest_samples: Of the latest optimizer step.
         steps_before: Steps of the plain run before the latest optimizer step.
         steps_done: After it.
+        watch: Notices what would change the run, once it has begun.
         loss_scaled: Whether the loss is divided by `num_items_in_batch`; None: not known yet.
     """
 
-    def __init__(self, prepared: Any, batch_size: int, accumulation_steps: int) -> None:
+    def __init__(self, trainer: Any, prepared: Any, checkpoint: str | None) -> None:
         """Prepare a run.
 
         Args:
-            prepared: The Trainer's own loader.
-            batch_size: The user's, of a micro-batch.
-            accumulation_steps: The user's.
+            trainer: Whose it is.
+            prepared: Its own loader.
+            checkpoint: Folder to go on from; None to start anew.
+
+        Raises:
+            ConfigurationError: The loader or the checkpoint cannot be gone on from.
         """
+        args = trainer.args
+        self.rank, self.world_size = args.process_index, args.world_size
+        self.micro_batch_size = trainer._train_batch_size
+        self.accumulation_steps = args.gradient_accumulation_steps
+        self._round = self.micro_batch_size * self.world_size
+        self._saved: SavedRun | None = None
+        if checkpoint is not None:
+            self._saved = SavedRun.read(checkpoint, self.rank, self.world_size)
+        self.batch_size = self._size_to_keep()
         self.loader = TrainData(prepared)
-        self.batch_size = batch_size * accumulation_steps
-        self._plain = plain_loader(prepared, self.batch_size)
-        sampler: Any = self._plain.sampler
-        self.count = SampleCount(self.batch_size, len(sampler))
-        self.micro_batch_size = batch_size
-        self.micro_steps = -(-len(sampler) // batch_size)
-        self.accumulation_steps = accumulation_steps
+        self._plain = plain_loader(prepared, self.batch_size // self.world_size)
+        _, samples = loader_sizes(self._plain)
+        self.count = SampleCount(self.batch_size, samples)
+        self.micro_steps = -(-samples // self._round)
         self.total_steps = 0
         self.steps_before = self.steps_done = 0
-        self.loss_scaled: bool | None = None
+        self.loss_scaled = None if self._saved is None else self._saved.loss_scaled
         self.step: Step | None = None
         self.shares: list[float] = []
+        self.counts: list[float] = []
         self.latest_samples = 0
+        self._weighed: list[Any] = []  # samples that each part's loss counts as
         self._loop: TorchLoop | None = None
+        self.watch: RunWatch | None = None
         self._optimizer: Any = None
-        self._state: Mapping[str, Any] | None = None
         self._arrived: Delivered | None = None
         self._step_is_open = False
+
+    def _size_to_keep(self) -> int:
+        """Return the user's batch size; that of the checkpoint where it had other processes."""
+        size, saved = self._round * self.accumulation_steps, self._saved
+        if saved is None or saved.world_size == self.world_size:
+            return size
+        if saved.batch_size % self.world_size:
+            raise ConfigurationError(
+                f"The checkpoint's batch size {saved.batch_size} cannot be shared by "
+                f"{self.world_size} processes. Resume on a number of them that divides it."
+            )
+        return saved.batch_size
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the batch size is a checkpoint's, and not what the arguments say."""
+        return self.batch_size != self._round * self.accumulation_steps
 
     @property
     def controller(self) -> LoopAdapter | None:
         """What decides, once the optimizer is there."""
         return None if self._loop is None else self._loop.adapter
 
-    def load(self, checkpoint: str) -> int:
-        """Take up a checkpoint and return the epoch that it was saved in.
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return self._require_loop().adapter.ranks
 
-        Raises:
-            ConfigurationError: No controlled run wrote it.
-        """
-        path = os.path.join(checkpoint, STATE_FILE)
-        if not os.path.isfile(path):
-            raise ConfigurationError(
-                f"The checkpoint {checkpoint} has no {STATE_FILE}: it was saved without a "
-                "controller, or with save_only_model=True. Resume it with the plain Trainer, or "
-                "load its model and start a new run."
-            )
-        state = torch.load(path, weights_only=True)
-        self._state = state["controller"]
-        self.loss_scaled = state["loss_scaled"]
-        place = state["controller"]["loader"]
-        return place["epoch"] + place["complete"]
+    @property
+    def is_shared(self) -> bool:
+        """Whether the step under way has several parts, on this process or on several."""
+        return len(self.shares) > 1 or self.world_size > 1
+
+    @property
+    def resumes_in(self) -> int:
+        """The epoch that the run begins in."""
+        return 0 if self._saved is None else self._saved.epoch
+
+    def plan(self, args: Any) -> tuple[int, int]:
+        """Return epochs and steps of the plain run of this batch size, from the arguments."""
+        per_epoch = self.count.steps_per_epoch
+        if args.max_steps > 0:
+            return -(-args.max_steps // per_epoch), args.max_steps
+        return math.ceil(args.num_train_epochs), math.ceil(args.num_train_epochs * per_epoch)
 
     def save(self, checkpoint: str) -> None:
-        """Write what `load` reads."""
+        """Write what a resumed run reads."""
         if self.controller is None:
             return
-        state = {"controller": self.controller.state_dict(), "loss_scaled": self.loss_scaled}
-        torch.save(state, os.path.join(checkpoint, STATE_FILE))
+        saved = SavedRun(self.controller.state_dict(), self.loss_scaled, self.world_size)
+        saved.write(checkpoint, self.rank)
 
     def start(self, trainer: Any, policy: Policy | str, config: ControllerConfig) -> None:
         """Make the controller, now that the Trainer has its optimizer."""
-        if self.accumulation_steps > 1 and config.limits.known_micro_batch_size is None:
+        is_larger = self.batch_size > self._round
+        if is_larger and config.limits.known_micro_batch_size is None:
             config = config.in_parts_of(self.micro_batch_size)
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        model = trainer.model if self.world_size == 1 else trainer.model_wrapped
         self._loop = loop = TorchLoop(
             self,
-            trainer.model,
+            getattr(model, "_orig_mod", model),
             self._optimizer,
             self._plain,
             batch_size=self.batch_size,
@@ -176,15 +150,17 @@ class TrainRun:
             epochs=self.count.epochs(self.total_steps),
             scaler=trainer.accelerator.scaler,
         )
+        self.watch = RunWatch(model, self._optimizer)
         self.loader.elastic = loop.loader
-        if self._state is not None:
-            loop.adapter.load_state_dict(self._state)
+        if self._saved is not None:
+            loop.adapter.load_state_dict(self._saved.controller)
             self.steps_done = self.count.steps(*loop.place)
             self._limit(*loop.place)
         loop.attach()
 
     def stop(self) -> None:
         """Close the log and leave the optimizer as it was."""
+        self.leave()
         if self._loop is not None:
             self._loop.close()
 
@@ -196,6 +172,8 @@ class TrainRun:
             self._step_is_open = False
             self._optimizer.zero_grad()
         self._require_loop().begin_epoch()
+        if self.watch is not None:
+            self.watch.begin()
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to `next_step`."""
@@ -207,6 +185,8 @@ class TrainRun:
 
     def leave(self) -> None:
         """The loop has left the iteration."""
+        if self.watch is not None:
+            self.watch.rest()
 
     # -- a step --
 
@@ -259,28 +239,41 @@ class TrainRun:
             )
         return None
 
-    def begin_step(self, step: Step, weights: Sequence[float]) -> None:
+    def begin_step(self, step: Step, shares: list[float], counts: list[float]) -> None:
         """Announce an optimizer step.
 
         Args:
             step: From `next_step`.
-            weights: What share each micro-batch has in the gradient; of any scale.
+            shares: Of each micro-batch in the gradient, so that they are 1 on average over the
+                processes.
+            counts: What each one's mean is taken to be over.
         """
-        total = sum(weights)
-        self.shares = [weight / total for weight in weights]
-        plan = step.plans[0]
-        sizes: Any = [share * plan.step_samples for share in self.shares]
-        self._require_loop().begin_step(plan, None if min(sizes) < 1 else sizes)
+        plan, self.shares, self.counts = step.plans[0], shares, counts
+        totals = micro_batch_totals(plan.step_samples, plan.micro_batches, self.world_size)
+        self._weighed = list(totals)
+        if self.world_size == 1:
+            weighed = [share * plan.step_samples for share in shares]
+            self._weighed = self._weighed if min(weighed) < 1 else weighed
+        self._require_loop().begin_step(plan, self._weighed)
 
-    def after_backward(self, loss: Tensor) -> None:
-        """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
-        self._require_loop().adapter.after_backward(loss)
+    def after_backward(self, loss: Tensor, index: int) -> None:
+        """Take a micro-batch's loss, times its share, after its backward pass."""
+        step = self.step
+        samples = self._weighed[index] if step is None else step.plans[0].step_samples
+        factor = samples / self._weighed[index]
+        self._require_loop().adapter.after_backward(loss if factor == 1.0 else loss * factor)
 
     def batch(self, index: int) -> Any:
         """Return a micro-batch of the optimizer step under way."""
         if self.step is None:
             raise ConfigurationError("There is no optimizer step under way.")
         return self.step.batches[index]
+
+    def part(self, index: int) -> Delivered:
+        """Return how a micro-batch of the optimizer step under way was planned."""
+        if self.step is None:
+            raise ConfigurationError("There is no optimizer step under way.")
+        return self.step.plans[index]
 
     def end_step(self) -> float:
         """Count the step that was made and return the epochs done."""
@@ -293,7 +286,7 @@ class TrainRun:
         self._limit(plan.epoch, plan.step_end)
         if plan.step_end >= len(self):
             return plan.epoch + 1.0
-        return plan.epoch + plan.step_end / self.micro_batch_size / self.micro_steps
+        return plan.epoch + plan.step_end / self._round / self.micro_steps
 
     def steps_left(self) -> int:
         """Return the optimizer steps to come if the batch size stays."""

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.gradient_accumulator import GradientAccumulator
-from rlbatch.control.loader import ControlledLoader, RandomState
+from rlbatch.control.limits import require_samples
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
-from rlbatch.data.delivery import Delivered
+from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
+from rlbatch.integrations._accelerate_state import OwnState
 from rlbatch.integrations._shared import (
-    SampleCount,
     SampleScheduler,
     follows_a_metric,
     plain_loader,
 )
+from rlbatch.loop_adapter import check_state
 from rlbatch.policy.base import Policy
 
 with needs_extra("transformers", "accelerate"):
     from accelerate import Accelerator
     from accelerate.scheduler import AcceleratedScheduler
-    from accelerate.utils import DistributedType, send_to_device
+    from accelerate.utils import DistributedType
+
+    from rlbatch.integrations._accelerate_steps import AcceleratedAccumulator, DeviceLoader
 
 
 class AcceleratedController:
@@ -87,6 +88,7 @@ class AcceleratedController:
             ConfigurationError: Settings contradict themselves, or the processes share the training
                 in another way than by DistributedDataParallel.
         """
+        require_samples("batch_size", batch_size)
         self._accelerator = accelerator
         _check(accelerator)
         steps = accelerator.gradient_accumulation_steps
@@ -101,13 +103,9 @@ class AcceleratedController:
         limit = config.limits.known_micro_batch_size
         if steps > 1 and limit is None:
             config = config.in_parts_of(self._loader_batch_size)
-        self._loader: ControlledLoader | None = None
-        self._count: SampleCount | None = None
-        # A prepared scheduler makes a step for each process.
-        prepared = isinstance(scheduler, AcceleratedScheduler) and not scheduler.split_batches
-        self._schedule_steps = accelerator.num_processes if prepared else 1
+        self._own_state = OwnState(accelerator, self.state_dict)
+        self._schedule_steps = self._steps_of(scheduler)
         self._schedule = _sample_schedule(scheduler, self._steps_due)
-        self._position = 0, 0
         model = model if accelerator.num_processes > 1 else accelerator.unwrap_model(model)
         self.controller = BatchController(
             model,
@@ -116,8 +114,8 @@ class AcceleratedController:
             policy=policy,
             config=config,
             scaler=accelerator.scaler,
-            accumulator=lambda ranks: _AcceleratedAccumulator(
-                accelerator, model, optimizer, ranks.world_size, self._step_schedule
+            accumulator=lambda ranks: AcceleratedAccumulator(
+                accelerator, model, optimizer, ranks.world_size
             ),
         )
 
@@ -145,11 +143,9 @@ class AcceleratedController:
         world_size = self._accelerator.num_processes
         base_batch_size = self.controller.base_batch_size
         plain: DataLoader[Any] = plain_loader(loader, base_batch_size // world_size)
-        sampler: Any = plain.sampler
-        self._count = SampleCount(base_batch_size, len(sampler))
-        self._loader = self.controller.loader(plain)
+        controlled = self.controller.loader(plain)
         self._take_place()
-        return _DeviceLoader(self._loader, self._accelerator, self.controller)
+        return DeviceLoader(controlled, self._accelerator, self.controller)
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
@@ -177,135 +173,72 @@ class AcceleratedController:
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
-        return self.controller.step(clip_norm)
+        samples = self.controller.step(clip_norm)
+        if samples and self._schedule is not None:
+            if not self._accelerator.optimizer_step_was_skipped:  # for an overflow
+                self._schedule.step()
+            self._schedule.skip()
+        return samples
+
+    def skip(self) -> None:
+        """Leave out a batch, in place of `backward` and `step`, with the optimizer step it is of.
+
+        As in `rlbatch.BatchController.skip`. The schedule given to the controller makes no step for
+        it.
+        """
+        self.controller.skip()
+
+    def schedule(self, scheduler: Any) -> RunSchedule:
+        """Let a schedule by steps go by samples, where the loop is to step it itself.
+
+        As in `rlbatch.BatchController.schedule`; prepared or not. Give a schedule here or as
+        `scheduler` at construction, not both.
+        """
+        if not isinstance(scheduler, AcceleratedScheduler):
+            return self.controller.schedule(scheduler)
+        return self.controller.schedule(scheduler.scheduler, self._steps_of(scheduler))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last optimizer step."""
         return self.controller.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue from what `state_dict` returned, before or after `loader` is called."""
-        if not self._accelerator.is_main_process:
-            # Accelerate saves one state for all, and the random numbers of each on their own.
-            now = RandomState.now()
-            place = state["loader"]
-            state = {**state, "loader": {**place, "rng": now.cpu, "cuda_rng": now.cuda}}
-        self.controller.load_state_dict(state)
+        """Continue from what `state_dict` returned, before or after `loader` is called.
+
+        Raises:
+            ConfigurationError: It is of another run, or damaged. Nothing of it was taken then.
+        """
+        check_state(state, self.controller.base_batch_size)
+        self.controller.load_state_dict(self._own_state.of_this_process(state))
         self._take_place()
 
-    def _step_schedule(self, delivered: Delivered) -> None:
-        """Follow an optimizer step that was made, or skipped for an overflow."""
-        self._position = delivered.epoch, delivered.step_end
-        if self._schedule is not None:
-            if not self._accelerator.optimizer_step_was_skipped:
-                self._schedule.step()
-            self._schedule.skip()
+    def _steps_of(self, scheduler: Any) -> int:
+        # A prepared one makes a step for each process.
+        prepared = isinstance(scheduler, AcceleratedScheduler) and not scheduler.split_batches
+        return self._accelerator.num_processes if prepared else 1
 
     def _take_place(self) -> None:
-        if self._loader is None:
-            return
-        self._position = self._loader.epoch, self._loader.sampler.position
         if self._schedule is not None:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        steps = 0 if self._count is None else self._count.steps(*self._position)
-        return self._schedule_steps * steps
-
-
-class _AcceleratedAccumulator(GradientAccumulator):
-    """Goes through Accelerate for backward passes, clipping and the optimizer's step."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: Any,
-        world_size: int,
-        on_step: Callable[[Delivered], None],
-    ) -> None:
-        super().__init__(model, optimizer, world_size=world_size)
-        self._accelerator, self._on_step = accelerator, on_step
-
-    def arrive(self, delivered: Delivered) -> None:
-        """Take the next micro-batch; ranks average gradients after a step's last one."""
-        super().arrive(delivered)
-        # In place of a block around the pass: it would end within one of `accelerator.accumulate`.
-        self._unsynchronised.close()
-        self._synchronise(delivered.is_last)
-
-    def abandon(self) -> None:
-        """Forget what was begun: the loop was left within a step."""
-        # Else the prepared optimizer keeps its gradients.
-        self._accelerator.gradient_state._set_sync_gradients(True)
-        self._synchronise(True)
-        super().abandon()
-
-    def _synchronise(self, in_next_pass: bool) -> None:
-        if isinstance(self._model, nn.parallel.DistributedDataParallel):
-            self._model.require_backward_grad_sync = in_next_pass
-
-    def step(
-        self, applied: AbstractContextManager[Any], clip_norm: float | None
-    ) -> Delivered | None:
-        """Finish the micro-batch, and the step and the schedule if it is complete."""
-        delivered = super().step(applied, clip_norm)
-        if delivered is not None:
-            self._on_step(delivered)
-        return delivered
-
-    def unscale_(self) -> None:
-        """Divide the scaler's factor out of the gradients of a complete step, once."""
-        if self.batch_complete and not self._unscaled and self._accelerator.scaler is not None:
-            self._accelerator.unscale_gradients()
-            self._unscaled = True
-
-    def _run_backward(self, loss: Tensor, weight: float | None) -> None:
-        if weight is not None and self.delivered is not None:
-            # Accelerate divides by the number of micro-batches, which is all for equal ones.
-            factor = weight * self.delivered.micro_batches
-            loss = loss if abs(factor - 1.0) < 1e-9 else loss * factor
-        self._accelerator.backward(loss)
-
-
-class _DeviceLoader:
-    """A controlled loader that tells the accelerator of steps, with batches on its device."""
-
-    def __init__(
-        self, loader: ControlledLoader, accelerator: Accelerator, controller: BatchController
-    ) -> None:
-        self.dataset, self.sampler = loader.dataset, loader.sampler
-        self._loader, self._accelerator, self._controller = loader, accelerator, controller
-        self._users_steps = accelerator.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            delivered = self._controller.delivered
-            if delivered is not None:
-                # A step is counted from its start, and its number of micro-batches changes between
-                # steps alone.
-                self._tell(delivered.micro_batches, delivered.position, delivered.is_last)
-            yield send_to_device(batch, self._accelerator.device)
-        self._tell(self._users_steps, 0, True)  # other loops find the accelerator as it was
-
-    def _tell(self, micro_batches: int, position: int, is_last: bool) -> None:
-        """Set what `accelerator.accumulate`, `backward` and the optimizer go by."""
-        self._accelerator.gradient_accumulation_steps = micro_batches
-        self._accelerator.step = position
-        self._accelerator.gradient_state._set_sync_gradients(is_last)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch, if it shuffles by it."""
-        self._loader.set_epoch(epoch)
+        controller: Any = self.controller
+        return self._schedule_steps * controller._plain_steps.total
 
 
 def _check(accelerator: Accelerator) -> None:
     alone, together = DistributedType.NO, (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in (alone, *together):
+    if accelerator.distributed_type not in (alone, *together) and not accelerator.is_fsdp2:
         raise ConfigurationError(
-            f"Expected one process, or several with DistributedDataParallel, got "
+            "Expected one process, or several with DistributedDataParallel or FSDP2, got "
             f"{accelerator.distributed_type}, whose steps have rules of their own. Launch without "
-            "DeepSpeed, FSDP and the like."
+            "DeepSpeed, the older FSDP and the like."
+        )
+    if not accelerator.gradient_state.sync_with_dataloader:
+        raise ConfigurationError(
+            "Expected optimizer steps that end with the epoch, got sync_with_dataloader=False, by "
+            "which parts of a step are carried into the next one. Leave it at True: a rest of "
+            "samples makes a step of its own, weighted by samples."
         )
 
 

@@ -21,22 +21,20 @@ with needs_extra("transformers", "transformers"):
     from transformers.trainer_callback import DefaultFlowCallback
 
 from rlbatch.integrations._transformers_checks import check_trainer, check_version
+from rlbatch.integrations._transformers_data import MicroBatches, TrainData, accumulation_slots
 from rlbatch.integrations._transformers_flow import (
     SampleFlowCallback,
     StepCallback,
     validation_loss,
 )
 from rlbatch.integrations._transformers_loss import (
-    item_counts,
     loss_is_scaled,
+    on_this_process,
+    part_shares,
     warn_about_loss,
 )
-from rlbatch.integrations._transformers_run import (
-    MicroBatches,
-    TrainData,
-    TrainRun,
-    accumulation_slots,
-)
+from rlbatch.integrations._transformers_pass import surroundings
+from rlbatch.integrations._transformers_run import TrainRun
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -84,6 +82,7 @@ class ControlledTrainerMixin(_Base):
         self._policy, self._config = policy, config or controller or ControllerConfig()
         _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
         self._loop_was_stopped = False
+        self._checkpoint: str | None = None
         super().__init__(*args, **kwargs)
         check_trainer(self)
         callbacks = self.callback_handler.callbacks
@@ -99,15 +98,22 @@ class ControlledTrainerMixin(_Base):
 
     # -- what the Trainer asks for before it trains --
 
+    def _inner_training_loop(
+        self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any
+    ) -> Any:
+        self._checkpoint = resume_from_checkpoint
+        return super()._inner_training_loop(
+            *args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
+        )
+
     def get_train_dataloader(self) -> Any:
         """Return the loader: within `train` the controlled one, else the plain one."""
         prepared = super().get_train_dataloader()
         if not self.is_in_train:
             return prepared
-        steps = self.args.gradient_accumulation_steps
         if self._run is not None:
             self._run.stop()
-        self._run = TrainRun(prepared, self._train_batch_size, steps)
+        self._run = TrainRun(self, prepared, self._checkpoint)
         return self._run.loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
@@ -117,6 +123,8 @@ class ControlledTrainerMixin(_Base):
         values = super().set_initial_training_values(args, dataloader.prepared)
         epochs, _, examples, samples, batch_size, _, max_steps = values
         run = self._require_run()
+        if run.keeps_size:
+            batch_size, (epochs, max_steps) = run.batch_size, run.plan(args)
         run.total_steps = max_steps
         # No more steps than samples; and a number of micro-batches that is never reached, since
         # the Trainer would step the optimizer there.
@@ -144,9 +152,8 @@ class ControlledTrainerMixin(_Base):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        checkpoint = resume_from_checkpoint
         # The loader itself goes on within an epoch: there are no batches to skip.
-        return (0 if checkpoint is None else self._require_run().load(checkpoint)), 0
+        return self._require_run().resumes_in, 0
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -179,8 +186,9 @@ class ControlledTrainerMixin(_Base):
             return [], None
         batches = step.batches
         _, items = super().get_batch_samples(iter(batches), len(batches), device)
-        weights = item_counts(self, batches) or [plan.micro_size for plan in step.plans]
-        run.begin_step(step, weights)
+        if items is not None and not self.args.average_tokens_across_devices:
+            items = on_this_process(items, step.plans, run.world_size)
+        run.begin_step(step, *part_shares(self, batches, step.plans, run.ranks))
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -190,7 +198,7 @@ class ControlledTrainerMixin(_Base):
         run, users = self._require_run(), self.loss_is_scaled_for_ga
         total: Tensor | None = None
         try:
-            if len(run.shares) > 1:
+            if run.is_shared:
                 self.loss_is_scaled_for_ga = self._is_scaled(model, num_items_in_batch)
             for index in inputs.indices:
                 loss = self._micro_step(model, index, num_items_in_batch)
@@ -205,15 +213,14 @@ class ControlledTrainerMixin(_Base):
 
     def _micro_step(self, model: Any, index: int, items: Any) -> Tensor:
         run = self._require_run()
-        share, last = run.shares[index], index + 1 == len(run.shares)
+        share = run.shares[index]
         # The Trainer divides a mean loss by this.
-        self.current_gradient_accumulation_steps: Any = 1.0 / share
-        together: AbstractContextManager[Any] = nullcontext()
-        if not last:
-            together = self.accelerator.no_sync(model)
-        with together:
+        self.current_gradient_accumulation_steps: Any = 1.0 / share if share else 1.0
+        with surroundings(self, model, run, index):
             loss = super().training_step(model, run.batch(index), items)
-        run.after_backward(loss if share == 1.0 else loss / share)
+        if not share:
+            loss = torch.zeros_like(loss)
+        run.after_backward(loss, index)
         return loss
 
     def _is_scaled(self, model: Any, items: Any) -> bool:
@@ -223,10 +230,11 @@ class ControlledTrainerMixin(_Base):
         if items is None:
             return False
         if run.loss_scaled is None:
-            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items)
+            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items, run.ranks)
             if run.loss_scaled is None:
                 return True  # as the Trainer assumes; asked again with the next step
-            warn_about_loss(run.loss_scaled, run.accumulation_steps)
+            adds = run.world_size if self.args.average_tokens_across_devices else 1
+            warn_about_loss(run.loss_scaled, run.accumulation_steps * adds)
         return run.loss_scaled
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -244,7 +252,13 @@ class ControlledTrainerMixin(_Base):
         for index in inputs.indices:
             super()._track_num_input_tokens(self._require_run().batch(index))
 
-    # -- behind an optimizer step --
+    # -- an optimizer step, and behind it --
+
+    def announce_controlled_step(self, steps: bool) -> None:
+        """The optimizer is going to step, or has done so; called by the first callback."""
+        watch = self._require_run().watch
+        if watch is not None:
+            watch.stepping(steps)
 
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""
@@ -289,6 +303,8 @@ class ControlledTrainerMixin(_Base):
         super()._save_optimizer_and_scheduler(output_dir)
         if self._run is not None:
             self._run.save(output_dir)
+            # A checkpoint counts with the Trainer's state, which comes last: all are written then.
+            self.accelerator.wait_for_everyone()
 
     def _off_the_clock(self) -> AbstractContextManager[Any]:
         controller = self.controller if self.is_in_train else None

@@ -49,12 +49,15 @@ class Decision:
             units); None for rules.
         reasons: Why, in words: one entry from each rule or wrapper that had a say. Filled for
             single runs only.
+        fell_back: Something stood in for the policy that was to decide, see
+            `rlbatch.policy.fallback`; one truth value, or one entry a run.
     """
 
     log2_change: Numeric
     probabilities: NDArray[np.float32] | None = None
     value: Numeric | None = None
     reasons: tuple[str, ...] = field(default=())
+    fell_back: bool | NDArray[np.bool_] = False
 
 
 @runtime_checkable

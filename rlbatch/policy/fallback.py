@@ -15,14 +15,20 @@ from rlbatch.policy.base import Decision, Observation, Policy, noise_rate_of
 from rlbatch.policy.wrapper import Wrapper
 from rlbatch.signals.record import Signals
 
+_SHOWN = 3  # features in a reason
+
 
 @dataclass(frozen=True)
 class Fallback(Wrapper):
     """Takes another policy's decision where the observation is strange to the first.
 
-    Strange means: several features outside of their range in training, or an observation or a
-    decision that is not finite. Both policies decide after every chunk, so that the second one's
-    averages are current when it is needed; probabilities and value stay those of the first.
+    Strange means: several features outside of their range in training. One such observation holds
+    the batch size; `patience` of them in a row hand the run over to the fallback, and as many
+    ordinary ones in a row give it back, so that the two do not pull the size to and fro. An
+    observation or a decision that is not finite is replaced by the fallback's at once.
+
+    Both policies decide after every chunk, so that the second one's averages are current when it is
+    needed; probabilities and value stay those of the first.
 
     Attributes:
         policy: The policy that normally decides.
@@ -31,14 +37,16 @@ class Fallback(Wrapper):
         high: Largest value of each feature in training; empty likewise.
         margin: How far outside of its range a feature counts as outside.
         min_features: Features outside of their range that make an observation strange.
+        patience: Observations in a row that change who decides.
     """
 
     policy: Policy
     fallback: Policy
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
-    margin: float = 0.05
-    min_features: int = 3
+    margin: float = 0.1
+    min_features: int = 2
+    patience: int = 3
 
     def __post_init__(self) -> None:
         if {len(self.low), len(self.high)} not in ({0}, {OBSERVATION_SIZE}):
@@ -46,10 +54,10 @@ class Fallback(Wrapper):
                 f"Fallback.low and high must both be empty or have {OBSERVATION_SIZE} entries; "
                 f"got {len(self.low)} and {len(self.high)}."
             )
-        if self.margin < 0 or self.min_features < 1:
+        if self.margin < 0 or self.min_features < 1 or self.patience < 1:
             raise ConfigurationError(
-                "Fallback needs margin >= 0 and min_features >= 1; got "
-                f"{self.margin} and {self.min_features}."
+                "Fallback needs margin >= 0, min_features >= 1 and patience >= 1; got "
+                f"{self.margin}, {self.min_features} and {self.patience}."
             )
 
     @property
@@ -63,35 +71,43 @@ class Fallback(Wrapper):
         return noise_rate_of(self.policy) or noise_rate_of(self.fallback)
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
-        """Return (first policy's state, second policy's state)."""
-        return self.policy.initial_state(shape), self.fallback.initial_state(shape)
+        """Return both policies' states, who decides, and how long the observations say otherwise.
+
+        The third entry is 1 where the fallback decides; the fourth counts observations in a row
+        that speak for the other policy.
+        """
+        second, nobody = self.fallback.initial_state(shape), np.zeros(shape, dtype=np.int64)
+        return self.policy.initial_state(shape), second, nobody, nobody
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any
     ) -> tuple[Decision, Any]:
-        """Return the first policy's decision, with the second's change where it is strange."""
-        first_state, second_state = state
+        """Return the first policy's decision, or what stands in for it."""
+        first_state, second_state, taken_over, streak = state
         finite = np.isfinite(observation).all(axis=-1)
         tame = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
         first, first_state = self.policy.decide(tame, signals, first_state)
         second, second_state = self.fallback.decide(tame, signals, second_state)
-        outside = self._outside(tame)
-        strange = (
-            ~finite | (outside.sum(axis=-1) >= self.min_features) | ~np.isfinite(first.log2_change)
+        outside = self.outside(tame)
+        broken = ~finite | ~np.isfinite(first.log2_change)
+        strange = broken | (outside.sum(axis=-1) >= self.min_features)
+        streak = np.where(strange != (np.asarray(taken_over) > 0), np.asarray(streak) + 1, 0)
+        turns = streak >= self.patience
+        taken_over = np.where(turns, strange, np.asarray(taken_over) > 0).astype(np.int64)
+        streak = np.where(turns, 0, streak)
+        by_second = broken | (taken_over > 0)
+        change = np.where(by_second, second.log2_change, np.where(strange, 0.0, first.log2_change))
+        made = replace(
+            first, log2_change=tools.numeric(change), fell_back=tools.flag(by_second | strange)
         )
-        change = tools.numeric(np.where(strange, second.log2_change, first.log2_change))
-        made = replace(first, log2_change=change)
-        if isinstance(change, float) and strange:
-            why = _explain(bool(finite), outside)
-            reasons = (
-                *first.reasons,
-                *second.reasons,
-                f"fallback: {tools.describe(change)} ({why})",
-            )
-            made = replace(made, reasons=reasons)
-        return made, (first_state, second_state)
+        if np.ndim(change) == 0 and made.fell_back:
+            why = self._explain(tame, outside, finite=bool(finite), strange=bool(strange))
+            said = f"fallback: {tools.describe(float(change))} ({why})"
+            seconds = second.reasons if by_second else ()
+            made = replace(made, reasons=(*first.reasons, *seconds, said))
+        return made, (first_state, second_state, taken_over, streak)
 
-    def _outside(self, observation: Observation) -> NDArray[np.bool_]:
+    def outside(self, observation: Observation) -> NDArray[np.bool_]:
         """Return which features are outside of their range in training, shape (..., features)."""
         if not self.low:
             return np.zeros(observation.shape, dtype=np.bool_)
@@ -99,12 +115,23 @@ class Fallback(Wrapper):
         high = np.asarray(self.high) + self.margin
         return (observation < low) | (observation > high)
 
-
-def _explain(finite: bool, outside: NDArray[np.bool_]) -> str:
-    if not finite:
-        return "observation not finite"
-    names = [name for name, is_out in zip(OBSERVATION_NAMES, outside, strict=True) if is_out]
-    if not names:
-        return "decision not finite"
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} features outside of training: {', '.join(names[:3])}{more}"
+    def _explain(
+        self, seen: Observation, outside: NDArray[np.bool_], *, finite: bool, strange: bool
+    ) -> str:
+        """Return in words why the first policy did not decide in a single run."""
+        if not finite:
+            return "observation not finite"
+        if not strange:
+            return "ordinary again, but not for long"
+        if outside.sum() < self.min_features:
+            return "decision not finite"
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        beyond = np.where(outside, np.maximum(low - seen, seen - high), 0.0)
+        worst = np.argsort(-beyond, kind="stable")[: int(outside.sum())]
+        shown = ", ".join(
+            f"{OBSERVATION_NAMES[place]} is {seen[place]:.2f}, in training {low[place]:.2f} to "
+            f"{high[place]:.2f}"
+            for place in worst[:_SHOWN]
+        )
+        more = f" and {len(worst) - _SHOWN} more" if len(worst) > _SHOWN else ""
+        return f"outside of training: {shown}{more}"

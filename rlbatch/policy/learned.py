@@ -20,8 +20,10 @@ from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.network import Float32, Network, softmax
 from rlbatch.signals.record import Array, Signals
 
-_GOODPUT, _NOISE_KNOWN = map(OBSERVATION_NAMES.index, ("goodput_step", "noise_known"))
-_GOODPUT_SCALE = 6.0  # of that feature
+_GOODPUT, _NOISE_KNOWN, _NOISE = map(
+    OBSERVATION_NAMES.index, ("goodput_step", "noise_known", "noise_vs_size")
+)
+_GOODPUT_SCALE, _NOISE_SCALE = 6.0, 10.0  # of these features
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
 _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 
@@ -36,6 +38,10 @@ class LearnedPolicy:
         goodput_slack: How far below the most productive size, in log2, it may choose a batch size
             where the gradient noise is known; None: as far as it likes. Small tasks teach that
             small batches do no harm; where samples are dear and noisy, they do.
+        noise_ceiling: How far above the gradient noise scale, in log2, it may choose a batch size
+            where that is known; None: as far as it likes. The task's own size is always allowed.
+            Far beyond the noise scale a larger batch does not shorten a run (McCandlish et al.
+            2018), but a device that is not full makes it look free.
         keeps_steps: Where the learning rate has a schedule (the context's planned samples are
             known), it chooses no size with which the rest of the schedule is over before as many
             steps are done as were planned; a quarter of them, where the learning rate follows the
@@ -52,6 +58,7 @@ class LearnedPolicy:
     members: tuple[Network, ...]
     action_grid: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     goodput_slack: float | None = None
+    noise_ceiling: float | None = None
     keeps_steps: bool = False
     masked: bool = False
     sample: bool = False
@@ -68,10 +75,12 @@ class LearnedPolicy:
             raise ConfigurationError(
                 f"LearnedPolicy.action_grid must ascend and hold 0 (stay); got {grid!r}."
             )
-        if self.goodput_slack is not None and not np.isfinite(self.goodput_slack):
-            raise ConfigurationError(
-                f"LearnedPolicy.goodput_slack must be finite or None; got {self.goodput_slack}."
-            )
+        for name in ("goodput_slack", "noise_ceiling"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value):
+                raise ConfigurationError(
+                    f"LearnedPolicy.{name} must be finite or None; got {value}."
+                )
         if self.seed < 0:
             raise ConfigurationError(f"LearnedPolicy.seed must not be negative; got {self.seed}.")
         if not self.members:
@@ -117,13 +126,16 @@ class LearnedPolicy:
             index = probabilities.argmax(axis=-1)
         chosen = tools.numeric(np.asarray(self.action_grid)[index])
         lifted = self._lifted(np.asarray(chosen), given)
-        change = tools.numeric(self._held(lifted, signals))
+        lowered = self._lowered(lifted, given, signals)
+        change = tools.numeric(self._held(lowered, signals))
         reasons: tuple[str, ...] = ()
         if isinstance(chosen, float):
             reasons = (f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})",)
             if float(lifted) != chosen:
                 reasons += (f"goodput floor: {tools.describe(float(lifted))}",)
-            if change != float(lifted):
+            if float(lowered) != float(lifted):
+                reasons += (f"noise ceiling: {tools.describe(float(lowered))}",)
+            if change != float(lowered):
                 reasons += (f"planned steps: {tools.describe(float(change))}",)
         made = Decision(change, probabilities, tools.numeric(value), reasons)
         return made, (seed, np.asarray(counter) + 1)
@@ -139,6 +151,15 @@ class LearnedPolicy:
         lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - self.goodput_slack
         lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
         return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
+
+    def _lowered(self, change: Array, observation: Float32, signals: Signals) -> Array:
+        """Return the change, lowered by whole doublings to below so many noise scales."""
+        if self.noise_ceiling is None:
+            return change
+        noise = _NOISE_SCALE * observation[..., _NOISE].astype(np.float64)
+        base = np.log2(np.asarray(signals.context.base_batch_size) / signals.batch_size)
+        most = np.maximum(np.round(noise + self.noise_ceiling), base)
+        return np.where(observation[..., _NOISE_KNOWN] > 0.0, np.minimum(change, most), change)
 
     def _held(self, change: Array, signals: Signals) -> Array:
         """Return the change, lowered to where what is left of the plan lasts for its steps."""

@@ -20,7 +20,11 @@ KEYS = (
     *("format_version", "schema_version", "observation_names", "layer_sizes", "activation"),
     *("action_grid", "masked", "sample", *CARD_KEYS, "checksum"),
 )
-LATER_KEYS = ("goodput_slack", "keeps_steps")  # files without them are older, and mean none
+LATER_KEYS = (
+    "goodput_slack",
+    "noise_ceiling",
+    "keeps_steps",
+)  # files without them are older, and mean none
 
 MOST_MEMBERS = 64
 MOST_LAYERS = 32
@@ -125,6 +129,7 @@ _CHECKS: dict[str, _Check] = {
     "sample": _BOOL,
     "keeps_steps": _BOOL,
     "goodput_slack": (_is_slack, "a finite number or null"),
+    "noise_ceiling": (_is_slack, "a finite number or null"),
     "objectives": _NAMES,
     "couplings": _NAMES,
     "noise_rate": (_is_number, "a finite number"),

@@ -29,6 +29,12 @@ def numeric(value: ArrayLike) -> Numeric:
     return array.item() if array.ndim == 0 else array
 
 
+def flag(value: ArrayLike) -> bool | NDArray[np.bool_]:
+    """Return a plain truth value for a single run, an array otherwise."""
+    array = np.asarray(value, dtype=np.bool_)
+    return bool(array) if array.ndim == 0 else array
+
+
 def change_to(size: ArrayLike, batch_size: ArrayLike) -> Array:
     """Return the change of log2(batch size) from `batch_size` to `size`; 0 where not finite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

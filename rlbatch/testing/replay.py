@@ -38,7 +38,7 @@ class ReplayRun:
                 f"{folder} cannot be replayed: its run.json has no full context ({error})."
             ) from error
         self.decisions: tuple[DecisionRecord, ...] = tuple(
-            record for record in episode.records if record.event == "decision"
+            record for record in episode.records if record.event in ("decision", "fallback")
         )
         self._position = 0
 

@@ -191,7 +191,7 @@ def test_a_folder_holds_one_training(trained: Path, tmp_path: Path) -> None:
 def test_real_runs_need_their_curves(tmp_path: Path) -> None:
     """Which is said before the stages without any, which take hours."""
     recipe = Recipe("real", (*TINY.stages, Stage(timesteps=64, simulated=0, real=1)))
-    with pytest.raises(ConfigurationError, match=r"make_curves\.py"):
+    with pytest.raises(ConfigurationError, match=r"rlbatch curves"):
         train(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

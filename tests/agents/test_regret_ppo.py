@@ -120,3 +120,12 @@ def test_a_policy_is_evaluated_as_the_library_does() -> None:
         expected = policy.evaluate_actions(seen, actions)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_logged_entropy_is_that_of_the_policy() -> None:
+    model = with_a_rollout(RegretPPO, ent_coef=0.01, learning_rate=0.0)
+    seen = torch.as_tensor(model.rollout_buffer.observations).flatten(0, 1)
+    probabilities = model.policy.get_distribution(seen).distribution.probs.detach().double()
+    expected = float(-(probabilities * probabilities.log()).sum(dim=1).mean())  # in nats
+    model.train()
+    assert model.logger.name_to_value["train/entropy"] == pytest.approx(expected, rel=1e-4)

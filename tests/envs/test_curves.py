@@ -203,7 +203,7 @@ def test_files_that_hold_no_table_are_refused_with_the_remedy(tmp_path: Path) ->
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(
-            ConfigurationError, match=rf"{name}.*not .*learning curves.*make_curves"
+            ConfigurationError, match=rf"{name}.*not .*learning curves.*rlbatch curves"
         ):
             CurveTable.load(tmp_path / name)
 

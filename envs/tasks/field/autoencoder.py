@@ -44,5 +44,5 @@ JOB = FieldJob(
     scheduler=schedules.cosine(floor=0.1),
     batch_size=128,  # pictures
     epochs=4,
-    target=1.95,
+    target=2.07,
 )

@@ -17,7 +17,7 @@ from rlbatch.cli import command_names, main
 CHEAP_FILE = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
 CHEAP = f"{CHEAP_FILE}:make"
 COMMANDS = (
-    *("demo", "tasks", "policies", "run", "bench", "train", "export"),
+    *("demo", "tasks", "policies", "run", "bench", "train", "curves", "export", "join"),
     *("inspect", "report", "replay", "advise", "profile", "sweep"),
 )
 HEAVY = {"torch", "numpy", "stable_baselines3", "gymnasium", "matplotlib", "sklearn"}

@@ -167,8 +167,15 @@ def train(rank: int, world_size: int, job: Job, die: tuple[int, int, str] | None
         die: The rank to be killed, optimizer steps until then, and the place.
     """
     meet(rank, world_size, job.folder)
-    _Run(rank, world_size, job, die if die and die[0] == rank else None).train()
+    train_joined(rank, world_size, job, die)
     leave()
+
+
+def train_joined(
+    rank: int, world_size: int, job: Job, die: tuple[int, int, str] | None = None
+) -> None:
+    """One rank's training as `train`, of processes that have met already and do not leave yet."""
+    _Run(rank, world_size, job, die if die and die[0] == rank else None).train()
 
 
 class _Run:

@@ -11,7 +11,7 @@ import pytest
 from rlbatch.errors import EpisodeLogError
 from rlbatch.inspect.reading import read_log
 from rlbatch.inspect.replay import recorded_policy, recorded_wrappers, replay
-from rlbatch.policy.registry import resolve_policy
+from rlbatch.policy.registry import FOR_EPOCHS, resolve_policy
 from rlbatch.testing.replay import replay as replay_signals
 from tests.rlbatch.inspect.made import EXAMPLE, LOGS, make_log, make_record
 
@@ -50,7 +50,7 @@ def test_the_live_log_holds_a_roll_back_limits_and_a_cooldown() -> None:
     assert [record.event for record in log.records].count("rollback") == 1
     assert "rate limit" in reasons
     assert "cooldown" in reasons
-    wrappers = recorded_wrappers(log.run)
+    wrappers = recorded_wrappers(log.run, recorded_policy(log.run))
     assert (wrappers.max_log2_change, wrappers.cooldown, wrappers.shadow) == (1.0, 1, False)
 
 
@@ -80,7 +80,15 @@ def test_wrappers_are_read_from_the_settings() -> None:
     made = list(replay(replace(log, run={**log.run, "config": config}), recorded_policy(log.run)))
 
     assert all(one.decision.batch_size == one.record.batch_size_before for one in made)
-    assert recorded_wrappers({"config": config}).fallback is not None
+    assert recorded_wrappers({"config": config}, resolve_policy("default")).fallback is not None
+
+
+def test_the_usual_fallback_is_behind_learned_policies_alone() -> None:
+    run = {"config": {"fallback": "auto"}}
+
+    assert recorded_wrappers(run, resolve_policy("default")).fallback == resolve_policy(FOR_EPOCHS)
+    assert recorded_wrappers(run, resolve_policy("goodput")).fallback is None
+    assert recorded_wrappers({"config": {}}, resolve_policy("default")).fallback is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -554,16 +555,59 @@ def test_loaders_that_cannot_be_controlled_are_refused() -> None:
         make(accumulation=2).loader(DataLoader(Rows(), 8))
     with pytest.raises(ConfigurationError, match="drop_last leaves out 3 samples"):
         make().loader(DataLoader(Rows(), 8, drop_last=True))
-    with pytest.raises(ConfigurationError, match="IterableDataset"):
+    with pytest.raises(ConfigurationError, match="IterableDataset Stream without __len__"):
         make().loader(DataLoader(Stream(), 8))
     with pytest.raises(ConfigurationError, match="samples of an optimizer step"):
         make(batch_size=9, accumulation=2)
 
 
-def test_other_ways_to_share_a_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_XPU)
-    with pytest.raises(ConfigurationError, match="Launch without"):
-        make()
+@pytest.mark.parametrize(
+    "kind", [DistributedType.MULTI_XPU, DistributedType.DEEPSPEED, DistributedType.FSDP]
+)
+def test_other_ways_to_share_a_training_are_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: DistributedType
+) -> None:
+    accelerator, model = Accelerator(cpu=True), network()
+    shared = AcceleratorState._shared_state
+    monkeypatch.setitem(shared, "fsdp_plugin", SimpleNamespace(fsdp_version=1))
+    monkeypatch.setitem(shared, "distributed_type", kind)
+    with pytest.raises(ConfigurationError, match="Launch without DeepSpeed, the older FSDP"):
+        AcceleratedController(
+            accelerator, model, SGD(model.parameters(), lr=0.1), batch_size=BASE, policy="fixed"
+        )
+
+
+class KnownStream(IterableDataset[Any]):
+    """The rows in an order of its own; it knows how many."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Rows()[index] for index in torch.randperm(SAMPLES).tolist())
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_stream_of_known_length_is_regrouped(prepared: bool) -> None:
+    """Each sample once an epoch, in steps of the sizes that were decided."""
+    accelerator = Accelerator(cpu=True)
+    own = network()
+    model, optimizer = accelerator.prepare(own, SGD(own.parameters(), lr=0.1))
+    controller = AcceleratedController(
+        accelerator, model, optimizer, batch_size=BASE, policy=GROW, **CONFIG
+    )
+    _CONTROLLERS.append(controller)
+    loader: Any = DataLoader(KnownStream(), BASE)
+    loader = controller.loader(accelerator.prepare(loader) if prepared else loader)
+    sizes: list[int] = []
+    for _ in range(3):
+        seen: list[int] = []
+        for index, x, y in loader:
+            seen += index.tolist()
+            controller.backward(nn.functional.mse_loss(model(x), y))
+            sizes.append(controller.step())
+        assert sorted(seen) == list(range(SAMPLES))
+    assert len(set(sizes)) > 3
 
 
 def test_schedules_that_follow_a_metric_are_refused() -> None:

@@ -76,6 +76,19 @@ class Stream(IterableDataset[dict[str, Any]]):
         return iter([])
 
 
+class KnownStream(IterableDataset[dict[str, Any]]):
+    """The rows, one after the other; it knows how many."""
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Any:
+        return (self.rows[index] for index in torch.randperm(len(self)).tolist())
+
+
 class Network(nn.Module):
     """A small regression; notes what it is trained on."""
 
@@ -360,6 +373,38 @@ def test_fixed_is_the_plain_run_bit_for_bit(tmp_path: Path, args: dict[str, Any]
     assert plain.notes.epochs == fixed.notes.epochs
     assert plain.notes.rates == fixed.notes.rates
     assert plain.notes.max_steps == fixed.notes.max_steps
+
+
+@pytest.mark.parametrize("args", [{}, {"gradient_accumulation_steps": 3}], ids=str)
+def test_a_stream_of_known_length_is_the_plain_run(tmp_path: Path, args: dict[str, Any]) -> None:
+    plain = train(Trainer, tmp_path, args=args, data=KnownStream())
+    fixed = train(ControlledTrainer, tmp_path, args=args, data=KnownStream(), policy="fixed")
+    assert plain.trainer.model.seen == fixed.trainer.model.seen
+    assert torch.equal(plain.weights, fixed.weights)
+    assert history(plain) == history(fixed)
+    assert plain.notes.epochs == fixed.notes.epochs
+
+
+def test_a_stream_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    args = {"save_strategy": "steps", "save_steps": 4}
+    told: dict[str, Any] = {"args": args, "policy": GROW, "controller": config()}
+    whole = train(ControlledTrainer, tmp_path / "whole", data=KnownStream(), **told)
+    order = [index for batch in whole.notes.batches for index in batch]
+    assert len(set(whole.sizes)) > 3
+    for epoch in range(3):
+        assert sorted(order[epoch * SAMPLES :][:SAMPLES]) == list(range(SAMPLES))
+    saved = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    for checkpoint in saved[1:3]:
+        steps = int(checkpoint.name[11:])
+        again = train(
+            ControlledTrainer,
+            tmp_path / "again",
+            data=KnownStream(),
+            resume=str(checkpoint),
+            **told,
+        )
+        assert again.notes.batches == whole.notes.batches[steps:]
+        assert torch.equal(again.weights, whole.weights)
 
 
 # -- gradients --
@@ -942,7 +987,7 @@ def test_the_changed_lines_of_the_page_run(
         ({"optim": "galore_adamw_layerwise"}, {}, "within the backward pass"),
         ({"train_sampling_strategy": "batch_rebalance"}, {}, "batch_rebalance"),
         ({"dataloader_in_order": False}, {}, "in_order"),
-        ({"max_steps": 5}, {"train_dataset": Stream()}, "is a stream"),
+        ({"max_steps": 5}, {"train_dataset": Stream()}, "stream of unknown length"),
         ({"accelerator_config": {"dispatch_batches": True}}, {}, "dispatch_batches"),
     ],
 )
@@ -954,10 +999,28 @@ def test_what_cannot_be_kept_is_refused_at_construction(
         ControlledTrainer(Network(), arguments(tmp_path, **args), train_dataset=data)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_share_a_training_in_other_ways_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    with pytest.raises(ConfigurationError, match="Start a single process"):
+    with pytest.raises(ConfigurationError, match="DistributedDataParallel or FSDP2"):
         ControlledTrainer(Network(), arguments(tmp_path), train_dataset=Rows())
+
+
+class Deep(Trainer):
+    """A Trainer that was told to use DeepSpeed."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_deepspeed_enabled = True
+
+
+def test_deepspeed_is_refused(tmp_path: Path) -> None:
+    class Controlled(ControlledTrainerMixin, Deep):
+        pass
+
+    with pytest.raises(ConfigurationError, match=r"DeepSpeed.* steps by rules of its own"):
+        Controlled(Network(), arguments(tmp_path), train_dataset=Rows())
 
 
 def test_another_trainer_is_refused(tmp_path: Path) -> None:

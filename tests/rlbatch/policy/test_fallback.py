@@ -33,29 +33,70 @@ def ask(policy: Policy, observation: np.ndarray) -> Decision:
     ("observation", "strange"),
     [
         (observe(), False),
-        (observe(0.5, -0.5, 0.54, -0.54), False),  # within the margin
-        (observe(0.9, -0.9), False),  # two features only
-        (observe(0.9, -0.9, 0.56), True),
+        (observe(0.5, -0.5, 0.59, -0.59), False),  # within the margin
+        (observe(0.9, 0.5, -0.5), False),  # one feature only
+        (observe(0.9, -0.61), True),
         (observe(np.nan), True),
         (observe(np.inf), True),
     ],
 )
 def test_strange_observations_go_to_the_fallback(observation: np.ndarray, strange: bool) -> None:
-    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH)
+    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH, patience=1)
     assert ask(policy, observation).log2_change == (-1.0 if strange else 2.0)
+    assert ask(policy, observation).fell_back is strange
     both = np.stack([observation, observe()])
     np.testing.assert_array_equal(ask(policy, both).log2_change, [-1.0 if strange else 2.0, 2.0])
+    np.testing.assert_array_equal(ask(policy, both).fell_back, [strange, False])
+
+
+# Observations (. ordinary, x strange, ! not finite); who decides: Policy, Fallback, or nobody.
+@pytest.mark.parametrize(
+    ("seen", "decides"),
+    [
+        ("....", "PPPP"),
+        (".x.xx.", "PnPnnP"),  # never three in a row
+        ("xxx..", "nnFFF"),
+        ("xxxx..x...", "nnFFFFFFFP"),  # handed over, and back after three ordinary ones
+        ("!..", "FPP"),  # not finite: at once, for this time
+        ("!!!...", "FFFFFP"),
+    ],
+)
+def test_three_in_a_row_change_who_decides(seen: str, decides: str) -> None:
+    policy = Fallback(ScriptedPolicy((2.0,) * 10), ScriptedPolicy((-1.0,) * 10), LOW, HIGH)
+    shown = {".": observe(), "x": observe(1, 1), "!": observe(np.nan)}
+    changes = {"P": 2.0, "F": -1.0, "n": 0.0}
+    signals, state = random_signals((), np.random.default_rng(0)), policy.initial_state()
+    many, states = random_signals((2,), np.random.default_rng(0)), policy.initial_state((2,))
+    for kind, who in zip(seen, decides, strict=True):
+        decision, state = policy.decide(shown[kind], signals, state)
+        both, states = policy.decide(np.stack([shown["."], shown[kind]]), many, states)
+
+        assert decision.log2_change == changes[who]
+        assert decision.fell_back is (who != "P")
+        np.testing.assert_array_equal(both.log2_change, [2.0, changes[who]])
 
 
 def test_says_why() -> None:
-    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH)
-    assert ask(policy, observe(1, 1, -1, 1)).reasons == (
+    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH, patience=1)
+    assert ask(policy, observe(1, 0.8, -0.7, -0.9)).reasons == (
         "script: x4",
         "script: /2",
-        "fallback: /2 (4 features outside of training: size_vs_base, size, room_up, ...)",
+        "fallback: /2 (outside of training: size_vs_base is 1.00, in training -0.50 to 0.50, "
+        "room_down is -0.90, in training -0.50 to 0.50, size is 0.80, in training -0.50 to 0.50 "
+        "and 1 more)",
     )
     assert ask(policy, observe(np.nan)).reasons[-1] == "fallback: /2 (observation not finite)"
     assert ask(policy, observe()).reasons == ("script: x4",)
+
+
+def test_one_strange_observation_holds_and_says_why() -> None:
+    policy = Fallback(ScriptedPolicy((2.0,)), ScriptedPolicy((-1.0,)), LOW, HIGH)
+
+    assert ask(policy, observe(1, -1)).reasons == (
+        "script: x4",
+        "fallback: stay (outside of training: size_vs_base is 1.00, in training -0.50 to 0.50, "
+        "size is -1.00, in training -0.50 to 0.50)",
+    )
 
 
 def test_a_decision_that_is_not_finite_is_replaced() -> None:
@@ -67,7 +108,8 @@ def test_a_decision_that_is_not_finite_is_replaced() -> None:
 
 def test_the_fallback_goes_on_deciding_meanwhile() -> None:
     policy = Fallback(
-        ScriptedPolicy((1.0, 1.0, 1.0)), ScriptedPolicy((-1.0, -2.0, -3.0)), LOW, HIGH
+        *(ScriptedPolicy((1.0, 1.0, 1.0)), ScriptedPolicy((-1.0, -2.0, -3.0)), LOW, HIGH),
+        patience=1,
     )
     signals, state = random_signals((), np.random.default_rng(0)), policy.initial_state()
     changes: list[object] = []
@@ -94,5 +136,7 @@ def test_impossible_settings_are_refused() -> None:
     script = ScriptedPolicy(())
     with pytest.raises(ConfigurationError, match=f"got 2 and {OBSERVATION_SIZE}"):
         Fallback(script, script, low=(0.0, 0.0), high=HIGH)
-    with pytest.raises(ConfigurationError, match=r"min_features >= 1; got 0\.05 and 0"):
+    with pytest.raises(ConfigurationError, match=r"patience >= 1; got 0\.1, 0 and 3"):
         Fallback(script, script, min_features=0)
+    with pytest.raises(ConfigurationError, match=r"patience >= 1; got 0\.1, 2 and 0"):
+        Fallback(script, script, patience=0)

@@ -1,0 +1,97 @@
+"""The fixed-batch learning curves that recipes with real runs need, on all cores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rlbatch.agents.recipes import SMALL_TASKS
+from rlbatch.agents.workers import Workers
+from rlbatch.envs.curves import compute_table
+from rlbatch.envs.random_fit import fitted_table
+from rlbatch.envs.task import task_names
+from rlbatch.envs.tasks.random_job import RandomJob
+from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.files import replacing
+
+RANDOM_TASKS: Mapping[str, int] = {"random": 2000, "random-long": 600, "random-transformer": 40}
+"""How many of each kind a policy is trained on; those behind are for evaluation."""
+
+SEEDS = 8
+"""Runs of each point of a built-in task: where the best size differs from run to run, two of them
+tell a policy, for good, of a best size that is not the best in others."""
+
+FIRST_SEED = 10_000
+"""Benchmarks begin at zero: what they compare with is not to be known from training."""
+
+_Work = tuple[Path, str | RandomJob, int]  # table, task, seeds
+OnTable = Callable[[str, int, int], None]
+
+
+def make_curves(
+    out: Path,
+    tasks: Sequence[str] = SMALL_TASKS,
+    random_tasks: Mapping[str, int] = RANDOM_TASKS,
+    seeds: int = SEEDS,
+    *,
+    jobs: int = 1,
+    on_table: OnTable | None = None,
+) -> None:
+    """Make the tables that are missing; one that is there is kept, so a stopped run goes on.
+
+    Args:
+        out: Folder; made if it does not exist.
+        tasks: Built-in tasks.
+        random_tasks: How many random tasks of each kind are made, too.
+        seeds: Runs of each point, of built-in tasks.
+        jobs: Processes.
+        on_table: Called with a line about each table, those that are there, and the number of all.
+
+    Raises:
+        ConfigurationError: A number is negative, or a name is not of a built-in task.
+    """
+    if jobs < 1 or seeds < 1 or min(random_tasks.values(), default=0) < 0:
+        raise ConfigurationError(
+            f"Expected positive jobs and seeds and no negative numbers of random tasks, got {jobs},"
+            f" {seeds} and {dict(random_tasks)}."
+        )
+    for name in tasks:
+        if name not in task_names():
+            raise UnknownNameError("task", name, task_names())
+    out.mkdir(parents=True, exist_ok=True)
+    all_work: list[_Work] = [(out / f"{name}.npz", name, seeds) for name in tasks]
+    for kind, count in random_tasks.items():
+        jobs_of_kind = (RandomJob(kind, number) for number in range(count))
+        all_work += [(out / f"{kind}-{job.number:04d}.npz", job, 1) for job in jobs_of_kind]
+    work = [item for item in all_work if not item[0].exists() and not _refused(item[0]).exists()]
+    done = len(all_work) - len(work)
+    workers = Workers(jobs)
+    try:
+        for _, line in workers.run(_make, work):
+            done += 1
+            if on_table is not None:
+                on_table(line, done, len(all_work))
+    finally:
+        workers.close()
+
+
+def _make(item: _Work) -> str:
+    path, task, seeds = item
+    begun = time.perf_counter()
+    table = (
+        compute_table(task, range(FIRST_SEED, FIRST_SEED + seeds))
+        if isinstance(task, str)
+        else fitted_table(task, seeds)
+    )
+    seconds = time.perf_counter() - begun
+    if table is None:
+        _refused(path).touch()  # so that it is not tried again
+        return f"{path.stem}: nothing to learn, {seconds:.0f} s"
+    with replacing(path) as temporary:
+        table.save(temporary)
+    return f"{path.stem}: {len(table.points)} points, {seconds:.0f} s"
+
+
+def _refused(path: Path) -> Path:
+    return path.with_suffix(".refused")

@@ -1,0 +1,117 @@
+"""The time that a training has, over all of its beginnings, and how it is divided."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlbatch.files import write_atomically
+
+_TIME_FILE, _DIVISION_FILE = "time.json", "division.json"
+
+CURVES_SHARE = 0.3
+"""Of all time; the first seed of the fixed runs is made whatever it takes."""
+
+SCHEDULES_SHARE = 0.4
+"""Of the time for learning."""
+
+FIRST_SEEDS, MOST_SEEDS = 2, 6
+"""Validation seeds of every candidate, and of the few best ones in the end."""
+
+SHORTLIST = 5
+_RESERVED_SHARE = 0.6  # for choosing and testing, at most, of what the first comparison leaves
+_FEWEST_TESTS = 2  # seeds: with one there is no interval
+
+
+class Budget:
+    """Seconds that are left, counted over stops and resumptions."""
+
+    def __init__(self, out: Path, minutes: float) -> None:
+        """Go on with what the folder's training has spent."""
+        self._path, self._total = out / _TIME_FILE, 60.0 * minutes
+        self._before, self._begun = 0.0, time.monotonic()
+        if self._path.is_file():
+            try:
+                self._before = float(json.loads(self._path.read_text())["seconds"])
+            except (ValueError, KeyError, TypeError):
+                self._before = 0.0  # a damaged note costs time, no result
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self._total
+
+    @property
+    def spent(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._begun
+
+    @property
+    def left(self) -> float:
+        """Not less than 0."""
+        return max(self._total - self.spent, 0.0)
+
+    def save(self) -> None:
+        """Note what is spent."""
+        write_atomically(self._path, json.dumps({"seconds": self.spent}))
+
+
+@dataclass(frozen=True)
+class Division:
+    """What is done with the time after the first validation.
+
+    Attributes:
+        validation_seeds: Of the few best candidates.
+        test_seeds: Of the evaluation.
+        reserved: Seconds that both take.
+        test_seconds: Those of the evaluation.
+    """
+
+    validation_seeds: int
+    test_seeds: int
+    reserved: float
+    test_seconds: float
+
+    def save(self, out: Path) -> None:
+        """Note it, so that a training that goes on has the same test."""
+        write_atomically(out / _DIVISION_FILE, json.dumps(asdict(self)))
+
+
+def load_division(out: Path) -> Division | None:
+    """Return what a folder's training has noted; None if it has not come so far."""
+    try:
+        return Division(**json.loads((out / _DIVISION_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def divide(
+    left: float, run_seconds: float, *, tasks: int, starts: int, seeds: int, sizes: int
+) -> Division:
+    """Return how many seeds the time allows.
+
+    Args:
+        left: Seconds.
+        run_seconds: Of one run, divided by the runs side by side.
+        tasks: Their number.
+        starts: First sizes of each.
+        seeds: Most seeds of the evaluation.
+        sizes: Fixed sizes that each seed's reference takes, of all tasks.
+    """
+
+    def seconds(validated: int, tested: int) -> float:
+        more = max(validated - FIRST_SEEDS, 0) * SHORTLIST * tasks * starts
+        return run_seconds * (more + tested * (sizes + SHORTLIST * tasks * starts))
+
+    choices = [
+        (validated, tested)
+        for validated in range(MOST_SEEDS, FIRST_SEEDS - 1, -1)
+        for tested in range(seeds, min(seeds, _FEWEST_TESTS) - 1, -1)
+    ]
+    choices.sort(key=lambda choice: -(choice[0] / MOST_SEEDS + choice[1] / seeds))
+    fitting = [choice for choice in choices if seconds(*choice) <= _RESERVED_SHARE * left]
+    validated, tested = (fitting or choices[-1:])[0]
+    test_seconds = seconds(FIRST_SEEDS, tested)
+    return Division(validated, tested, seconds(validated, tested), test_seconds)

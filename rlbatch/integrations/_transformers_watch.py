@@ -1,0 +1,85 @@
+"""What is noticed while a `Trainer` runs the parts of an optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rlbatch.control.gradient_watch import GradientWatch
+from rlbatch.control.loss_parts import LossParts
+from rlbatch.control.step_watch import StepWatch
+from rlbatch.data.delivery import Delivered
+
+
+class RunWatch:
+    """Refuses gradients that are touched between parts, and optimizers that step beside the run's.
+
+    Attributes:
+        between_parts: A step is under way, and not all of its parts had their backward pass.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Watch nothing before `begin`."""
+        self.between_parts = False
+        self._gradients, self._parts = GradientWatch(optimizer), LossParts()
+        self._steps = StepWatch(model, optimizer, self)
+
+    def begin(self) -> None:
+        """An epoch is under way."""
+        self._gradients.forget()
+        self.between_parts = self._steps.stepping = False
+        self._steps.active = True
+
+    def rest(self) -> None:
+        """No epoch is under way: optimizers may step as they like."""
+        self._steps.active = False
+
+    def stepping(self, steps: bool) -> None:
+        """The Trainer is about to step the optimizer, or has done so."""
+        self._steps.stepping = steps
+
+    @contextmanager
+    def over(
+        self, accelerator: Any, part: Delivered, counts: float | None = None
+    ) -> Generator[None]:
+        """Watch the pass of one part.
+
+        Args:
+            accelerator: Runs its backward pass.
+            part: As it was planned.
+            counts: What the part's mean is weighted by, where its loss is a mean and the step has
+                several parts; None: nothing is added up that could be wrong.
+
+        Raises:
+            DeliveryError: A gradient vanished or was changed since the part before.
+            ConfigurationError: Something steps within the backward pass.
+        """
+        if part.position:
+            self._gradients.check(part.position, part.micro_batches)
+        self.between_parts = not part.is_last
+        backward = accelerator.backward
+
+        def watched(loss: Any, **kwargs: Any) -> None:
+            if counts:
+                # What it was divided by has to be the same for each that counts.
+                self._parts.look(loss, part._replace(micro_size=counts))
+            self._steps.begin_backward()
+            try:
+                backward(loss, **kwargs)
+            finally:
+                self._steps.end_backward()
+            self._steps.check_backward()
+
+        accelerator.backward = watched
+        try:
+            yield
+        finally:
+            del accelerator.backward
+        if part.is_last:
+            self._gradients.forget()
+        else:
+            self._gradients.remember()

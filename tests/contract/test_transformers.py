@@ -1,0 +1,298 @@
+"""The programs of this folder in Hugging Face's Trainer: what is refused, warned about or exact."""
+
+# The framework's own annotations do not fit its use.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset, Sampler
+
+pytest.importorskip("transformers")
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import rlbatch
+from rlbatch.control.settings import make_config
+from rlbatch.errors import ConfigurationError, DeliveryError, RlbatchError
+from rlbatch.integrations.transformers import ControlledTrainer
+from rlbatch.testing import ScriptedPolicy
+
+SAMPLES, BASE = 48, 8
+CLASS_WEIGHTS = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
+
+
+class Rows(Dataset[dict[str, Any]]):
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(SAMPLES, 6, generator=generator, dtype=torch.float64)
+        self.labels = torch.randint(0, 3, (SAMPLES,), generator=generator)
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": self.x[index], "labels": self.labels[index], "index": index}
+
+
+class Classifier(nn.Module):
+    def __init__(self, loss: Callable[..., Any] = functional.cross_entropy) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        self.loss, self.seen = loss, []
+
+    def forward(self, x: Any, labels: Any, index: Any) -> dict[str, Any]:
+        self.seen.append(index.tolist())
+        out = self.net(x)
+        return {"loss": self.loss(out, labels), "logits": out}
+
+
+def weighted(out: Any, labels: Any) -> Any:
+    return functional.cross_entropy(out, labels, weight=CLASS_WEIGHTS)
+
+
+class Calls(TrainerCallback):
+    """What a user's callback does between two parts, or elsewhere."""
+
+    def __init__(self, **calls: Callable[..., Any]) -> None:
+        self.calls = calls
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.call("between", **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.call("behind", **kwargs)
+
+    def call(self, where: str, model: Any = None, optimizer: Any = None, **_: Any) -> None:
+        if where in self.calls:
+            self.calls[where](model, optimizer)
+
+
+def train(
+    out: Path,
+    model: Any = None,
+    callback: TrainerCallback | None = None,
+    optimizer: Any = None,
+    *,
+    kind: Any = ControlledTrainer,
+    micro: int | None = 4,
+    script: tuple[float, ...] = (),
+    **changes: Any,
+) -> Any:
+    settings: dict[str, Any] = {}
+    if kind is not Trainer:
+        told = make_config(None, {"micro_batch_size": micro, "cost": "samples", "guard": None})
+        settings = {"policy": ScriptedPolicy(script) if script else "fixed", "config": told}
+    model = Classifier() if model is None else model
+    args: dict[str, Any] = {
+        "output_dir": str(out),
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_train_batch_size": BASE,
+        "num_train_epochs": 1,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+    trainer = kind(
+        model,
+        TrainingArguments(**{**args, **changes}),
+        train_dataset=Rows(),
+        callbacks=[] if callback is None else [callback],
+        optimizers=(optimizer, None),
+        **settings,
+    )
+    trainer.train()
+    return trainer
+
+
+def flat(model: nn.Module) -> Any:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def refused(error: type[RlbatchError], words: str, out: Path, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(error, match=words):
+        train(out, *args, **kwargs)
+
+
+# -- losses that are no mean over samples --
+
+
+def test_class_weights_where_the_batch_fits_are_the_trainers_own(tmp_path: Path) -> None:
+    ours = train(tmp_path, Classifier(weighted), micro=None)
+    alone = train(tmp_path, Classifier(weighted), kind=Trainer)
+    assert torch.equal(flat(ours.model), flat(alone.model))
+
+
+def test_class_weights_in_parts_are_warned_about(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="its parts do not add up"):
+        train(tmp_path, Classifier(weighted))
+
+
+def test_a_sum_in_parts_is_warned_about(tmp_path: Path) -> None:
+    def loss(out: Any, labels: Any) -> Any:
+        return functional.cross_entropy(out, labels, reduction="sum")
+
+    with pytest.warns(RuntimeWarning, match="is a sum over samples"):
+        train(tmp_path, Classifier(loss))
+
+
+def test_a_mean_over_samples_is_not(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        train(tmp_path, script=(1.0, 0.6, -1.0))
+
+
+# -- calls between two parts --
+
+
+def zero(model: Any, optimizer: Any) -> None:
+    model.zero_grad()
+
+
+def clip(model: Any, optimizer: Any) -> None:
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
+ACCUMULATE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+def test_zero_grad_between_parts_is_refused(tmp_path: Path) -> None:
+    callback = Calls(between=zero)
+    refused(DeliveryError, r"\.grad vanished", tmp_path, callback=callback, **ACCUMULATE)
+
+
+def test_clipping_between_parts_is_refused(tmp_path: Path) -> None:
+    callback = Calls(between=clip)
+    refused(DeliveryError, r"\.grad was changed", tmp_path, callback=callback, **ACCUMULATE)
+
+
+# -- optimizers --
+
+
+def test_a_step_beside_the_trainers(tmp_path: Path) -> None:
+    callback = Calls(behind=lambda model, optimizer: optimizer.optimizer.step())
+    refused(DeliveryError, "beside", tmp_path, callback=callback)
+
+
+def test_a_second_optimizer_of_the_same_parameters(tmp_path: Path) -> None:
+    model = Classifier()
+    second = torch.optim.SGD(model.parameters(), lr=0.1)
+    callback = Calls(behind=lambda *_: second.step())
+    refused(ConfigurationError, "second optimizer", tmp_path, model, callback)
+
+
+def test_a_second_optimizer_of_another_model(tmp_path: Path) -> None:
+    second = torch.optim.SGD(Classifier().parameters(), lr=0.1)
+    train(tmp_path, callback=Calls(behind=lambda *_: second.step()))
+    callback = Calls(between=lambda *_: second.step())
+    refused(DeliveryError, "between two parts", tmp_path, callback=callback, **ACCUMULATE)
+
+
+def test_hooks_that_step_within_the_backward_pass(tmp_path: Path) -> None:
+    model = Classifier()
+    own = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: own[p].step())
+    refused(ConfigurationError, "within the backward pass", tmp_path, model)
+
+
+def test_hooks_that_step_by_hand_within_the_backward_pass(tmp_path: Path) -> None:
+    model = Classifier()
+
+    def by_hand(parameter: Any) -> None:
+        with torch.no_grad():
+            parameter -= 0.1 * parameter.grad
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(by_hand)
+    refused(ConfigurationError, "within the backward pass", tmp_path, model)
+
+
+def test_an_optimizer_of_another_model(tmp_path: Path) -> None:
+    other = torch.optim.SGD(Classifier().parameters(), lr=0.1)
+    refused(ConfigurationError, "holds no parameter", tmp_path, optimizer=other)
+
+
+def test_lbfgs(tmp_path: Path) -> None:
+    model = Classifier()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    refused(ConfigurationError, "needs a closure", tmp_path, model, optimizer=optimizer)
+
+
+def test_a_second_controller_of_the_same_model(tmp_path: Path) -> None:
+    model = Classifier()
+
+    def take_over(*_: Any) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        second = rlbatch.BatchController(model, optimizer, batch_size=8, policy="fixed")
+        loader = second.loader(torch.utils.data.DataLoader(Rows(), 8))
+        callback.kept = iter(loader)  # type: ignore[attr-defined]
+        next(callback.kept)  # type: ignore[attr-defined]
+        callback.calls = {}
+
+    callback = Calls(behind=take_over)
+    refused(ConfigurationError, "Another controller has begun", tmp_path, model, callback)
+
+
+# -- data and settings --
+
+
+def test_samplers_that_lay_groups_side_by_side(tmp_path: Path) -> None:
+    class PerClass(Sampler[int]):
+        def __init__(self, data: Any) -> None:
+            self.data, self.m_per_class = data, 4
+
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __iter__(self) -> Any:
+            return iter(range(SAMPLES))
+
+    class Grouped(ControlledTrainer):
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return PerClass(self.train_dataset)
+
+    refused(ConfigurationError, "side by side", tmp_path, kind=Grouped)
+
+
+@pytest.mark.parametrize("target", [-1.0, float("nan"), "0.1"])
+def test_targets_that_mean_nothing(target: Any) -> None:
+    with pytest.raises(ConfigurationError, match="target_loss"):
+        make_config(None, {"target_loss": target})
+
+
+def test_a_damaged_state_is_refused_whole(tmp_path: Path) -> None:
+    args = {"save_strategy": "steps", "save_steps": 2}
+    train(tmp_path, **args)
+    path = tmp_path / "checkpoint-2" / "rlbatch.pt"
+    state = torch.load(path)
+    del state["controller"]["control_loop"][next(iter(state["controller"]["control_loop"]))]
+    torch.save(state, path)
+    trainer = ControlledTrainer(
+        Classifier(),
+        TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True),
+        train_dataset=Rows(),
+        policy="fixed",
+    )
+    with pytest.raises(ConfigurationError, match="Nothing of it was taken"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    path.write_bytes(b"no state")
+    with pytest.raises(ConfigurationError, match=r"rlbatch\.pt is damaged"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -1,0 +1,100 @@
+"""What `rlbatch train --task` refuses, and the help of the commands around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlbatch.agents.recipes import RECIPES
+from rlbatch.cli import main
+from rlbatch.policy.file import load_policy
+from rlbatch.testing.generators import random_signals
+
+TASK = ["train", "--task", "digits-mlp"]
+
+
+def test_the_help_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"`{name}`" in shown or name in shown for name in RECIPES)
+    assert "--task" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--recipe", "smoke"], "--recipe is for a training by a recipe"),
+        (["--curves", "here"], "--curves is for a training by a recipe"),
+        (["--minutes", "0"], "positive --minutes"),
+        (["--jobs", "0"], "positive --minutes and --jobs"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--profile", "wall"], "rlbatch profile"),
+        (["--start-from", "nowhere.safetensors"], "there is no such policy file"),
+        (["--from-scratch", "--start-from", "x.safetensors"], "Leave one of the two out"),
+        (["--resume"], "There is nothing to resume"),
+    ],
+)
+def test_wrong_use_is_refused_and_writes_nothing(
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*TASK, *more, "--out", "out"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "training.json").write_text("{}")
+    assert main([*TASK, "--out", str(tmp_path)]) == 2
+    assert "already holds a training" in capsys.readouterr().err
+    assert main([*TASK, "--out", str(tmp_path), "--resume"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    (tmp_path / "training.json").rename(tmp_path / "notes.txt")
+    assert main([*TASK, "--out", str(tmp_path)]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_join_averages_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rlbatch.agents.own_tasks.rule_networks import size_policy
+    from rlbatch.policy.card import PolicyCard
+    from rlbatch.policy.file import save_policy
+
+    actions, card = (-1.0, 0.0, 1.0), PolicyCard(results={"mine": 1})
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for goal, path in enumerate(files):
+        save_policy(path, size_policy(goal, actions, card), card)
+    out = tmp_path / "both.safetensors"
+    assert main(["join", *map(str, files), "-o", str(out)]) == 0
+    seen = np.random.default_rng(0).uniform(-1, 1, (50, 79)).astype(np.float32)
+    signals = random_signals((50,), np.random.default_rng(0))
+
+    def probabilities(path: Path) -> np.ndarray:
+        policy = load_policy(path)
+        return np.asarray(
+            policy.decide(seen, signals, policy.initial_state((50,)))[0].probabilities
+        )
+
+    mean = (probabilities(files[0]) + probabilities(files[1])) / 2
+    np.testing.assert_allclose(probabilities(out), mean, atol=1e-6)
+    assert load_policy(out).card.results == {}
+    capsys.readouterr()
+    assert main(["join", *map(str, files), "-o", str(out)]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert main(["join", str(files[0]), "-o", str(tmp_path / "new.safetensors")]) == 2
+    assert "two or more" in capsys.readouterr().err
+
+
+def test_curves_refuses_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["curves", "--out", str(tmp_path / "c"), "--random", "0", "--random-long", "0"]
+    assert main([*arguments, "--task", "digit-mlp", "--random-transformer", "0"]) == 2
+    assert "Did you mean 'digits-mlp'" in capsys.readouterr().err
+    assert main([*arguments, "--seeds", "0"]) == 2
+    assert not (tmp_path / "c").exists()

@@ -1,0 +1,187 @@
+"""Trainings on Accelerate on the processes of torchrun: `accelerate_ranks.py jobs.json`.
+
+Each process writes what it saw of each job to `FOLDER/NAME/RANK.pt`.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
+
+from rlbatch.integrations.accelerate import AcceleratedController
+from rlbatch.testing import ScriptedPolicy
+from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
+from tests.rlbatch.integrations.transformers_ranks import Rows, flat
+
+
+class Measuring(ScriptedPolicy):
+    """Plays its script and has the gradient noise measured."""
+
+    needs_gradient_noise = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained.
+
+    Attributes:
+        name: Of the folder for results, checkpoints and log.
+        kind: `ddp` or `fsdp`.
+        accumulation: Of the accelerator; a loader's batch has 8 samples over this.
+        settings: Of the controller.
+        save_after: Optimizer steps, behind which the state is saved; 0: never.
+        resume: Name of the job whose state is taken up.
+        weigh: Give each part's loss as a mean with weights.
+        dropout: Share of activations.
+    """
+
+    name: str
+    kind: str = "ddp"
+    accumulation: int = 1
+    script: tuple[float, ...] = (1.0, 0.6, -2.0, 1.5, -1.0, 1.0)
+    settings: dict[str, Any] = field(default_factory=dict)
+    save_after: int = 0
+    resume: str = ""
+    weigh: bool = False
+    dropout: float = 0.0
+    epochs: int = 3
+
+
+def make_model(job: Job) -> nn.Module:
+    torch.manual_seed(3)
+    parts = nn.Linear(6, 7), nn.Tanh(), nn.Dropout(job.dropout), nn.Linear(7, 1)
+    return nn.Sequential(*parts).double()
+
+
+def weight_of(y: Tensor) -> Tensor:
+    """Return weights of samples, some of which are 0."""
+    return (y > 0.2).double() * (1.0 + y)
+
+
+def loss_of(model: Any, batch: Any, weigh: bool) -> tuple[Tensor, float | None]:
+    errors = (model(batch["x"])[:, 0] - batch["labels"]).square()
+    if not weigh:
+        return errors.mean(), None
+    weights = weight_of(batch["labels"])
+    return (errors * weights).sum() / weights.sum().clamp_min(1e-12), float(weights.sum())
+
+
+def make_accelerator(job: Job) -> Accelerator:
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    if PartialState._shared_state:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=job.accumulation)
+    if job.kind == "fsdp":
+        # Accelerate shards on accelerators alone, and falls back to copies on a CPU. Told that it
+        # may, it runs the same code there.
+        shared = AcceleratorState._shared_state
+        for state in (PartialState._shared_state, shared):
+            state["distributed_type"] = DistributedType.FSDP
+        shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+            fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="no_wrap"
+        )
+    return accelerator
+
+
+def run(job: Job, folder: Path) -> dict[str, Any]:
+    accelerator = make_accelerator(job)
+    model = make_model(job)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    prepared: Any = accelerator.prepare(model, optimizer)
+    model, optimizer = prepared
+    schedule = CosineAnnealingLR(optimizer.optimizer, job.epochs * 5)
+    torch.manual_seed(100 + accelerator.process_index)
+    controller = AcceleratedController(
+        accelerator,
+        model,
+        optimizer,
+        batch_size=8 * accelerator.num_processes,
+        scheduler=schedule,
+        policy=Measuring(job.script),
+        log_dir=None if job.resume else folder / job.name / "log",
+        **{**TWO_STEP_CHUNKS, **job.settings},
+    )
+    accelerator.register_for_checkpointing(controller, schedule)
+    loader = controller.loader(DataLoader(Rows(75), 8 // job.accumulation, shuffle=True))
+    if job.resume:
+        accelerator.load_state(str(folder / job.resume / "state"))
+    batches: list[list[list[int]]] = [[]]
+    weights: list[Tensor] = []
+    rates: list[float] = []
+    losses: list[float] = []
+    while loader.sampler.epoch < job.epochs:
+        for batch in loader:
+            with accelerator.accumulate(model):
+                batches[-1].append(batch["index"].tolist())
+                loss, weight = loss_of(model, batch, job.weigh)
+                losses.append(float(loss.detach()))
+                controller.backward(loss, weight)
+                if not controller.step():
+                    continue
+            batches.append([])
+            weights.append(flat(model))
+            rates.append(float(schedule.get_last_lr()[0]))
+            if job.save_after == len(weights):
+                accelerator.save_state(str(folder / job.name / "state"))
+    decided = controller.batch_size
+    state = controller.state_dict()["control_loop"]
+    controller.close()
+    return {
+        "batches": batches[:-1],
+        "weights": weights,
+        "rates": rates,
+        "losses": losses,
+        "decided": decided,
+        "sharded": any(hasattr(p, "full_tensor") for p in model.parameters()),
+        "state": str(state),
+    }
+
+
+def launch(jobs: list[Job], folder: Path, processes: int = 2) -> dict[str, list[dict[str, Any]]]:
+    """Run jobs, one after another, under torchrun; return what each process saw."""
+    folder.mkdir(exist_ok=True)
+    told = folder / "jobs.json"
+    told.write_text(json.dumps([asdict(job) for job in jobs]))
+    # `accelerate launch` itself needs MPI for several processes on a CPU.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", __name__, str(told)]
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return {
+        job.name: [torch.load(folder / job.name / f"{rank}.pt") for rank in range(processes)]
+        for job in jobs
+    }
+
+
+def main(told: Path) -> None:
+    torch.set_num_threads(1)
+    for line in json.loads(told.read_text()):
+        job = Job(**{**line, "script": tuple(line["script"])})
+        (told.parent / job.name).mkdir(exist_ok=True)
+        seen = run(job, told.parent)
+        torch.save(seen, told.parent / job.name / f"{os.environ['RANK']}.pt")
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # see `rank_runs.leave`
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

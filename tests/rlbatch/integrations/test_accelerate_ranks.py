@@ -1,0 +1,82 @@
+"""Controlled loops on Accelerate with two processes: copies (DDP) and shards (FSDP2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
+
+from tests.rlbatch.integrations.accelerate_ranks import Job, launch, loss_of, make_model
+from tests.rlbatch.integrations.transformers_ranks import Rows, flat, rows_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+KINDS = ("ddp", "fsdp")
+PARTS: dict[str, Any] = {"settings": {"micro_batch_size": 3}}
+JOBS = [
+    job
+    for kind in KINDS
+    for job in (
+        Job(f"{kind}", kind, **PARTS),
+        Job(f"{kind} accumulating", kind, accumulation=2),
+        Job(f"{kind} weigh", kind, **PARTS, weigh=True),
+        Job(f"{kind} saved", kind, save_after=5, dropout=0.2),
+        Job(f"{kind} resumed", kind, resume=f"{kind} saved", dropout=0.2),
+    )
+]
+Seen = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    folder: Path = tmp_path_factory.mktemp("accelerate")
+    return launch(JOBS, folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_has_every_sample_once(seen: Seen, kind: str) -> None:
+    for name in (kind, f"{kind} accumulating", f"{kind} weigh", f"{kind} saved"):
+        assert all(rank["sharded"] == (kind == "fsdp") for rank in seen[name])
+        rows = rows_of(seen[name])
+        assert len({len(step) for step in rows}) > 3
+        order = [row for step in rows for row in step]
+        for epoch in range(3):
+            assert sorted(order[75 * epoch : 75 * (epoch + 1)]) == list(range(75))
+
+
+@pytest.mark.parametrize("name", ["", " accumulating", " weigh"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_steps_gradient_is_that_of_all_its_samples(seen: Seen, kind: str, name: str) -> None:
+    """By autograd over all of them in one process; weights that some parts have none of, too."""
+    job = next(job for job in JOBS if job.name == kind + name)
+    model, data = make_model(job), Rows(75)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    one, other = seen[job.name]
+    rate = 0.05
+    for rows, weights, same, after in zip(
+        rows_of(seen[job.name]), one["weights"], other["weights"], one["rates"], strict=True
+    ):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss_of(model, {"x": data.x[rows], "labels": data.y[rows]}, job.weigh)[0].backward()
+        optimizer.step()
+        torch.testing.assert_close(weights, flat(model), rtol=1e-9, atol=1e-12)
+        assert torch.equal(weights, same)
+        rate = after
+    assert one["rates"][-1] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_go_on_as_if_nothing_had_happened(seen: Seen, kind: str) -> None:
+    """Accelerate saves one state of the controller; each process finds its own beside it."""
+    for one, again in zip(seen[f"{kind} saved"], seen[f"{kind} resumed"], strict=True):
+        assert len(again["batches"]) == len(one["batches"]) - 5
+        for what in ("batches", "rates"):
+            assert again[what] == one[what][5:]
+        assert all(map(torch.equal, again["weights"], one["weights"][5:]))
+        assert again["decided"] == one["decided"]
