@@ -93,8 +93,7 @@ class ControlLoop:
         self._chunk_cost, self._chunk_began = 0.0, 0
         self._watching = self._resumed = False
         self._val_loss = math.nan
-        self._asked, self._noise_seen = 0, False  # steps to be measured; one was
-        self._asks = False  # the one under way is
+        self._asked, self._asks, self._noise_seen = 0, False, False  # to be measured; one was
         self.last: AppliedDecision | None = None
 
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
