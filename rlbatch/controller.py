@@ -189,12 +189,7 @@ class BatchController:
         Raises:
             ConfigurationError: It follows a metric instead of counting steps.
         """
-        return self._user.schedule(scheduler, lambda: steps * self.plain_steps)
-
-    @property
-    def plain_steps(self) -> int:
-        """Optimizer steps that the plain loop would have made by now."""
-        return self._plain_steps.total
+        return self._user.schedule(scheduler, lambda: steps * self._plain_steps.total)
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None

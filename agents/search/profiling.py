@@ -15,7 +15,7 @@ from rlbatch.agents.search.largest import Largest, find_largest
 from rlbatch.agents.search.passes import PassRunner
 from rlbatch.agents.search.profile_fit import FittedProfile, fit_profile
 from rlbatch.agents.search.step_costs import ROUNDS, StepCost, joules_of_step, time_sizes
-from rlbatch.control.memory import MARGIN, make_gauge
+from rlbatch.control.memory import MARGIN, MemoryGauge, make_gauge
 from rlbatch.envs.task import Task
 from rlbatch.errors import ConfigurationError
 
@@ -86,10 +86,7 @@ def measure(  # noqa: PLR0913 - every argument is a condition of the measurement
     runner = PassRunner(task, device)
     gauge = make_gauge(runner.device, memory_limit)
     watch = _Stopwatch(max_seconds)
-    # A GPU's first pass is slow and leaves behind what later ones use: the gauge counts from there.
-    runner.bytes_needed(1, gauge)
-    with gauge.watch():
-        pass
+    _warm_up(runner, gauge)
     largest = find_largest(
         lambda size: watch.timed(lambda: runner.bytes_needed(size, gauge)),
         gauge.free(),
@@ -117,6 +114,13 @@ def measure(  # noqa: PLR0913 - every argument is a condition of the measurement
         largest=largest,
         meter=None if meter is None else meter.name,
     )
+
+
+def _warm_up(runner: PassRunner, gauge: MemoryGauge) -> None:
+    """Let a GPU load what its first pass loads: that is slow, and what stays is not a pass's."""
+    runner.bytes_needed(1, gauge)
+    with gauge.watch():  # it counts from what is there before a pass
+        pass
 
 
 def _with_joules(runner: PassRunner, step: StepCost, meter: EnergyMeter) -> StepCost:

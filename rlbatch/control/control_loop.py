@@ -14,12 +14,11 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.cost_tracker import CostTracker
 from rlbatch.control.coupled_rate import CoupledRate
 from rlbatch.control.decision_logger import DecisionLogger, Place
-from rlbatch.control.engine import AppliedDecision, DecisionEngine
+from rlbatch.control.engine import AppliedDecision, DecisionEngine, shareable, unmeasured
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.rollback import Rollback
-from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.saved_state import all_or_nothing, require_agreement, require_like
 from rlbatch.control.training_parts import TrainingParts
-from rlbatch.data.step_plan import round_batch_size
 from rlbatch.errors import ConfigurationError, EpisodeLogError
 from rlbatch.log.decision_record import Event
 from rlbatch.log.episode_log import EpisodeLog
@@ -29,11 +28,6 @@ from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
 _OFF = 0  # agreed on instead of a batch size
-_FEWEST_ASKED = 3  # steps that were to be measured, before it is said that none was
-_NO_NOISE = (
-    "no gradient noise is known: none of the first {} steps to be measured showed any (layers of "
-    "other kinds, compiled models, undivided steps of sharded models and in Keras)"
-)
 _TRIED = "the loss rose: the weights after step {} are tried for a step"
 
 # What a checkpoint holds of a control_loop as it is.
@@ -263,9 +257,11 @@ class ControlLoop:
 
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
-        decision = self._shareable(self._engine.decide(signals, in_force))
-        if self._is_blind():
-            said = _NO_NOISE.format(self._asked)
+        decision = shareable(
+            self._engine.decide(signals, in_force), self.context, self.ranks.world_size
+        )
+        if not self._noise_seen and (said := unmeasured(self._asked)):
+            self._noise_seen = True  # or said, which is as good
             decision = replace(decision, reasons=(*decision.reasons, said))
         if rolled_back:
             tried = self.guard.trial is not None
@@ -287,27 +283,6 @@ class ControlLoop:
             learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
         )
         return decision.batch_size
-
-    def _is_blind(self) -> bool:
-        """Whether steps were to be measured and none was: true at one decision of a run."""
-        if self._noise_seen or self._asked < _FEWEST_ASKED:
-            return False
-        self._noise_seen = True  # or said, which is as good
-        return True
-
-    def _shareable(self, decision: AppliedDecision) -> AppliedDecision:
-        """Round to a size of which every rank gets the same share."""
-        world_size, context = self.ranks.world_size, self.context
-        limits = int(context.min_batch_size), int(context.max_batch_size)
-        if decision.batch_size % world_size == 0:
-            return decision
-        size = int(round_batch_size(decision.batch_size, *limits, world_size))
-        return replace(
-            decision,
-            batch_size=size,
-            applied_log2_change=math.log2(size / decision.batch_size_before),
-            reasons=(*decision.reasons, f"a multiple of {world_size} ranks"),
-        )
 
     def _follow(self, in_force: int, place: Place) -> None:
         """Do what rank 0 has decided."""
@@ -382,7 +357,7 @@ class ControlLoop:
             latest, earliest, refused = self.ranks.largest(self.steps, -self.steps, bool(error))
             if error is not None:
                 raise error
-            self._require_agreement(latest, -earliest, bool(refused))
+            require_agreement(latest, -earliest, refused=bool(refused))
             if self._logger.log is not None:
                 self._logger.log.truncate_to(self._log_position)
 
@@ -396,18 +371,6 @@ class ControlLoop:
         except Exception as error:
             return error
         return None
-
-    def _require_agreement(self, latest: int, earliest: int, refused: bool) -> None:
-        if refused:
-            raise ConfigurationError(
-                "Another rank could not load its state, so none was loaded here. That rank says "
-                "what is wrong; resume all of them from another checkpoint."
-            )
-        if latest != earliest:
-            raise ConfigurationError(
-                f"Expected the ranks' states of the same optimizer step, got {earliest} to "
-                f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
-            )
 
     def _take(self, state: dict[str, Any]) -> None:
         for name in _PLAIN:

@@ -223,12 +223,11 @@ class ControlledLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there with the next iteration, with the same random numbers."""
-        rng = state["rng"].cpu()  # to where map_location may have moved it, no generator looks
+        rng, *of_devices = (s.cpu() for s in (state["rng"], *state["cuda_rng"]))  # map_location
         torch.Generator().set_state(rng)  # it is put back later: fail now if it cannot be
         self.sampler.load_state_dict(state)
-        self._left_out = state.get("left_out", 0)
-        self._step_open = False
-        self._resume_at = RandomState(rng, [of_device.cpu() for of_device in state["cuda_rng"]])
+        self._left_out, self._step_open = state.get("left_out", 0), False
+        self._resume_at = RandomState(rng, of_devices)
 
     def restore_random_state(self) -> None:
         """Put back now what `load_state_dict` took: something draws before the next iteration."""

@@ -179,16 +179,7 @@ class Rollback:
         self._state = state
         if not damaged:
             return False
-        then = self._state_then
-        # The weights of an earlier chunk have its losses, which are no damage.
-        self._state = replace(
-            state,
-            lowest_loss=then.lowest_loss,
-            recent_loss=then.recent_loss,
-            sample_variance=then.sample_variance,
-            weight=then.weight,
-            last_loss=then.last_loss,
-        )
+        self._state = _with_losses_of(self._state_then, state)
         if chunk.nonfinite or state.diverged:
             self._snapshot.restore()
             self._count(chunk, before, was)
@@ -256,6 +247,18 @@ class Rollback:
         if trial is not None and self._snapshot.taken:
             chunk, before = ChunkLoss(**trial["chunk"]), GuardState(**trial["before"])
             self.trial = Trial(chunk, before, trial["size_before"], trial["began"], trial["step"])
+
+
+def _with_losses_of(then: GuardState, state: GuardState) -> GuardState:
+    """Return a state with an earlier one's losses: weights that are put back have those."""
+    return replace(
+        state,
+        lowest_loss=then.lowest_loss,
+        recent_loss=then.recent_loss,
+        sample_variance=then.sample_variance,
+        weight=then.weight,
+        last_loss=then.last_loss,
+    )
 
 
 def _say(chunk: ChunkLoss, before: int, recent: float, copied_at: int) -> None:

@@ -89,6 +89,29 @@ def require_like(state: Any, own: Any, where: str = "the state") -> None:
         _refuse(where, "a count", state)
 
 
+def require_agreement(latest: int, earliest: int, *, refused: bool) -> None:
+    """Refuse states that the ranks cannot go on from together.
+
+    Args:
+        latest: Most optimizer steps of a rank's state.
+        earliest: Fewest.
+        refused: A rank could not load its own.
+
+    Raises:
+        ConfigurationError: They are of different steps, or one was refused.
+    """
+    if refused:
+        raise ConfigurationError(
+            "Another rank could not load its state, so none was loaded here. That rank says "
+            "what is wrong; resume all of them from another checkpoint."
+        )
+    if latest != earliest:
+        raise ConfigurationError(
+            f"Expected the ranks' states of the same optimizer step, got {earliest} to "
+            f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
+        )
+
+
 def _require_fields(state: Any, own: Mapping[Any, Any], where: str) -> None:
     if not isinstance(state, Mapping):
         _refuse(where, "named fields", state)

@@ -61,6 +61,13 @@ def weight_of(found: Sequence[Any]) -> Any:
     return found[0]
 
 
+def scaled(gradient: list[Any], factor: Any) -> list[Any]:
+    """Return a gradient times a number or a scalar tensor; None stays."""
+    if isinstance(factor, float):
+        return [None if g is None else g * factor for g in gradient]
+    return [None if g is None else g * ops.cast(factor, g.dtype) for g in gradient]
+
+
 def _divisor(module: Any, sample_weight: Any, mask: Any, reduction: Any) -> Any:
     if reduction == "mean_with_sample_weight":
         if sample_weight is None and mask is None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import torch
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.loader import RandomState
@@ -15,8 +14,10 @@ from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
+from rlbatch.integrations._keras_checks import check_divisible, check_model
+from rlbatch.integrations._keras_means import scaled
 from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
-from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host, scaled
+from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host
 from rlbatch.integrations._shared import SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
@@ -25,8 +26,6 @@ from rlbatch.policy.base import Policy
 ops: Any = keras.ops
 tree: Any = keras.tree
 
-BACKENDS = ("tensorflow", "torch")
-_SUM = ("sum", "none", None)
 # What a state holds of a fit, by kind.
 _FIT = {"learning_rate": 0.0, "iterations": 0, "offset": 0, "seeds": [], "torch": None}
 
@@ -65,10 +64,7 @@ class TrainFunction:
             ConfigurationError: Something about the model cannot be steered.
         """
         check_model(model)
-        limits = config.limits
-        self._micro_batch_size = limits.known_micro_batch_size if limits.divisible else None
-        if self._micro_batch_size is not None:
-            check_divisible(model)
+        self._micro_batch_size = _micro_batch_size(model, config)
         self.model, self._planner = model, planner
         self.steps, self._rate = Steps(model), KerasRate(model)
         if state is not None:
@@ -93,7 +89,7 @@ class TrainFunction:
         self.epoch_is_over = self._rate_noted = False
         self._expected_iterations: int | None = None
         self._random: Mapping[str, Any] | None = None
-        self._original: Any = None
+        self._original: Any = None  # train function of the model
         if state is not None:
             self._load(state)
 
@@ -249,85 +245,9 @@ class TrainFunction:
             )
 
 
-def check_backend() -> None:
-    """Refuse backends whose training step keeps its state elsewhere.
-
-    Raises:
-        ConfigurationError: Keras runs on another backend than those that are supported.
-    """
-    backend = keras.backend.backend()
-    if backend not in BACKENDS:
-        raise ConfigurationError(
-            f"Expected the Keras backend {' or '.join(BACKENDS)}, got {backend}. Set "
-            f"KERAS_BACKEND={BACKENDS[0]} before Keras is imported."
-        )
-
-
-def check_model(model: Any) -> None:
-    """Refuse what changes the meaning of a step.
-
-    Raises:
-        ConfigurationError: The message says what to change.
-    """
-    if model.steps_per_execution != 1:
-        raise ConfigurationError(
-            f"Expected one optimizer step at a time, got steps_per_execution="
-            f"{model.steps_per_execution}: sizes could not change in between. Compile the model "
-            "with steps_per_execution=1."
-        )
-    _check_optimizer(model.optimizer)
-    _check_devices(model)
-    shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
-    fixed = [shape[0] for shape in shapes if shape and shape[0] is not None]
-    if fixed:
-        raise ConfigurationError(
-            f"The model takes batches of {fixed[0]} samples only. Build it with Input(shape=...) "
-            "in place of batch_shape or batch_size."
-        )
-
-
-def check_divisible(model: Any) -> None:
-    """Refuse losses whose gradient is not the weighted mean of that of a batch's parts.
-
-    Raises:
-        ConfigurationError: The model has one.
-    """
-    for loss in tree.flatten(model.loss):
-        reduction = getattr(loss, "reduction", "sum_over_batch_size")
-        if reduction in _SUM:
-            raise ConfigurationError(
-                f"The loss {type(loss).__name__} has reduction={reduction!r}: a batch cannot be "
-                "computed in micro-batches. Leave out micro_batch_size."
-            )
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise ConfigurationError(
-            f"Expected a model compiled with one Keras optimizer, got {type(optimizer).__name__}."
-        )
-    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
-    if hasattr(inner, "optimizers"):
-        raise ConfigurationError(
-            f"{type(inner).__name__} has several learning rates. Compile the model with a single "
-            "optimizer."
-        )
-    steps = inner.gradient_accumulation_steps
-    if steps:
-        raise ConfigurationError(
-            f"The optimizer accumulates gradients over {steps} batches by itself, which would "
-            f"count as {steps} steps. Leave out gradient_accumulation_steps, multiply the batch "
-            "size by it and give the controller micro_batch_size."
-        )
-
-
-def _check_devices(model: Any) -> None:
-    strategy = getattr(model, "distribute_strategy", None)
-    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        replicas = max(replicas, torch.distributed.get_world_size())
-    if replicas > 1 or keras.distribution.distribution() is not None:
-        raise ConfigurationError(
-            f"A controller steers one device, and the model is distributed ({replicas} replicas). "
-            "Create it outside of a distribution strategy."
-        )
+def _micro_batch_size(model: Any, config: ControllerConfig) -> int | None:
+    limits = config.limits
+    found = limits.known_micro_batch_size if limits.divisible else None
+    if found is not None:
+        check_divisible(model)
+    return found

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_means import divisors, weight_of
 from rlbatch.integrations._keras_training import KerasMonitor, KerasRate
+from rlbatch.integrations._keras_weights import KerasWeights
 
 # Their annotations name the tensors of every backend at once.
 ops: Any = keras.ops
@@ -117,77 +116,6 @@ class Steps:
 
     def _apply(self, gradients: list[Any]) -> None:
         self._model.optimizer.apply(gradients, self._model.trainable_weights)
-
-
-class KerasWeights:
-    """A copy of weights, statistics and optimizer state. The learning rate is the user's.
-
-    Attributes:
-        taken: Whether there is a copy.
-    """
-
-    def __init__(self, model: Any, rate: KerasRate) -> None:
-        """Keep references; nothing is copied before `take`."""
-        self._model, self._rate = model, rate
-        self._copies: list[tuple[Any, Any]] = []
-        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
-        self._also_saved: list[Any] = []
-        self.taken = False
-
-    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
-        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
-        self._also.append((save, restore))
-
-    def begin(self) -> None:
-        """Every variable is copied: none has to be watched."""
-
-    def take(self) -> None:
-        """Copy the present values."""
-        self._copies = [(v, ops.copy(v)) for v in self._variables()]
-        self._also_saved = [copy.deepcopy(save()) for save, _ in self._also]
-        self.taken = True
-
-    def restore(self) -> None:
-        """Put the values of the last `take` back."""
-        for variable, value in self._copies:
-            variable.assign(value)
-        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
-            restore(copy.deepcopy(value))
-
-    def exchange(self) -> None:
-        """Put the values of the last `take` back, and keep those of now as the copy."""
-        also = [copy.deepcopy(save()) for save, _ in self._also]
-        for place, (variable, value) in enumerate(self._copies):
-            self._copies[place] = variable, ops.copy(variable)
-            variable.assign(value)
-        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
-            restore(copy.deepcopy(value))
-        self._also_saved = also
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the copy as torch's tensors, whatever the backend is."""
-        arrays = (ops.convert_to_numpy(value) for _, value in self._copies)
-        tensors = [_as_torch(array) for array in arrays]
-        return {"tensors": tensors, "also": copy.deepcopy(self._also_saved)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a copy out of a backup; one of other shapes is left alone."""
-        variables, saved = self._variables(), state["tensors"]
-        self.taken = [tuple(v.shape) for v in variables] == [tuple(t.shape) for t in saved]
-        if self.taken:
-            arrays = (tensor.numpy() for tensor in saved)
-            self._copies = list(zip(variables, arrays, strict=True))
-            self._also_saved = list(state.get("also", []))
-
-    def changing(self) -> None:
-        """Every variable is copied: there is nothing to know."""
-
-    def load_changing(self, slots: list[Any] | None) -> None:
-        """Take what `changing` returned."""
-
-    def _variables(self) -> list[Any]:
-        state = [v for v in self._model.optimizer.variables if v is not self._rate.variable]
-        return [*self._model.weights, *state]
 
 
 def keras_parts(model: Any, rate: KerasRate, monitor: KerasMonitor) -> TrainingParts:
@@ -297,8 +225,3 @@ def _dense(gradient: Any) -> Any:
     import tensorflow as tf
 
     return tf.convert_to_tensor(gradient)
-
-
-def _as_torch(array: Any) -> torch.Tensor:
-    known = array.dtype.kind in "biu" or array.dtype in (np.float16, np.float32, np.float64)
-    return torch.tensor(array if known else array.astype(np.float32))  # such as bfloat16

@@ -318,13 +318,6 @@ def add_up(left: list[Any], right: list[Any]) -> list[Any]:
     return [b if a is None else a if b is None else a + b for a, b in both]
 
 
-def scaled(gradient: list[Any], factor: Any) -> list[Any]:
-    """Return a gradient times a number or a scalar tensor; None stays."""
-    if isinstance(factor, float):
-        return [None if g is None else g * factor for g in gradient]
-    return [None if g is None else g * ops.cast(factor, g.dtype) for g in gradient]
-
-
 def on_host(value: Any) -> Any:
     """Return a tensor, a variable or a number as NumPy has it; waits for the device."""
     value = value.value if isinstance(value, keras.Variable) else value

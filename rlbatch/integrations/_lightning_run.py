@@ -16,8 +16,9 @@ from rlbatch.integrations._lightning_averages import average_hooks
 from rlbatch.integrations._lightning_checks import require_whole_epochs
 from rlbatch.integrations._lightning_data import EpochLoader
 from rlbatch.integrations._lightning_gradient import StepGradient, Weight, WeightOf
+from rlbatch.integrations._lightning_resume import is_within_validation, number_anew, validate
+from rlbatch.integrations._lightning_schedules import StepSchedules
 from rlbatch.integrations._lightning_steps import MicroBatchTracker, divisor
-from rlbatch.integrations._shared import SampleScheduler
 from rlbatch.integrations._torch_loop import TorchLoop
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
@@ -49,7 +50,7 @@ class FitRun:
             # A run of more and smaller steps than the plain one would not be resumed.
             loop.max_steps = _NEVER
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._schedules: list[tuple[Any, SampleScheduler, int]] = []
+        self._schedules: StepSchedules | None = None
         self._validates_every: int | None = None
         self._first_epoch = 0  # of the Trainer, when the controller's data begin
         self._divisor, self._within = 1, False
@@ -89,21 +90,9 @@ class FitRun:
         """
         if state is not None:
             require_like(state, _STATE, "the callback's state")
-        self._loader, trainer, count = loader, self.trainer, loader.count
-        if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(count.batch_size // trainer.world_size)
+        self._loader, trainer = loader, self.trainer
         first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
-        self._loop = loop = TorchLoop(
-            self,
-            trainer.strategy.model,
-            trainer.optimizers[0],
-            loader.plain,
-            batch_size=count.steps.base_batch_size,
-            policy=policy,
-            config=config,
-            epochs=count.planned_epochs(trainer.max_epochs, self.max_steps) - first_epoch,
-            scaler=self._scaler,
-        )
+        self._loop = loop = self._make_loop(loader, policy, config, first_epoch)
         for hook in (*average_hooks(trainer), *hooks):
             loop.adapter.on_rollback(*hook)
         if state is not None:
@@ -119,25 +108,39 @@ class FitRun:
         else:
             self._go_on(state, *loop.place)
         self._at = self._done
-        self._take_schedules()
+        self._schedules = StepSchedules(trainer, self._due)
         self._limit()
         loop.attach()
+
+    def _make_loop(
+        self, loader: EpochLoader, policy: Policy | str, config: ControllerConfig, first_epoch: int
+    ) -> TorchLoop:
+        trainer, count = self.trainer, loader.count
+        if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
+            config = config.in_parts_of(count.batch_size // trainer.world_size)
+        return TorchLoop(
+            self,
+            trainer.strategy.model,
+            trainer.optimizers[0],
+            loader.plain,
+            batch_size=count.steps.base_batch_size,
+            policy=policy,
+            config=config,
+            epochs=count.planned_epochs(trainer.max_epochs, self.max_steps) - first_epoch,
+            scaler=self._scaler,
+        )
 
     def _go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one."""
         trainer = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        # A step that was under way comes again from its first part, under the same numbers: by
-        # them Lightning divides the losses, which must round alike.
-        for counts in (progress.current, progress.total):
-            for name in ("ready", "started", "processed", "completed"):
-                setattr(counts, name, getattr(counts, name) - state["parts"])
+        number_anew(trainer, state["parts"])
         self._first_epoch, self.due = state["first_epoch"], state["due"]
         self._done = self._first_epoch + epoch, position
         trainer.accumulate_grad_batches = _NEVER if state["within_step"] else 1
         trainer.fit_loop.max_batches = progress.current.ready if progress.is_last_batch else _NEVER
         # A checkpoint from between a step and its validation: Lightning would leave that out.
-        within = trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+        within = is_within_validation(trainer)
         self._set_due(self.due and within)
         self._makes_up = self.due and not within
 
@@ -150,32 +153,15 @@ class FitRun:
         if not self._makes_up:
             return
         self._makes_up = False
-        trainer = self.trainer
         self._require_loop().loader.restore_random_state()  # the validation draws from it
-        first = trainer._logger_connector._first_loop_iter
-        trainer.validating = True  # as Lightning does it
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
-        trainer._logger_connector._first_loop_iter = first
+        validate(self.trainer)
 
     def end_validation(self) -> None:
         """The validation is over that was due."""
         self.due = False
 
-    def _take_schedules(self) -> None:
-        count = self.loader.count
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval != "step" or config.reduce_on_plateau:
-                continue
-            every = config.frequency
-
-            def due(every: int = every) -> int:
-                return count.schedule_steps(every, *self._at)
-
-            schedule = SampleScheduler(config.scheduler, due)
-            schedule.skip()
-            self._schedules.append((config, schedule, every))
-            config.scheduler, config.frequency = schedule, 1
+    def _due(self, every: int) -> int:
+        return self.loader.count.schedule_steps(every, *self._at)
 
     def pause(self) -> None:
         """Stop the clock until the next batch is fetched."""
@@ -188,9 +174,8 @@ class FitRun:
         self._finished = True
         trainer, loop = self.trainer, self.trainer.fit_loop.epoch_loop
         trainer.accumulate_grad_batches, loop.max_steps, loop.min_steps = self._users
-        for config, schedule, every in self._schedules:
-            config.scheduler, config.frequency = schedule.scheduler, every
-        self._schedules = []
+        if self._schedules is not None:
+            self._schedules.give_back()
         if self._gradient is not None:
             self._gradient.close()
         if self._loop is not None:
@@ -250,9 +235,8 @@ class FitRun:
         ends_epoch = is_last and end >= self.loader.count.samples
         if delivered.position == 0:
             self._at = epoch, delivered.step_start
-            if delivered.step_start == 0:
-                for _, schedule, _ in self._schedules:
-                    schedule.skip()  # what an epoch that was left early had to come
+            if delivered.step_start == 0 and self._schedules is not None:
+                self._schedules.skip()
         self._at, self._within = (epoch, end), not is_last
         self._divisor = divisor(ready, delivered, ends_epoch)
         trainer.accumulate_grad_batches = self._divisor

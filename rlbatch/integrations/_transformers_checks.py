@@ -40,7 +40,27 @@ def check_trainer(trainer: Any) -> None:
     Raises:
         ConfigurationError: There is one; the message says what to do.
     """
-    args, problems = trainer.args, list(_data_problems(trainer))
+    args, problems = trainer.args, [*_data_problems(trainer), *_sharing_problems(trainer)]
+    if args.auto_find_batch_size:
+        problems.append(
+            "auto_find_batch_size changes the batch size too. Turn it off, and give what fits into "
+            "memory as ControllerConfig(limits=Limits(micro_batch_size=...))"
+        )
+    optim = str(getattr(args.optim, "value", args.optim)).lower()
+    if "lomo" in optim or "layerwise" in optim:
+        problems.append(
+            f"optim={optim} updates the weights within the backward pass, so that micro-batches "
+            "cannot be accumulated. Choose another optimizer"
+        )
+    if problems:
+        raise ConfigurationError(
+            "The batch size cannot be controlled: " + ". ".join(problems) + "."
+        )
+
+
+def _sharing_problems(trainer: Any) -> list[str]:
+    args = trainer.args
+    problems: list[str] = []
     accelerator = trainer.accelerator
     together = accelerator.distributed_type in _TOGETHER or accelerator.is_fsdp2
     shares = accelerator.parallelism_config  # a model's layers or sequences among processes
@@ -66,21 +86,7 @@ def check_trainer(trainer: Any) -> None:
             "DeepSpeed, the older FSDP or a model over several devices steps by rules of its own. "
             "Train on one device, or on several processes with DistributedDataParallel or FSDP2"
         )
-    if args.auto_find_batch_size:
-        problems.append(
-            "auto_find_batch_size changes the batch size too. Turn it off, and give what fits into "
-            "memory as ControllerConfig(limits=Limits(micro_batch_size=...))"
-        )
-    optim = str(getattr(args.optim, "value", args.optim)).lower()
-    if "lomo" in optim or "layerwise" in optim:
-        problems.append(
-            f"optim={optim} updates the weights within the backward pass, so that micro-batches "
-            "cannot be accumulated. Choose another optimizer"
-        )
-    if problems:
-        raise ConfigurationError(
-            "The batch size cannot be controlled: " + ". ".join(problems) + "."
-        )
+    return problems
 
 
 def _data_problems(trainer: Any) -> list[str]:

@@ -43,8 +43,8 @@ def item_counts(trainer: Any, batches: Sequence[Any]) -> list[float] | None:
 
 def part_shares(
     trainer: Any, batches: Sequence[Any], plans: Sequence[Delivered], ranks: Ranks
-) -> list[float]:
-    """Return what each micro-batch's mean loss is multiplied by in the gradient of a step.
+) -> tuple[list[float], list[float]]:
+    """Return what each micro-batch's mean loss is multiplied by in a step's gradient, and counts.
 
     With c what a part's mean is taken over, here its labels that count, the step's gradient is
     sum(c g) / sum(c) over the parts of all processes, which then average: the shares of all are 1
@@ -56,9 +56,13 @@ def part_shares(
         batches: Micro-batches of one optimizer step on this process.
         plans: What each was planned to be.
         ranks: The processes that train together.
+
+    Returns:
+        The shares, and what each mean is taken to be over: labels that count, or samples.
     """
     samples, world_size = plans[0].step_samples, ranks.world_size
-    by_samples = [plan.micro_size * world_size / samples for plan in plans]
+    sizes = [float(plan.micro_size) for plan in plans]
+    by_samples = [size * world_size / samples for size in sizes], sizes
     if world_size == 1 and len(batches) == 1:
         return by_samples
     counts = item_counts(trainer, batches)
@@ -67,11 +71,11 @@ def part_shares(
         per_rank = float(ranks.mean(np.array(own))[0])
         if counts is None or not per_rank > 0.0:
             return by_samples
-        return [count / per_rank for count in counts]
+        return [count / per_rank for count in counts], counts
     if counts is None or not sum(counts) > 0.0:
         return by_samples
     whole = sum(plan.micro_size for plan in plans) * world_size / samples
-    return [count / sum(counts) * whole for count in counts]
+    return [count / sum(counts) * whole for count in counts], counts
 
 
 def on_this_process(items: Any, plans: Sequence[Delivered], world_size: int) -> Any:

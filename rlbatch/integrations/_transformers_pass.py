@@ -24,7 +24,7 @@ def surroundings(trainer: Any, model: Any, run: TrainRun, index: int) -> Generat
     is_last, is_mean = part.is_last, run.is_shared and trainer.loss_is_scaled_for_ga is False
     with ExitStack() as stack:
         if run.watch is not None:
-            counts = share * part.step_samples if is_mean else None
+            counts = run.counts[index] if is_mean else None
             stack.enter_context(run.watch.over(trainer.accelerator, part, counts))
         if ranks.sharded:  # the Trainer has told it not to, in all but the last of its own passes
             model.set_requires_gradient_sync(True)

@@ -34,6 +34,7 @@ class TrainRun:
         total_steps: Of the plain run.
         step: The optimizer step under way, or the latest.
         shares: Of its micro-batches in the gradient.
+        counts: What their means are taken to be over.
         latest_samples: Of the latest optimizer step.
         steps_before: Steps of the plain run before the latest optimizer step.
         steps_done: After it.
@@ -71,6 +72,7 @@ class TrainRun:
         self.loss_scaled = None if self._saved is None else self._saved.loss_scaled
         self.step: Step | None = None
         self.shares: list[float] = []
+        self.counts: list[float] = []
         self.latest_samples = 0
         self._weighed: list[Any] = []  # samples that each part's loss counts as
         self._loop: TorchLoop | None = None
@@ -237,15 +239,16 @@ class TrainRun:
             )
         return None
 
-    def begin_step(self, step: Step, shares: list[float]) -> None:
+    def begin_step(self, step: Step, shares: list[float], counts: list[float]) -> None:
         """Announce an optimizer step.
 
         Args:
             step: From `next_step`.
             shares: Of each micro-batch in the gradient, so that they are 1 on average over the
                 processes.
+            counts: What each one's mean is taken to be over.
         """
-        plan, self.shares = step.plans[0], shares
+        plan, self.shares, self.counts = step.plans[0], shares, counts
         totals = micro_batch_totals(plan.step_samples, plan.micro_batches, self.world_size)
         self._weighed = list(totals)
         if self.world_size == 1:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
-from rlbatch.control.loader import ControlledLoader
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
-from rlbatch.data.delivery import Delivered
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
@@ -30,7 +27,9 @@ from rlbatch.policy.base import Policy
 with needs_extra("transformers", "accelerate"):
     from accelerate import Accelerator
     from accelerate.scheduler import AcceleratedScheduler
-    from accelerate.utils import DistributedType, send_to_device
+    from accelerate.utils import DistributedType
+
+    from rlbatch.integrations._accelerate_steps import AcceleratedAccumulator, DeviceLoader
 
 
 class AcceleratedController:
@@ -115,7 +114,7 @@ class AcceleratedController:
             policy=policy,
             config=config,
             scaler=accelerator.scaler,
-            accumulator=lambda ranks: _AcceleratedAccumulator(
+            accumulator=lambda ranks: AcceleratedAccumulator(
                 accelerator, model, optimizer, ranks.world_size
             ),
         )
@@ -146,7 +145,7 @@ class AcceleratedController:
         plain: DataLoader[Any] = plain_loader(loader, base_batch_size // world_size)
         controlled = self.controller.loader(plain)
         self._take_place()
-        return _DeviceLoader(controlled, self._accelerator, self.controller)
+        return DeviceLoader(controlled, self._accelerator, self.controller)
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
@@ -223,93 +222,8 @@ class AcceleratedController:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        return self._schedule_steps * self.controller.plain_steps
-
-
-class _AcceleratedAccumulator(GradientAccumulator):
-    """Goes through Accelerate for backward passes, clipping and the optimizer's step."""
-
-    def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, world_size: int
-    ) -> None:
-        super().__init__(model, optimizer, world_size=world_size)
-        self._accelerator = accelerator
-
-    def arrive(self, delivered: Delivered) -> None:
-        """Take the next micro-batch; ranks average gradients after a step's last one."""
-        super().arrive(delivered)
-        # In place of a block around the pass: it would end within one of `accelerator.accumulate`.
-        self._unsynchronised.close()
-        self._synchronise(delivered.is_last)
-
-    def abandon(self) -> None:
-        """Forget what was begun: the loop was left within a step."""
-        self._let_zero()
-        super().abandon()
-
-    def skip(self) -> Delivered:
-        """Leave out the optimizer step that the micro-batch belongs to, and return it."""
-        self._let_zero()
-        scaler = self._accelerator.scaler
-        if self._unscaled and scaler is not None:
-            scaler.update()  # else it would refuse to unscale the next step
-            self._unscaled = False
-        return super().skip()
-
-    def _let_zero(self) -> None:
-        # Else the prepared optimizer keeps its gradients.
-        self._accelerator.gradient_state._set_sync_gradients(True)
-        self._synchronise(True)
-
-    def _synchronise(self, in_next_pass: bool) -> None:
-        if isinstance(self._model, nn.parallel.DistributedDataParallel):
-            self._model.require_backward_grad_sync = in_next_pass
-
-    def unscale_(self) -> None:
-        """Divide the scaler's factor out of the gradients of a complete step, once."""
-        if self.batch_complete and not self._unscaled and self._accelerator.scaler is not None:
-            self._accelerator.unscale_gradients()
-            self._unscaled = True
-
-    def _run_backward(self, loss: Tensor, weight: float | None) -> None:
-        if self.ranks.sharded:  # `accumulate` has told it not to, in all but the last pass
-            self._model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
-        if weight is not None and self.delivered is not None:
-            # Accelerate divides by the number of micro-batches, which is all for equal ones.
-            factor = weight * self.delivered.micro_batches
-            loss = loss if abs(factor - 1.0) < 1e-9 else loss * factor
-        self._accelerator.backward(loss)
-
-
-class _DeviceLoader:
-    """A controlled loader that tells the accelerator of steps, with batches on its device."""
-
-    def __init__(
-        self, loader: ControlledLoader, accelerator: Accelerator, controller: BatchController
-    ) -> None:
-        self.dataset, self.sampler = loader.dataset, loader.sampler
-        self._loader, self._accelerator, self._controller = loader, accelerator, controller
-        self._users_steps = accelerator.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            delivered = self._controller.delivered
-            if delivered is not None:
-                # A step is counted from its start, and its number of micro-batches changes between
-                # steps alone.
-                self._tell(delivered.micro_batches, delivered.position, delivered.is_last)
-            yield send_to_device(batch, self._accelerator.device)
-        self._tell(self._users_steps, 0, True)  # other loops find the accelerator as it was
-
-    def _tell(self, micro_batches: int, position: int, is_last: bool) -> None:
-        """Set what `accelerator.accumulate`, `backward` and the optimizer go by."""
-        self._accelerator.gradient_accumulation_steps = micro_batches
-        self._accelerator.step = position
-        self._accelerator.gradient_state._set_sync_gradients(is_last)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch, if it shuffles by it."""
-        self._loader.set_epoch(epoch)
+        controller: Any = self.controller
+        return self._schedule_steps * controller._plain_steps.total
 
 
 def _check(accelerator: Accelerator) -> None:

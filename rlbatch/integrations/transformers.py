@@ -188,7 +188,7 @@ class ControlledTrainerMixin(_Base):
         _, items = super().get_batch_samples(iter(batches), len(batches), device)
         if items is not None and not self.args.average_tokens_across_devices:
             items = on_this_process(items, step.plans, run.world_size)
-        run.begin_step(step, part_shares(self, batches, step.plans, run.ranks))
+        run.begin_step(step, *part_shares(self, batches, step.plans, run.ranks))
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

@@ -1,0 +1,99 @@
+"""What the controller cannot steer in a Keras model, refused before the run begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import torch
+
+from rlbatch.errors import ConfigurationError
+
+tree: Any = keras.tree  # its annotations name the tensors of every backend at once
+
+BACKENDS = ("tensorflow", "torch")
+_SUM = ("sum", "none", None)
+
+
+def check_backend() -> None:
+    """Refuse backends whose training step keeps its state elsewhere.
+
+    Raises:
+        ConfigurationError: Keras runs on another backend than those that are supported.
+    """
+    backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise ConfigurationError(
+            f"Expected the Keras backend {' or '.join(BACKENDS)}, got {backend}. Set "
+            f"KERAS_BACKEND={BACKENDS[0]} before Keras is imported."
+        )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what changes the meaning of a step.
+
+    Raises:
+        ConfigurationError: The message says what to change.
+    """
+    if model.steps_per_execution != 1:
+        raise ConfigurationError(
+            f"Expected one optimizer step at a time, got steps_per_execution="
+            f"{model.steps_per_execution}: sizes could not change in between. Compile the model "
+            "with steps_per_execution=1."
+        )
+    _check_optimizer(model.optimizer)
+    _check_devices(model)
+    shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
+    fixed = [shape[0] for shape in shapes if shape and shape[0] is not None]
+    if fixed:
+        raise ConfigurationError(
+            f"The model takes batches of {fixed[0]} samples only. Build it with Input(shape=...) "
+            "in place of batch_shape or batch_size."
+        )
+
+
+def check_divisible(model: Any) -> None:
+    """Refuse losses whose gradient is not the weighted mean of that of a batch's parts.
+
+    Raises:
+        ConfigurationError: The model has one.
+    """
+    for loss in tree.flatten(model.loss):
+        reduction = getattr(loss, "reduction", "sum_over_batch_size")
+        if reduction in _SUM:
+            raise ConfigurationError(
+                f"The loss {type(loss).__name__} has reduction={reduction!r}: a batch cannot be "
+                "computed in micro-batches. Leave out micro_batch_size."
+            )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ConfigurationError(
+            f"Expected a model compiled with one Keras optimizer, got {type(optimizer).__name__}."
+        )
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "optimizers"):
+        raise ConfigurationError(
+            f"{type(inner).__name__} has several learning rates. Compile the model with a single "
+            "optimizer."
+        )
+    steps = inner.gradient_accumulation_steps
+    if steps:
+        raise ConfigurationError(
+            f"The optimizer accumulates gradients over {steps} batches by itself, which would "
+            f"count as {steps} steps. Leave out gradient_accumulation_steps, multiply the batch "
+            "size by it and give the controller micro_batch_size."
+        )
+
+
+def _check_devices(model: Any) -> None:
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        replicas = max(replicas, torch.distributed.get_world_size())
+    if replicas > 1 or keras.distribution.distribution() is not None:
+        raise ConfigurationError(
+            f"A controller steers one device, and the model is distributed ({replicas} replicas). "
+            "Create it outside of a distribution strategy."
+        )
