@@ -76,9 +76,10 @@ class Command:
         self._check_own()
         keep_tensorflow_out()
         _shared.note(f"At most about {self.minutes:g} minutes.")
-        with needs_extra("train", "stable-baselines3"), _own_tasks.write_no_bytecode():
+        with needs_extra("train", "stable-baselines3"):
+            from rlbatch.agents.own_tasks import training  # noqa: F401 - all that it needs is here
             from rlbatch.agents.own_tasks.plan import absolute
-
+        with _own_tasks.write_no_bytecode():
             tasks = tuple(absolute(name) for name in self.task)
             out = self.out.resolve()
             plan = _own_tasks.prepare(self._plan(tasks), out, self.resume, tasks)
