@@ -25,7 +25,7 @@ def draw_demo(demo: Demo, out: Path) -> Path:
         MissingExtraError: Matplotlib is not installed.
     """
     count = len(demo.starts)
-    fig, axes = figure(1, count, max(4.2 * count, 7), 4.8)
+    fig, axes = figure(1, count, max(4.2 * count, 9), 4.8)
     shapes, seed = trajectories(out), min(row["seed"] for row in demo.rows)
     for ax, start in zip(axes[0], demo.starts, strict=True):
         rows = [
@@ -33,12 +33,14 @@ def draw_demo(demo: Demo, out: Path) -> Path:
             for row in demo.rows
             if row["seed"] == seed and row["start_batch_size"] == start.batch_size
         ]
+        if ax is not axes[0][0]:  # before drawing: the limits follow all panels then
+            ax.sharex(axes[0][0])
+            ax.sharey(axes[0][0])
         _draw_start(ax, rows, shapes, demo.policy, start)
-        ax.sharey(axes[0][0])
     axes[0][0].set_ylabel("batch size")
     fig.suptitle(
-        f"Batch size while {demo.task} trains to its target loss. "
-        "A line ends in a dot where the target is reached: further left is better."
+        f"Batch size while {demo.task} trains to its target loss\n"
+        "A line ends in a dot where the target is reached (cross: given up). Further left is better"
     )
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     path = out / PICTURE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from dataclasses import asdict, dataclass
@@ -115,7 +116,7 @@ def _print(demo: Demo) -> None:
     from rlbatch.envs.objectives import UNREACHED_RATIO
 
     _shared.print_table(
-        f"Time until {demo.task} reaches its target loss, mean of {demo.seeds} seeds "
+        f"Time until {demo.task} reaches its target loss, {_seeds(demo.seeds)} "
         f"(clock: {demo.profile})",
         [
             "the run starts at",
@@ -137,12 +138,16 @@ def _print(demo: Demo) -> None:
             for start in demo.starts
         ],
         text=["the run starts at", "sizes the controller used, first seed"],
-        caption=f"Less is better. >: given up in some seed at {UNREACHED_RATIO:g} times the best "
-        "fixed size, without reaching the target.\n"
-        "The best fixed size is found afterwards, by trying all: nobody knows it before the run.",
+        caption=f"Seconds, less is better. >: in some seed given up at {UNREACHED_RATIO:g} times "
+        "the best fixed size's cost, short of the target.",
     )
+    print("The best fixed size is known only afterwards, when all have been tried.")
     for text in verdicts(demo):
         _shared.say(text)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def _sizes(sizes: tuple[int, ...], shown: int = 8) -> str:
@@ -153,7 +158,10 @@ def _sizes(sizes: tuple[int, ...], shown: int = 8) -> str:
 
 
 def _explain(start: Start) -> None:
-    """Print in words the first change of the batch size, or the first decision without one."""
+    """Print in words the first change of the batch size that the gradient noise was known for.
+
+    Where there is none, the first change; where the size never changed, the first decision.
+    """
     from rlbatch.cli.inspect import print_step
     from rlbatch.inspect.reading import read_log
     from rlbatch.inspect.series import points
@@ -162,10 +170,10 @@ def _explain(start: Start) -> None:
     decided = [point for point in points(log) if point.record.event != "end"]
     if not decided:
         return
-    place = next((point for point in decided if point.changed), decided[0])
-    step = place.record.step
-    kind = "The first change" if place.changed else "The first decision"
-    print(f"\n{kind} of the run that started at {start.batch_size}, explained:")
+    changes = [point for point in decided if point.changed]
+    measured = [point for point in changes if not math.isnan(point.noise.value)]
+    step = [*measured, *changes, *decided][0].record.step
+    print(f"\nOne decision of the run that started at {start.batch_size}, explained:")
     print_step(log, step)
     print("The same from its log:")
     _shared.say(f"    rlbatch inspect {shlex.quote(start.log)} --step {step}")
