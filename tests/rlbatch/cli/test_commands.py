@@ -120,11 +120,9 @@ def test_bench_prints_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_demo_measures_and_says_so(
-    cheap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_measures_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = ["demo", "--task", cheap, "--start", "1", "--profile", "cpu", "--seeds", "1"]
+    arguments = ["demo", "--task", CHEAP, "--start", "1", "--profile", "cpu", "--seeds", "1"]
     arguments += ["--jobs", "1", "--policy", "fixed", "--out", str(out)]
 
     assert main([*arguments, "--json"]) == 0
