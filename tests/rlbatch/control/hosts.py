@@ -1,0 +1,144 @@
+"""Two hosts on one machine: network namespaces joined by a virtual cable, for root on Linux."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PREFIX = "rlbatch-"
+SLOW_LINK = ("tbf", "rate", "8mbit", "burst", "16kb", "latency", "400ms")
+"""A token bucket in place of netem, which few kernels of containers have: 1 MB a second."""
+
+
+class NoHostsError(Exception):
+    """This process may not make hosts here."""
+
+
+class TwoHosts:
+    """The hosts; the first has 10.77.0.1, the second 10.77.0.2."""
+
+    def __init__(self) -> None:
+        self.names = [f"{PREFIX}{os.getpid()}{end}" for end in "ab"]
+        self._port = 29500
+
+    def make(self) -> None:
+        """Make both.
+
+        Raises:
+            NoHostsError: A tool or a right is missing.
+        """
+        if not (shutil.which("ip") and shutil.which("tc")):
+            raise NoHostsError("needs ip and tc (Debian: apt install iproute2)")
+        _remove_left_behind()
+        first, second = self.names
+        for name in self.names:
+            _call("ip", "netns", "add", name)
+        _call(*f"ip link add eth0 netns {first} type veth peer name eth0 netns {second}".split())
+        for number, name in enumerate(self.names, start=1):
+            _call(*f"ip -n {name} addr add 10.77.0.{number}/24 dev eth0".split())
+            _call(*f"ip -n {name} link set eth0 up".split())
+            _call(*f"ip -n {name} link set lo up".split())
+
+    def slow_down(self) -> None:
+        """Let the cable carry 1 MB a second."""
+        for name in self.names:
+            _call("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", *SLOW_LINK)
+
+    def _end_processes(self) -> None:
+        """End what still runs on the hosts: ranks have sessions of their own."""
+        for name in self.names:
+            with suppress(NoHostsError):
+                _end_all(name)
+
+    def remove(self) -> None:
+        """Take both away; the cable goes with them."""
+        self._end_processes()
+        for name in self.names:
+            with suppress(NoHostsError):
+                _call("ip", "netns", "del", name)
+
+    def torchrun(self, program: Path, *arguments: str, seconds: float = 200.0) -> list[str]:
+        """Run a program on two ranks of each host.
+
+        Returns:
+            What each host's launcher wrote on standard error.
+        """
+        self._port += 1
+        launchers = [self._launcher(number, program, arguments) for number in (1, 2)]
+        try:
+            said = [launcher.communicate(timeout=seconds)[1] for launcher in launchers]
+        finally:
+            self._end_processes()
+        assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(said)
+        return said
+
+    def _launcher(
+        self, number: int, program: Path, arguments: tuple[str, ...]
+    ) -> subprocess.Popen[str]:
+        torchrun = [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "10"),
+            *("--monitor-interval", "1", "--rdzv-backend", "c10d", "--rdzv-id", "hosts"),
+            *("--rdzv-endpoint", f"10.77.0.1:{self._port}", "--local-addr", f"10.77.0.{number}"),
+            *("--rdzv-conf", f"is_host={int(number == 1)}"),
+        ]
+        environment = {
+            **os.environ,
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[number - 1], *torchrun, str(program), *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def two_hosts() -> Generator[TwoHosts]:
+    """Run a block with two hosts, which are taken away whatever happens.
+
+    Raises:
+        NoHostsError: They cannot be made here.
+    """
+    hosts = TwoHosts()
+    try:
+        hosts.make()
+        yield hosts
+    finally:
+        if shutil.which("ip"):
+            hosts.remove()
+
+
+def _remove_left_behind() -> None:
+    """Take away the hosts of test runs that were killed, with what still runs in them."""
+    for line in _call("ip", "netns", "list").splitlines():
+        name = line.split()[0] if line.strip() else ""
+        owner = name.removeprefix(PREFIX)[:-1]
+        if name.startswith(PREFIX) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _end_all(name)
+            _call("ip", "netns", "del", name)
+
+
+def _end_all(name: str) -> None:
+    for process in _call("ip", "netns", "pids", name).split():
+        with suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+
+
+def _call(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoHostsError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
