@@ -174,7 +174,7 @@ def timed(row: Row, name: str, function: Callable[[], Any]) -> Any:
 def rank_row(ranks: int) -> Row:
     """Return what a chunk costs and sends on so many ranks of this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        context = get_context("spawn")
+        context = get_context("fork")
         arguments = [(rank, ranks, folder) for rank in range(ranks)]
         processes = [context.Process(target=_rank, args=one) for one in arguments]
         for process in processes:
@@ -233,7 +233,7 @@ def peak_megabytes() -> float:
 
 def alone(function: Callable[..., Row], *arguments: Any) -> Row:
     """Return what a function returns in a new process."""
-    with get_context("spawn").Pool(1, use_one_thread) as pool:
+    with get_context("fork").Pool(1, use_one_thread) as pool:
         return pool.apply(function, arguments)
 
 
@@ -262,11 +262,11 @@ def both(parameters: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--decisions", nargs="+", type=int, default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[8, 64, 512, 2048])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--decisions", nargs="+", type=int, default=[100, 1000, 10_000])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[8, 64, 512])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument(
-        "--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8, 3 * 10**8]
+        "--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8]
     )
     given = parser.parse_args()
     measured: dict[str, tuple[str, list[int], Callable[[int], Row]]] = {

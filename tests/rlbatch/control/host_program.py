@@ -1,12 +1,14 @@
 """What `torchrun` starts on each host: `host_program.py FOLDER HOW`.
 
 HOW is `scripted` (a run that decides by a script, is saved, and has a rank killed once) or
-`measured`, `slow-rank` (a run that decides by what steps cost, with a rank that is late or not).
+`measured` (three runs that decide by what steps cost: as they are, with a rank that is late, and
+over a slow cable).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import rlbatch
+from tests.rlbatch.control.hosts import slow_cable
 from tests.rlbatch.control.rank_runs import Job, leave, train_joined
 
-STEPS, BASE = 60, 16
+STEPS, BASE = 40, 16
+PHASES = ("plain", "rank", "link")
 SAMPLE_SECONDS, LATE_SECONDS = 0.005, 0.1
 """What a sample takes on its rank, and by how much a slow rank is late in each step."""
 
@@ -42,13 +46,19 @@ def main() -> None:
             died.touch()
         train_joined(rank, ranks, scripted_job(folder), die)
     else:
-        measured(folder, LATE_SECONDS if how == "slow-rank" and rank == ranks - 1 else 0.0)
+        for phase in PHASES:
+            if phase == "link" and int(os.environ["LOCAL_RANK"]) == 0:
+                slow_cable()
+            late = LATE_SECONDS if phase == "rank" and rank == ranks - 1 else 0.0
+            measured(folder / phase, late)
     leave()
 
 
 def measured(folder: Path, late: float) -> None:
     """Train with goodput; a step costs a constant for each of a rank's samples, and its sum."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    folder.mkdir(exist_ok=True)
+    torch.distributed.barrier()
     torch.manual_seed(0)
     x = torch.randn(8192, 64)
     data = TensorDataset(x, x.sum(dim=1, keepdim=True).tanh() + 0.5 * torch.randn(8192, 1))

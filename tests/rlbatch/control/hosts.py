@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 ROOT = Path(__file__).parents[3]
 PREFIX = "rlbatch-"
@@ -46,11 +49,6 @@ class TwoHosts:
             _call(*f"ip -n {name} link set eth0 up".split())
             _call(*f"ip -n {name} link set lo up".split())
 
-    def slow_down(self) -> None:
-        """Let the cable carry 1 MB a second."""
-        for name in self.names:
-            _call("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", *SLOW_LINK)
-
     def _end_processes(self) -> None:
         """End what still runs on the hosts: ranks have sessions of their own."""
         for name in self.names:
@@ -64,27 +62,35 @@ class TwoHosts:
             with suppress(NoHostsError):
                 _call("ip", "netns", "del", name)
 
-    def torchrun(self, program: Path, *arguments: str, seconds: float = 200.0) -> list[str]:
+    def torchrun(self, program: Path, *arguments: str, seconds: float = 150.0) -> list[str]:
         """Run a program on two ranks of each host.
 
         Returns:
             What each host's launcher wrote on standard error.
         """
         self._port += 1
-        launchers = [self._launcher(number, program, arguments) for number in (1, 2)]
-        try:
-            said = [launcher.communicate(timeout=seconds)[1] for launcher in launchers]
-        finally:
-            self._end_processes()
-        assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(said)
+        end = time.monotonic() + seconds
+        with TemporaryFile("w+") as first, TemporaryFile("w+") as second:
+            errors = (first, second)
+            launchers = [self._launcher(n, program, arguments, errors[n - 1]) for n in (1, 2)]
+            try:
+                for launcher in launchers:
+                    launcher.wait(max(1.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pass  # said below, by a code that is not 0
+            finally:
+                self._end_processes()
+            codes = [launcher.wait() for launcher in launchers]
+            said = [file.seek(0) or file.read() for file in errors]
+        assert codes == [0, 0], f"exit codes {codes}\n" + "\n".join(said)
         return said
 
     def _launcher(
-        self, number: int, program: Path, arguments: tuple[str, ...]
+        self, number: int, program: Path, arguments: tuple[str, ...], errors: IO[str]
     ) -> subprocess.Popen[str]:
         torchrun = [
             *(sys.executable, "-m", "torch.distributed.run"),
-            *("--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "10"),
+            *("--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "3"),
             *("--monitor-interval", "1", "--rdzv-backend", "c10d", "--rdzv-id", "hosts"),
             *("--rdzv-endpoint", f"10.77.0.1:{self._port}", "--local-addr", f"10.77.0.{number}"),
             *("--rdzv-conf", f"is_host={int(number == 1)}"),
@@ -98,11 +104,16 @@ class TwoHosts:
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[number - 1], *torchrun, str(program), *arguments],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
             env=environment,
             start_new_session=True,
         )
+
+
+def slow_cable() -> None:
+    """Let this process's host send no more than 1 MB a second over the cable."""
+    _call("tc", "qdisc", "add", "dev", "eth0", "root", *SLOW_LINK)
 
 
 @contextmanager
