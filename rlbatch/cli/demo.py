@@ -28,8 +28,8 @@ class Command:
     """
 
     task: str = "digits-mlp-sgd"
-    """What is trained: a name (`rlbatch tasks`), or file.py:function. The default is one of the tasks
-    that the shipped policy was trained on, with other seeds; digits-cnn, for example, is not."""
+    """What is trained: a name (`rlbatch tasks`), or file.py:function. The shipped policy
+    was trained on the default task, among others; not, for example, on digits-cnn."""
     profile: str = "cpu"
     """Whose seconds count: a device profile, or `wall` for this machine's."""
     start: tuple[float, ...] = (0.125, 1.0, 8.0)
