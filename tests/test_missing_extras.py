@@ -21,7 +21,7 @@ from rlbatch.extras import EXTRAS, missing_extra, needs_extra
 ROOT = Path(__file__).parents[1]
 CHEAP = f"{ROOT / 'tests' / 'agents' / 'evaluate' / 'cheap_task.py'}:make"
 OPTIONAL = frozenset(module for modules in EXTRAS.values() for module in modules)
-CLI_ONLY = ("inspect", "policies", "replay", "report", "tasks")
+CLI_ONLY = ("inspect", "join", "policies", "replay", "report", "tasks")
 INTEGRATIONS = {
     "keras": ("keras", "keras"),
     "lightning": ("lightning", "lightning"),

@@ -1,0 +1,282 @@
+"""How what rlbatch costs grows: with parameters, ranks, the length of a chunk, and decisions.
+
+    python scripts/measure_scale.py [--parts logs chunks ranks parameters] [--decisions 100 1000]
+
+Prints one Markdown table a part. The growth exponent is the slope between the last two rows of
+log(cost) over log(size): 1 is linear. Each measurement runs in a forked process, whose peak of
+memory is what `getrusage` says (so on Linux only); times are those of the process's processor, so
+that other work on the machine disturbs little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+import rlbatch
+from rlbatch.envs.threads import use_one_thread
+from rlbatch.signals.cadence import Cadence
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("logs", "chunks", "ranks", "parameters")
+Row = dict[str, float]
+
+
+class Numbers(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """As many samples as are asked for, made when they are."""
+
+    def __init__(self, samples: int, features: int) -> None:
+        self.samples, self.x = samples, torch.randn(256, features)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        row = self.x[index % 256]
+        return row, row[:1]
+
+
+def network(parameters: int) -> nn.Module:
+    """Return two layers with about so many parameters."""
+    width = max(4, round(math.sqrt(parameters)))
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+
+
+def plain_steps(parameters: int, steps: int) -> Row:
+    model = network(parameters)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    loader = DataLoader(Numbers(10**6, model[0].in_features), 8)  # type: ignore[index]
+    times: list[float] = []
+    for x, y in loader:
+        began = time.process_time()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.process_time() - began)
+        if len(times) == steps:
+            break
+    return {"plain ms": 1e3 * statistics.median(times[2:]), "plain MB": peak_megabytes()}
+
+
+def controlled_steps(parameters: int, steps: int) -> Row:
+    model = network(parameters)
+    times = drive(model, steps, Cadence(minimum=10, growth=0.0, maximum=10))
+    ordered = sorted(times[2:])
+    return {
+        "step ms": 1e3 * statistics.median(ordered),
+        "mean ms": 1e3 * statistics.fmean(ordered),
+        "MB": peak_megabytes(),
+    }
+
+
+def drive(model: nn.Module, steps: int, cadence: Cadence) -> list[float]:
+    """Train under the rule goodput, at a constant size, and return each step's seconds."""
+    features = next(model.parameters()).shape[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    data = Numbers(10**6, features)
+    sampler = DistributedSampler(data) if ranks > 1 else None
+    controller = rlbatch.BatchController(
+        model,
+        optimizer,
+        batch_size=8 * ranks,
+        policy="goodput",
+        cadence=cadence,
+        min_batch_size=8 * ranks,
+        max_batch_size=8 * ranks,
+    )
+    loader = controller.loader(DataLoader(data, 8, sampler=sampler))
+    times: list[float] = []
+    for x, y in loader:
+        began = time.process_time()
+        controller.backward(nn.functional.mse_loss(model(x), y))
+        controller.step()
+        times.append(time.process_time() - began)
+        if len(times) == steps:
+            break
+    controller.close()
+    return times
+
+
+def chunk_rows(length: int) -> Row:
+    """Return a step's milliseconds; the mean holds the ends of chunks, the median does not."""
+    times = drive(network(10**4), max(3 * length, 512), Cadence(length, 0.0, length))[length:]
+    return {"median ms": 1e3 * statistics.median(times), "mean ms": 1e3 * statistics.fmean(times)}
+
+
+def log_row(decisions: int) -> Row:
+    """Repeat the decisions of a recorded run, and read, inspect and report them."""
+    from rlbatch.inspect.overview import summary_lines
+    from rlbatch.inspect.reading import read_log
+    from rlbatch.inspect.report.page import build_page
+    from rlbatch.inspect.series import points
+    from rlbatch.inspect.table import DecisionTable
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "log"
+        shutil.copytree(ROOT / "docs" / "example-log-goodput", folder)
+        size = repeated(folder / "decisions.jsonl", decisions)
+        row: Row = {"bytes a decision": size / decisions}
+        log = timed(row, "read s", lambda: read_log(folder))
+
+        def inspect() -> int:
+            found = points(log)
+            table = DecisionTable(120, found, color=False)
+            return len([*summary_lines(log, 120), *table.rows(found)])
+
+        timed(row, "inspect s", inspect)
+        page = timed(row, "report s", lambda: build_page([log], [], None))
+        row["page MB"] = len(page.encode()) / 1e6
+        row["MB"] = peak_megabytes()
+        return row
+
+
+def repeated(path: Path, decisions: int) -> int:
+    """Make a log longer by its own middle lines, counted on, and return its bytes."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    made = [line for line in lines if line["event"] == "decision"]
+    period = made[-1]["step"]
+    with path.open("w") as file:
+        for number in range(decisions):
+            turn, place = divmod(number, len(made))
+            line = dict(made[place], index=number)
+            for key, amount in (("step", period), ("samples_seen", made[-1]["samples_seen"])):
+                line[key] = made[place][key] + turn * amount
+            if line["effective_step"] is not None:
+                line["effective_step"] = made[place]["effective_step"] + turn * period
+            line["cost"] = made[place]["cost"] + turn * made[-1]["cost"]
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+    return path.stat().st_size
+
+
+def timed(row: Row, name: str, function: Callable[[], Any]) -> Any:
+    began = time.process_time()
+    result = function()
+    row[name] = time.process_time() - began
+    return result
+
+
+def rank_row(ranks: int) -> Row:
+    """Return what a chunk costs and sends on so many ranks of this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = get_context("fork")
+        arguments = [(rank, ranks, folder) for rank in range(ranks)]
+        processes = [context.Process(target=_rank, args=one) for one in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return json.loads((Path(folder) / "row.json").read_text())
+
+
+def _rank(rank: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    calls: list[int] = []
+    distributed = torch.distributed
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks
+    )
+    for name in ("all_reduce", "broadcast", "all_gather", "barrier", "all_gather_object"):
+        setattr(distributed, name, _counted(getattr(distributed, name), calls))
+    torch.manual_seed(0)
+    model: nn.Module = network(10**4)
+    if ranks > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    before = _counts(model, 50, calls)
+    after = _counts(model, 100, calls)
+    chunks, number = 5.0, after[0] - before[0]
+    if rank == 0:
+        row = {
+            "collectives a chunk": number / chunks,
+            "bytes a chunk": (after[1] - before[1]) / chunks,
+            "ms a step": after[2],
+        }
+        (Path(folder) / "row.json").write_text(json.dumps(row))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _counts(model: nn.Module, steps: int, calls: list[int]) -> tuple[int, int, float]:
+    """Return collectives and bytes of a run of chunks of ten steps, and milliseconds a step."""
+    calls.clear()
+    times = drive(model, steps, Cadence(10, 0.0, 10))
+    return len(calls), sum(calls), 1e3 * statistics.median(times[2:])
+
+
+def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def call(*arguments: Any, **more: Any) -> Any:
+        first = arguments[0] if arguments else None
+        calls.append(first.nbytes if isinstance(first, torch.Tensor) else 0)
+        return function(*arguments, **more)
+
+    return call
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
+
+
+def alone(function: Callable[..., Row], *arguments: Any) -> Row:
+    """Return what a function returns in a new process."""
+    with get_context("fork").Pool(1, use_one_thread) as pool:
+        return pool.apply(function, arguments)
+
+
+def table(what: str, sizes: Sequence[int], rows: Sequence[Row]) -> str:
+    """Return a table with the growth exponent of each column, over the last two rows."""
+    names = list(rows[0])
+    lines = [f"| {what} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for size, row in zip(sizes, rows, strict=True):
+        lines.append(f"| {size:,} | {' | '.join(f'{row[name]:,.4g}' for name in names)} |")
+    if len(rows) > 1:
+        grown = math.log(sizes[-1] / sizes[-2])
+        slopes = [
+            math.log(max(rows[-1][name], 1e-9) / max(rows[-2][name], 1e-9)) / grown
+            for name in names
+        ]
+        lines.append(f"| exponent | {' | '.join(f'{slope:.2f}' for slope in slopes)} |")
+    return "\n".join(lines)
+
+
+def both(parameters: int) -> Row:
+    steps = 40 if parameters < 10**8 else 14
+    row = alone(plain_steps, parameters, steps) | alone(controlled_steps, parameters, steps)
+    return row | {"memory x": row["MB"] / row["plain MB"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--decisions", nargs="+", type=int, default=[100, 1000, 10_000])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[8, 64, 512])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8])
+    given = parser.parse_args()
+    measured: dict[str, tuple[str, list[int], Callable[[int], Row]]] = {
+        "logs": ("decisions", given.decisions, lambda n: alone(log_row, n)),
+        "chunks": ("steps of a chunk", given.lengths, lambda n: alone(chunk_rows, n)),
+        "ranks": ("ranks", given.ranks, rank_row),
+        "parameters": ("parameters", given.parameters, both),
+    }
+    for part in given.parts:
+        what, sizes, measure = measured[part]
+        rows = [measure(size) for size in sizes]
+        print(f"{table(what, sizes, rows)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
