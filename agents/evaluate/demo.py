@@ -106,7 +106,7 @@ def run_demo(  # noqa: PLR0913 - every argument is a choice of the user
     *,
     task: str,
     policy: str = "default",
-    profile: str = "accelerator-512",
+    profile: str = "cpu",
     starts: tuple[float, ...] = STARTS,
     coupling: str = "sqrt",
     seeds: int = 2,
