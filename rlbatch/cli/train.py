@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zipfile import is_zipfile
@@ -77,7 +78,7 @@ class Command:
         keep_tensorflow_out()
         _shared.note(f"At most about {self.minutes:g} minutes.")
         with needs_extra("train", "stable-baselines3"):
-            from rlbatch.agents.own_tasks import training  # noqa: F401 - all that it needs is here
+            import_module("rlbatch.agents.own_tasks.training")  # all that is imported later
             from rlbatch.agents.own_tasks.plan import absolute
         with _own_tasks.write_no_bytecode():
             tasks = tuple(absolute(name) for name in self.task)
