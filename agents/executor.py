@@ -147,7 +147,7 @@ def _processes(jobs: int) -> Generator[ProcessExecutor]:
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+        jobs, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
     ) as pool:
         try:
             yield ProcessExecutor(pool, jobs)
@@ -158,7 +158,7 @@ def _processes(jobs: int) -> Generator[ProcessExecutor]:
             raise
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
     """Prepare a process of a pool: one thread, and an end with the process that started it."""
     use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one

@@ -127,7 +127,7 @@ class Recipe:
     mixed_share: float = 0.15
     plan_shares: tuple[float, float] = (0.8, 0.0)
     goodput_slack: float | None = 1.0
-    noise_ceiling: float | None = 3.0
+    noise_ceiling: float | None = 2.0
     keeps_steps: bool = True
     objective: str = "target"
 

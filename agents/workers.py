@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
-from rlbatch.agents.evaluate.bench import start_worker
+from rlbatch.agents.executor import start_worker
 
 _TICK = 0.5  # seconds
 

@@ -32,7 +32,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "data": {"pandas": "pandas", "pyarrow": "pyarrow"},
     "search": {**_TRAIN, **_REPORT, "optuna": "optuna"},
     "trackers": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
-    "ray": {"ray": "ray"},
+    "ray": {**_TRAIN, "ray": "ray"},
     "energy": {"pynvml": "nvidia-ml-py"},
 }
 """Extra to its packages, each a top-level module with the name under which it is installed."""

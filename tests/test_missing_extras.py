@@ -21,7 +21,7 @@ from rlbatch.extras import EXTRAS, missing_extra, needs_extra
 ROOT = Path(__file__).parents[1]
 CHEAP = f"{ROOT / 'tests' / 'agents' / 'evaluate' / 'cheap_task.py'}:make"
 OPTIONAL = frozenset(module for modules in EXTRAS.values() for module in modules)
-CLI_ONLY = ("inspect", "policies", "replay", "report", "tasks")
+CLI_ONLY = ("inspect", "join", "policies", "replay", "report", "tasks")
 INTEGRATIONS = {
     "keras": ("keras", "keras"),
     "lightning": ("lightning", "lightning"),
@@ -76,7 +76,7 @@ def test_each_command_names_the_extra_that_it_needs(hidden: str, name: str) -> N
         ("threadpoolctl", "threadpoolctl", ["run", "--task", CHEAP, "--out", "{}/new"]),
         ("sklearn", "scikit-learn", ["run", "--task", "digits-mlp", "--out", "{}/new"]),
         ("threadpoolctl", "threadpoolctl", ["bench", "--task", CHEAP, "--out", "{}/new"]),
-        ("sklearn", "scikit-learn", ["demo", "--out", "{}/new"]),
+        ("sklearn", "scikit-learn", ["demo", "--task", "digits-mlp", "--out", "{}/new"]),
         ("gymnasium", "gymnasium", ["train", "--recipe", "smoke", "--out", "{}/new"]),
         ("stable_baselines3", "stable-baselines3", ["train", "--recipe", "smoke", "--out", "{}/n"]),
     ],

@@ -266,13 +266,32 @@ class _GroupRunner:
         if not self._work.logs:
             return None
         group = self._work.group
-        parts = (group.task, policy, group.coupling, clock.name, size, f"seed{group.seed}")
-        path = self._work.out / LOGS / file_name("-".join(map(str, parts)))
+        path = _log_path(self._work.out, group, clock.name, size, policy)
         attempt = 1
         while path.exists():
             attempt += 1
             path = path.with_name(f"{path.name}-attempt{attempt}")
         return path
+
+
+def latest_log(out: Path, row: Row) -> Path:
+    """Return the folder of the log of a run that is finished: of its last attempt.
+
+    Args:
+        out: Folder of the results, of a benchmark with logs.
+        row: The run's result.
+    """
+    group = Group(row["task"], row["lr_coupling"], row["seed"])
+    path = _log_path(out, group, row["profile"], row["start_batch_size"], row["policy"])
+    latest, attempt = path, 2
+    while (later := path.with_name(f"{path.name}-attempt{attempt}")).exists():
+        latest, attempt = later, attempt + 1
+    return latest
+
+
+def _log_path(out: Path, group: Group, clock: str, size: int, policy: str) -> Path:
+    parts = (group.task, policy, group.coupling, clock, size, f"seed{group.seed}")
+    return out / LOGS / file_name("-".join(map(str, parts)))
 
 
 def _finite(value: float) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,20 +12,29 @@ from typing import TYPE_CHECKING
 from rlbatch.cli import _shared
 
 if TYPE_CHECKING:
-    from rlbatch.agents.evaluate.demo import Demo
+    from rlbatch.agents.evaluate.demo import Demo, Start
 
 
 @dataclass(frozen=True)
 class Command:
-    """Train a digits classifier at its default batch size, at every fixed size, and controlled.
+    """Train a small task from a batch size that is too small, right and too large, and compare.
 
-    Losses and samples are those of real training; seconds are counted by a device profile, so that
-    they do not depend on what else this machine does.
+    From each start four runs: staying there, the published rule `goodput`, the controller, and the
+    best fixed size, which is only known afterwards. Losses are those of real training; seconds are
+    counted by a device profile, so that they do not depend on what else this machine does. Then one
+    decision is explained, and the next commands are named.
 
     For example: rlbatch demo --seeds 3
     """
 
-    seeds: int = 5
+    task: str = "digits-mlp-sgd"
+    """What is trained: a name (`rlbatch tasks`), or file.py:function. The shipped policy
+    was trained on the default task, among others; not, for example, on digits-cnn."""
+    profile: str = "cpu"
+    """Whose seconds count: a device profile, or `wall` for this machine's."""
+    start: tuple[float, ...] = (0.125, 1.0, 8.0)
+    """First batch sizes relative to the task's."""
+    seeds: int = 2
     """Number of paired seeds."""
     out: Path | None = None
     """Folder for logs, results and the picture; a new one named rlbatch-demo if unset."""
@@ -40,12 +51,16 @@ class Command:
         """Measure, print and draw."""
         from rlbatch.agents.evaluate.demo import run_demo
 
+        self._check()
         out = _new_folder() if self.out is None else self.out
         _shared.require_possible_folder(out)
-        with _shared.progress("Training: seeds finished") as update:
+        with _shared.progress("Training: runs finished") as update:
             demo = run_demo(
                 out,
+                task=self.task,
                 policy=self.policy,
+                profile=self.profile,
+                starts=self.start,
                 coupling=self.lr_coupling,
                 seeds=self.seeds,
                 jobs=min(self.jobs, max(self.seeds, 1)) if self.jobs > 0 else self.jobs,
@@ -56,10 +71,27 @@ class Command:
             _shared.print_json({**asdict(demo), "out": str(out)})
             return 0
         _print(demo)
-        _shared.say(f"Episode logs: {out / 'runs'} (rlbatch inspect shows one)")
         if picture is not None:
-            _shared.say(f"Picture: {picture}")
+            _shared.say(f"Picture of the batch sizes over time: {picture}")
+        _explain(demo.starts[0])
+        _next(demo)
         return 0
+
+    def _check(self) -> None:
+        from rlbatch.agents.evaluate.settings import SIMULATED
+        from rlbatch.agents.search.searcher_names import parse_searcher
+        from rlbatch.errors import ConfigurationError
+
+        if self.task.startswith(SIMULATED):
+            raise ConfigurationError(
+                f"The demonstration trains a real task, not {self.task!r}. "
+                "`rlbatch tasks` lists some."
+            )
+        if parse_searcher(self.policy) is not None:
+            raise ConfigurationError(
+                f"{self.policy!r} makes several runs and has no decisions to show. "
+                "Compare it with `rlbatch bench`."
+            )
 
 
 def _new_folder() -> Path:
@@ -70,7 +102,7 @@ def _new_folder() -> Path:
 
 
 def _draw(demo: Demo, out: Path) -> Path | None:
-    from rlbatch.agents.evaluate.demo import draw_demo
+    from rlbatch.agents.evaluate.demo_picture import draw_demo
     from rlbatch.errors import MissingExtraError
 
     try:
@@ -81,72 +113,85 @@ def _draw(demo: Demo, out: Path) -> Path | None:
 
 
 def _print(demo: Demo) -> None:
-    from rlbatch.agents.evaluate.demo import verdict
+    from rlbatch.agents.evaluate.demo import verdicts
+    from rlbatch.envs.objectives import UNREACHED_RATIO
 
-    rows = demo.rows
     _shared.print_table(
-        "Fixed batch sizes",
-        ["batch size", "seconds to target", "reached"],
+        f"Time until {demo.task} reaches its target loss, {_seeds(demo.seeds)} "
+        f"(clock: {demo.profile})",
+        [
+            "the run starts at",
+            "staying there",
+            "goodput rule",
+            f"controller ({demo.policy})",
+            "best fixed size (which)",
+            "sizes the controller used, first seed",
+        ],
         [
             [
-                str(size.batch_size) + (" (default)" if size is demo.default else ""),
-                _number(size.seconds, "-"),
-                f"{size.reached}/{len(rows)}",
+                f"{start.batch_size} ({start.name})",
+                str(start.staying),
+                str(start.rule),
+                str(start.controller),
+                f"{start.best} ({' or '.join(map(str, start.best_sizes))})",
+                _sizes(start.sizes),
             ]
-            for size in demo.sizes
+            for start in demo.starts
         ],
-        caption="-: not reached in some seed at 4 times the cost of the best size",
+        text=["the run starts at", "sizes the controller used, first seed"],
+        caption=f"Seconds, less is better. >: in some seed given up at {UNREACHED_RATIO:g} times "
+        "the best fixed size's cost, short of the target.",
     )
-    _shared.print_table(
-        f"Cost to target: {rows[0]['task']}, {rows[0]['lr_coupling']} coupling, {len(rows)} seeds",
-        ["", "seconds", "samples", "reached", "/ default [95%]", "/ best fixed [95%]"],
-        _comparison(demo),
-        text=[""],
-        caption="seconds: of the cpu profile; ratios: geometric means over seeds",
+    print("The best fixed size is known only afterwards, when all have been tried.")
+    if demo.policy == "default":
+        print("docs/results.md lists the tasks that the shipped policy was trained on, and others.")
+    for text in verdicts(demo):
+        _shared.say(text)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds"
+
+
+def _sizes(sizes: tuple[int, ...], shown: int = 8) -> str:
+    """Return sizes in order, those in the middle left out where they are many."""
+    if len(sizes) <= shown:
+        return ", ".join(map(str, sizes))
+    return f"{', '.join(map(str, sizes[: shown - 2]))} ... {sizes[-1]}"
+
+
+def _explain(start: Start) -> None:
+    """Print in words the first change of the batch size that the gradient noise was known for.
+
+    Where there is none, the first change; where the size never changed, the first decision.
+    """
+    from rlbatch.cli.inspect import print_step
+    from rlbatch.inspect.reading import read_log
+    from rlbatch.inspect.series import points
+
+    log = read_log(Path(start.log))
+    decided = [point for point in points(log) if point.record.event != "end"]
+    if not decided:
+        return
+    changes = [point for point in decided if point.changed]
+    measured = [point for point in changes if not math.isnan(point.noise.value)]
+    step = [*measured, *changes, *decided][0].record.step
+    print(f"\nOne decision of the run that started at {start.batch_size}, explained:")
+    print_step(log, step)
+    print("The same from its log:")
+    _shared.say(f"    rlbatch inspect {shlex.quote(start.log)} --step {step}")
+
+
+def _next(demo: Demo) -> None:
+    log, task = shlex.quote(demo.starts[0].log), shlex.quote(demo.task)
+    profile, policy = shlex.quote(demo.profile), shlex.quote(demo.policy)
+    print("\nNext:")
+    _shared.say("  Train a controller on your own task (docs/tasks.md shows the file):")
+    _shared.say("    rlbatch train --task my_task.py:make --out my-controller")
+    _shared.say("  Put it on a run, here one of this task (your own loop: five lines, README.md):")
+    _shared.say(
+        f"    rlbatch run --task {task} --profile {profile} --policy {policy} --start 0.125 "
+        "--out my-run"
     )
-    _shared.say(verdict(demo))
-
-
-def _comparison(demo: Demo) -> list[list[str]]:
-    summary, default = demo.summary, demo.default
-    count, to_best = len(demo.rows), demo.summary.fixed_default
-
-    def mean(field: str) -> float:
-        return sum(row[field] for row in demo.rows) / count
-
-    def share(field: str) -> str:
-        return f"{sum(row[field] for row in demo.rows)}/{count}"
-
-    return [
-        [
-            f"default size ({default.batch_size})",
-            _number(default.seconds, "-"),
-            _number(default.samples, "-"),
-            f"{default.reached}/{count}",
-            "1.000",
-            str(to_best),
-        ],
-        [
-            "best fixed size in hindsight",
-            _number(mean("reference_cost"), "-"),
-            _number(demo.best_samples, "-"),
-            share("reference_reached"),
-            f"{1 / to_best.value:.3f}",
-            "1.000",
-        ],
-        ["the sweep to find it", _number(demo.sweep_seconds, "-"), "", "", "", ""],
-        [
-            f"controller ({summary.policy})",
-            _number(mean("cost"), "-"),
-            _number(mean("samples"), "-"),
-            share("reached"),
-            str(summary.to_default),
-            str(summary.ratio),
-        ],
-    ]
-
-
-def _number(value: float | None, missing: str) -> str:
-    if value is None:
-        return missing
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+    _shared.say("  Inspect a run, every decision with its reason:")
+    _shared.say(f"    rlbatch inspect {log}")

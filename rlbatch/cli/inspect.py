@@ -55,7 +55,7 @@ class Command:
             self._write(logs)
         elif self.step is not None:
             for log in logs:
-                _print_step(log, self.step, with_name=len(logs) > 1)
+                print_step(log, self.step, with_name=len(logs) > 1)
         elif self.json:
             _print_json(logs)
         elif len(logs) == 1:
@@ -167,7 +167,14 @@ def _print_comparison(logs: Sequence[RunLog]) -> None:
             print(f"{printable(log.name)}: {printable(problem)}")
 
 
-def _print_step(log: RunLog, step: int, *, with_name: bool) -> None:
+def print_step(log: RunLog, step: int, *, with_name: bool = False) -> None:
+    """Print in words the decision that was in force at an optimizer step.
+
+    Args:
+        log: The run.
+        step: Optimizer step.
+        with_name: Print the run's title first.
+    """
     import textwrap
 
     from rlbatch.inspect.explain import Explainer, sentences

@@ -47,8 +47,9 @@ class Command:
     jobs: int | None = None
     """With --task: processes; one a core if unset."""
     recipe: str | None = None
-    """Without --task: `default` (how the shipped policy was made), `simulated` (the simulator
-    only), `epochs` (for runs of so many epochs) or `smoke` (seconds). `default` if unset."""
+    """Without --task: `default` (how the shipped policy begins), `ordinary` (on from one of
+    its networks to runs of ordinary length, with --start-from), `simulated` (the simulator only),
+    `epochs` (for runs of so many epochs) or `smoke` (seconds). `default` if unset."""
     resume: bool = False
     """Go on with the training in the output folder."""
     curves: Path | None = None
@@ -75,9 +76,10 @@ class Command:
         self._check_own()
         keep_tensorflow_out()
         _shared.note(f"At most about {self.minutes:g} minutes.")
-        with needs_extra("train", "stable-baselines3"), _own_tasks.write_no_bytecode():
+        with needs_extra("train", "stable-baselines3"):
+            from rlbatch.agents.own_tasks import training  # noqa: F401 - all that it needs is here
             from rlbatch.agents.own_tasks.plan import absolute
-
+        with _own_tasks.write_no_bytecode():
             tasks = tuple(absolute(name) for name in self.task)
             out = self.out.resolve()
             plan = _own_tasks.prepare(self._plan(tasks), out, self.resume, tasks)

@@ -93,7 +93,7 @@ class ControlLoop:
         self._chunk_cost, self._chunk_began = 0.0, 0
         self._watching = self._resumed = False
         self._val_loss = math.nan
-        self._asked, self._noise_seen = 0, False  # steps to be measured; one was
+        self._asked, self._asks, self._noise_seen = 0, False, False  # to be measured; one was
         self.last: AppliedDecision | None = None
 
     def begin_step(self, batch_size: int, sizes: Sequence[int]) -> None:
@@ -116,9 +116,8 @@ class ControlLoop:
         self._resumed = False
         # Where a step is divided anyway its noise is known for nothing.
         measured = len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
-        measured = self._measures and measured
-        self._asked += measured
-        self._monitor.begin_step(sizes, measured=measured)
+        self._asks = self._measures and measured
+        self._monitor.begin_step(sizes, measured=self._asks)
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
@@ -143,6 +142,7 @@ class ControlLoop:
         if not self._watching:
             return
         self._watching = False
+        self._asked += self._asks
         self._chunk_done += 1
         if self.guard.trial is not None:
             self._end_trial(samples, place())

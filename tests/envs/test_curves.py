@@ -186,7 +186,9 @@ def small_table() -> CurveTable:
 
 
 def test_files_that_hold_no_table_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"No learning curves at .*missing\.npz.*make_cur"):
+    with pytest.raises(
+        ConfigurationError, match=r"No learning curves .*missing\.npz.*rlbatch curves"
+    ):
         CurveTable.load(tmp_path / "missing.npz")
 
     small_table().save(tmp_path / "good.npz")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import lzma
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rlbatch.agents.evaluate.clocks import resolve_clock
@@ -95,7 +95,8 @@ def shipped(folder: Path) -> dict[str, str]:
 
 def record() -> None:
     CURVES.unlink(missing_ok=True)
-    compute_table(f"{CHEAP}:make", range(2), step_factor=1.0).save(TABLE)
+    table = compute_table(f"{CHEAP}:make", range(2), step_factor=1.0)
+    replace(table, task="cheap").save(TABLE)  # the file's place is this machine's
     with tempfile.TemporaryDirectory() as folder:
         values = {
             "references": references(CURVES, made=True),

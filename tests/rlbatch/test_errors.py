@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from rlbatch.errors import (
+    ClusterError,
     ConfigurationError,
     DeliveryError,
     EpisodeLogError,
@@ -31,6 +32,7 @@ EVERY_ERROR = [
             EpisodeLogError,
             DeliveryError,
             MemoryUsedUpError,
+            ClusterError,
         )
     ),
 ]

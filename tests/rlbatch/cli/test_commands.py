@@ -122,20 +122,24 @@ def test_bench_prints_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_demo_measures_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = ["demo", "--seeds", "1", "--jobs", "1", "--policy", "fixed", "--out", str(out)]
+    arguments = ["demo", "--task", CHEAP, "--start", "1", "--profile", "cpu", "--seeds", "1"]
+    arguments += ["--jobs", "1", "--policy", "fixed", "--out", str(out)]
 
     assert main([*arguments, "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)
-    assert measured["summary"]["to_default"]["value"] == pytest.approx(1.0)
-    assert measured["default"]["batch_size"] == 32
+    (start,) = json.loads(capsys.readouterr().out)["starts"]
+    assert start["controller"]["mean"] == pytest.approx(start["staying"]["mean"])
+    assert start["batch_size"] == 8
+    assert start["sizes"] == [8]
     assert (out / "demo.png").is_file()
-    (log,) = (out / "runs").iterdir()
-    assert read_episode(log).records[-1].event == "end"
+    assert read_episode(Path(start["log"])).records[-1].event == "end"
 
     assert main(arguments) == 0
-    table = capsys.readouterr().out
-    assert "The controller cost as much as the default size" in table
-    assert f"{measured['default']['seconds']:.3f}" in table
+    told = capsys.readouterr().out
+    assert "the controller took as much time as staying" in told
+    assert f"{start['best']['mean']:.2f}" in told
+    assert "the batch size was left at 8" in told  # the decision in words
+    for command in ("rlbatch train --task", "rlbatch run --task", f"rlbatch inspect {out}"):
+        assert command in told.replace("\\\n", "")
 
 
 def test_demo_takes_a_new_folder_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

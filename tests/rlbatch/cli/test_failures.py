@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlbatch.agents.evaluate import curve_store
+from rlbatch import files
 from rlbatch.cli import _failures, main
 from rlbatch.cli._shared import require_possible_folder
 from rlbatch.cli.train import Command as Train
@@ -231,7 +231,7 @@ def test_a_benchmark_goes_on_after_a_full_disk(
         return count
 
     with monkeypatch.context() as patch:
-        patch.setattr(curve_store.os, "write", write_what_fits)
+        patch.setattr(files.os, "write", write_what_fits)
         assert main([*BENCH, "--out", str(torn)]) == 1
     assert "No space left on device. Make room and repeat the command" in said(capsys)
 

@@ -105,7 +105,7 @@ class Run:
     @property
     def _begins_anew(self) -> bool:
         accumulator: Any = self.controller._accumulator
-        return not accumulator._accumulator.is_open
+        return not accumulator._parts.is_open
 
     @property
     def weights(self) -> Tensor:
