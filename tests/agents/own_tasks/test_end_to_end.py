@@ -44,7 +44,7 @@ def test_a_stopped_training_leaves_a_policy_and_goes_on(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 130, stderr
     assert "what is best so far" in stderr
     assert " left" in stderr.splitlines()[1]  # the time, from the first line on

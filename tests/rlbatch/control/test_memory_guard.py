@@ -335,7 +335,7 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
 
 
 def _open(controller: Any) -> bool:
-    return controller._accumulator._accumulator.is_open
+    return controller._accumulator._parts.is_open
 
 
 @pytest.mark.slow

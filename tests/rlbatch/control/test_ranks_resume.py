@@ -44,7 +44,7 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
         settings=tuple(settings.items()),
         dropout=0.2,
         saves=4,
-        epochs=10,  # more steps than the kills let pass
+        epochs=16,  # more steps than the kills let pass
         bits=True,
     )
     killed = replace(whole, folder=tmp_path / "killed")
@@ -80,7 +80,7 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
     assert logs[0] == logs[1]
     records = read_episode(killed.folder / "log").records
     assert [record.index for record in records] == list(range(len(records)))
-    assert len({record.batch_size for record in records}) > 3
+    assert len({record.batch_size for record in records}) > 2
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
