@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
-from rlbatch.envs.settings import RANDOM, RANDOM_LONG
+from rlbatch.envs.settings import RANDOM
+from rlbatch.envs.tasks.random_job import LONG
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.policy.network import ACTIVATIONS
 
@@ -214,7 +215,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "ordinary",
             (_ORDINARY,),
-            tasks=(*TRAINING_TASKS, RANDOM_LONG),
+            tasks=(*TRAINING_TASKS, LONG),
             known_share=0.4,
             plan_shares=(0.9, 0.5),
         ),

@@ -14,6 +14,7 @@ from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.profiles import CostWeights, DeviceProfile
 from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.tasks.random_job import LONG
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
@@ -77,8 +78,7 @@ class BudgetSetting(EpisodeSetting):
 
 RANDOM = "random"
 RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_LONG = "random-long"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03, RANDOM_LONG: 1.0}
+RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03, LONG: 1.0}
 """Stand for all random tasks of a kind whose curves are there; their weights among the draws."""
 
 NAMED_SHARE = 0.5
@@ -176,7 +176,7 @@ class SettingSampler:
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
         if self._mixed_share and rng.random() < self._mixed_share:
             profile, weights = _with_watts(profile, rng), _draw_mix(rng)
-        loosest = _LOOSEST_LONG if table.task.startswith(RANDOM_LONG) else _LOOSEST
+        loosest = _LOOSEST_LONG if table.task.startswith(LONG) else _LOOSEST
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
         default = table.row(0, rate_shift)
         steps = np.inf if default is None else table.steps_to(default, target)
