@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rlbatch.agents.executor import open_executor
 from rlbatch.agents.recipes import SMALL_TASKS
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.curves import compute_table
 from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.task import task_names
@@ -64,16 +65,16 @@ def make_curves(
     for kind, count in random_tasks.items():
         jobs_of_kind = (RandomJob(kind, number) for number in range(count))
         all_work += [(out / f"{kind}-{job.number:04d}.npz", job, 1) for job in jobs_of_kind]
-    work = [item for item in all_work if not item[0].exists() and not _refused(item[0]).exists()]
-    done = len(all_work) - len(work)
-    workers = Workers(jobs)
-    try:
-        for _, line in workers.run(_make, work):
-            done += 1
+    queue = deque(
+        (item[0], item)
+        for item in all_work
+        if not item[0].exists() and not _refused(item[0]).exists()
+    )
+    missing = len(queue)
+    with open_executor(jobs) as executor:
+        for made, (_, line) in enumerate(executor.run(_make, queue), start=1):
             if on_table is not None:
-                on_table(line, done, len(all_work))
-    finally:
-        workers.close()
+                on_table(line, len(all_work) - missing + made, len(all_work))
 
 
 def _make(item: _Work) -> str:

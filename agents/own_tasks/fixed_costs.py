@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from rlbatch.agents.evaluate.curve_files import curve_path, open_curves
 from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps, size_grid
 from rlbatch.agents.evaluate.reference import find_references
 from rlbatch.agents.evaluate.settings import task_identity
+from rlbatch.agents.executor import Deadline, Executor
 from rlbatch.agents.own_tasks.plan import CURVE_SEED, Plan
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
@@ -141,24 +142,26 @@ def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCos
 
 
 def all_costs(
-    plan: Plan, folder: Path, workers: Workers, *, until: float, tick: Callable[[], None]
+    plan: Plan, folder: Path, executor: Executor, *, until: float, tick: Callable[[], None]
 ) -> list[TaskCosts]:
     """Run the fixed sizes of all tasks: with the first seed, then with more as time permits.
 
     Args:
         plan: Of the training.
         folder: Of the curves.
-        workers: Processes.
+        executor: Where they run.
         until: When no further seed is begun, by `time.monotonic`.
         tick: Called now and then.
     """
-    works = [
-        CurveWork(plan, name, number, folder) for number in range(plan.seeds) for name in plan.tasks
-    ]
+    works = deque(
+        ((name, number), CurveWork(plan, name, number, folder))
+        for number in range(plan.seeds)
+        for name in plan.tasks
+    )
     found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
-    needed = len(plan.tasks)
-    for work, result in workers.run(run_curves, works, needed=needed, until=until, tick=tick):
-        found[work.task][work.number] = result
+    deadline = Deadline(until, needed=len(plan.tasks))
+    for (name, number), result in executor.run(run_curves, works, tick, deadline):
+        found[name][number] = result
     return [
         mean_costs(plan, name, [found[name][number] for number in sorted(found[name])])
         for name in plan.tasks

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlbatch.agents.executor import Executor
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts
 from rlbatch.agents.own_tasks.plan import TRAINING_SEED, Plan
 from rlbatch.agents.own_tasks.rule_networks import Schedule, schedule_policy
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.agents.workers import Workers
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 
@@ -45,7 +45,7 @@ class ScheduleSearch:
     def run(
         self,
         best_shift: int,
-        workers: Workers,
+        executor: Executor,
         on_progress: Callable[[int, int], None],
         until: float,
     ) -> list[Candidate]:
@@ -53,7 +53,7 @@ class ScheduleSearch:
 
         Args:
             best_shift: log2 of the best fixed size over the task's.
-            workers: Processes.
+            executor: Where they run.
             on_progress: Called with the runs that are done and all of them, in each round.
             until: When to stop, by `time.monotonic`.
         """
@@ -69,7 +69,7 @@ class ScheduleSearch:
         best: list[Schedule] = []
         for seeds, left in (*_HALVINGS, (_LAST_SEEDS, 2)):
             candidates = [self._candidate(one) for one in pool]
-            found.run(candidates, seeds, workers, on_progress, until=until)
+            found.run(candidates, seeds, executor, on_progress, until=until)
             made = [one for one in candidates if found.seeds_of(one.name) >= seeds]
             if not made:
                 break

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlbatch.agents.evaluate.fixed_curves import size_grid
+from rlbatch.agents.executor import Executor, open_executor
 from rlbatch.agents.own_tasks.baselines import (
     SHIPPED,
     STAYING,
@@ -45,7 +46,6 @@ from rlbatch.agents.own_tasks.outcome import Display, Outcome
 from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
 from rlbatch.policy.card import PolicyCard
@@ -73,20 +73,21 @@ def train_on_tasks(
         EpisodeLogError: Another process trains in the folder.
     """
     lock = lock_folder(out)
-    training = _Training(plan, out, Budget(out, minutes), Workers(jobs), display)
+    budget = Budget(out, minutes)
     try:
-        return training.run()
+        with open_executor(jobs) as executor:
+            return _Training(plan, out, budget, executor, display).run()
     finally:
-        training.close()
+        budget.save()
         unlock(lock)
 
 
 class _Training:
     def __init__(
-        self, plan: Plan, out: Path, budget: Budget, workers: Workers, display: Display
+        self, plan: Plan, out: Path, budget: Budget, executor: Executor, display: Display
     ) -> None:
         self._plan, self._out, self._budget = plan, out, budget
-        self._workers, self._display = workers, display
+        self._executor, self._display = executor, display
         self._curves = out / "curves"
         self._candidates: list[Candidate] = [SHIPPED]
         recipe = recipe_of(plan)
@@ -101,10 +102,6 @@ class _Training:
         self._stage, self._stage_begun = "", time.monotonic()
         if not (out / POLICY_FILE).exists():
             keep(plan, SHIPPED, out, validation={}, validation_seeds=0)
-
-    def close(self) -> None:
-        self._budget.save()
-        self._workers.close()
 
     def run(self) -> Outcome:
         costs = self._fixed_costs()
@@ -146,7 +143,7 @@ class _Training:
             self._show("fixed sizes", min(count_curves(self._curves), total), total)
 
         tick()
-        return all_costs(plan, self._curves, self._workers, until=until, tick=tick)
+        return all_costs(plan, self._curves, self._executor, until=until, tick=tick)
 
     def _search(self, costs: Sequence[TaskCosts], seconds: float) -> None:
         """Search for a schedule; in a training that goes on, what was found is there at once."""
@@ -156,7 +153,7 @@ class _Training:
         )
         found = search.run(
             best_shifts(costs)[0],
-            self._workers,
+            self._executor,
             lambda done, total: self._show("schedules", done, max(total, 1), sure=False),
             time.monotonic() + (0.0 if tested else seconds),
         )
@@ -176,7 +173,7 @@ class _Training:
             made = total
             self._show("comparing", done, max(total, 1))
 
-        self._validation.run(candidates, seeds, self._workers, progress)
+        self._validation.run(candidates, seeds, self._executor, progress)
         return (time.monotonic() - begun) / max(made, 1)
 
     def _keep_best(self, seeds: int) -> Candidate:
@@ -226,7 +223,7 @@ class _Training:
                         break
                     if learner is None:
                         folder = self._out / "learning"
-                        learner = Learner(self._plan, costs, folder, self._workers.count)
+                        learner = Learner(self._plan, costs, folder, self._executor.width)
                     share = _LEARNING_SHARE * left / (_SEGMENTS + 1 - number)
                     length = max(share, _SHORTEST_SEGMENT)
                     segment = Segment(number, self._source(number), self._file(name), length)
@@ -283,7 +280,7 @@ class _Training:
             compared,
             division.test_seeds,
             self._out / "evaluation",
-            jobs=self._workers.count,
+            jobs=self._executor.width,
             references=self._curves,
             on_progress=progress,
         )

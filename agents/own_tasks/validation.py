@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,9 @@ import numpy as np
 from rlbatch.agents.evaluate.curve_store import append_line, cut_torn_line, read_lines
 from rlbatch.agents.evaluate.rows import run_ratio
 from rlbatch.agents.evaluate.run import controlled_run
+from rlbatch.agents.executor import Deadline, Executor
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, cached_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.policy.registry import resolve_policy
@@ -114,38 +116,38 @@ class Validation:
         self,
         candidates: Sequence[Candidate],
         seeds: int,
-        workers: Workers,
+        executor: Executor,
         on_progress: Callable[[int, int], None],
         *,
-        until: float | None = None,
+        until: float = math.inf,
     ) -> None:
         """Run what is missing of candidates on the first seeds.
 
         Args:
             candidates: To be compared.
             seeds: Their number.
-            workers: Processes.
+            executor: Where they run.
             on_progress: Called with the runs that are done and all of them.
-            until: When, by `time.monotonic`, no more are begun; None makes all.
+            until: When, by `time.monotonic`, no more are begun; by default all are made.
         """
         by_name = {costs.name: costs for costs in self._tasks}
         policies = {candidate.name: candidate.policy for candidate in candidates}
-        items = [
-            _Work(self._plan, policies[key[0]], by_name[key[1]], key, self._first)
+        queue = deque(
+            (key, _Work(self._plan, policies[key[0]], by_name[key[1]], key, self._first))
             for seed in range(seeds)
             for candidate in candidates
             for key in self.keys(candidate.name, [seed])
             if key not in self._ratios
-        ]
-        on_progress(0, len(items))
-        limits = {} if until is None else {"needed": 0, "until": until}
-        found = workers.run(_run, items, **limits)
-        for done, (item, (ratio, reached)) in enumerate(found, start=1):
-            self._ratios[item.key] = ratio
+        )
+        total = len(queue)
+        on_progress(0, total)
+        found = executor.run(_run, queue, deadline=Deadline(until))
+        for done, (key, (ratio, reached)) in enumerate(found, start=1):
+            self._ratios[key] = ratio
             names = ("candidate", "task", "start", "seed")
-            row = dict(zip(names, item.key, strict=True))
+            row = dict(zip(names, key, strict=True))
             append_line(self._path, {**row, "ratio": ratio, "reached": reached})
-            on_progress(done, len(items))
+            on_progress(done, total)
 
     def seeds_of(self, candidate: str) -> int:
         """Return with how many seeds a candidate was run in full."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlbatch.agents.executor import SerialExecutor
 from rlbatch.agents.own_tasks.baselines import best_shifts
 from rlbatch.agents.own_tasks.budget import FIRST_SEEDS, Budget, divide, load_division
 from rlbatch.agents.own_tasks.evaluation import scores
@@ -23,7 +24,6 @@ from rlbatch.agents.own_tasks.fixed_costs import (
 from rlbatch.agents.own_tasks.plan import Plan, absolute, load_plan, save_plan
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
@@ -85,13 +85,13 @@ def test_validation_goes_on_where_it_was(tmp_path: Path) -> None:
     def on_progress(done: int, total: int) -> None:
         counts.append(total)
 
-    Validation(PLAN, [costs], path).run([candidate], 1, Workers(1), on_progress)
+    Validation(PLAN, [costs], path).run([candidate], 1, SerialExecutor(), on_progress)
     lines = path.read_text().splitlines()
     assert len(lines) == 2 == counts[0]
     path.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote
     again = Validation(PLAN, [costs], path)
     assert again.seeds_of("stay") == 0
-    again.run([candidate], 2, Workers(1), on_progress)
+    again.run([candidate], 2, SerialExecutor(), on_progress)
     assert counts[-1] == 3
     ratios = [json.loads(line)["ratio"] for line in path.read_text().splitlines()]
     assert again.seeds_of("stay") == 2
