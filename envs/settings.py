@@ -14,11 +14,11 @@ from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.profiles import CostWeights, DeviceProfile
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.envs.tasks.random_job import LONG
+from rlbatch.envs.tasks.random_job import KINDS, kind_of
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
-_LOOSEST, _LOOSEST_LONG = 1.5, 1.15  # targets, over the task's own: of long runs, near their ends
+_LOOSEST = 1.5  # target of a named task, over its own
 _MOST_DRAWS = 10_000  # a table in which one draw in a thousand is of use is still one
 
 
@@ -76,11 +76,6 @@ class BudgetSetting(EpisodeSetting):
     cost_of_loss: Callable[[float], float]
 
 
-RANDOM = "random"
-RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03, LONG: 1.0}
-"""Stand for all random tasks of a kind whose curves are there; their weights among the draws."""
-
 NAMED_SHARE = 0.5
 """Weight of all named tasks together."""
 
@@ -109,7 +104,7 @@ class SettingSampler:
 
         Args:
             folder: One `<task>.npz` a task.
-            tasks: Names of built-in tasks; a kind in `RANDOM_SHARES` stands for all its tables, as
+            tasks: Names of built-in tasks; a kind in `KINDS` stands for all its tables, as
                 `random-0012.npz`. They have that weight among the draws, all named tasks together
                 `NAMED_SHARE`.
             log2_start: Range of log2(start batch size / the task's), both ends included.
@@ -126,12 +121,10 @@ class SettingSampler:
         """
         if not tasks:
             raise ConfigurationError("At least one task is needed to draw settings from, got none.")
-        names = [name for name in tasks if name not in RANDOM_SHARES]
+        names = [name for name in tasks if name not in KINDS]
         named = [_load(folder / f"{name}.npz", name) for name in names]
         self._groups = [
-            (RANDOM_SHARES[kind], _load_kind(folder, kind))
-            for kind in tasks
-            if kind in RANDOM_SHARES
+            (KINDS[kind].share, _load_kind(folder, kind)) for kind in tasks if kind in KINDS
         ]
         if named:
             self._groups.append((NAMED_SHARE, named))
@@ -176,7 +169,8 @@ class SettingSampler:
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
         if self._mixed_share and rng.random() < self._mixed_share:
             profile, weights = _with_watts(profile, rng), _draw_mix(rng)
-        loosest = _LOOSEST_LONG if table.task.startswith(LONG) else _LOOSEST
+        kind = KINDS.get(kind_of(table.task))
+        loosest = _LOOSEST if kind is None else kind.loosest_target
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
         default = table.row(0, rate_shift)
         steps = np.inf if default is None else table.steps_to(default, target)

@@ -27,7 +27,8 @@ from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.settings import RANDOM, SettingSampler
+from rlbatch.envs.settings import SettingSampler
+from rlbatch.envs.tasks.random_job import RANDOM
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import noise_rate_of
 from rlbatch.policy.learned import LearnedPolicy

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
-from rlbatch.envs.settings import RANDOM_SHARES, EpisodeSetting, SettingSampler, draw_profile
+from rlbatch.envs.settings import EpisodeSetting, SettingSampler, draw_profile
 from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.tasks.random_job import KINDS
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
@@ -170,7 +171,7 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
     sampler, rng = SettingSampler(tmp_path, ("random", NAMES[0])), np.random.default_rng(0)
     drawn = Counter((s.task, s.planned_steps) for s in (sampler(rng) for _ in range(300)))
     assert drawn.keys() == {(NAMES[0], None), (names[0], 70), (names[1], 71)}
-    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - RANDOM_SHARES["random"], abs=0.1)
+    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - KINDS["random"].share, abs=0.1)
 
     transformer = "random-transformer:4:0.01:2"
     losses = table.val_loss * (resolve_task(transformer).target / resolve_task(NAMES[0]).target)
@@ -179,7 +180,7 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
     )
     both = SettingSampler(tmp_path, ("random", "random-transformer"))
     kinds = Counter(str(both(rng).task).split(":")[0] for _ in range(600))
-    shares = RANDOM_SHARES["random-transformer"] / sum(RANDOM_SHARES.values())
+    shares = KINDS["random-transformer"].share / sum(kind.share for kind in KINDS.values())
     assert kinds["random-transformer"] / 600 == pytest.approx(shares, abs=0.06)
 
     alone = SettingSampler(tmp_path, ("random",))
