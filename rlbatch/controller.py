@@ -308,7 +308,13 @@ class BatchController:
         delivered = self._accumulator.step(self._rate.applied(), clip_norm)
         if delivered is None:
             return 0
-        return self._end_step(delivered)
+        if self._finds_limit:
+            if not self._averages(self._run.ranks):
+                self._guard.settle()
+            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
+        samples, position = delivered.step_samples, delivered.step_end
+        self._run.end_step(samples, epoch=delivered.epoch, position=position)
+        return StepSamples.of(samples, self.base_batch_size, self._plain_steps.advance(position))
 
     def skip(self) -> None:
         """Leave out a batch, in place of `backward` and `step`: the optimizer does not step.
@@ -481,20 +487,6 @@ class BatchController:
         if count > 1:
             sizes = micro_batch_totals(samples, count, self._run.ranks.world_size)
         self._run.begin_step(delivered.batch_size, sizes)
-
-    def _end_step(self, delivered: Delivered) -> int:
-        if self._finds_limit:
-            if not self._averages(self._run.ranks):
-                self._guard.settle()
-            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        self._run.end_step(
-            delivered.step_samples, epoch=delivered.epoch, position=delivered.step_end
-        )
-        return StepSamples.of(
-            delivered.step_samples,
-            self.base_batch_size,
-            self._plain_steps.advance(delivered.step_end),
-        )
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
         require_like(

@@ -172,11 +172,13 @@ class LoopAdapter:
 
     def leave_unmeasured(self) -> None:
         """Measure no noise in the step under way, whose parts are not weighted by samples."""
-        self._loop.leave_unmeasured()
+        if self._loop.watching:
+            self._parts.monitor.leave_unmeasured()
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass and before anything clips."""
-        self._loop.after_backward(loss)
+        if self._loop.watching:
+            self._parts.monitor.after_backward(loss)
 
     def end_step(self, samples: int, *, epoch: int, position: int) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide.

@@ -149,6 +149,21 @@ def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
         )
 
 
+def require_new_policy_file(path: Path) -> None:
+    """Refuse what no policy file could be written to.
+
+    Raises:
+        ConfigurationError: It ends in something else, is there already, or its folder cannot be.
+    """
+    if path.suffix != ".safetensors":
+        raise ConfigurationError(
+            f"--out names the policy file, which ends in .safetensors; got {path}."
+        )
+    if path.exists():
+        raise ConfigurationError(f"{path} already exists. Name a new file; nothing is overwritten.")
+    require_possible_folder(path.parent)
+
+
 @contextmanager
 def search_folder(
     folder: Path, identity: Mapping[str, Any], shared: bool = False

@@ -74,7 +74,11 @@ class DecisionRecord:
                 value = getattr(self, name)
                 if value is not None or name not in _OPTIONAL:
                     self._set(name, convert(name, value))
-        self._set("signals", {str(k): _number_or_numbers(k, v) for k, v in self.signals.items()})
+        signals: dict[str, Any] = {}
+        for name, value in self.signals.items():
+            is_list = isinstance(value, list | tuple) or getattr(value, "ndim", 0)
+            signals[str(name)] = (_numbers if is_list else _number)(name, value)
+        self._set("signals", signals)
         if isinstance(self.reasons, str):
             raise EpisodeLogError(
                 f"reasons must be a list of texts; got the text {self.reasons!r}."
@@ -179,12 +183,6 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     if isinstance(items, str) or not isinstance(items, Sequence):
         raise EpisodeLogError(f"{name} must be a list of numbers; got {value!r}.")
     return tuple(_number(name, item) for item in cast("Sequence[Any]", items))
-
-
-def _number_or_numbers(name: str, value: Any) -> float | tuple[float, ...]:
-    if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0):
-        return _numbers(name, value)
-    return _number(name, value)
 
 
 _OPTIONAL = ("effective_step", "observation", "probabilities", "value")
