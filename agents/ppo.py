@@ -7,6 +7,7 @@ deployed is the policy file that `rlbatch.agents.weights` writes.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,20 +91,24 @@ def train(
         source = out / CHECKPOINT if index or done else start_from
         _train_stage(recipe, files, index, 0, done, source, device, report)
         done = 0
-    path = out / _POLICY
     if recipe.members > 1:
-        folders = [out / f"member{number}" for number in range(recipe.members)]
-        train_side_by_side(
-            {
-                number: partial(_train_member, recipe, replace(files, out=folder), number, device)
-                for number, folder in enumerate(folders)
-                if not (folder / _POLICY).exists()
-            },
-            report,
-        )
-        joined = join([load_policy(folder / _POLICY) for folder in folders])
-        save_policy(path, joined, joined.card)
-    return path
+        _train_members(recipe, files, device, report)
+    return out / _POLICY
+
+
+def _train_members(recipe: Recipe, files: _Files, device: str, report: Report | None) -> None:
+    """Train the members that are missing, and join all."""
+    folders = [files.out / f"member{number}" for number in range(recipe.members)]
+    train_side_by_side(
+        {
+            number: partial(_train_member, recipe, replace(files, out=folder), number, device)
+            for number, folder in enumerate(folders)
+            if not (folder / _POLICY).exists()
+        },
+        report,
+    )
+    joined = join([load_policy(folder / _POLICY) for folder in folders])
+    save_policy(files.out / _POLICY, joined, joined.card)
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,7 @@ def _make_pool(recipe: Recipe, path: Path) -> None:
 
 def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
     planned = recipe.objective == "epochs"
+    begin: Callable[[Any], Any] = PlannedEpisode if planned else begin_episode
     if planned:
         source = PlannedSampler(curves, recipe.tasks, known_share=recipe.known_share)
     else:
@@ -203,9 +209,8 @@ def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int)
         count,
         seed + 500 * crashes,
         recipe.actions,
-        make=PlannedEpisode if planned else begin_episode,
+        make=lambda setting: begin(replace(setting, noise_rate=recipe.noise_rate)),
         privileged=recipe.privileged_critic,
-        noise_rate=recipe.noise_rate,
     )
 
 

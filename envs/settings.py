@@ -16,6 +16,7 @@ from rlbatch.envs.profiles import CostWeights, DeviceProfile
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.tasks.random_job import KINDS, kind_of
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
 _LOOSEST = 1.5  # target of a named task, over its own
@@ -42,6 +43,8 @@ class EpisodeSetting:
         fixed_costs: Cost of reaching the target at each fixed batch size, where that is known.
         curve_known: What a step costs at every size is known from the start.
         plan_known: The policy is told `planned_steps`.
+        noise_rate: See `rlbatch.signals.cadence.is_measured`; 0 for a policy that wants none.
+        guard: Damaged chunks are rolled back.
     """
 
     task: str | Task
@@ -58,6 +61,8 @@ class EpisodeSetting:
     fixed_costs: Mapping[int, float] = field(default_factory=dict[int, float])
     curve_known: bool = True
     plan_known: bool = True
+    noise_rate: float = NOISE_RATE
+    guard: bool = True
 
     @property
     def task_name(self) -> str:
@@ -165,26 +170,15 @@ class SettingSampler:
         if not couplings:
             return None
         coupling = couplings[int(rng.integers(len(couplings)))]
-        profile = draw_profile(rng)
-        weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
-        if self._mixed_share and rng.random() < self._mixed_share:
-            profile, weights = _with_watts(profile, rng), _draw_mix(rng)
-        kind = KINDS.get(kind_of(table.task))
-        loosest = _LOOSEST if kind is None else kind.loosest_target
-        target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
+        profile, weights = self._draw_costs(rng)
+        target = _draw_target(table, task, rng)
         default = table.row(0, rate_shift)
         steps = np.inf if default is None else table.steps_to(default, target)
         if not np.isfinite(steps):
             return None
-        costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
-        reference = min(costs.values())
-        size: int = len(task.train_set)  # type: ignore[arg-type]
-        largest = task.max_batch_size or size
-        shift = (
-            0
-            if rng.random() < 0.35
-            else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
-        )
+        conditions = rate_shift, coupling, profile, weights, task.batch_size
+        costs = table.costs(target, *conditions)
+        start = self._draw_start(task, rng)
         planned, plan_known = self._plan(table, steps, rng)
         setting = EpisodeSetting(
             task=table.task,
@@ -192,24 +186,33 @@ class SettingSampler:
             coupling=coupling,
             profile=profile,
             target_loss=target,
-            start_batch_size=int(np.clip(task.batch_size * 2.0**shift, 1, largest)),
-            reference_cost=reference,
+            start_batch_size=start,
+            reference_cost=min(costs.values()),
             learning_rate_scale=2.0 ** (rate_shift / 2),
             weights=weights,
-            cadence=Cadence(
-                minimum=int(rng.integers(2, 7)),
-                growth=float(rng.uniform(0.06, 0.14)),
-                validation_growth=0.05,
-            ),
+            cadence=_draw_cadence(rng),
             planned_steps=planned,
             plan_known=plan_known,
             fixed_costs=costs,
             curve_known=self._known_share >= 1.0 or bool(rng.random() < self._known_share),
         )
         if self._budget_share and rng.random() < self._budget_share:
-            conditions = rate_shift, coupling, profile, weights, task.batch_size
             return _with_budget(setting, partial(_least_cost, table, *conditions))
         return setting
+
+    def _draw_costs(self, rng: np.random.Generator) -> tuple[DeviceProfile, CostWeights]:
+        profile = draw_profile(rng)
+        weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
+        if self._mixed_share and rng.random() < self._mixed_share:
+            return _with_watts(profile, rng), _draw_mix(rng)
+        return profile, weights
+
+    def _draw_start(self, task: Task, rng: np.random.Generator) -> int:
+        """Return a first batch size, in about a third of the cases the task's own."""
+        size: int = len(task.train_set)  # type: ignore[arg-type]
+        low, high = self._log2_start
+        shift = 0 if rng.random() < 0.35 else int(rng.integers(low, high + 1))
+        return int(np.clip(task.batch_size * 2.0**shift, 1, task.max_batch_size or size))
 
     def _plan(
         self, table: CurveTable, default_steps: float, rng: np.random.Generator
@@ -264,6 +267,20 @@ def _load_kind(folder: Path, kind: str) -> list[CurveTable]:
             f"No learning curves of {kind} tasks in {folder}. Make them with rlbatch curves."
         )
     return tables
+
+
+def _draw_target(table: CurveTable, task: Task, rng: np.random.Generator) -> float:
+    kind = KINDS.get(kind_of(table.task))
+    loosest = _LOOSEST if kind is None else kind.loosest_target
+    return task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
+
+
+def _draw_cadence(rng: np.random.Generator) -> Cadence:
+    return Cadence(
+        minimum=int(rng.integers(2, 7)),
+        growth=float(rng.uniform(0.06, 0.14)),
+        validation_growth=0.05,
+    )
 
 
 def draw_profile(rng: np.random.Generator) -> DeviceProfile:

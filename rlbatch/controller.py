@@ -130,14 +130,7 @@ class BatchController:
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
         batch_size, self._dataset_size = loader_sizes(loader)
-        if batch_size * ranks.world_size != self.base_batch_size:
-            raise ConfigurationError(
-                f"The controller was made for batch size {self.base_batch_size}, and the loader "
-                f"has {batch_size} on each of {ranks.world_size} ranks. Make the first the product."
-                if ranks.world_size > 1
-                else f"The controller was made for batch size {self.base_batch_size}, and the "
-                f"loader has {batch_size}. Give both the same one."
-            )
+        checks.check_loader_size(batch_size, ranks.world_size, self.base_batch_size)
         self._memory = self._make_memory(ranks)
         self._accumulator = self._make_accumulator(ranks)
         self._accumulator.ranks = ranks
@@ -167,11 +160,7 @@ class BatchController:
         )
         self._adapter.loader = self._loader
         self._user.attach(training.weights)
-        if self._state is not None:
-            state, self._state = self._state, None
-            with all_or_nothing(self):  # a state that is refused is not tried again
-                self._apply_state(state)
-                self._state = state
+        self._apply_loaded_state()
         return self._loader
 
     def schedule(self, scheduler: Any, steps: int = 1) -> RunSchedule:
@@ -487,6 +476,13 @@ class BatchController:
         if count > 1:
             sizes = micro_batch_totals(samples, count, self._run.ranks.world_size)
         self._run.begin_step(delivered.batch_size, sizes)
+
+    def _apply_loaded_state(self) -> None:
+        if self._state is not None:
+            state, self._state = self._state, None
+            with all_or_nothing(self):  # a state that is refused is not tried again
+                self._apply_state(state)
+                self._state = state
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
         require_like(

@@ -11,6 +11,7 @@ to the task's own; and `stay`. What `oracle` loses is what looking, measuring an
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -135,10 +136,11 @@ def run_one(
     rng = np.random.default_rng(seed)
     wanted = NOISE_RATE if policy in GUIDES else noise_rate_of(resolve_policy(policy))
     rate = wanted if noise_rate is None else noise_rate
-    begin = partial(begin_episode, noise_rate=rate, guard=changed.guard)
-    episode = begin(_samplers[key](rng))
-    while episode.run.finished:
-        episode = begin(_samplers[key](rng))
+    drawn = (
+        begin_episode(replace(_samplers[key](rng), noise_rate=rate, guard=changed.guard))
+        for _ in itertools.count()
+    )
+    episode = next(episode for episode in drawn if not episode.run.finished)
     decide = _decider(policy, episode, seed if changed.sampled else None)
     signals, sizes, over = episode.first, [episode.run.batch_size], False
     while not over:

@@ -28,6 +28,7 @@ from rlbatch.agents.ppo import make_model
 from rlbatch.agents.progress import EpisodeFigures
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.weights import export_policy, load_weights
+from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
@@ -239,5 +240,5 @@ def _live_env(sampler: OwnTaskSampler, recipe: Recipe, seed: int, crashes: int) 
         seed + 500 * crashes,
         recipe.actions,
         privileged=True,
-        noise_rate=recipe.noise_rate,
+        make=lambda setting: LiveEpisode(replace(setting, noise_rate=recipe.noise_rate)),
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.elastic_source import elastic_source
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
-from rlbatch.data.elastic import ElasticSource
-from rlbatch.data.loader import batch_source, elastic_loader
-from rlbatch.data.sampler import ElasticBatchSampler
-from rlbatch.data.stream import ElasticIterable
+from rlbatch.data.loader import batch_source
 from rlbatch.errors import ConfigurationError
 
 
@@ -77,27 +75,8 @@ class ControlledLoader:
         self.dataset = loader.dataset
         self._consumer = consumer
         ranks = Ranks() if ranks is None else ranks
-        if isinstance(loader.dataset, IterableDataset):
-            if ranks.world_size > 1:
-                raise ConfigurationError(
-                    "Expected a map-style dataset, of which each rank can take its share, got an "
-                    f"IterableDataset on {ranks.world_size} ranks. Index its samples, or train on "
-                    "one rank."
-                )
-            stream = ElasticIterable.from_loader(
-                loader, batch_size, micro_batch_size=micro_batch_size
-            )
-            self._batches: Iterable[Any] = stream
-            self.sampler: ElasticSource = stream
-        else:
-            self._batches = elastic_loader(
-                loader,
-                batch_size,
-                micro_batch_size=micro_batch_size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-            )
-            self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
+        self._batches, self.sampler = elastic_source(loader, batch_size, micro_batch_size, ranks)
+        if not isinstance(loader.dataset, IterableDataset):
             self._check_groups(loader, ranks)
         size, self.sampler.epoch_size = loader_sizes(loader)
         self.sampler.least_rest = least_rest(self.sampler.epoch_size, size, ranks.world_size)
