@@ -98,11 +98,6 @@ class Validation:
             for row in lines
         }
 
-    @property
-    def runs_a_seed(self) -> int:
-        """Runs of a candidate with one seed."""
-        return len(self._tasks) * len(self._plan.starts)
-
     def keys(self, candidate: str, seeds: Iterable[int]) -> list[Key]:
         """Return the runs of a candidate with these seeds."""
         return [

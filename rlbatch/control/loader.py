@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.elastic_source import elastic_source
+from rlbatch.control.random_state import RandomState
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loader import batch_source
@@ -213,33 +214,6 @@ class ControlledLoader:
         if self._resume_at is not None:
             self._resume_at.restore()
             self._resume_at = None
-
-
-class RandomState(NamedTuple):
-    """Torch's global random states.
-
-    Attributes:
-        cpu: Of the CPU's generator.
-        cuda: Of each CUDA device's; empty where CUDA is not in use.
-    """
-
-    cpu: Tensor
-    cuda: list[Tensor]
-
-    @classmethod
-    def now(cls) -> RandomState:
-        """Return the states of now."""
-        in_use = torch.cuda.is_initialized()
-        # Not by torch.get_rng_state: it is taken in every step.
-        return cls(
-            torch.default_generator.get_state(), torch.cuda.get_rng_state_all() if in_use else []
-        )
-
-    def restore(self) -> None:
-        """Put the states back."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self.cuda)
 
 
 def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:
