@@ -21,7 +21,7 @@ _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the 
 _GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
 _FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
-_STILL = 1e-9  # log2 of a schedule's factor
+_STILL = 1e-9  # of a schedule's factor
 
 
 def goodput_floor(change: Array, observation: Float32, slack: float) -> Array:
@@ -64,7 +64,7 @@ def near_base(change: Array, signals: Signals) -> Array:
     context = signals.context
     aimed = _has_target(context)
     done = np.asarray(signals.total_samples / np.asarray(context.planned_samples))
-    moves = np.abs(np.log2(signals.schedule_factor)) > _STILL
+    moves = np.abs(np.asarray(signals.schedule_factor) - 1.0) > _STILL
     most = np.where(np.isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = np.where(done < share, doublings, most)
