@@ -19,7 +19,8 @@ from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.privileged import PrivilegedRow
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.reward import loss_penalty, planned_reward
-from rlbatch.envs.settings import SettingSampler, draw_profile
+from rlbatch.envs.setting_draws import draw_profile
+from rlbatch.envs.settings import SettingSampler
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling

@@ -12,14 +12,24 @@ import numpy as np
 
 from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
-from rlbatch.envs.profiles import CostWeights, DeviceProfile
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile
+from rlbatch.envs.setting_draws import (
+    draw_cadence,
+    draw_mix,
+    draw_profile,
+    draw_rate,
+    draw_target,
+    start_size,
+    user_shift,
+    with_watts,
+)
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.envs.tasks.random_job import KINDS, kind_of
+from rlbatch.envs.tasks.random_job import KINDS
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
-_LOOSEST = 1.5  # target of a named task, over its own
+_FULL = resolve_profile("cpu")
 _MOST_DRAWS = 10_000  # a table in which one draw in a thousand is of use is still one
 
 
@@ -104,6 +114,7 @@ class SettingSampler:
         budget_share: float = 0.0,
         mixed_share: float = 0.0,
         plan_shares: tuple[float, float] = (1.0, 0.0),
+        user_share: float = 0.0,
     ) -> None:
         """Load the curve tables of these tasks from a folder that rlbatch curves made.
 
@@ -120,6 +131,10 @@ class SettingSampler:
             plan_shares: Shares of the settings with a schedule, and of those without one, whose
                 policy is told for how many steps the run was planned. A run without a schedule gets
                 a plan drawn for it, to which its learning rate pays no heed.
+            user_share: Share of the settings whose task has a batch size as its user might have
+                chosen it: near the one that is cheapest on a device that is always full, with the
+                learning rate that belongs to it. The sizes of random tasks say nothing by
+                themselves; those of people's jobs do.
 
         Raises:
             ConfigurationError: There is no task or no table, or a table is of another task.
@@ -136,7 +151,7 @@ class SettingSampler:
         self._names = tuple(tasks)
         self._log2_start, self._known_share = log2_start, known_share
         self._budget_share, self._mixed_share = budget_share, mixed_share
-        self._plan_shares = plan_shares
+        self._plan_shares, self._user_share = plan_shares, user_share
 
     def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
         """Draw one setting whose target a default run reaches.
@@ -161,58 +176,59 @@ class SettingSampler:
         return tables[int(rng.integers(len(tables)))]
 
     def _draw(self, table: CurveTable, rng: np.random.Generator) -> EpisodeSetting | None:
-        rates = table.rates()
-        if not rates:
+        drawn = draw_rate(table, rng)
+        if drawn is None:
             return None
-        task = resolve_task(table.task)
-        rate_shift = int(rng.choice(rates))
-        couplings = table.couplings(rate_shift)
-        if not couplings:
-            return None
-        coupling = couplings[int(rng.integers(len(couplings)))]
-        profile, weights = self._draw_costs(rng)
-        target = _draw_target(table, task, rng)
+        (rate_shift, coupling), task = drawn, resolve_task(table.task)
+        profile, weights, as_user = self._draw_costs(rng)
+        target = draw_target(table, task, rng)
         default = table.row(0, rate_shift)
         steps = np.inf if default is None else table.steps_to(default, target)
         if not np.isfinite(steps):
             return None
-        conditions = rate_shift, coupling, profile, weights, task.batch_size
-        costs = table.costs(target, *conditions)
-        start = self._draw_start(task, rng)
+        conditions = rate_shift, coupling, profile, weights
+        costs = table.costs(target, *conditions, task.batch_size)
+        shift = self._draw_shift(rng)
         planned, plan_known = self._plan(table, steps, rng)
+        moved = 0
+        if as_user:
+            full = table.costs(target, rate_shift, coupling, _FULL, CostWeights(), task.batch_size)
+            moved = user_shift(full, task.batch_size, rng)
+            task = replace(task, batch_size=round(task.batch_size * 2.0**moved))
+            planned = None if planned is None else max(round(planned / 2.0**moved), 1)
         setting = EpisodeSetting(
-            task=table.task,
+            task=task if moved else table.task,
             seed=int(rng.integers(2**31)),
             coupling=coupling,
             profile=profile,
             target_loss=target,
-            start_batch_size=start,
+            start_batch_size=start_size(task, shift),
             reference_cost=min(costs.values()),
-            learning_rate_scale=2.0 ** (rate_shift / 2),
+            learning_rate_scale=2.0 ** (rate_shift / 2 + coupling.exponent * moved),
             weights=weights,
-            cadence=_draw_cadence(rng),
+            cadence=draw_cadence(rng),
             planned_steps=planned,
             plan_known=plan_known,
             fixed_costs=costs,
             curve_known=self._known_share >= 1.0 or bool(rng.random() < self._known_share),
         )
         if self._budget_share and rng.random() < self._budget_share:
-            return _with_budget(setting, partial(_least_cost, table, *conditions))
+            return _with_budget(setting, partial(_least_cost, table, *conditions, task.batch_size))
         return setting
 
-    def _draw_costs(self, rng: np.random.Generator) -> tuple[DeviceProfile, CostWeights]:
+    def _draw_costs(self, rng: np.random.Generator) -> tuple[DeviceProfile, CostWeights, bool]:
+        """Return whose costs count, and whether the batch size is one of a user."""
         profile = draw_profile(rng)
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
-        if self._mixed_share and rng.random() < self._mixed_share:
-            return _with_watts(profile, rng), _draw_mix(rng)
-        return profile, weights
+        as_user = self._user_share > 0.0 and bool(rng.random() < self._user_share)
+        if not as_user and self._mixed_share and rng.random() < self._mixed_share:
+            return with_watts(profile, rng), draw_mix(rng), as_user
+        return profile, weights, as_user
 
-    def _draw_start(self, task: Task, rng: np.random.Generator) -> int:
-        """Return a first batch size, in about a third of the cases the task's own."""
-        size: int = len(task.train_set)  # type: ignore[arg-type]
+    def _draw_shift(self, rng: np.random.Generator) -> int:
+        """Return log2 of the first batch size over the task's; in about a third of the cases 0."""
         low, high = self._log2_start
-        shift = 0 if rng.random() < 0.35 else int(rng.integers(low, high + 1))
-        return int(np.clip(task.batch_size * 2.0**shift, 1, task.max_batch_size or size))
+        return 0 if rng.random() < 0.35 else int(rng.integers(low, high + 1))
 
     def _plan(
         self, table: CurveTable, default_steps: float, rng: np.random.Generator
@@ -237,19 +253,6 @@ def _least_cost(table: CurveTable, *conditions_and_loss: Any) -> float:
     return min(table.costs(loss, *conditions).values())
 
 
-def _with_watts(profile: DeviceProfile, rng: np.random.Generator) -> DeviceProfile:
-    """The device with drawn powers: mostly idle ones have seconds cost joules, others samples."""
-    idle, busy = rng.uniform(10.0, 100.0), rng.uniform(20.0, 300.0)
-    return replace(profile, idle_watts=idle, busy_watts=busy)
-
-
-def _draw_mix(rng: np.random.Generator) -> CostWeights:
-    if rng.random() < 0.5:
-        return CostWeights(seconds=0.0, joules=1.0)
-    seconds, samples, joules = rng.dirichlet((1.0, 1.0, 1.0))
-    return CostWeights(seconds, samples, joules)
-
-
 def _load(path: Path, name: str) -> CurveTable:
     table = CurveTable.load(path)
     if table.task != name:
@@ -267,29 +270,3 @@ def _load_kind(folder: Path, kind: str) -> list[CurveTable]:
             f"No learning curves of {kind} tasks in {folder}. Make them with rlbatch curves."
         )
     return tables
-
-
-def _draw_target(table: CurveTable, task: Task, rng: np.random.Generator) -> float:
-    kind = KINDS.get(kind_of(table.task))
-    loosest = _LOOSEST if kind is None else kind.loosest_target
-    return task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
-
-
-def _draw_cadence(rng: np.random.Generator) -> Cadence:
-    return Cadence(
-        minimum=int(rng.integers(2, 7)),
-        growth=float(rng.uniform(0.06, 0.14)),
-        validation_growth=0.05,
-    )
-
-
-def draw_profile(rng: np.random.Generator) -> DeviceProfile:
-    """A random device, from saturated by a few samples to launch-bound up to thousands."""
-    knee = 2.0 ** rng.uniform(1.0, 13.0)
-    return DeviceProfile(
-        "drawn",
-        launch_seconds=1e-3,
-        sample_seconds=1e-3 / knee,
-        update_seconds=1e-3 * rng.uniform(0.0, 0.5),
-        sharpness=rng.uniform(1.0, 4.0),
-    )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
-from rlbatch.envs.settings import EpisodeSetting, SettingSampler, draw_profile
+from rlbatch.envs.setting_draws import draw_profile
+from rlbatch.envs.settings import EpisodeSetting, SettingSampler
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.tasks.random_job import KINDS
 from rlbatch.errors import ConfigurationError
