@@ -134,10 +134,9 @@ class LoopAdapter:
         if powers_of_two:
             self.few_sizes = PowersOfTwo.between(*bounds, batch_size, dataset_size)
             config = self.few_sizes.limited(config)
-        engine = make_engine(self.policy, config)
+        self.config, engine = config, make_engine(self.policy, config)
         if self.few_sizes is not None:
             engine.policy = Rounded(engine.policy, self.few_sizes.allowed)
-        self.config = config
         self._loop = make_control_loop(
             parts,
             config,
@@ -147,9 +146,8 @@ class LoopAdapter:
             ranks=ranks,
         )
         self._parts, self._log_info = parts, dict(log_info or {})
-        self._user = UserState()
+        self._user, self._epochs_done = UserState(), 0.0
         self._user.attach(parts.weights)
-        self._epochs_done = 0.0
         self._log_is_open = self._log_exists = self._validated = False
 
     # -- what a loop tells --
