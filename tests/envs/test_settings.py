@@ -123,6 +123,26 @@ def test_every_choice_is_drawn_about_as_often_as_meant(drawn: list[EpisodeSettin
     assert 1.4 < targets.max() <= 1.5
 
 
+def test_sizes_as_a_user_chooses_them_leave_every_fixed_run_as_it_was(folder: Path) -> None:
+    sampler, rng = SettingSampler(folder, NAMES, user_share=1.0), np.random.default_rng(2)
+    shifts = []
+    for setting in (sampler(rng) for _ in range(300)):
+        task = resolve_task(setting.task)
+        plain = resolve_task(task.name)
+        moved = round(np.log2(task.batch_size / plain.batch_size))
+        # The same learning rate at the plain task's size, and so the same costs of all sizes.
+        factor = 2.0 ** (-moved * setting.coupling.exponent)
+        original = replace(setting, learning_rate_scale=setting.learning_rate_scale * factor)
+        for size, cost in setting.fixed_costs.items():
+            shift = round(np.log2(size / plain.batch_size))
+            expected = fixed_run_cost(original, plain, shift)
+            if expected < 2 * setting.reference_cost:  # dearer ones are capped
+                assert cost == pytest.approx(expected, rel=1e-6)
+        assert np.isfinite(setting.fixed_costs[task.batch_size])
+        shifts.append(moved)
+    assert len(set(shifts)) >= 4
+
+
 def test_start_sizes_can_be_run(folder: Path) -> None:
     sampler, rng = SettingSampler(folder, NAMES, log2_start=(-12, 12)), np.random.default_rng(1)
     for setting in (sampler(rng) for _ in range(100)):
