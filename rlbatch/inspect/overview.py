@@ -14,6 +14,7 @@ from rlbatch.inspect.text import NO_VALUE, compact, number, printable
 
 _LABEL = 13  # columns
 _MOST = 6  # interventions that are listed
+_OPEN = "no end in the log: the run goes on, was stopped, or did not call controller.close()"
 
 
 def title(log: RunLog) -> str:
@@ -39,7 +40,7 @@ def summary_rows(log: RunLog) -> dict[str, str]:
     summary = summarize(log)
     unit = printable(summary["cost_unit"], 40)
     return {
-        "outcome": printable(summary["outcome"] or "not ended"),
+        "outcome": printable(summary["outcome"] or _OPEN),
         "loss": _losses(summary),
         "cost": f"{number(summary['cost'])} {unit if unit != 'cost' else ''}".rstrip(),
         "samples": f"{summary['samples']:,} in {summary['steps']:,} steps"
@@ -58,7 +59,9 @@ def summary_rows(log: RunLog) -> dict[str, str]:
 
 def _losses(summary: Mapping[str, Any]) -> str:
     target = summary["target_loss"]
-    told = "" if target is None else f" (target {number(target)})"
+    samples = summary["target_samples"]
+    when = "" if samples is None else f" reached after {samples:,} samples"
+    told = "" if target is None else f" (target {number(target)}{when})"
     train, val = number(summary["train_loss"]), number(summary["val_loss"])
     return f"training {train}, validation {val}{told}"
 

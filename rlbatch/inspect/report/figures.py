@@ -127,8 +127,11 @@ def _plain_ticks(axis: Any, panel: _Panel) -> None:
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    def label(value: float, _: int | None = None) -> str:
+        return compact(value)
+
     low, high = axis.get_ylim()
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axis.yaxis.set_major_formatter(FuncFormatter(label))
     axis.yaxis.set_minor_formatter(NullFormatter())
     if panel.scale == "log2":
         axis.yaxis.set_major_locator(LogLocator(base=2))
