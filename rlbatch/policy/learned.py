@@ -5,7 +5,7 @@ A decision takes tens of microseconds and needs neither torch nor stable-baselin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,12 +131,10 @@ class LearnedPolicy:
         reasons: tuple[str, ...] = ()
         if isinstance(chosen, float):
             reasons = (f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})",)
-            if float(lifted) != chosen:
-                reasons += (f"goodput floor: {tools.describe(float(lifted))}",)
-            if float(lowered) != float(lifted):
-                reasons += (f"noise ceiling: {tools.describe(float(lowered))}",)
-            if change != float(lowered):
-                reasons += (f"planned steps: {tools.describe(float(change))}",)
+            reasons += _limits_told(
+                chosen,
+                {"goodput floor": lifted, "noise ceiling": lowered, "planned steps": change},
+            )
         made = Decision(change, probabilities, tools.numeric(value), reasons)
         return made, (seed, np.asarray(counter) + 1)
 
@@ -194,6 +192,17 @@ class LearnedPolicy:
         ]
         values = [member.forward("value", inputs)[..., 0] for member in self.members]
         return _average(probabilities), _average(values)
+
+
+def _limits_told(asked: float, limited: Mapping[str, ArrayLike]) -> tuple[str, ...]:
+    """Return a reason for each limit that changed more than the rounding of what came before."""
+    told: list[str] = []
+    for name, value in limited.items():
+        after = float(np.asarray(value))
+        if abs(after - asked) > tools.SAME_SIZE:
+            told.append(f"{name}: {tools.describe(after)}")
+        asked = after
+    return tuple(told)
 
 
 def _average(parts: list[Float32]) -> Float32:
