@@ -60,9 +60,9 @@ def planned_steps(change: Array, signals: Signals) -> Array:
 def near_base(change: Array, signals: Signals) -> Array:
     """Keep near the user's size as long as the schedule asks for it.
 
-    By `_GROWTH` it may be at most so many doublings above before such a share of the plan, and
-    before the first share it is the user's, or half of it on a device that is full. Where a schedule moves whose length nobody said, it is
-    never far above; and not at all where a device that is already full gains nothing by it.
+    By `_GROWTH` it may be at most so many doublings above before such a share of the plan. Before
+    the first share it is the user's, or half of it on a device that is full. Where a schedule moves
+    whose length nobody said, it is never far above; and on a device that is full, not at all.
     """
     context = signals.context
     done = np.asarray(signals.total_samples / np.asarray(context.planned_samples))
