@@ -289,8 +289,7 @@ class LoopAdapter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned; load model and optimizer first.
 
-        The log is continued after the decisions that the state knows of; later ones, of steps that
-        are now lost, are dropped.
+        The log goes on behind the decisions that the state knows of; later ones are dropped.
 
         Raises:
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
@@ -301,6 +300,7 @@ class LoopAdapter:
             own = self._place_state()
             require_like({name: state[name] for name in own}, own, "the controller's state")
             self._epochs_done, self._log_exists = float(state["epochs_done"]), True
+            self._validated = self._validated or self._epochs_done >= 1.0  # or it was warned of
             if self.loader is not None:
                 self.loader.load_state_dict(state["loader"])
             # The loop comes last: it drops lines of the log, for which there is no way back.

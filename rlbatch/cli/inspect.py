@@ -80,15 +80,29 @@ class Command:
                 raise ConfigurationError(
                     f"There is no {path}. Name the folder that a run wrote with --out."
                 )
-        for path in (self.csv, self.parquet):
-            if path is not None and path.exists():
+        self._check_output()
+
+    def _check_output(self) -> None:
+        from rlbatch.errors import ConfigurationError
+
+        table = self.csv is not None or self.parquet is not None
+        ways = {"--step": self.step is not None, "--follow": self.follow, "--json": self.json}
+        chosen = [*(name for name, taken in ways.items() if taken), *["--csv/--parquet"] * table]
+        if len(chosen) > 1:
+            raise ConfigurationError(f"{' and '.join(chosen)} exclude each other. Give one.")
+        for option, path in (("--csv", self.csv), ("--parquet", self.parquet)):
+            if path is None:
+                continue
+            if path.exists():
                 raise ConfigurationError(f"{path} is already there. Name a new file.")
+            _shared.require_possible_folder(path.absolute().parent, option)
 
     def _write(self, logs: Sequence[RunLog]) -> None:
         from rlbatch.inspect.frames import write_csv, write_parquet
 
         for path, write in ((self.csv, write_csv), (self.parquet, write_parquet)):
             if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write(logs, path)
                 print(f"Wrote {path}")
 

@@ -65,7 +65,7 @@
     if (chart.lines.length < 2) return null;
     const one = shownRuns().length === 1;
     return element("span", { class: "soft" }, ...chart.lines.flatMap((line, at) =>
-      [swatch(one ? look.colors[at] : look.soft, [], line.thin ? 1.2 : 3), ` ${line.label} `]));
+      [element("span", { class: "key" }, swatch(one ? look.colors[at] : look.soft, [], line.thin ? 1.2 : 3), " " + line.label), " "]));
   }
 
   function scaleButton(chart) {

@@ -274,6 +274,21 @@ def test_it_prints_on_few_pages(show: Open, tmp_path: Path) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"  # again
 
 
+def test_nothing_is_cut_off_on_paper(show: Open) -> None:
+    page = show(two_runs(), "tablet")
+    assert page.locator("#rows tbody tr").count() > 1
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins, in CSS pixels
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    for table in page.locator("table").all():
+        box = table.bounding_box()
+        assert box["x"] + box["width"] <= 718
+    assert page.locator("#runs-set").is_visible()  # the legend
+    assert not page.locator("#zoom").is_visible()
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_very_short_runs_open(show: Open, count: int) -> None:
     page = show([many(count)])
