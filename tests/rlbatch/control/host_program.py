@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,18 +24,16 @@ import rlbatch
 from tests.rlbatch.control.hosts import slow_cable
 from tests.rlbatch.control.rank_runs import Job, leave, train_joined
 
-STEPS, BASE, FEATURES = 40, 16, 64
+STEPS, BASE, LARGEST, FEATURES = 16, 8, 256, 4000
 PHASES = ("plain", "rank", "link")
-SAMPLE_SECONDS, LATE_SECONDS = 0.005, 0.1
+SAMPLE_SECONDS, LATE_SECONDS = 0.008, 0.4
 """What a sample takes on its rank, and by how much a slow rank is late in each step."""
+MEAN = 0.1
+"""Of each feature; with a variance of 1 the gradient noise scale is 1 / MEAN^2 = 100 samples."""
 
 
 def scripted_job(folder: Path) -> Job:
     return Job(folder, kind="ddp", epochs=3, saves=3)
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(FEATURES, 400), nn.ReLU(), nn.Linear(400, 1))
 
 
 def main() -> None:
@@ -47,10 +46,10 @@ def main() -> None:
     torch.distributed.barrier()  # all have looked
     if not restarted:
         for phase in PHASES:
-            if phase == "link" and int(os.environ["LOCAL_RANK"]) == 0:
-                slow_cable()
             late = LATE_SECONDS if phase == "rank" and rank == ranks - 1 else 0.0
-            measured(folder / phase, late)
+            slow = phase == "link" and int(os.environ["LOCAL_RANK"]) == 0
+            with slow_cable() if slow else nullcontext():
+                measured(folder / phase, late)
         died.touch()
     die = None if restarted else (ranks - 1, 8, "backward")
     train_joined(rank, ranks, scripted_job(folder), die)
@@ -58,27 +57,33 @@ def main() -> None:
 
 
 def measured(folder: Path, late: float) -> None:
-    """Train with goodput; a step costs a constant for each of a rank's samples, and its sum."""
+    """Train with goodput; a step costs a constant for each of a rank's samples, and its sum.
+
+    A linear model that starts from 0, of a target that is 1: the gradient of a sample's square is
+    -2 x, as long as the weights hardly move. So the noise scale is known, and the best size too.
+    """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     folder.mkdir(exist_ok=True)
     torch.distributed.barrier()
     torch.manual_seed(0)
-    x = torch.randn(8192, FEATURES)
-    data = TensorDataset(x, x.sum(dim=1, keepdim=True).tanh() + 0.5 * torch.randn(8192, 1))
-    model = DistributedDataParallel(network())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = TensorDataset(
+        MEAN + torch.randn(STEPS * LARGEST, FEATURES), torch.ones(STEPS * LARGEST, 1)
+    )
+    linear = nn.Linear(FEATURES, 1, bias=False)
+    nn.init.zeros_(linear.weight)
+    model = DistributedDataParallel(linear)
     controller = rlbatch.BatchController(
         model,
-        optimizer,
+        torch.optim.SGD(model.parameters(), lr=1e-6),
         batch_size=BASE,
-        max_batch_size=128,
+        max_batch_size=LARGEST,
         policy="goodput",
+        first_chunk_steps=4,
         log_dir=folder / "log",
     )
     sampler = DistributedSampler(data)
     loader = controller.loader(DataLoader(data, BASE // ranks, sampler=sampler))
-    sizes: list[int] = []
-    delivered: list[int] = []
+    sizes, delivered = list[int](), list[int]()
     for inputs, targets in loader:
         time.sleep(SAMPLE_SECONDS * len(inputs) + late)
         controller.backward(nn.functional.mse_loss(model(inputs), targets))

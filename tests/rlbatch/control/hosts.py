@@ -17,8 +17,8 @@ from typing import IO
 ROOT = Path(__file__).parents[3]
 PREFIX = "rlbatch-"
 ADDRESS = "10.77.0."
-LINK_BYTES_A_SECOND = 1e6
-SLOW_LINK = ("tbf", "rate", "8mbit", "burst", "16kb", "latency", "400ms")
+LINK_BYTES_A_SECOND = 62.5e3
+SLOW_LINK = ("tbf", "rate", "500kbit", "burst", "4kb", "latency", "400ms")
 """A token bucket in place of netem, which few kernels of containers have."""
 
 
@@ -110,9 +110,12 @@ class TwoHosts:
         )
 
 
-def slow_cable() -> None:
-    """Let this process's host send no more than `LINK_BYTES_A_SECOND` over the cable."""
+@contextmanager
+def slow_cable() -> Generator[None]:
+    """For a block, let this process's host send `LINK_BYTES_A_SECOND` at most."""
     _call("tc", "qdisc", "add", "dev", "eth0", "root", *SLOW_LINK)
+    yield
+    _call("tc", "qdisc", "del", "dev", "eth0", "root")
 
 
 @contextmanager
