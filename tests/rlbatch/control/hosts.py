@@ -49,6 +49,8 @@ class TwoHosts:
             _call(*f"ip -n {name} addr add {ADDRESS}{number}/24 dev eth0".split())
             _call(*f"ip -n {name} link set eth0 up".split())
             _call(*f"ip -n {name} link set lo up".split())
+            _call("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", *SLOW_LINK)
+            _call("tc", "-n", name, "qdisc", "del", "dev", "eth0", "root")  # it can be had
 
     def _end_processes(self) -> None:
         """End what still runs on the hosts: ranks have sessions of their own."""
@@ -80,7 +82,7 @@ class TwoHosts:
             finally:
                 self._end_processes()
             codes = [launcher.wait() for launcher in launchers]
-            said = [file.seek(0) or file.read() for file in errors]
+            said = [_written(file) for file in errors]
         assert codes == [0, 0], f"exit codes {codes}\n" + "\n".join(said)
 
     def _launcher(self, number: int, program: list[str], errors: IO[str]) -> subprocess.Popen[str]:
@@ -108,6 +110,11 @@ class TwoHosts:
             env=environment,
             start_new_session=True,
         )
+
+
+def _written(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 @contextmanager
