@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
+from sys import intern
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -74,7 +75,9 @@ class DecisionRecord:
                 value = getattr(self, name)
                 if value is not None or name not in _OPTIONAL:
                     self._set(name, convert(name, value))
-        self._set("signals", {str(k): _number_or_numbers(k, v) for k, v in self.signals.items()})
+        # The names are the same in each of a log's lines: one object of each is kept.
+        signals = {intern(str(k)): _number_or_numbers(k, v) for k, v in self.signals.items()}
+        self._set("signals", signals)
         if isinstance(self.reasons, str):
             raise EpisodeLogError(
                 f"reasons must be a list of texts; got the text {self.reasons!r}."
