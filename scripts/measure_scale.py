@@ -14,11 +14,11 @@ import argparse
 import json
 import math
 import resource
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import rlbatch
 from rlbatch.envs.threads import use_one_thread
+from rlbatch.log.episode_log import DecisionRecord, EpisodeLog, read_episode
 from rlbatch.signals.cadence import Cadence
 
 ROOT = Path(__file__).parents[1]
@@ -119,48 +120,62 @@ def chunk_rows(length: int) -> Row:
 
 
 def log_row(decisions: int) -> Row:
-    """Repeat the decisions of a recorded run, and read, inspect and report them."""
+    """Write a log of a recorded run's decisions, resume, read, inspect and report it."""
     from rlbatch.inspect.overview import summary_lines
     from rlbatch.inspect.reading import read_log
     from rlbatch.inspect.report.page import build_page
     from rlbatch.inspect.series import points
     from rlbatch.inspect.table import DecisionTable
 
+    recorded = read_episode(ROOT / "docs" / "example-log-goodput")
+    row: Row = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "log"
-        shutil.copytree(ROOT / "docs" / "example-log-goodput", folder)
-        size = repeated(folder / "decisions.jsonl", decisions)
-        row: Row = {"bytes a decision": size / decisions}
+        info = {key: recorded.run[key] for key in ("context", "policy", "task")}
+        with EpisodeLog(folder, info, tensorboard=False) as written:
+            records = repeated(recorded.records, decisions)
+            timed(row, "write s", lambda: write_all(written, records))
+        row["MB written"] = (folder / "decisions.jsonl").stat().st_size / 1e6
+        resumed = timed(
+            row, "resume s", lambda: EpisodeLog(folder, {}, resume=True, tensorboard=False)
+        )
+        resumed.close()
+        before = peak_megabytes()
         log = timed(row, "read s", lambda: read_log(folder))
 
         def inspect() -> int:
             found = points(log)
             table = DecisionTable(120, found, color=False)
-            return len([*summary_lines(log, 120), *table.rows(found)])
+            return len(summary_lines(log, 120)) + sum(1 for _ in table.rows(found))
 
         timed(row, "inspect s", inspect)
         page = timed(row, "report s", lambda: build_page([log], [], None))
         row["page MB"] = len(page.encode()) / 1e6
-        row["MB"] = peak_megabytes()
+        row["MB until resumed"], row["MB"] = before, peak_megabytes()
         return row
 
 
-def repeated(path: Path, decisions: int) -> int:
-    """Make a log longer by its own middle lines, counted on, and return its bytes."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    made = [line for line in lines if line["event"] == "decision"]
-    period = made[-1]["step"]
-    with path.open("w") as file:
-        for number in range(decisions):
-            turn, place = divmod(number, len(made))
-            line = dict(made[place], index=number)
-            for key, amount in (("step", period), ("samples_seen", made[-1]["samples_seen"])):
-                line[key] = made[place][key] + turn * amount
-            if line["effective_step"] is not None:
-                line["effective_step"] = made[place]["effective_step"] + turn * period
-            line["cost"] = made[place]["cost"] + turn * made[-1]["cost"]
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    return path.stat().st_size
+def write_all(log: EpisodeLog, records: Iterator[DecisionRecord]) -> None:
+    for record in records:
+        log.write(record)
+
+
+def repeated(records: Sequence[DecisionRecord], decisions: int) -> Iterator[DecisionRecord]:
+    """Yield so many decisions: those of a run again and again, counted on."""
+    made = [record for record in records if record.event == "decision"]
+    last = made[-1]
+    for number in range(decisions):
+        turn, place = divmod(number, len(made))
+        record, step = made[place], turn * last.step
+        then = record.effective_step
+        yield replace(
+            record,
+            index=number,
+            step=record.step + step,
+            effective_step=None if then is None else then + step,
+            samples_seen=record.samples_seen + turn * last.samples_seen,
+            cost=record.cost + turn * last.cost,
+        )
 
 
 def timed(row: Row, name: str, function: Callable[[], Any]) -> Any:
@@ -171,7 +186,7 @@ def timed(row: Row, name: str, function: Callable[[], Any]) -> Any:
 
 
 def rank_row(ranks: int) -> Row:
-    """Return what a chunk costs and sends on so many ranks of this machine."""
+    """Return what a chunk sends on so many ranks of this machine, of rank 0."""
     with tempfile.TemporaryDirectory() as folder:
         context = get_context("fork")
         arguments = [(rank, ranks, folder) for rank in range(ranks)]
@@ -203,18 +218,17 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
         row = {
             "collectives a chunk": number / chunks,
             "bytes a chunk": (after[1] - before[1]) / chunks,
-            "ms a step": after[2],
         }
         (Path(folder) / "row.json").write_text(json.dumps(row))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _counts(model: nn.Module, steps: int, calls: list[int]) -> tuple[int, int, float]:
-    """Return collectives and bytes of a run of chunks of ten steps, and milliseconds a step."""
+def _counts(model: nn.Module, steps: int, calls: list[int]) -> tuple[int, int]:
+    """Return collectives and bytes of a run of chunks of ten steps."""
     calls.clear()
-    times = drive(model, steps, Cadence(10, 0.0, 10))
-    return len(calls), sum(calls), 1e3 * statistics.median(times[2:])
+    drive(model, steps, Cadence(10, 0.0, 10))
+    return len(calls), sum(calls)
 
 
 def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
@@ -263,7 +277,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--decisions", nargs="+", type=int, default=[100, 1000, 10_000])
     parser.add_argument("--lengths", nargs="+", type=int, default=[8, 64, 512])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8])
     given = parser.parse_args()
     measured: dict[str, tuple[str, list[int], Callable[[int], Row]]] = {
