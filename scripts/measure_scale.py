@@ -2,10 +2,11 @@
 
     python scripts/measure_scale.py [--parts logs chunks ranks parameters] [--decisions 100 1000]
 
-Prints one Markdown table a part. The growth exponent is the slope between the last two rows of
-log(cost) over log(size): 1 is linear. Each measurement runs in a forked process, whose peak of
-memory is what `getrusage` says (so on Linux only); times are those of the process's processor, so
-that other work on the machine disturbs little.
+Prints one Markdown table a part, and each row on standard error as soon as it is measured. The
+growth exponent is the slope between the last two rows of log(cost) over log(size): 1 is linear.
+Each measurement runs in a forked process, whose peak of memory is what `getrusage` says (so on
+Linux only); times are those of the process's processor, so that other work on the machine disturbs
+little. A million decisions need 7 GB of memory and 3 GB of disk.
 """
 
 from __future__ import annotations
@@ -13,28 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from scale_of_logs import Row, log_row, peak_megabytes, writing_row  # beside this file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import rlbatch
 from rlbatch.envs.threads import use_one_thread
-from rlbatch.log.episode_log import DecisionRecord, EpisodeLog, read_episode
 from rlbatch.signals.cadence import Cadence
 
-ROOT = Path(__file__).parents[1]
-PARTS = ("logs", "chunks", "ranks", "parameters")
-Row = dict[str, float]
+PARTS = ("writing", "logs", "chunks", "ranks", "parameters")
 
 
 class Numbers(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -119,72 +117,6 @@ def chunk_rows(length: int) -> Row:
     return {"median ms": 1e3 * statistics.median(times), "mean ms": 1e3 * statistics.fmean(times)}
 
 
-def log_row(decisions: int) -> Row:
-    """Write a log of a recorded run's decisions, resume, read, inspect and report it."""
-    from rlbatch.inspect.overview import summary_lines
-    from rlbatch.inspect.reading import read_log
-    from rlbatch.inspect.report.page import build_page
-    from rlbatch.inspect.series import points
-    from rlbatch.inspect.table import DecisionTable
-
-    recorded = read_episode(ROOT / "docs" / "example-log-goodput")
-    row: Row = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "log"
-        info = {key: recorded.run[key] for key in ("context", "policy", "task")}
-        with EpisodeLog(folder, info, tensorboard=False) as written:
-            records = repeated(recorded.records, decisions)
-            timed(row, "write s", lambda: write_all(written, records))
-        row["MB written"] = (folder / "decisions.jsonl").stat().st_size / 1e6
-        resumed = timed(
-            row, "resume s", lambda: EpisodeLog(folder, {}, resume=True, tensorboard=False)
-        )
-        resumed.close()
-        before = peak_megabytes()
-        log = timed(row, "read s", lambda: read_log(folder))
-
-        def inspect() -> int:
-            found = points(log)
-            table = DecisionTable(120, found, color=False)
-            return len(summary_lines(log, 120)) + sum(1 for _ in table.rows(found))
-
-        timed(row, "inspect s", inspect)
-        page = timed(row, "report s", lambda: build_page([log], [], None))
-        row["page MB"] = len(page.encode()) / 1e6
-        row["MB until resumed"], row["MB"] = before, peak_megabytes()
-        return row
-
-
-def write_all(log: EpisodeLog, records: Iterator[DecisionRecord]) -> None:
-    for record in records:
-        log.write(record)
-
-
-def repeated(records: Sequence[DecisionRecord], decisions: int) -> Iterator[DecisionRecord]:
-    """Yield so many decisions: those of a run again and again, counted on."""
-    made = [record for record in records if record.event == "decision"]
-    last = made[-1]
-    for number in range(decisions):
-        turn, place = divmod(number, len(made))
-        record, step = made[place], turn * last.step
-        then = record.effective_step
-        yield replace(
-            record,
-            index=number,
-            step=record.step + step,
-            effective_step=None if then is None else then + step,
-            samples_seen=record.samples_seen + turn * last.samples_seen,
-            cost=record.cost + turn * last.cost,
-        )
-
-
-def timed(row: Row, name: str, function: Callable[[], Any]) -> Any:
-    began = time.process_time()
-    result = function()
-    row[name] = time.process_time() - began
-    return result
-
-
 def rank_row(ranks: int) -> Row:
     """Return what a chunk sends on so many ranks of this machine, of rank 0."""
     with tempfile.TemporaryDirectory() as folder:
@@ -240,10 +172,6 @@ def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., An
     return call
 
 
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
-
-
 def alone(function: Callable[..., Row], *arguments: Any) -> Row:
     """Return what a function returns in a new process."""
     with get_context("fork").Pool(1, use_one_thread) as pool:
@@ -275,12 +203,17 @@ def both(parameters: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--decisions", nargs="+", type=int, default=[100, 1000, 10_000])
+    parser.add_argument(
+        "--decisions", nargs="+", type=int, default=[100, 1000, 10_000, 100_000, 1_000_000]
+    )
     parser.add_argument("--lengths", nargs="+", type=int, default=[8, 64, 512])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8])
+    parser.add_argument(
+        "--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8, 3 * 10**8]
+    )
     given = parser.parse_args()
     measured: dict[str, tuple[str, list[int], Callable[[int], Row]]] = {
+        "writing": ("decisions", given.decisions, lambda n: alone(writing_row, n)),
         "logs": ("decisions", given.decisions, lambda n: alone(log_row, n)),
         "chunks": ("steps of a chunk", given.lengths, lambda n: alone(chunk_rows, n)),
         "ranks": ("ranks", given.ranks, rank_row),
@@ -288,7 +221,10 @@ def main() -> None:
     }
     for part in given.parts:
         what, sizes, measure = measured[part]
-        rows = [measure(size) for size in sizes]
+        rows: list[Row] = []
+        for size in sizes:
+            rows.append(measure(size))
+            print(f"{what} {size:,}: {rows[-1]}", file=sys.stderr, flush=True)
         print(f"{table(what, sizes, rows)}\n", flush=True)
 
 

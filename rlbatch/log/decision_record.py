@@ -169,6 +169,8 @@ def _size(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any) -> float:
     """Read a number, or one of the three words; size-one arrays and tensors count as numbers."""
+    if type(value) is float:  # nearly always: a line has a hundred of them
+        return value
     if isinstance(value, str) and value not in (_NAN, _INF, _MINUS_INF):
         raise EpisodeLogError(f"{name} must be a number; got the text {value!r}.")
     try:
@@ -181,7 +183,10 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     items = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(items, str) or not isinstance(items, Sequence):
         raise EpisodeLogError(f"{name} must be a list of numbers; got {value!r}.")
-    return tuple(_number(name, item) for item in cast("Sequence[Any]", items))
+    numbers = cast("Sequence[Any]", items)
+    if set(map(type, numbers)) == {float}:
+        return tuple(numbers)
+    return tuple(_number(name, item) for item in numbers)
 
 
 def _number_or_numbers(name: str, value: Any) -> float | tuple[float, ...]:

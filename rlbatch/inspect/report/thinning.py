@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rlbatch.inspect.series import Point
 
-MOST_LINES = 50_000
-"""Of a run. A page of so many has some 6 MB; a browser opens and zooms it without waiting."""
+MOST_LINES = 100_000
+"""Of a run. A page of so many has 10 MB, opens in two seconds and zooms in less than one (docs/inspect.md)."""
 
 
 def is_marked(point: Point) -> bool:
