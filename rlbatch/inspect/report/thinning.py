@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rlbatch.inspect.series import Point
 
 MOST_LINES = 100_000
-"""Of a run. A page of so many has 10 MB, opens in two seconds and zooms in less than one (docs/inspect.md)."""
+"""Of a run. A page of so many has 10 MB, opens in 2 seconds and zooms in 1 (docs/inspect.md)."""
 
 
 def is_marked(point: Point) -> bool:
