@@ -17,6 +17,7 @@ from rlbatch.cli import _shared
 if TYPE_CHECKING:
     from rlbatch.inspect.reading import RunLog
     from rlbatch.inspect.series import Point
+    from rlbatch.log.decision_record import DecisionRecord
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,19 @@ class Command:
         from rlbatch.inspect.following import follow
         from rlbatch.inspect.overview import summary_lines, title
         from rlbatch.inspect.reading import read_log
-        from rlbatch.inspect.series import points
+        from rlbatch.inspect.series import Point, PointMaker
         from rlbatch.inspect.table import DecisionTable
 
         log, width = read_log(self.logs[0]), terminal_width()
         print(title(log))
-        table, done = DecisionTable(width, color=has_color()), 0
+        table, found = DecisionTable(width, color=has_color()), list[Point]()
+        maker, done = PointMaker(log.run), 0
         print("\n".join(table.head()))
         for records in follow(log.folder):
             log = replace(log, records=tuple(records))
-            found: list[Point] = points(log)
+            if not _goes_on(found, records):
+                maker, found = PointMaker(log.run), []
+            found += map(maker.add, records[len(found) :])
             if len(found) < done:
                 print("(resumed from an earlier checkpoint)")
                 done = len(found)
@@ -151,6 +155,12 @@ class Command:
         print()
         print("\n".join(summary_lines(log, width)))
         return 0
+
+
+def _goes_on(found: Sequence[Point], records: Sequence[DecisionRecord]) -> bool:
+    """Whether lines were only added: what has been read anew is made of other objects."""
+    seen = len(found)
+    return not seen or (len(records) >= seen and records[seen - 1] is found[-1].record)
 
 
 def terminal_width() -> int:

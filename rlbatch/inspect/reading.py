@@ -95,7 +95,7 @@ def _holds_log(path: Path) -> bool:
 def _read_folder(folder: Path, name: str) -> list[RunLog]:
     run, problems = _read_head(folder)
     reader = LineReader()
-    records = list(reader.read(_content(folder / DECISIONS_FILE)))
+    records = list(reader.read(_lines(folder / DECISIONS_FILE)))
     problems += reader.problems()
     if not run and not records:
         raise EpisodeLogError(
@@ -111,11 +111,13 @@ def _read_folder(folder: Path, name: str) -> list[RunLog]:
     ]
 
 
-def _content(path: Path) -> bytes:
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield a file's lines one by one: the file of a long log may not fit into memory."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield from file
     except FileNotFoundError:  # the writer died before its first line
-        return b""
+        return
     except OSError as error:
         raise EpisodeLogError(f"Cannot read {path}: {error.strerror or error}.") from error
 

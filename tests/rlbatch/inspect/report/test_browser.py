@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from rlbatch.inspect.reading import RunLog, read_logs
+from rlbatch.inspect.report import thinning
 from rlbatch.inspect.report.page import build_page
+from rlbatch.inspect.series import points
 from tests.rlbatch.inspect.made import CURVE, EXAMPLE, LOGS, make_log, make_record
 
 pytestmark = pytest.mark.slow
@@ -311,3 +313,17 @@ def test_ten_thousand_decisions_can_be_hovered_and_zoomed(show: Open) -> None:
     page.click("#zoom button[value=in]")
     page.select_option("#filter", "all")
     assert page.locator("#pages").text_content() == "10,000 of 10,000 lines, page 1 of 200"
+
+
+def test_a_thinned_run_says_so_and_keeps_its_numbers(
+    show: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thinning, "MOST_LINES", 100)
+    log = many(1_000)
+    page, shown = show([log]), len(thinning.shown_places(points(log)))
+
+    assert "1,000 lines, too many for a page: " in page.locator(".notes").text_content()
+    page.locator("#charts").press("End")
+    assert page.locator("#why h3").first.text_content() == "decision 1000 of 1000"
+    page.select_option("#filter", "all")
+    assert page.locator("#pages").text_content() == f"{shown} of 1,000 lines, page 1 of 2"
