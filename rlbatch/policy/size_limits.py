@@ -20,7 +20,7 @@ _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
 _GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
-_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH` on a full device
+_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
 _LEAST_SAVING = 0.25  # of a sample's cost by twice the user's size, in log2: a sixth
 _GUESSED_SAVING = 0.585  # the same, where twice the user's size is guessed to be the knee
 _COST_KNOWN = 0.4  # of `Signals.step_cost_known`: more than one size was measured
@@ -61,7 +61,7 @@ def near_base(change: Array, signals: Signals) -> Array:
     """Keep near the user's size as long as the schedule asks for it.
 
     By `_GROWTH` it may be at most so many doublings above before such a share of the plan. Before
-    the first share it is the user's, or half of it on a device that is full. Where a schedule moves
+    the first share it is the user's, or half of it where that costs no time. Where a schedule moves
     whose length nobody said, it is never far above; and on a device that is full, not at all.
     """
     context = signals.context
@@ -70,23 +70,28 @@ def near_base(change: Array, signals: Signals) -> Array:
     most = np.where(np.isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = np.where(done < share, doublings, most)
-    full = _is_full(signals)
-    most = np.where(full, np.minimum(most, 0.0), most)
+    most = np.where(_is_full(signals, above=0), np.minimum(most, 0.0), most)
     aimed = _has_target(context) & (~np.isnan(done) | moves)
-    first = np.where(full, _FIRST_LEAST, 0.0)
+    first = np.where(_is_full(signals, above=-1), _FIRST_LEAST, 0.0)
     least = np.where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
     return np.maximum(np.minimum(change, np.where(aimed, most, np.inf) + shift), least + shift)
 
 
-def _is_full(signals: Signals) -> NDArray[np.bool_]:
-    """Return whether twice the user's size is known to save too little of a sample's cost.
+def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:
+    """Return whether a doubling is known to save too little of a sample's cost.
 
     As long as the costs are known from two sizes alone, `rlbatch.signals.step_time.fit` mixes them
     with a guess, and so is what they are compared with.
+
+    Args:
+        signals: With the costs.
+        above: Doublings from the user's size to the one that is doubled.
     """
     base = np.log2(np.asarray(signals.context.base_batch_size, dtype=np.float64))
-    one, two = (step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (0, 1))
+    one, two = (
+        step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (above, above + 1)
+    )
     known = np.asarray(signals.step_cost_known, dtype=np.float64)
     least = known * _LEAST_SAVING + (1.0 - known) * _GUESSED_SAVING
     return (known >= _COST_KNOWN) & (one - two < least)
