@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -42,6 +43,17 @@ def scheduled() -> Task:
 
 def hopeless() -> Task:
     return _replaced(target=1e-6)
+
+
+def waiting() -> Task:
+    """Trains at its own size of 8 samples and below; a larger batch waits until its process ends."""
+
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        while model.training and len(batch[0]) > 8:
+            time.sleep(0.05)
+        return _loss(model, batch)
+
+    return _replaced(loss=loss)
 
 
 def broken() -> Task:
