@@ -46,7 +46,7 @@ def hopeless() -> Task:
 
 
 def waiting() -> Task:
-    """Trains at its own size of 8 samples and below; a larger batch waits until its process ends."""
+    """Trains with up to 8 samples a batch; a larger one waits until its process ends."""
 
     def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
         while model.training and len(batch[0]) > 8:
