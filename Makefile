@@ -24,8 +24,11 @@ WORKERS ?= 2
 # Where torch comes from if not from pip's own settings, for example: https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+# A uv that installs packages in place of pip: it loads several at the same time.
+UV ?=
+
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -q -c constraints.txt
+INSTALL := $(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(PIP) install -q) -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS ?= 1
