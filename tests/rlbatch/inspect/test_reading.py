@@ -225,7 +225,7 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_damage_of_any_kind_raises_nothing(quick_path: Path) -> None:
-    """Damaged logs, of which everything is printed."""
+    """Ten thousand damaged logs, of which everything is printed."""
     rng = random.Random(0)
     head = json.dumps({**json.loads((EXAMPLE / "run.json").read_bytes()), "versions": {}}).encode()
     signals = {
@@ -238,7 +238,7 @@ def test_damage_of_any_kind_raises_nothing(quick_path: Path) -> None:
     folder = quick_path / "log"
     folder.mkdir()
     read = 0
-    count = fuzzed(2_000)
+    count = fuzzed(10_000)
     for _ in range(count):
         (folder / "run.json").write_bytes(_damaged(head, rng))
         (folder / "decisions.jsonl").write_bytes(_damaged(lines, rng))
