@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.observation import OBSERVATION_NAMES
+from rlbatch.observation import OBSERVATION_NAMES, step_cost_at
 from rlbatch.policy.network import Float32
 from rlbatch.signals.record import Array, RunContext, Signals
 
@@ -21,6 +21,8 @@ _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the 
 _GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
 _FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
+_LEAST_SAVING = 0.25  # of a sample's cost by twice the user's size, in log2: a sixth
+_COST_KNOWN = 0.6  # of `Signals.step_cost_known`: more than one size was measured
 _STILL = 1e-9  # of a schedule's factor
 
 
@@ -59,18 +61,26 @@ def near_base(change: Array, signals: Signals) -> Array:
 
     By `_GROWTH` it may be at most so many doublings above before such a share of the plan, and
     before the first share not far below. Where a schedule moves whose length nobody said, it is
-    never far above.
+    never far above; and not at all where a device that is already full gains nothing by it.
     """
     context = signals.context
-    aimed = _has_target(context)
     done = np.asarray(signals.total_samples / np.asarray(context.planned_samples))
     moves = np.abs(np.asarray(signals.schedule_factor) - 1.0) > _STILL
     most = np.where(np.isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = np.where(done < share, doublings, most)
+    most = np.where(_is_full(signals), np.minimum(most, 0.0), most)
+    aimed = _has_target(context) & (~np.isnan(done) | moves)
     least = np.where(aimed & (done < _GROWTH[0][0]), _FIRST_LEAST, -np.inf)
     shift = _to_base(signals)
     return np.maximum(np.minimum(change, np.where(aimed, most, np.inf) + shift), least + shift)
+
+
+def _is_full(signals: Signals) -> NDArray[np.bool_]:
+    """Return whether twice the user's size is known to save too little of a sample's cost."""
+    base = np.log2(np.asarray(signals.context.base_batch_size, dtype=np.float64))
+    one, two = (step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (0, 1))
+    return (np.asarray(signals.step_cost_known) >= _COST_KNOWN) & (one - two < _LEAST_SAVING)
 
 
 def _to_base(signals: Signals) -> Array:
