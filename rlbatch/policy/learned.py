@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.policy.card import PolicyCard
-from rlbatch.policy.network import Float32, Network, softmax
+from rlbatch.policy.network import Float32, Network, Stack, softmax
+from rlbatch.signals.elementwise import isfinite, maximum, minimum, number, where
 from rlbatch.signals.record import Array, Signals
 
 _GOODPUT, _NOISE_KNOWN, _NOISE = map(
@@ -47,6 +49,8 @@ class LearnedPolicy:
             steps are done as were planned; a quarter of them, where the learning rate follows the
             batch size and makes up for the others. A few large batches at the start would use up
             what makes the run arrive.
+        values: Estimate the return, too, which takes as long as deciding does; False leaves it out
+            where nobody looks.
         masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
             as in training: a policy that learnt while its actions were clipped is run with clipped
             actions (`Bounded`), not with a mask.
@@ -60,6 +64,7 @@ class LearnedPolicy:
     goodput_slack: float | None = None
     noise_ceiling: float | None = None
     keeps_steps: bool = False
+    values: bool = True
     masked: bool = False
     sample: bool = False
     seed: int = 0
@@ -77,7 +82,7 @@ class LearnedPolicy:
             )
         for name in ("goodput_slack", "noise_ceiling"):
             value = getattr(self, name)
-            if value is not None and not np.isfinite(value):
+            if value is not None and not isfinite(value):
                 raise ConfigurationError(
                     f"LearnedPolicy.{name} must be finite or None; got {value}."
                 )
@@ -124,8 +129,8 @@ class LearnedPolicy:
             index = _draw(probabilities, tools.uniform(seed, counter))
         else:
             index = probabilities.argmax(axis=-1)
-        chosen = tools.numeric(np.asarray(self.action_grid)[index])
-        lifted = self._lifted(np.asarray(chosen), given)
+        chosen = tools.numeric(self._grid[index])
+        lifted = self._lifted(number(chosen), given)
         lowered = self._lowered(lifted, given, signals)
         change = tools.numeric(self._held(lowered, signals))
         reasons: tuple[str, ...] = ()
@@ -137,7 +142,8 @@ class LearnedPolicy:
                 reasons += (f"noise ceiling: {tools.describe(float(lowered))}",)
             if change != float(lowered):
                 reasons += (f"planned steps: {tools.describe(float(change))}",)
-        made = Decision(change, probabilities, tools.numeric(value), reasons)
+        estimate = None if value is None else tools.numeric(value)
+        made = Decision(change, probabilities, estimate, reasons)
         return made, (seed, np.asarray(counter) + 1)
 
     def _lifted(self, change: Array, observation: Float32) -> Array:
@@ -148,37 +154,37 @@ class LearnedPolicy:
         """
         if self.goodput_slack is None:
             return change
-        lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - self.goodput_slack
-        lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
-        return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
+        lowest = _GOODPUT_SCALE * number(observation[..., _GOODPUT]) - self.goodput_slack
+        lift = (number(observation[..., _NOISE_KNOWN]) > 0.0) & (change < lowest)
+        return where(lift, maximum(change, minimum(lowest, _LARGEST_RAISE)), change)
 
     def _lowered(self, change: Array, observation: Float32, signals: Signals) -> Array:
         """Return the change, lowered by whole doublings to below so many noise scales."""
         if self.noise_ceiling is None:
             return change
-        noise = _NOISE_SCALE * observation[..., _NOISE].astype(np.float64)
-        base = np.log2(np.asarray(signals.context.base_batch_size) / signals.batch_size)
-        most = np.maximum(np.round(noise + self.noise_ceiling), base)
-        return np.where(observation[..., _NOISE_KNOWN] > 0.0, np.minimum(change, most), change)
+        noise = _NOISE_SCALE * number(observation[..., _NOISE])
+        base = np.log2(number(signals.context.base_batch_size) / signals.batch_size)
+        most = maximum(np.rint(noise + self.noise_ceiling), base)
+        known = number(observation[..., _NOISE_KNOWN]) > 0.0
+        return where(known, minimum(change, most), change)
 
     def _held(self, change: Array, signals: Signals) -> Array:
         """Return the change, lowered to where what is left of the plan lasts for its steps."""
         if not self.keeps_steps:
             return change
         context = signals.context
-        planned = np.asarray(context.planned_samples, dtype=np.float64)
+        planned = number(context.planned_samples)
         samples = planned - signals.total_samples
-        share = np.where(np.asarray(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
+        share = where(number(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
         steps = share * planned / context.base_batch_size - signals.total_steps
-        bound = (samples > 0) & (steps > 0) & np.isfinite(context.target_loss)
-        most = np.log2(np.where(bound, samples, 1.0) / np.where(bound, steps, 1.0))
-        return np.where(bound, np.minimum(change, most - np.log2(signals.batch_size)), change)
+        bound = (samples > 0) & (steps > 0) & isfinite(context.target_loss)
+        most = np.log2(where(bound, samples, 1.0) / where(bound, steps, 1.0))
+        return where(bound, minimum(change, most - np.log2(signals.batch_size)), change)
 
     def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
         """Return which actions may be taken, shape (..., actions); "stay" always may."""
-        grid = np.asarray(self.action_grid)
-        finite = np.isfinite(observation).all(axis=-1, keepdims=True)
-        legal = np.broadcast_to(finite, (*observation.shape[:-1], len(grid)))
+        grid = self._grid
+        legal = np.isfinite(observation).all(axis=-1, keepdims=True)
         if self.masked:
             size = _log2(signals.batch_size) + grid
             low = _log2(signals.context.min_batch_size) - tools.SAME_SIZE
@@ -186,18 +192,34 @@ class LearnedPolicy:
             legal = legal & (size >= low) & (size <= high)
         return legal | (grid == 0.0)
 
-    def _forward(self, observation: Float32, legal: NDArray[np.bool_]) -> tuple[Float32, Float32]:
-        inputs = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
+    def _forward(
+        self, observation: Float32, legal: NDArray[np.bool_]
+    ) -> tuple[Float32, Float32 | None]:
+        inputs = np.where(np.isfinite(observation), observation, np.float32(0.0))
+        if inputs.ndim == 1 and self._stack is not None:
+            logits = np.where(legal, self._stack.forward("policy", inputs), -np.inf)
+            value = None
+            if self.values:
+                value = _mean(self._stack.forward("value", inputs)[:, 0])
+            return _mean(softmax(logits)), value
         probabilities = [
             softmax(np.where(legal, member.forward("policy", inputs), -np.inf))
             for member in self.members
         ]
-        values = [member.forward("value", inputs)[..., 0] for member in self.members]
-        return _average(probabilities), _average(values)
+        values = [member.forward("value", inputs)[..., 0] for member in self.members if self.values]
+        return _mean(np.stack(probabilities)), _mean(np.stack(values)) if values else None
+
+    @cached_property
+    def _grid(self) -> Array:
+        return np.asarray(self.action_grid)
+
+    @cached_property
+    def _stack(self) -> Stack | None:
+        return Stack(self.members) if Stack.can_stack(self.members) else None
 
 
-def _average(parts: list[Float32]) -> Float32:
-    return np.asarray(np.mean(np.stack(parts), axis=0), dtype=np.float32)
+def _mean(parts: Float32) -> Float32:
+    return np.add.reduce(parts, axis=0) / np.float32(len(parts))
 
 
 def _draw(probabilities: Float32, uniform: Array) -> NDArray[np.intp]:
