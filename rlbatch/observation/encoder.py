@@ -36,13 +36,13 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
         state = as_numbers(state)
         after = advance(signals, state)
         moment = Moment(signals, state, after)
-        values = [feature.compute(moment) for feature in FEATURES]
         shapes = np.shape(after.last_size), np.shape(after.chunks)
         if any(shapes):
             observation = np.empty((*np.broadcast_shapes(*shapes), len(FEATURES)), np.float32)
-            for index, value in enumerate(values):
-                observation[..., index] = value
+            for index, feature in enumerate(FEATURES):
+                observation[..., index] = feature.compute(moment)
         else:  # a live run's: single numbers
+            values = [feature.compute(moment) for feature in FEATURES]
             observation = np.array(values, dtype=np.float32)
     np.minimum(np.maximum(observation, _LOWEST, out=observation), _HIGHEST, out=observation)
     np.copyto(observation, 0.0, where=np.isnan(observation))

@@ -56,6 +56,6 @@ def around(table: tuple[Array, Array], log2_size: Array) -> tuple[Array, Array]:
         places += np.arange(0, rates.size, TABLE_SIZES).reshape(*rates.shape[:-1], 1)
     # Much quicker for a single run than np.take_along_axis.
     rate, weight = rates.ravel()[places], weights.ravel()[places]
-    weight[outside] = 0.0
+    np.copyto(weight, 0.0, where=outside)
     rate = np.where(weight > _TINY, rate / np.maximum(weight, _TINY), 0.0)
     return rate, weight / (weight + _HALF_KNOWN)
