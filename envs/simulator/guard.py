@@ -60,7 +60,7 @@ def judge_all(
     begun = states
     if anyway.any():  # few: the others are spared a copy
         begun = states.copy()
-        begun[anyway] = initial_states(np.count_nonzero(anyway))
+        begun[anyway] = initial_states(int(anyway.sum()))
         begun["settled"] = states["settled"]
     judged = _keep(begun, chunk)
     if damaged.any():

@@ -31,7 +31,7 @@ def number(value: ArrayLike) -> Array:
         return cast("Array", value)
     if kind is float:
         return _FLOAT(value)
-    return cast("Array", np.asarray(value, dtype=np.float64)[()])
+    return np.asarray(value, dtype=np.float64)[()]
 
 
 def where(condition: Any, yes: Any, no: Any) -> Any:
@@ -42,7 +42,7 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
         and no.__class__ is not _ARRAY
     ):
         chosen = yes if condition else no
-        return _FLOAT(chosen) if chosen.__class__ is float else chosen
+        return _FLOAT(chosen) if chosen.__class__ is float else cast("Any", chosen)
     return np.where(condition, yes, no)
 
 
