@@ -41,9 +41,10 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
         and yes.__class__ is not _ARRAY
         and no.__class__ is not _ARRAY
     ):
-        chosen = yes if condition else no
-        return _FLOAT(chosen) if chosen.__class__ is float else cast("Any", chosen)
-    return np.where(condition, yes, no)
+        chosen: Any = yes if condition else no
+        is_pythons: bool = chosen.__class__ is float
+        return _FLOAT(chosen) if is_pythons else chosen
+    return cast("Any", np.where(condition, yes, no))
 
 
 def spread(value: Any, like: Any) -> Any:
