@@ -253,9 +253,7 @@ class ControlLoop:
                 self._logger.give_up()
             self.disable(reason, place)
         finally:
-            self.guard.copies_often = self.guard.is_cheap
-            # The others wait for it, whatever happened here.
-            self.ranks.agree_on(size, int(self.guard.copies_often))
+            self.ranks.agree_on(size, self.guard.choose_copies())  # the others wait for it
 
     def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
         """Decide, log, and return the batch size."""
@@ -288,8 +286,7 @@ class ControlLoop:
 
     def _follow(self, in_force: int, place: Place) -> None:
         """Do what rank 0 has decided."""
-        size, copies_often = self.ranks.agree_on(_OFF, 0)
-        self.guard.copies_often = bool(copies_often)
+        size, self.guard.copies_often = self.ranks.agree_on(_OFF, 0)
         if size == _OFF:
             self.disable("rank 0 has switched off", place)
             return

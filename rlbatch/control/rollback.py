@@ -58,7 +58,7 @@ class Rollback:
         trial: The chunk on trial; None mostly.
         copied_at: Optimizer steps after which the copy was made: those before the chunk, or before
             an earlier one where copies are dear.
-        copies_often: The next chunk begins with a copy, as a copy is cheap: by one clock, since
+        copies_often: 1 where the next chunk begins with a copy, as one is cheap: by one clock, since
             ranks whose copies are of different chunks would go on from different ones.
     """
 
@@ -81,7 +81,7 @@ class Rollback:
         self._seconds = self._chunk_seconds = 0.0
         self._began = time.perf_counter()
         self.count = self.copied_at = 0
-        self.copies_often = False
+        self.copies_often = 0
         self.trial: Trial | None = None
 
     @property
@@ -142,10 +142,10 @@ class Rollback:
         self._snapshot.take()
         self.copied_at, self._state_then = step, self._state
 
-    @property
-    def is_cheap(self) -> bool:
-        """A copy before each chunk takes little, by this process's clock."""
-        return self._seconds < _CHEAP * self._chunk_seconds
+    def choose_copies(self) -> int:
+        """Return whether the next chunk begins with a copy, by this process's clock: 1 or 0."""
+        self.copies_often = int(self._seconds < _CHEAP * self._chunk_seconds)
+        return self.copies_often
 
     def end_chunk(
         self,
