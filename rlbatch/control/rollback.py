@@ -58,7 +58,7 @@ class Rollback:
         trial: The chunk on trial; None mostly.
         copied_at: Optimizer steps after which the copy was made: those before the chunk, or before
             an earlier one where copies are dear.
-        copies_often: 1 where the next chunk begins with a copy, as one is cheap: by one clock, since
+        copies_often: 1 where the next chunk begins with a copy, as one is cheap; by one clock, as
             ranks whose copies are of different chunks would go on from different ones.
     """
 
