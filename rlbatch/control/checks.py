@@ -189,7 +189,9 @@ def take_over(model: Any, controller: Any) -> None:
             f"Another controller has begun to train the same {type(model).__name__}. One "
             "controller trains a model, over one loader: close() this one, or leave the other out."
         )
-    controller._took_over = True
+    if owner is not None:
+        owner._ousted = True
+    controller._took_over, controller._ousted = True, False
     _OWNERS[model] = weakref.ref(controller)
 
 
@@ -202,8 +204,7 @@ def release(model: Any, controller: Any) -> None:
 
 def require_owner(model: Any, controller: Any) -> None:
     """Raise ConfigurationError where another controller has begun to train the model."""
-    reference = _OWNERS.get(model)
-    if reference is not None and reference() is not controller:
+    if getattr(controller, "_ousted", False):  # asked in each step: no dictionary of weak keys
         take_over(model, controller)
 
 
