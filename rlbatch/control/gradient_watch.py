@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from rlbatch.errors import DeliveryError
@@ -101,6 +102,12 @@ def parameters_of(optimizer: Optimizer) -> Iterable[Any]:
 
 
 def version_of(tensor: Any) -> int:
-    """Return torch's count of a tensor's in-place changes; of this rank's shard, if it is one."""
+    """Return torch's count of a tensor's in-place changes; of this rank's shard, if it is one.
+
+    -1 where there is no count: in inference mode, and for a lazy layer's parameter, which has no
+    values before the first forward pass.
+    """
+    if is_lazy(tensor):
+        return -1
     local = getattr(tensor, "_local_tensor", tensor)  # of a DTensor
     return -1 if local.is_inference() else local._version
