@@ -359,6 +359,11 @@ class BatchController:
         return 0 if self._adapter is None else self._adapter.samples_seen
 
     @property
+    def plain_steps(self) -> int:
+        """Steps that the plain loop would have made with as many samples: what schedules go by."""
+        return self._plain_steps.total
+
+    @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
         return self._run.components

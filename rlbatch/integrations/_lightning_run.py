@@ -249,6 +249,8 @@ class FitRun:
         self._set_due(False)
         if delivered.position == 0 and batch_idx % self._divisor:
             optimizer = trainer.optimizers[0]
+            # As the Trainer does: averages of weights are kept in that hook.
+            loop.epoch_loop.automatic_optimization._on_before_zero_grad(optimizer)
             trainer.lightning_module.optimizer_zero_grad(epoch, batch_idx, optimizer)
         self._step_gradient.begin(delivered, batch)
 
