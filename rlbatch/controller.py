@@ -428,7 +428,7 @@ class BatchController:
 
     def leave(self) -> None:
         """The loop has left the iteration, at its end or before."""
-        self._accumulator.rest()
+        self._accumulator.leave()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         if self._accumulator_of is not None:
@@ -446,7 +446,7 @@ class BatchController:
         limit = limits.micro_batch_size
         divides = limits.divisible and isinstance(limit, int) and limit < share
         stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
-        return None if stays and not divides else ScheduleWatch(self.optimizer)
+        return None if stays and not divides else ScheduleWatch(self.optimizer, self._dataset_size)
 
     @property
     def _finds_limit(self) -> bool:

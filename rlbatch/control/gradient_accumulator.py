@@ -19,8 +19,8 @@ from rlbatch.data.delivery import Delivered
 from rlbatch.errors import DeliveryError
 
 _FAILED = (
-    "The backward pass of this batch has failed, and a part of its gradient may be there. Leave the "
-    "batch out by controller.skip()."
+    "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
+    "the batch out by controller.skip()."
 )
 
 
@@ -127,6 +127,8 @@ class GradientAccumulator:
         self._unsynchronised.close()
         self._watch.forget()
         self.rest()
+        if self.schedules is not None:
+            self.schedules.begin_epoch()
         if self._parts.is_open or self._backward_done or self._failed:
             self._parts.discard()
             self._optimizer.zero_grad()
@@ -137,6 +139,12 @@ class GradientAccumulator:
         """No epoch is under way: optimizers may step as they like."""
         if self._steps is not None:
             self._steps.active = self._watches = False
+
+    def leave(self) -> None:
+        """The loop has left an epoch, at its end or before."""
+        if self.schedules is not None:
+            self.schedules.end_epoch()
+        self.rest()
 
     def close(self) -> None:
         """The run is over."""

@@ -21,6 +21,7 @@ _TELLING = (
 )
 _ZEROING = "the Trainer zeroes the gradients in front of each step's first part"
 _CLIPPING = "Clip by Trainer(gradient_clip_val=...), or in on_before_optimizer_step"
+_AVERAGING = "in on_before_zero_grad or by the callback WeightAveraging"
 _ENDS = "in on_before_optimizer_step, which comes once a step"
 
 Weight = float | Tensor
@@ -52,7 +53,7 @@ class StepGradient:
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._weight_of, self._weight = weight_of, None
         self._scaled: Tensor | None = None
-        self._watch = GradientWatch(self._optimizer, _ZEROING, _CLIPPING)
+        self._watch = GradientWatch(self._optimizer, _ZEROING, _CLIPPING, _AVERAGING)
         self._loss_parts = LossParts(_TELLING)
         self._steps = StepWatch(
             trainer.strategy.model, self._optimizer, tracker, steps="the Trainer", ends=_ENDS

@@ -28,6 +28,17 @@ class StepSchedules:
             self._taken.append((config, schedule, every))
             config.scheduler, config.frequency = schedule, 1
 
+    def latest_rates(self) -> list[Any] | None:
+        """Return what the schedule set last; None where there is none that would tell."""
+        if len(self._taken) != 1:
+            return None
+        return list(self._taken[0][1].get_last_lr())
+
+    @property
+    def tell(self) -> bool:
+        """Whether there is one schedule by steps at most, so that others can be seen."""
+        return len(self._taken) < 2
+
     def skip(self) -> None:
         """Leave out what an epoch that was left early had to come."""
         for _, schedule, _ in self._taken:

@@ -39,6 +39,7 @@ class TrainRun:
         steps_before: Steps of the plain run before the latest optimizer step.
         steps_done: After it.
         watch: Notices what would change the run, once it has begun.
+        left_out: The optimizer step under way is left out.
         loss_scaled: Whether the loss is divided by `num_items_in_batch`; None: not known yet.
     """
 
@@ -74,6 +75,7 @@ class TrainRun:
         self.shares: list[float] = []
         self.counts: list[float] = []
         self.latest_samples = 0
+        self.left_out = False
         self._weighed: list[Any] = []  # samples that each part's loss counts as
         self._loop: TorchLoop | None = None
         self.watch: RunWatch | None = None
@@ -249,12 +251,35 @@ class TrainRun:
             counts: What each one's mean is taken to be over.
         """
         plan, self.shares, self.counts = step.plans[0], shares, counts
+        self.left_out = False
         totals = micro_batch_totals(plan.step_samples, plan.micro_batches, self.world_size)
         self._weighed = list(totals)
         if self.world_size == 1:
             weighed = [share * plan.step_samples for share in shares]
             self._weighed = self._weighed if min(weighed) < 1 else weighed
         self._require_loop().begin_step(plan, self._weighed)
+
+    def look_at_rates(self, scheduler: Any) -> None:
+        """Warn of a learning rate that the Trainer's schedule has not set."""
+        if (
+            self.watch is not None
+            and self.step is not None
+            and not self._require_loop().adapter.stays
+        ):
+            self.watch.look_at_rates(self.step.plans[0].epoch, scheduler)
+
+    def skip(self) -> None:
+        """Leave out the optimizer step under way.
+
+        Raises:
+            DeliveryError: There is none.
+        """
+        if self.step is None or not self._step_is_open:
+            raise DeliveryError(
+                "skip() leaves out a batch, and there is none under way. Call it in compute_loss "
+                "or training_step."
+            )
+        self.left_out = True
 
     def after_backward(self, loss: Tensor, index: int) -> None:
         """Take a micro-batch's loss, times its share, after its backward pass."""
@@ -280,6 +305,8 @@ class TrainRun:
         if self.step is None:
             raise ConfigurationError("An optimizer step ended that the controller did not begin.")
         plan, self._step_is_open = self.step.plans[0], False
+        if self.left_out:
+            self._require_loop().adapter.abandon_step()
         self._require_loop().end_step(plan)
         self.latest_samples = plan.step_samples
         self.steps_before, self.steps_done = self.steps_done, self.due()

@@ -11,8 +11,16 @@ from torch.optim import Optimizer
 
 from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.loss_parts import LossParts
+from rlbatch.control.rate_watch import RateWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.sample_schedule import follows_a_metric
+
+_ZEROING = "the Trainer zeroes the gradients behind each step"
+_CLIPPING = "Clip by max_grad_norm, or in a callback's on_pre_optimizer_step"
+_AVERAGING = "in a callback's on_step_end"
+_TELLING = "Give ControlledTrainer(weight=...), a function of the batch,"
+_SCHEDULE = "Give it as optimizers=(optimizer, scheduler), which then goes by samples."
 
 
 class RunWatch:
@@ -25,8 +33,16 @@ class RunWatch:
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Watch nothing before `begin`."""
         self.between_parts = False
-        self._gradients, self._parts = GradientWatch(optimizer), LossParts()
-        self._steps = StepWatch(model, optimizer, self)
+        self._gradients = GradientWatch(optimizer, _ZEROING, _CLIPPING, _AVERAGING)
+        self._parts = LossParts(_TELLING)
+        self._steps = StepWatch(
+            model,
+            optimizer,
+            self,
+            steps="the Trainer",
+            ends=_AVERAGING + ", which comes once a step",
+        )
+        self._rates = RateWatch(optimizer, _SCHEDULE)
 
     def begin(self) -> None:
         """An epoch is under way."""
@@ -37,6 +53,17 @@ class RunWatch:
     def rest(self) -> None:
         """No epoch is under way: optimizers may step as they like."""
         self._steps.active = False
+
+    def look_at_rates(self, epoch: int, scheduler: Any) -> None:
+        """A step is about to begin: warn of a learning rate that the schedule has not set.
+
+        Args:
+            epoch: The step's.
+            scheduler: The Trainer's.
+        """
+        if not follows_a_metric(scheduler):
+            known = getattr(scheduler, "get_last_lr", None)
+            self._rates.look(epoch, None if known is None else known())
 
     def stepping(self, steps: bool) -> None:
         """The Trainer is about to step the optimizer, or has done so."""

@@ -28,6 +28,7 @@ from rlbatch.integrations._transformers_flow import (
     validation_loss,
 )
 from rlbatch.integrations._transformers_loss import (
+    WeightOf,
     loss_is_scaled,
     on_this_process,
     part_shares,
@@ -60,6 +61,7 @@ class ControlledTrainerMixin(_Base):
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         controller: ControllerConfig | None = None,
+        weight: WeightOf | None = None,
         **kwargs: Any,
     ) -> None:
         """Prepare a Trainer.
@@ -70,6 +72,10 @@ class ControlledTrainerMixin(_Base):
             config: The controller's settings. With gradient accumulation, its
                 `micro_batch_size` is `per_device_train_batch_size` unless it is given.
             controller: The older name of `config`.
+            weight: From a batch, as `compute_loss` gets it, to what its loss is the mean of: the
+                sum of class weights, a number of tokens. With weights w and the gradients g of the
+                parts of a step, on all processes, its gradient is sum(w g) / sum(w). None: labels
+                that count, or what `num_items_in_batch` makes of the loss.
             **kwargs: As the Trainer's.
 
         Raises:
@@ -81,6 +87,7 @@ class ControlledTrainerMixin(_Base):
             raise ConfigurationError("Give the settings once, as config, not as controller too.")
         self._policy, self._config = policy, config or controller or ControllerConfig()
         _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
+        self.weight = weight
         self._loop_was_stopped = False
         self._checkpoint: str | None = None
         super().__init__(*args, **kwargs)
@@ -95,6 +102,22 @@ class ControlledTrainerMixin(_Base):
     def controller(self) -> LoopAdapter | None:
         """What decides in the latest call of `train`; None before the first."""
         return None if self._run is None else self._run.controller
+
+    def skip(self) -> None:
+        """Leave out a batch, within `compute_loss` or `training_step`.
+
+            if not torch.isfinite(loss):
+                self.skip()
+            return loss
+
+        The optimizer step is left out that the batch is of, with all of its parts: weights and the
+        optimizer's state stay as they are. Its samples count as seen. With several processes, all
+        of them have to leave it out.
+
+        Raises:
+            DeliveryError: There is no batch under way.
+        """
+        self._require_run().skip()
 
     # -- what the Trainer asks for before it trains --
 
@@ -189,6 +212,7 @@ class ControlledTrainerMixin(_Base):
         if items is not None and not self.args.average_tokens_across_devices:
             items = on_this_process(items, step.plans, run.world_size)
         run.begin_step(step, *part_shares(self, batches, step.plans, run.ranks))
+        run.look_at_rates(self.lr_scheduler)
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -229,6 +253,15 @@ class ControlledTrainerMixin(_Base):
         run = self._require_run()
         if items is None:
             return False
+        if self.weight is not None and run.loss_scaled is None:
+            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items, run.ranks)
+            if run.loss_scaled:
+                raise ConfigurationError(
+                    "Expected a loss that is a mean over what weight= says, got one that is "
+                    "divided by num_items_in_batch. Leave weight= out: its parts add up."
+                )
+        if self.weight is not None:
+            return False
         if run.loss_scaled is None:
             run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items, run.ranks)
             if run.loss_scaled is None:
@@ -256,9 +289,14 @@ class ControlledTrainerMixin(_Base):
 
     def announce_controlled_step(self, steps: bool) -> None:
         """The optimizer is going to step, or has done so; called by the first callback."""
-        watch = self._require_run().watch
-        if watch is not None:
-            watch.stepping(steps)
+        run = self._require_run()
+        if run.watch is not None:
+            run.watch.stepping(steps)
+        if steps and run.left_out:
+            clips = self.args.max_grad_norm is not None and self.args.max_grad_norm > 0
+            if self.accelerator.scaler is not None and not clips:
+                self.accelerator.unscale_gradients()  # else the scaler misses them
+            self.optimizer.zero_grad(set_to_none=True)
 
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""
