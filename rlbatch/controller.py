@@ -166,6 +166,7 @@ class BatchController:
             ranks=ranks,
         )
         self._adapter.loader = self._loader
+        self._accumulator.changes = not self._adapter.stays
         self._user.attach(training.weights)
         if self._state is not None:
             state, self._state = self._state, None

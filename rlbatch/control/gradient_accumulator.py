@@ -30,6 +30,7 @@ class GradientAccumulator:
     Attributes:
         delivered: The micro-batch in the hands of the loop; None when it is done with it.
         schedules: Notices schedules that count steps; None looks for none.
+        changes: The batch size may change.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class GradientAccumulator:
         self._loss_parts = LossParts()
         self._backward_done = self._unscaled = self._failed = False
         self.schedules: ScheduleWatch | None = None
+        self.changes = False
         self.delivered: Delivered | None = None
 
     @property
@@ -174,6 +176,8 @@ class GradientAccumulator:
         whole = delivered.micro_batches == 1 and self._world_size == 1
         if whole:
             self._parts.forget_weights()
+        if whole and self.changes:
+            self._loss_parts.look(loss, delivered)
         factor = None if whole else self._factor(loss, delivered, weight)
         self._failed = True  # until it is known that it has not
         self._watched_backward(loss, factor)

@@ -34,6 +34,7 @@ class StepGradient:
     Attributes:
         tracker: Which part is under way.
         left_out: A part of the step had no loss, and the step is left out for it.
+        changes: The batch size may change.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class StepGradient:
             weight_of: From a batch to what its loss is the mean of; None: by samples, unless
                 `weigh` says otherwise.
         """
-        self.tracker, self.left_out = tracker, False
+        self.tracker, self.left_out, self.changes = tracker, False, True
         self._optimizer: Any = trainer.optimizers[0]
         self._alone = trainer.world_size == 1
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -103,7 +104,7 @@ class StepGradient:
         delivered, mean = self.tracker.delivered, self._mean(loss, divisor)
         if delivered is not None and delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
-        if delivered is not None and self._weight is None:
+        if delivered is not None and self._looks(delivered):
             self._loss_parts.look(loss, delivered, _undivided(loss, self._scaler is not None))
         factor = self.tracker.weigh(mean, self._weight) * divisor
         if factor == 0.0:  # the mean of nothing may be no number
@@ -149,6 +150,10 @@ class StepGradient:
             # `get_scale` would wait for the device.
             mean = mean * self._scaler.scale(torch.ones((), device=mean.device)).reciprocal()
         return mean if divisor == 1 else mean * divisor
+
+    def _looks(self, delivered: Delivered) -> bool:
+        """Whether a loss is to be looked at that came without a weight."""
+        return self._weight is None and (self.changes or delivered.micro_batches > 1)
 
     def _needs_weight(self, delivered: Delivered) -> bool:
         """Whether a weight matters: reading it waits for the device."""

@@ -105,6 +105,7 @@ class FitRun:
             loop.adapter.load_state_dict(state["controller"])
         tracker = MicroBatchTracker(trainer.optimizers[0], loop.ranks)
         self._gradient = StepGradient(trainer, tracker, weight_of)
+        self._gradient.changes = not loop.adapter.stays
         loader.elastic, loader.on_fetch = loop.loader, self._before_fetch
         self._validates_every = trainer.val_check_batch
         self._first_epoch = trainer.current_epoch

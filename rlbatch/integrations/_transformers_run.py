@@ -153,6 +153,7 @@ class TrainRun:
             scaler=trainer.accelerator.scaler,
         )
         self.watch = RunWatch(model, self._optimizer)
+        self.watch.changes = not loop.adapter.stays
         self.loader.elastic = loop.loader
         if self._saved is not None:
             loop.adapter.load_state_dict(self._saved.controller)

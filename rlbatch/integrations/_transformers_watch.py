@@ -28,11 +28,12 @@ class RunWatch:
 
     Attributes:
         between_parts: A step is under way, and not all of its parts had their backward pass.
+        changes: The batch size may change.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Watch nothing before `begin`."""
-        self.between_parts = False
+        self.between_parts = self.changes = False
         self._gradients = GradientWatch(optimizer, _ZEROING, _CLIPPING, _AVERAGING)
         self._parts = LossParts(_TELLING)
         self._steps = StepWatch(
@@ -91,9 +92,11 @@ class RunWatch:
         backward = accelerator.backward
 
         def watched(loss: Any, **kwargs: Any) -> None:
-            if counts:
+            if counts and part.micro_batches > 1:
                 # What it was divided by has to be the same for each that counts.
                 self._parts.look(loss, part._replace(micro_size=counts))
+            elif self.changes and part.micro_batches == 1:
+                self._parts.look(loss, part)
             self._steps.begin_backward()
             try:
                 backward(loss, **kwargs)

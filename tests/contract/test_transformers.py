@@ -56,7 +56,9 @@ class Classifier(nn.Module):
     def forward(self, x: Any, index: Any, labels: Any = None) -> dict[str, Any]:
         self.seen.append(index.tolist())
         out = self.net(x)
-        return {"logits": out} if labels is None else {"loss": self.loss(out, labels), "logits": out}
+        return (
+            {"logits": out} if labels is None else {"loss": self.loss(out, labels), "logits": out}
+        )
 
 
 def weighted(out: Any, labels: Any) -> Any:
@@ -325,7 +327,7 @@ def test_parts_weighted_by_what_their_loss_is_a_mean_of(tmp_path: Path) -> None:
         gradients = torch.autograd.grad(loss, list(alone.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(alone.parameters(), gradients, strict=True):
-                parameter -= 0.1 * gradient
+                parameter.sub_(gradient, alpha=0.1)
     torch.testing.assert_close(flat(model), flat(alone), rtol=0.0, atol=1e-14)
 
 
