@@ -167,8 +167,7 @@ def _reduces(node: Any, samples: int) -> bool:
     inputs = [child for child in _children(node) if not _is_of_parameter(child)]
     if any((shape := _shape(child)) and shape[0] % samples == 0 for child in inputs):
         return not (own and own[0] % samples == 0)
-    # Of some values that were picked out, unless samples have been put together before.
-    return not own and any(_shape(child) and not _has_samples(child, samples) for child in inputs)
+    return not own and any(_is_picked(child) for child in inputs)
 
 
 def _has_samples(node: Any, samples: int) -> bool:
@@ -193,6 +192,19 @@ def _is_of_parameter(node: Any) -> bool:
             return True
         children = _children(node)
         if not children or any(_shape(child) != shape for child in children):
+            return False
+        node = children[0]
+    return False
+
+
+def _is_picked(node: Any) -> bool:
+    """Whether values were picked out of others, as those that a mask leaves."""
+    for _ in range(8):
+        name = _name(node)
+        if name in ("Index", "MaskedSelect", "IndexSelect", "Take", "Gather"):
+            return True
+        children = _children(node)
+        if name not in (*_LINEAR, *_CURVED, "Mul", "Div") or not children:
             return False
         node = children[0]
     return False

@@ -67,6 +67,10 @@ ADD_UP: dict[str, Loss] = {
         each(model(batch[1]).mean(1), batch[2]).mean()
         + 0.01 * sum(p.square().sum() for p in model.parameters())
     ),
+    "orthogonal weights": lambda model, batch: (
+        each(model(batch[1]).mean(1), batch[2]).mean()
+        + (model[0].weight.T @ model[0].weight - 1.0).square().sum()  # pyright: ignore[reportIndexIssue]
+    ),
     "learned weight": lambda model, batch: (
         torch.exp(-model[0].bias[0]) * each(model(batch[1]).mean(1), batch[2]).mean()  # pyright: ignore[reportIndexIssue]
         + model[0].bias[0]  # pyright: ignore[reportIndexIssue]
