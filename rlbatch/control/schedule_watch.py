@@ -143,5 +143,4 @@ def schedulers_of(optimizer: Optimizer) -> list[Any]:
 
 def _is_told(scheduler: Any) -> bool:
     """Whether a scheduler was told a place within an epoch, and did not count steps itself."""
-    place = getattr(scheduler, "T_cur", 0)
-    return isinstance(place, float) and scheduler.last_epoch != place
+    return isinstance(getattr(scheduler, "T_cur", 0), float)
