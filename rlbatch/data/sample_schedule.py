@@ -155,18 +155,18 @@ class RunSchedule(SampleScheduler):
         super().__init__(scheduler, due)
         self.skip()
 
-    def step(self, epoch: Any = None) -> None:
+    def step(self, *place: Any) -> None:
         """Advance to where the run stands: by none, one or several steps.
 
         Raises:
             ConfigurationError: A place is named.
         """
-        if epoch is not None:
+        if place:
             name = type(self.scheduler).__name__
             raise ConfigurationError(
                 f"Expected {name}.step() without an argument, by which it counts steps of your "
-                f"batch size, got step({epoch}). Give {name} its lengths in steps; or leave it out "
-                "of controller.schedule and step it by samples: scheduler.step(epoch + "
+                f"batch size, got step({place[0]}). Give {name} its lengths in steps; or leave it "
+                "out of controller.schedule and step it by samples: scheduler.step(epoch + "
                 "loader.sampler.position / len(dataset))."
             )
         super().step()

@@ -296,7 +296,8 @@ class ControlledTrainerMixin(_Base):
             clips = self.args.max_grad_norm is not None and self.args.max_grad_norm > 0
             if self.accelerator.scaler is not None and not clips:
                 self.accelerator.unscale_gradients()  # else the scaler misses them
-            self.optimizer.zero_grad(set_to_none=True)
+            optimizer: Any = self.optimizer
+            optimizer.zero_grad(set_to_none=True)
 
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""
