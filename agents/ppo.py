@@ -197,6 +197,7 @@ def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int)
             budget_share=recipe.budget_share,
             mixed_share=recipe.mixed_share,
             plan_shares=recipe.plan_shares,
+            user_share=recipe.user_share,
         )
     return LiveVecEnv(
         source,
