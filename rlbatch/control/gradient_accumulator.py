@@ -194,7 +194,7 @@ class GradientAccumulator:
     ) -> float | None:
         if delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
-        if weight is None:
+        if weight is None and (self.changes or delivered.micro_batches > 1):
             self._loss_parts.look(loss, delivered)
         return self._parts.add(loss, delivered, weight)
 

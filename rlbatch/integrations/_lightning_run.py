@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.rate_watch import RateWatch
 from rlbatch.control.saved_state import require_like
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -29,10 +28,6 @@ Hook = tuple[Any, Callable[[Any], Any] | None]
 # What a checkpoint holds of a fit, by kind.
 _STATE = {"controller": None, "first_epoch": 0, "due": False, "within_step": False, "parts": 0}
 _NEVER = sys.maxsize  # no count gets there
-_SCHEDULE = (
-    'Return it from configure_optimizers as a schedule with "interval": "step", which goes by '
-    "samples."
-)
 
 
 class FitRun:
@@ -63,7 +58,6 @@ class FitRun:
         self._done = (0, 0)  # behind the latest
         self._loop: TorchLoop | None = None
         self._gradient: StepGradient | None = None
-        self._rates: RateWatch | None = None
         self._finished = False
         self.due = False  # a validation, behind the latest optimizer step
         self._makes_up = False  # one that was due when the checkpoint was written
@@ -115,9 +109,7 @@ class FitRun:
         else:
             self._go_on(state, *loop.place)
         self._at = self._done
-        self._schedules = StepSchedules(trainer, self._due)
-        if self._schedules.tell and not loop.adapter.stays:
-            self._rates = RateWatch(trainer.optimizers[0], _SCHEDULE)
+        self._schedules = StepSchedules(trainer, self._due, self._gradient.changes)
         self._limit()
         loop.attach()
 
@@ -246,8 +238,8 @@ class FitRun:
             self._at = epoch, delivered.step_start
             if delivered.step_start == 0 and self._schedules is not None:
                 self._schedules.skip()
-            if self._rates is not None and self._schedules is not None:
-                self._rates.look(epoch, self._schedules.latest_rates())
+            if self._schedules is not None:
+                self._schedules.look_at_rates(epoch)
         self._at, self._within = (epoch, end), not is_last
         self._divisor = divisor(ready, delivered, ends_epoch)
         trainer.accumulate_grad_batches = self._divisor

@@ -116,6 +116,11 @@ class TrainRun:
         return len(self.shares) > 1 or self.world_size > 1
 
     @property
+    def is_within_step(self) -> bool:
+        """Whether an optimizer step is under way."""
+        return self.step is not None and self._step_is_open
+
+    @property
     def resumes_in(self) -> int:
         """The epoch that the run begins in."""
         return 0 if self._saved is None else self._saved.epoch
@@ -259,28 +264,6 @@ class TrainRun:
             weighed = [share * plan.step_samples for share in shares]
             self._weighed = self._weighed if min(weighed) < 1 else weighed
         self._require_loop().begin_step(plan, self._weighed)
-
-    def look_at_rates(self, scheduler: Any) -> None:
-        """Warn of a learning rate that the Trainer's schedule has not set."""
-        if (
-            self.watch is not None
-            and self.step is not None
-            and not self._require_loop().adapter.stays
-        ):
-            self.watch.look_at_rates(self.step.plans[0].epoch, scheduler)
-
-    def skip(self) -> None:
-        """Leave out the optimizer step under way.
-
-        Raises:
-            DeliveryError: There is none.
-        """
-        if self.step is None or not self._step_is_open:
-            raise DeliveryError(
-                "skip() leaves out a batch, and there is none under way. Call it in compute_loss "
-                "or training_step."
-            )
-        self.left_out = True
 
     def after_backward(self, loss: Tensor, index: int) -> None:
         """Take a micro-batch's loss, times its share, after its backward pass."""

@@ -62,7 +62,7 @@ class RunWatch:
             epoch: The step's.
             scheduler: The Trainer's.
         """
-        if not follows_a_metric(scheduler):
+        if self.changes and not follows_a_metric(scheduler):
             known = getattr(scheduler, "get_last_lr", None)
             self._rates.look(epoch, None if known is None else known())
 

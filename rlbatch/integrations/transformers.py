@@ -27,15 +27,11 @@ from rlbatch.integrations._transformers_flow import (
     StepCallback,
     validation_loss,
 )
-from rlbatch.integrations._transformers_loss import (
-    WeightOf,
-    loss_is_scaled,
-    on_this_process,
-    part_shares,
-    warn_about_loss,
-)
+from rlbatch.integrations._transformers_loss import WeightOf, on_this_process, part_shares
 from rlbatch.integrations._transformers_pass import surroundings
 from rlbatch.integrations._transformers_run import TrainRun
+from rlbatch.integrations._transformers_scale import is_scaled
+from rlbatch.integrations._transformers_skip import LeavesOut, drop_gradients
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -43,7 +39,7 @@ else:
     _Base = object
 
 
-class ControlledTrainerMixin(_Base):
+class ControlledTrainerMixin(LeavesOut, _Base):
     """Makes a Trainer's batch size adaptive: `class Mine(ControlledTrainerMixin, MyTrainer)`.
 
     Loaders hand out whole optimizer steps, in micro-batches; `training_step` of the class below is
@@ -102,22 +98,6 @@ class ControlledTrainerMixin(_Base):
     def controller(self) -> LoopAdapter | None:
         """What decides in the latest call of `train`; None before the first."""
         return None if self._run is None else self._run.controller
-
-    def skip(self) -> None:
-        """Leave out a batch, within `compute_loss` or `training_step`.
-
-            if not torch.isfinite(loss):
-                self.skip()
-            return loss
-
-        The optimizer step is left out that the batch is of, with all of its parts: weights and the
-        optimizer's state stay as they are. Its samples count as seen. With several processes, all
-        of them have to leave it out.
-
-        Raises:
-            DeliveryError: There is no batch under way.
-        """
-        self._require_run().skip()
 
     # -- what the Trainer asks for before it trains --
 
@@ -212,7 +192,8 @@ class ControlledTrainerMixin(_Base):
         if items is not None and not self.args.average_tokens_across_devices:
             items = on_this_process(items, step.plans, run.world_size)
         run.begin_step(step, *part_shares(self, batches, step.plans, run.ranks))
-        run.look_at_rates(self.lr_scheduler)
+        if run.watch is not None:
+            run.watch.look_at_rates(step.plans[0].epoch, self.lr_scheduler)
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -223,7 +204,7 @@ class ControlledTrainerMixin(_Base):
         total: Tensor | None = None
         try:
             if run.is_shared:
-                self.loss_is_scaled_for_ga = self._is_scaled(model, num_items_in_batch)
+                self.loss_is_scaled_for_ga = is_scaled(self, model, run, num_items_in_batch)
             for index in inputs.indices:
                 loss = self._micro_step(model, index, num_items_in_batch)
                 total = loss if total is None else total + loss
@@ -246,29 +227,6 @@ class ControlledTrainerMixin(_Base):
             loss = torch.zeros_like(loss)
         run.after_backward(loss, index)
         return loss
-
-    def _is_scaled(self, model: Any, items: Any) -> bool:
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
-        run = self._require_run()
-        if items is None:
-            return False
-        if self.weight is not None and run.loss_scaled is None:
-            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items, run.ranks)
-            if run.loss_scaled:
-                raise ConfigurationError(
-                    "Expected a loss that is a mean over what weight= says, got one that is "
-                    "divided by num_items_in_batch. Leave weight= out: its parts add up."
-                )
-        if self.weight is not None:
-            return False
-        if run.loss_scaled is None:
-            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items, run.ranks)
-            if run.loss_scaled is None:
-                return True  # as the Trainer assumes; asked again with the next step
-            adds = run.world_size if self.args.average_tokens_across_devices else 1
-            warn_about_loss(run.loss_scaled, run.accumulation_steps * adds)
-        return run.loss_scaled
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Add up the operations of micro-batches."""
@@ -293,11 +251,7 @@ class ControlledTrainerMixin(_Base):
         if run.watch is not None:
             run.watch.stepping(steps)
         if steps and run.left_out:
-            clips = self.args.max_grad_norm is not None and self.args.max_grad_norm > 0
-            if self.accelerator.scaler is not None and not clips:
-                self.accelerator.unscale_gradients()  # else the scaler misses them
-            optimizer: Any = self.optimizer
-            optimizer.zero_grad(set_to_none=True)
+            drop_gradients(self)
 
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""
