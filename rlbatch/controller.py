@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from rlbatch.control import checks
-from rlbatch.control.build import named_policy
+from rlbatch.control.build import keeps_size, named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
@@ -166,7 +166,6 @@ class BatchController:
             ranks=ranks,
         )
         self._adapter.loader = self._loader
-        self._accumulator.changes = not self._adapter.stays
         self._user.attach(training.weights)
         if self._state is not None:
             state, self._state = self._state, None
@@ -446,7 +445,8 @@ class BatchController:
         limits, share = self.config.limits, self.base_batch_size // ranks.world_size
         limit = limits.micro_batch_size
         divides = limits.divisible and isinstance(limit, int) and limit < share
-        stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
+        stays = keeps_size(self._policy_name, self.config)
+        self._accumulator.changes = not stays
         return None if stays and not divides else ScheduleWatch(self.optimizer, self._dataset_size)
 
     @property

@@ -257,11 +257,6 @@ class LoopAdapter:
         return self._loop.batch_size
 
     @property
-    def stays(self) -> bool:
-        """Whether no batch size is ever changed: the run is the plain one."""
-        return self.config.shadow or self.policy_name.lower() == "fixed"
-
-    @property
     def learning_rate_factor(self) -> float:
         """What the learning rate is multiplied by in the coming steps."""
         return self._loop.rate.factor

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from rlbatch.control.build import keeps_size
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.loader import RandomState
 from rlbatch.control.saved_state import require_like
@@ -82,7 +83,7 @@ class TrainFunction:
             powers_of_two=bool(model.jit_compile),  # each size is compiled anew
             log_info={"backend": keras.backend.backend()},
         )
-        if not self.adapter.stays:
+        if not keeps_size(self.adapter.policy_name, config):
             warn_of_sum(model)
         for hook in hooks:
             self.adapter.on_rollback(*hook)

@@ -34,11 +34,14 @@ class StepGradient:
     Attributes:
         tracker: Which part is under way.
         left_out: A part of the step had no loss, and the step is left out for it.
-        changes: The batch size may change.
     """
 
     def __init__(
-        self, trainer: Any, tracker: MicroBatchTracker, weight_of: WeightOf | None = None
+        self,
+        trainer: Any,
+        tracker: MicroBatchTracker,
+        weight_of: WeightOf | None = None,
+        changes: bool = True,
     ) -> None:
         """Watch a Trainer that has its optimizer.
 
@@ -47,8 +50,9 @@ class StepGradient:
             tracker: Follows its passes.
             weight_of: From a batch to what its loss is the mean of; None: by samples, unless
                 `weigh` says otherwise.
+            changes: The batch size may change.
         """
-        self.tracker, self.left_out, self.changes = tracker, False, True
+        self.tracker, self.left_out, self._changes = tracker, False, changes
         self._optimizer: Any = trainer.optimizers[0]
         self._alone = trainer.world_size == 1
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -153,7 +157,7 @@ class StepGradient:
 
     def _looks(self, delivered: Delivered) -> bool:
         """Whether a loss is to be looked at that came without a weight."""
-        return self._weight is None and (self.changes or delivered.micro_batches > 1)
+        return self._weight is None and (self._changes or delivered.micro_batches > 1)
 
     def _needs_weight(self, delivered: Delivered) -> bool:
         """Whether a weight matters: reading it waits for the device."""

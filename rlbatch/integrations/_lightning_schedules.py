@@ -38,8 +38,10 @@ class StepSchedules:
         watches = changes and len(self._taken) < 2
         self._rates = RateWatch(trainer.optimizers[0], _REMEDY) if watches else None
 
-    def look_at_rates(self, epoch: int) -> None:
+    def begin_step(self, epoch: int, *, is_first: bool) -> None:
         """A step of an epoch is about to begin: warn of a rate that no schedule has set."""
+        if is_first:
+            self.skip()
         if self._rates is not None:
             one = self._taken[0][1] if self._taken else None
             self._rates.look(epoch, None if one is None else list(one.get_last_lr()))

@@ -26,7 +26,7 @@ class LeavesOut:
             DeliveryError: There is no batch under way.
         """
         run = self._require_run()
-        if not run.is_within_step:
+        if run.step is None or not run.step_is_open:
             raise DeliveryError(
                 "skip() leaves out a batch, and there is none under way. Call it in compute_loss "
                 "or training_step."

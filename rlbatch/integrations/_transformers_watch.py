@@ -28,12 +28,11 @@ class RunWatch:
 
     Attributes:
         between_parts: A step is under way, and not all of its parts had their backward pass.
-        changes: The batch size may change.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Watch nothing before `begin`."""
-        self.between_parts = self.changes = False
+    def __init__(self, model: nn.Module, optimizer: Optimizer, changes: bool = True) -> None:
+        """Watch nothing before `begin`; `changes` says whether the batch size may change."""
+        self.between_parts, self._changes = False, changes
         self._gradients = GradientWatch(optimizer, _ZEROING, _CLIPPING, _AVERAGING)
         self._parts = LossParts(_TELLING)
         self._steps = StepWatch(
@@ -62,7 +61,7 @@ class RunWatch:
             epoch: The step's.
             scheduler: The Trainer's.
         """
-        if self.changes and not follows_a_metric(scheduler):
+        if self._changes and not follows_a_metric(scheduler):
             known = getattr(scheduler, "get_last_lr", None)
             self._rates.look(epoch, None if known is None else known())
 
@@ -95,7 +94,7 @@ class RunWatch:
             if counts and part.micro_batches > 1:
                 # What it was divided by has to be the same for each that counts.
                 self._parts.look(loss, part._replace(micro_size=counts))
-            elif self.changes and part.micro_batches == 1:
+            elif self._changes and part.micro_batches == 1:
                 self._parts.look(loss, part)
             self._steps.begin_backward()
             try:
