@@ -81,13 +81,15 @@ class _Place(NamedTuple):
         return self.divided / self.times if self.times else math.inf
 
 
-def read(root: Any, samples: int) -> Reading:
+def read(root: Any, samples: int, counts: float | None = None) -> Reading:
     """Return what autograd tells of a loss.
 
     Args:
         root: Node of the loss.
         samples: Of the batch.
+        counts: What it is to be a mean over; None for the samples.
     """
+    counts = samples if counts is None else counts
     reading, ahead = Reading(), [_Place(root)]
     for _ in range(_NODES):
         if not ahead:
@@ -96,13 +98,13 @@ def read(root: Any, samples: int) -> Reading:
         if place.node is None:
             continue
         if _reduces(place.node, samples):
-            _read_reduction(reading, place, samples)
+            _read_reduction(reading, place, samples, counts)
         else:
             ahead += _behind(place, samples)
     return reading
 
 
-def _read_reduction(reading: Reading, place: _Place, samples: int) -> None:
+def _read_reduction(reading: Reading, place: _Place, samples: int, counts: float) -> None:
     node, name = place.node, _name(place.node)
     known = getattr(node, "_saved_reduction", None)
     if name in _ORDERED:
@@ -110,27 +112,27 @@ def _read_reduction(reading: Reading, place: _Place, samples: int) -> None:
     elif place.curve is not None:
         reading.problem = f"the loss is a function ({place.curve}) of a mean over samples"
     elif known == _SUM or name == "Sum":
-        _read_sum(reading, place, samples)
+        _read_sum(reading, place, counts)
     else:
         divisor = _divisor(node, known)
         if divisor is not None:
-            reading.means.append(Mean(name, divisor / samples))
+            reading.means.append(Mean(name, divisor / counts))
             reading.totals.append(divisor * place.factor)
     if any(_is_paired(child, samples) for child in _children(node)):
         reading.problem = "the loss compares each sample with the others of its batch"
     reading.compares = reading.compares or _has_classes_of_samples(node, samples)
 
 
-def _read_sum(reading: Reading, place: _Place, samples: int) -> None:
+def _read_sum(reading: Reading, place: _Place, counts: float) -> None:
     """Take a sum that is a mean if it was divided by the samples, or by so many of each."""
     reading.sums.append(place.factor)
     for divisor in (place.divided, place.factor):
-        if _is_multiple(divisor, samples):
-            reading.means.append(Mean("Sum", divisor / samples))
+        if _is_multiple(divisor, counts):
+            reading.means.append(Mean("Sum", divisor / counts))
             return
     said = "and a mean is expected"
     if place.divided != 1.0:
-        said = f"divided by {place.divided:.6g} where there are {samples} of them"
+        said = f"divided by {place.divided:.6g} where there are {counts:.6g} of them"
     reading.problem = f"the loss is a sum over samples, {said}"
 
 
@@ -168,6 +170,13 @@ def _reduces(node: Any, samples: int) -> bool:
     if any((shape := _shape(child)) and shape[0] % samples == 0 for child in inputs):
         return not (own and own[0] % samples == 0)
     return not own and any(_is_picked(child) for child in inputs)
+
+
+def without_division(root: Any, divisor: float) -> Any:
+    """Return the node that a framework has divided by a number, or the node itself."""
+    if root is None or _name(root) != "Div" or _number(root, "_saved_other") != divisor:
+        return root
+    return _children(root)[0]
 
 
 def _has_samples(node: Any, samples: int) -> bool:
@@ -273,8 +282,8 @@ def _number(node: Any, *names: str) -> float:
     return 1.0
 
 
-def _is_multiple(divisor: float, samples: int) -> bool:
-    times = divisor / samples
+def _is_multiple(divisor: float, counts: float) -> bool:
+    times = divisor / counts
     return times >= 1.0 - _TOLERANCE and abs(times - round(times)) <= _TOLERANCE * times
 
 

@@ -51,13 +51,20 @@ class LossParts:
         self._first: tuple[int, list[float], float] | None = None  # of them, and its loss
         self._compared = 0  # parts in a row whose classes are their samples
 
-    def look(self, loss: Tensor, delivered: Delivered, root: Any = None) -> None:
+    def look(
+        self,
+        loss: Tensor,
+        delivered: Delivered,
+        root: Any = None,
+        counts: float | None = None,
+    ) -> None:
         """Take a part's loss before its backward pass; warn, once, where parts do not add up.
 
         Args:
             loss: The mean, or what a framework has made of it.
             delivered: The part.
             root: Autograd's node of the mean, where a framework has divided it since.
+            counts: What the part is weighted by; None for its samples.
         """
         root = loss.grad_fn if root is None else root
         if delivered.micro_batches == 1:
@@ -66,7 +73,7 @@ class LossParts:
         if not self._left or root is None:
             return
         self._left -= delivered.is_last
-        reading = read(root, delivered.micro_size)
+        reading = read(root, delivered.micro_size, counts)
         problem = reading.problem or self._times_samples(reading, delivered)
         self._compared = self._compared + 1 if reading.compares else 0
         if self._compared > 1:

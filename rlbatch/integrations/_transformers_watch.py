@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rlbatch.control.gradient_watch import GradientWatch
+from rlbatch.control.loss_graph import without_division
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.rate_watch import RateWatch
 from rlbatch.control.step_watch import StepWatch
@@ -71,7 +72,11 @@ class RunWatch:
 
     @contextmanager
     def over(
-        self, accelerator: Any, part: Delivered, counts: float | None = None
+        self,
+        accelerator: Any,
+        part: Delivered,
+        counts: float | None = None,
+        divisor: float = 1.0,
     ) -> Generator[None]:
         """Watch the pass of one part.
 
@@ -80,6 +85,7 @@ class RunWatch:
             part: As it was planned.
             counts: What the part's mean is weighted by, where its loss is a mean and the step has
                 several parts; None: nothing is added up that could be wrong.
+            divisor: By which the Trainer has divided that mean.
 
         Raises:
             DeliveryError: A gradient vanished or was changed since the part before.
@@ -93,7 +99,7 @@ class RunWatch:
         def watched(loss: Any, **kwargs: Any) -> None:
             if counts and part.micro_batches > 1:
                 # What it was divided by has to be the same for each that counts.
-                self._parts.look(loss, part._replace(micro_size=counts))
+                self._parts.look(loss, part, without_division(loss.grad_fn, divisor), counts)
             elif self._changes and part.micro_batches == 1:
                 self._parts.look(loss, part)
             self._steps.begin_backward()
