@@ -1,8 +1,7 @@
 """Reads off autograd's graph how a loss goes over the samples of a batch.
 
 From the loss down to where it has a value for each sample. In between it has to be linear, and the
-step across a mean; what is found else is no mean over samples. What autograd does not tell (a
-compiled model, a kernel of one's own) stays unseen.
+step across a mean. What autograd does not tell (a compiled model, own kernels) stays unseen.
 """
 
 from __future__ import annotations

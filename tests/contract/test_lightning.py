@@ -179,7 +179,7 @@ def test_an_average_that_is_updated_between_parts_is_refused() -> None:
         def on_train_start(self) -> None:
             self.average = torch.optim.swa_utils.AveragedModel(self.net)
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             self.average.update_parameters(self.net)
 
     with pytest.raises(DeliveryError, match=r"AveragedModel.*on_before_zero_grad"):

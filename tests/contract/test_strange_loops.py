@@ -193,7 +193,7 @@ def test_schedules_by_epochs_validations_and_places_are_not() -> None:
         by_epochs.step()
 
     run = Run(policy=ScriptedPolicy((1.0,)))
-    restarts = schedules.CosineAnnealingWarmRestarts(run.optimizer, 2)
+    restarts: Any = schedules.CosineAnnealingWarmRestarts(run.optimizer, 2)
 
     def by_place(epoch: int, *_: int) -> None:
         restarts.step(epoch + run.loader.sampler.position / SAMPLES)
@@ -285,7 +285,7 @@ def test_an_optimizer_of_two_passes_is_refused() -> None:
 
 def test_a_model_converted_in_the_run_is_copied_as_it_is() -> None:
     chunks = {f"{name}_chunk_steps": 1 for name in ("first", "min", "max")}
-    run = Run(policy=ScriptedPolicy((1.0, -1.0) * 20), **chunks)
+    run = Run(network, ScriptedPolicy((1.0, -1.0) * 20), **chunks)
 
     def loss(model: Any, batch: Any) -> Tensor:
         return entropy(model, (batch[0].to(model[0].weight.dtype), batch[1]))

@@ -367,7 +367,7 @@ def test_a_batch_that_is_left_out(tmp_path: Path, micro: int | None) -> None:
 
     class Skips(ControlledTrainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
             if bool((inputs["index"] == bad).any()):
                 self.skip()
                 return loss * float("nan")
