@@ -72,7 +72,8 @@ def test_each_epoch_has_each_sample_once_however_far_a_pipeline_reads_ahead(
     for epoch in range(3):
         assert sorted(seen[epoch * size : (epoch + 1) * size]) == list(range(size))
     assert [number for number, _, _ in steps] == list(range(len(steps)))
-    assert all(len(indices) <= planned for _, planned, indices in steps)
+    # A single sample that would be left at an epoch's end joins the step before it.
+    assert all(len(indices) <= planned + 1 for _, planned, indices in steps)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
