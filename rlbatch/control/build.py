@@ -172,3 +172,8 @@ def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) 
         "config": {name: str(getattr(config, name)) for name in settings},
         "context": context_values(control_loop.context),
     }
+
+
+def keeps_size(policy_name: str, config: ControllerConfig) -> bool:
+    """Return whether no batch size is ever changed: the run is the plain one."""
+    return config.shadow or policy_name.lower() == "fixed"

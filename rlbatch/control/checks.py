@@ -79,10 +79,11 @@ def check_optimizer(optimizer: Any) -> None:
             f"Expected a torch optimizer with param_groups, got {name}. Give the optimizer that "
             "steps the parameters, one only."
         )
-    if _needs_closure(optimizer):
+    if _needs_closure(optimizer) or hasattr(optimizer, "first_step"):  # as SAM has it
         raise ConfigurationError(
-            f"{name} runs several passes in one step (its step needs a closure), which a loop of "
-            "one backward pass a batch does not have. Choose another optimizer."
+            f"{name} runs several passes in one step (its step needs a closure, or there is a "
+            "first_step), which a loop of one backward pass a batch does not have. Choose another "
+            "optimizer."
         )
     for group in optimizer.param_groups:
         rate = group.get("lr")
