@@ -204,8 +204,9 @@ def test_schedules_by_epochs_validations_and_places_are_not() -> None:
 def test_a_place_told_to_a_schedule_that_counts_is_refused() -> None:
     run = Run(policy=ScriptedPolicy((1.0,)))
     scheduler = schedules.CosineAnnealingWarmRestarts(run.optimizer, 2)
+    place: Any = scheduler.step  # its annotation knows whole epochs only
     with pytest.warns(RuntimeWarning, match="WarmRestarts.*has moved within an epoch"):
-        run.train(body=lambda epoch, number, _: scheduler.step(epoch + number / 7))
+        run.train(body=lambda epoch, number, _: place(epoch + number / 7))
     run = Run(policy=ScriptedPolicy((1.0,)))
     taken = run.controller.schedule(schedules.CosineAnnealingWarmRestarts(run.optimizer, 2))
     with pytest.raises(ConfigurationError, match=r"step\(\) without an argument"):
