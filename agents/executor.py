@@ -66,7 +66,9 @@ class Executor(Protocol):
 
 
 @contextmanager
-def open_executor(jobs: int = 1, cluster: str | None = None) -> Generator[Executor]:
+def open_executor(
+    jobs: int = 1, cluster: str | None = None, *, apart: bool = False
+) -> Generator[Executor]:
     """Run a block with what runs functions side by side.
 
     After an error or Ctrl-C all that still runs is ended at once.
@@ -76,6 +78,7 @@ def open_executor(jobs: int = 1, cluster: str | None = None) -> Generator[Execut
             1 means as many as it has CPUs.
         cluster: Address of a Ray cluster or `auto` for the one that this machine belongs to; None
             stays on this machine.
+        apart: Where it is one process, another than this one.
 
     Raises:
         ConfigurationError: `jobs` is no positive number, or there is no cluster at that address.
@@ -88,7 +91,7 @@ def open_executor(jobs: int = 1, cluster: str | None = None) -> Generator[Execut
 
         with open_cluster(cluster, jobs if jobs > 1 else None) as executor:
             yield executor
-    elif jobs == 1:
+    elif jobs == 1 and not apart:
         yield SerialExecutor()
     else:
         with _processes(jobs) as executor:

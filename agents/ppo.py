@@ -6,7 +6,8 @@ deployed is the policy file that `rlbatch.agents.weights` writes.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import Report, imitate
 from rlbatch.agents.masking import MaskedGroups
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
+from rlbatch.agents.ray_runs import open_servers
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.agents.side_by_side import train_side_by_side
 from rlbatch.agents.weights import MODULES, export_policy, load_weights
 from rlbatch.envs.budget_episode import begin_episode
-from rlbatch.envs.live_vec_env import LiveVecEnv
+from rlbatch.envs.live_vec_env import LiveVecEnv, SettingSource
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSampler
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
@@ -52,6 +54,7 @@ def train(
     start_from: Path | None = None,
     report: Report | None = None,
     device: str = "auto",
+    cluster: str | None = None,
 ) -> Path:
     """Train by a recipe and return the path of the policy file.
 
@@ -67,6 +70,8 @@ def train(
         report: Called after every rollout with its figures.
         device: Where the networks are: `cpu`, `cuda`, or `auto`, a GPU if there is one. The runs
             themselves are NumPy's, on the CPU.
+        cluster: Address of a Ray cluster for the real runs, as for `open_executor`; None takes
+            this machine's cores. With as many of one as of the other the result is the same.
 
     Raises:
         ConfigurationError: The folder holds another training, there is nothing to resume, the
@@ -85,7 +90,7 @@ def train(
     before, done = position(recipe, out, resume)
     if any(stage.simulated for stage in recipe.stages):
         _make_pool(recipe, out / _POOL)
-    files = _Files(out, out / _POOL, curves or out)  # which nobody reads without real runs
+    files = _Files(out, out / _POOL, curves or out, cluster)  # curves are for real runs only
     for index in range(before, len(recipe.stages) - (recipe.members > 1)):
         source = out / CHECKPOINT if index or done else start_from
         _train_stage(recipe, files, index, 0, done, source, device, report)
@@ -108,11 +113,12 @@ def train(
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a training, or a member's part of it, writes, and what it reads."""
+    """Where a training, or a member's part of it, writes, what it reads, and where it runs."""
 
     out: Path
     pool: Path
     curves: Path
+    cluster: str | None = None
 
 
 def _train_member(
@@ -150,32 +156,37 @@ def _train_stage(
         report: Called after every rollout.
     """
     stage = recipe.stages[index]
-    env = _environment(recipe, stage, recipe.seed + 1000 * (index + number), files)
-    try:
+    with _environment(recipe, stage, recipe.seed + 1000 * (index + number), files) as env:
         model = make_model(recipe, stage, env, source, device, seed=recipe.seed + number)
         if stage.imitation and not done:
             imitate(model, stage.imitation, report)
         _learn(model, stage, index, done, recipe, files.out, report)
-    finally:
-        env.close()
     if index == len(recipe.stages) - 1:
         export_policy(model, recipe, files.out / _POLICY)
     save(model, files.out, recipe, index + 1, 0)
 
 
-def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecEnv:
+@contextmanager
+def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> Generator[VecEnv]:
+    """Run a block with a stage's runs."""
     parts: list[VecEnv] = []
-    if stage.real:
-        workers = min(os.cpu_count() or 1, stage.real)
-        shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
-        parts += [
-            RemoteVecEnv(partial(_live_env, files.curves, recipe, share, seed + i))
-            for i, share in enumerate(shares)
-        ]
-    if stage.simulated:
-        parts.append(_simulated_env(recipe, stage, seed, files.pool))
-    env = MixedVecEnv(parts)
-    return MaskedGroups(env, recipe.hidden) if recipe.hidden else env
+    with ExitStack() as stack:
+        if stage.real:
+            start, room = stack.enter_context(open_servers(files.cluster))
+            workers = min(room, stage.real)
+            shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
+            source = partial(_source, files.curves, recipe)
+            if files.cluster is not None:  # the curves are here, and are sent along
+                source = partial(_given, source())
+            parts += [
+                RemoteVecEnv(partial(_live_env, source, recipe, share, seed + i), start)
+                for i, share in enumerate(shares)
+            ]
+        if stage.simulated:
+            parts.append(_simulated_env(recipe, stage, seed, files.pool))
+        env: VecEnv = MixedVecEnv(parts)
+        stack.callback(env.close)
+        yield MaskedGroups(env, recipe.hidden) if recipe.hidden else env
 
 
 def _make_pool(recipe: Recipe, path: Path) -> None:
@@ -185,25 +196,33 @@ def _make_pool(recipe: Recipe, path: Path) -> None:
             pool.save(temporary)
 
 
-def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
-    planned = recipe.objective == "epochs"
-    if planned:
-        source = PlannedSampler(curves, recipe.tasks, known_share=recipe.known_share)
-    else:
-        source = SettingSampler(
-            curves,
-            recipe.tasks,
-            known_share=recipe.known_share,
-            budget_share=recipe.budget_share,
-            mixed_share=recipe.mixed_share,
-            plan_shares=recipe.plan_shares,
-        )
+def _source(curves: Path, recipe: Recipe) -> SettingSource:
+    """Return what draws the settings of real runs."""
+    if recipe.objective == "epochs":
+        return PlannedSampler(curves, recipe.tasks, known_share=recipe.known_share)
+    return SettingSampler(
+        curves,
+        recipe.tasks,
+        known_share=recipe.known_share,
+        budget_share=recipe.budget_share,
+        mixed_share=recipe.mixed_share,
+        plan_shares=recipe.plan_shares,
+    )
+
+
+def _given(source: SettingSource) -> SettingSource:
+    return source
+
+
+def _live_env(
+    source: Callable[[], SettingSource], recipe: Recipe, count: int, seed: int, crashes: int
+) -> VecEnv:
     return LiveVecEnv(
-        source,
+        source(),
         count,
         seed + 500 * crashes,
         recipe.actions,
-        make=PlannedEpisode if planned else begin_episode,
+        make=PlannedEpisode if recipe.objective == "epochs" else begin_episode,
         privileged=recipe.privileged_critic,
         noise_rate=recipe.noise_rate,
     )

@@ -1,30 +1,57 @@
-"""Processes that share the runs of a command, and stop with it."""
+"""Work that a command shares among processes or a cluster's workers, and that stops with it."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
-from rlbatch.agents.executor import start_worker
-
-_TICK = 0.5  # seconds
+from rlbatch.agents.executor import Executor, open_executor
 
 
 class Workers:
-    """Runs work in processes, each with one thread; one worker is this process itself."""
+    """Runs work side by side, as `open_executor` does, until a time that the caller gives.
 
-    def __init__(self, count: int) -> None:
+    A context manager: after an error or Ctrl-C what still runs is ended at once.
+    """
+
+    def __init__(self, count: int | None, cluster: str | None = None) -> None:
         """Start nothing yet.
 
         Args:
-            count: Processes.
+            count: Processes, also where it is one. On a cluster the most runs at the same time;
+                None for as many as it has CPUs.
+            cluster: Address as for `open_executor`; None stays on this machine.
         """
-        self.count = count
-        self._pool: ProcessPoolExecutor | None = None
+        self._jobs, self._cluster = count or 1, cluster
+        self._stack = ExitStack()
+        self._executor: Executor | None = None
+
+    def __enter__(self) -> Self:
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End what was started."""
+        self._executor = None
+        self._stack.__exit__(*error)
+
+    @property
+    def count(self) -> int:
+        """How many runs there is room for at the same time."""
+        return self._started().width if self._cluster is not None else self._jobs
+
+    @property
+    def cluster(self) -> str | None:
+        """Address of the cluster."""
+        return self._cluster
+
+    @property
+    def shares_files(self) -> bool:
+        """What work writes to a path is there for this process, too."""
+        return self._cluster is None
 
     def run(
         self,
@@ -42,43 +69,31 @@ class Workers:
             items: In the order in which they are begun.
             needed: So many are begun whatever the time is; None for all.
             until: When, by `time.monotonic`, no more are begun.
-            tick: Called twice a second while work is waited for, by several processes.
+            tick: Called twice a second while work is waited for.
         """
         least = len(items) if needed is None else needed
-        waiting = iter(
-            item for place, item in enumerate(items) if place < least or time.monotonic() < until
+        waiting = (
+            (place, item)
+            for place, item in enumerate(items)
+            if place < least or time.monotonic() < until
         )
-        if self.count == 1:
-            for item in waiting:
-                yield item, work(item)
-                tick()
-            return
-        pool = self._started()
-        running: dict[Future[Any], Any] = {}
-        while True:
-            while len(running) < self.count and (item := next(waiting, None)) is not None:
-                running[pool.submit(work, item)] = item
-            if not running:
-                return
-            finished = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED).done
-            tick()
-            for future in finished:
-                yield running.pop(future), future.result()
+        executor = self._started()
+        queue: deque[tuple[int, Any]] = deque()
+        begun: dict[int, Any] = {}
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # forking with threads can hang
-            self._pool = ProcessPoolExecutor(
-                self.count, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
-            )
-        return self._pool
+        def fill() -> None:  # no further than there is room: time decides about the rest
+            while len(begun) < executor.width and (entry := next(waiting, None)) is not None:
+                begun[entry[0]] = entry[1]
+                queue.append(entry)
 
-    def close(self) -> None:
-        """End the processes, in the middle of a run if need be."""
-        if self._pool is None:
-            return
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        self._pool = None
+        fill()
+        for place, result in executor.run(work, queue, tick):
+            item = begun.pop(place)
+            fill()
+            yield item, result
+
+    def _started(self) -> Executor:
+        if self._executor is None:
+            opened = open_executor(self._jobs, self._cluster, apart=True)
+            self._executor = self._stack.enter_context(opened)
+        return self._executor

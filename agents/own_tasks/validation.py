@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,28 @@ import numpy as np
 from rlbatch.agents.evaluate.curve_store import append_line, cut_torn_line, read_lines
 from rlbatch.agents.evaluate.rows import run_ratio
 from rlbatch.agents.evaluate.run import controlled_run
-from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, cached_task
+from rlbatch.agents.evaluate.settings import task_identity
+from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, own_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
 from rlbatch.agents.workers import Workers
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
+from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Coupling
 
 Key = tuple[str, str, float, int]  # candidate, task, start, number of the seed
-cached_policy = functools.cache(resolve_policy)
+
+
+@functools.cache
+def _policy(name: str, content: bytes | None) -> Policy:
+    """Return a policy, from a file's content where the file itself is out of reach."""
+    if content is None:
+        return resolve_policy(name)
+    with tempfile.TemporaryDirectory(prefix="rlbatch-") as folder:
+        path = Path(folder) / "policy.safetensors"
+        path.write_bytes(content)
+        return resolve_policy(str(path))
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,9 @@ class Candidate:
 class _Work(NamedTuple):
     plan: Plan
     policy: str
+    content: bytes | None
     costs: TaskCosts
+    identity: str
     key: Key
     first_seed: int
 
@@ -55,8 +70,8 @@ def _run(work: _Work) -> tuple[float, bool]:
     plan, costs, (_, _, start, number) = work.plan, work.costs, work.key
     clock = plan.clock
     result = controlled_run(
-        cached_task(costs.name),
-        cached_policy(work.policy),
+        own_task(costs.name, work.identity),
+        _policy(work.policy, work.content),
         seed=work.first_seed + number,
         coupling=Coupling(plan.coupling),
         profile=clock.profile,
@@ -96,45 +111,44 @@ class Validation:
             for row in lines
         }
 
-    @property
-    def runs_a_seed(self) -> int:
-        """Runs of a candidate with one seed."""
-        return len(self._tasks) * len(self._plan.starts)
+    def keys(self, candidate: str, rounds: Iterable[int]) -> list[Key]:
+        """Return the runs of a candidate in these rounds: one from each start, each of a seed.
 
-    def keys(self, candidate: str, seeds: Iterable[int]) -> list[Key]:
-        """Return the runs of a candidate with these seeds."""
+        From other starts a run of the same seed comes to nearly the same: what differs is the
+        first chunk. Seeds of their own tell three times as much.
+        """
+        starts = self._plan.starts
         return [
-            (candidate, costs.name, start, seed)
-            for seed in seeds
+            (candidate, costs.name, start, len(starts) * number + place)
+            for number in rounds
             for costs in self._tasks
-            for start in self._plan.starts
+            for place, start in enumerate(starts)
         ]
 
     def run(
         self,
         candidates: Sequence[Candidate],
-        seeds: int,
+        rounds: int,
         workers: Workers,
         on_progress: Callable[[int, int], None],
         *,
         until: float | None = None,
     ) -> None:
-        """Run what is missing of candidates on the first seeds.
+        """Run what is missing of candidates in the first rounds.
 
         Args:
             candidates: To be compared.
-            seeds: Their number.
+            rounds: Their number.
             workers: Processes.
             on_progress: Called with the runs that are done and all of them.
             until: When, by `time.monotonic`, no more are begun; None makes all.
         """
-        by_name = {costs.name: costs for costs in self._tasks}
-        policies = {candidate.name: candidate.policy for candidate in candidates}
+        made = functools.partial(self._item, carried=not workers.shares_files)
         items = [
-            _Work(self._plan, policies[key[0]], by_name[key[1]], key, self._first)
-            for seed in range(seeds)
+            made(candidate, key)
+            for number in range(rounds)
             for candidate in candidates
-            for key in self.keys(candidate.name, [seed])
+            for key in self.keys(candidate.name, [number])
             if key not in self._ratios
         ]
         on_progress(0, len(items))
@@ -147,18 +161,34 @@ class Validation:
             append_line(self._path, {**row, "ratio": ratio, "reached": reached})
             on_progress(done, len(items))
 
-    def seeds_of(self, candidate: str) -> int:
-        """Return with how many seeds a candidate was run in full."""
-        seeds = 0
-        while all(key in self._ratios for key in self.keys(candidate, [seeds])):
-            seeds += 1
-        return seeds
+    def _item(self, candidate: Candidate, key: Key, *, carried: bool) -> _Work:
+        costs = next(costs for costs in self._tasks if costs.name == key[1])
+        path = Path(candidate.policy)
+        content = path.read_bytes() if carried and path.is_file() else None
+        identity = task_identity(costs.name, costs.task)
+        return _Work(self._plan, candidate.policy, content, costs, identity, key, self._first)
 
-    def score(self, candidate: str, seeds: int) -> float:
-        """Return the geometric mean of a candidate's ratios on the first seeds."""
-        ratios = [self._ratios[key] for key in self.keys(candidate, range(seeds))]
+    def rounds_of(self, candidate: str) -> int:
+        """Return how many rounds a candidate was run through."""
+        rounds = 0
+        while all(key in self._ratios for key in self.keys(candidate, [rounds])):
+            rounds += 1
+        return rounds
+
+    def score(self, candidate: str, rounds: int) -> float:
+        """Return the geometric mean of a candidate's ratios in the first rounds."""
+        ratios = [self._ratios[key] for key in self.keys(candidate, range(rounds))]
         return float(np.exp(np.log(ratios).mean()))
 
-    def best(self, candidates: Iterable[Candidate], seeds: int) -> Candidate:
+    def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Return candidates, the best first, by the rounds that all of them were run through.
+
+        Those that were run through none are left out; of equal ones the first comes first.
+        """
+        begun = [one for one in candidates if self.rounds_of(one.name)]
+        rounds = min((self.rounds_of(one.name) for one in begun), default=0)
+        return sorted(begun, key=lambda one: self.score(one.name, rounds))
+
+    def best(self, candidates: Iterable[Candidate], rounds: int) -> Candidate:
         """Return the candidate with the least score; of equal ones the first."""
-        return min(candidates, key=lambda candidate: self.score(candidate.name, seeds))
+        return min(candidates, key=lambda candidate: self.score(candidate.name, rounds))

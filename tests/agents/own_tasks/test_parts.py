@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.own_tasks.baselines import best_shifts
-from rlbatch.agents.own_tasks.budget import FIRST_SEEDS, Budget, divide, load_division
+from rlbatch.agents.own_tasks.budget import FIRST_ROUNDS, MOST_ROUNDS, Budget, divide, load_division
 from rlbatch.agents.own_tasks.evaluation import scores
 from rlbatch.agents.own_tasks.fixed_costs import (
     CurveResult,
@@ -34,7 +35,7 @@ PLAN = Plan(tasks=(CHEAP,), starts=(0.5, 1.0), seeds=2)
 
 
 def result(**costs: float) -> CurveResult:
-    return CurveResult({int(size[1:]): cost for size, cost in costs.items()}, None, 1, 0.1)
+    return CurveResult({int(size[1:]): cost for size, cost in costs.items()}, None, 1)
 
 
 def test_costs_are_geometric_means_in_which_a_failure_counts_four_times_the_best() -> None:
@@ -55,9 +56,9 @@ def test_a_task_without_anything_to_decide_is_refused() -> None:
 
 
 def test_curves_cost_what_plain_runs_do_and_are_made_once(tmp_path: Path) -> None:
-    work = CurveWork(PLAN, CHEAP, 1, tmp_path)
-    made = run_curves(work)
     task = resolve_task(CHEAP)
+    work = CurveWork(PLAN, CHEAP, 1, tmp_path, task_identity(CHEAP, task))
+    made = run_curves(work)
     plain = fixed_run_curve(
         task, 4, seed=10_001, coupling=Coupling.SQRT, max_steps=20_000, target_loss=task.target
     )
@@ -66,6 +67,17 @@ def test_curves_cost_what_plain_runs_do_and_are_made_once(tmp_path: Path) -> Non
     assert made.curves > 2
     again = run_curves(work)
     assert (again.curves, again.costs) == (0, made.costs)
+
+    # Where the folder is out of reach, what is known is sent along and what was made comes back.
+    content = work.path.read_bytes()
+    known = content[: content.index(b"\n") + 1]
+    elsewhere = work._replace(folder=tmp_path / "unknown", known=known)
+    sent = run_curves(elsewhere)
+    assert (sent.curves, sent.costs) == (made.curves - 1, made.costs)
+    assert known + sent.added == content
+    assert not elsewhere.path.exists()
+    with pytest.raises(ConfigurationError, match="has another task"):
+        run_curves(work._replace(identity="another"))
 
 
 def test_draws_are_of_the_plan() -> None:
@@ -85,16 +97,20 @@ def test_validation_goes_on_where_it_was(tmp_path: Path) -> None:
     def on_progress(done: int, total: int) -> None:
         counts.append(total)
 
-    Validation(PLAN, [costs], path).run([candidate], 1, Workers(1), on_progress)
+    with Workers(1) as workers:
+        Validation(PLAN, [costs], path).run([candidate], 1, workers, on_progress)
     lines = path.read_text().splitlines()
     assert len(lines) == 2 == counts[0]
     path.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote
     again = Validation(PLAN, [costs], path)
-    assert again.seeds_of("stay") == 0
-    again.run([candidate], 2, Workers(1), on_progress)
+    assert again.rounds_of("stay") == 0
+    with Workers(1) as workers:
+        again.run([candidate], 2, workers, on_progress)
     assert counts[-1] == 3
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {(row["start"], row["seed"]) for row in rows} == {(0.5, 0), (1.0, 1), (0.5, 2), (1.0, 3)}
     ratios = [json.loads(line)["ratio"] for line in path.read_text().splitlines()]
-    assert again.seeds_of("stay") == 2
+    assert again.rounds_of("stay") == 2
     assert again.score("stay", 2) == pytest.approx(float(np.exp(np.mean(np.log(ratios)))))
 
 
@@ -110,9 +126,9 @@ def test_seeds_are_fewer_where_time_is_short(tmp_path: Path) -> None:
     rich = divide(10_000.0, 1.0, tasks=1, starts=3, seeds=4, sizes=10)
     poor = divide(200.0, 1.0, tasks=1, starts=3, seeds=4, sizes=10)
     none = divide(0.0, 1.0, tasks=1, starts=3, seeds=4, sizes=10)
-    assert (rich.validation_seeds, rich.test_seeds) == (6, 4)
+    assert (rich.validation_rounds, rich.test_seeds) == (MOST_ROUNDS, 4)
     assert poor.reserved <= 0.6 * 200.0
-    assert (none.validation_seeds, none.test_seeds) == (FIRST_SEEDS, 2)
+    assert (none.validation_rounds, none.test_seeds) == (FIRST_ROUNDS, 2)
     poor.save(tmp_path)
     assert load_division(tmp_path) == poor
 
