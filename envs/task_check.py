@@ -63,7 +63,7 @@ def _loss(task: Task, model: nn.Module, dataset: Any, name: str) -> Tensor:
     if not bool(torch.isfinite(loss)):
         raise ConfigurationError(
             f"Task {task.name!r}: the loss of a fresh model on the first {len(indices)} samples of "
-            f"{name} is {float(loss)}. Look for missing values in the data, and for a division or "
+            f"{name} is {loss.item()}. Look for missing values in the data, and for a division or "
             "logarithm in the loss."
         )
     return loss

@@ -11,6 +11,8 @@ from rlbatch.agents.evaluate.curve_store import read_lines
 from rlbatch.agents.evaluate.fixed_curves import WITHOUT_SCHEDULE
 from rlbatch.errors import ConfigurationError
 
+_UNSEEN = 3.0  # times the patience, while no run has ended: it may be the machine that is slow
+
 
 class TargetWatch:
     """Looks at the fixed runs of tasks while they are made."""
@@ -23,7 +25,7 @@ class TargetWatch:
             patience: Seconds in which a run of each task is to reach its target.
         """
         self._waiting, self._patience = dict(curves), patience
-        self._until = time.monotonic() + patience
+        self._begun = time.monotonic()
 
     def ended(self, task: str) -> None:
         """Wait for a task no longer: its fixed runs are made."""
@@ -35,15 +37,17 @@ class TargetWatch:
         Raises:
             ConfigurationError: It was not.
         """
-        if time.monotonic() < self._until:
+        spent = time.monotonic() - self._begun
+        if spent < self._patience:
             return
         for task, path in list(self._waiting.items()):
             lowest, seen = _lowest(path)
             if lowest is None:
                 self.ended(task)
+            if lowest is None or (lowest == math.inf and spent < _UNSEEN * self._patience):
                 continue
             raise ConfigurationError(
-                f"Task {task!r}: after {self._patience / 60:.0f} min no fixed batch size has "
+                f"Task {task!r}: after {spent / 60:.0f} min no fixed batch size has "
                 f"brought the validation loss to the target. {seen} Choose a target that a good run"
                 " reaches, or give more --minutes to a task whose runs take long."
             )

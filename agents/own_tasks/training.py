@@ -167,7 +167,7 @@ class _Training:
         self._validate(found, FIRST_ROUNDS)
         self._keep_best(FIRST_ROUNDS)
 
-    def _validate(self, candidates: Sequence[Candidate], seeds: int) -> float:
+    def _validate(self, candidates: Sequence[Candidate], rounds: int) -> float:
         """Run candidates, and return the seconds that a run took, of those side by side."""
         begun, made = time.monotonic(), 0
 
@@ -176,26 +176,26 @@ class _Training:
             made = total
             self._stages.show("comparing", done, max(total, 1))
 
-        self._validation.run(candidates, seeds, self._workers, progress)
+        self._validation.run(candidates, rounds, self._workers, progress)
         return (time.monotonic() - begun) / max(made, 1)
 
-    def _keep_best(self, seeds: int) -> Candidate:
-        """Keep the best policy file so far: the shipped one if none is better."""
+    def _keep_best(self, rounds: int) -> Candidate:
+        """Keep the best policy file so far: the shipped one if none is clearly better."""
         files = [one for one in self._candidates if one.file]
-        files = [one for one in files if self._validation.rounds_of(one.name) >= seeds]
-        best = self._validation.best(files, seeds)
+        files = [one for one in files if self._validation.rounds_of(one.name) >= rounds]
+        best = self._validation.surest(SHIPPED, files, rounds)
         keep(
             *(self._plan, best, self._out),
-            validation=self._scores(seeds),
-            validation_seeds=seeds * len(self._plan.starts),
+            validation=self._scores(rounds),
+            validation_seeds=rounds * len(self._plan.starts),
         )
         return best
 
-    def _scores(self, seeds: int) -> dict[str, float]:
+    def _scores(self, rounds: int) -> dict[str, float]:
         return {
-            one.name: self._validation.score(one.name, seeds)
+            one.name: self._validation.score(one.name, rounds)
             for one in self._candidates
-            if self._validation.rounds_of(one.name) >= seeds
+            if self._validation.rounds_of(one.name) >= rounds
         }
 
     def _division(self, run_seconds: float) -> Division:
@@ -270,7 +270,7 @@ class _Training:
 
     def _test(self, kept: Candidate, rule: Candidate, division: Division) -> Outcome:
         """Run what is kept beside what it is to be better than, on fresh seeds."""
-        plan, seeds = self._plan, division.validation_rounds
+        plan, rounds = self._plan, division.validation_rounds
         sizes = [one for one in self._candidates if one.kind == "size"]
         size = self._validation.best(sizes, FIRST_ROUNDS)
         compared = list(dict.fromkeys([kept, SHIPPED, STAYING, size, rule]))
@@ -291,10 +291,10 @@ class _Training:
         found = scores(plan, rows, compared, kept.policy)
         path = keep(
             *(plan, kept, self._out),
-            validation=self._scores(seeds),
-            validation_seeds=seeds * len(self._plan.starts),
+            validation=self._scores(rounds),
+            validation_seeds=rounds * len(self._plan.starts),
             tested=found,
             test_seeds=division.test_seeds,
         )
-        better = self._validation.best([kept, rule], seeds) is rule
+        better = self._validation.best([kept, rule], rounds) is rule
         return Outcome(path, kept, found, division.test_seeds, rule.name if better else None)

@@ -192,3 +192,22 @@ class Validation:
     def best(self, candidates: Iterable[Candidate], rounds: int) -> Candidate:
         """Return the candidate with the least score; of equal ones the first."""
         return min(candidates, key=lambda candidate: self.score(candidate.name, rounds))
+
+    def surest(self, base: Candidate, candidates: Iterable[Candidate], rounds: int) -> Candidate:
+        """Return the candidate that is most surely better than a base, or the base itself.
+
+        What counts is the mean of log(ratio / base's ratio) plus its standard error, over pairs of
+        a seed: the least mean of many is in part luck.
+        """
+        found, least = base, 0.0
+        for candidate in candidates:
+            pairs = zip(
+                self.keys(candidate.name, range(rounds)),
+                self.keys(base.name, range(rounds)),
+                strict=True,
+            )
+            logs = [np.log(self._ratios[ours] / self._ratios[theirs]) for ours, theirs in pairs]
+            bound = float(np.mean(logs) + np.std(logs) / max(len(logs) - 1, 1) ** 0.5)
+            if bound < least:
+                found, least = candidate, bound
+        return found

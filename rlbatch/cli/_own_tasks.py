@@ -56,7 +56,7 @@ def run(plan: Plan, out: Path, minutes: float, jobs: int | None, cluster: str | 
     """Train, and show the progress.
 
     Raises:
-        KeyboardInterrupt: It was stopped; what is kept so far has been named.
+        KeyboardInterrupt: It was stopped; what is kept so far, if anything, has been named.
     """
     from rlbatch.agents.own_tasks.training import train_on_tasks
 
@@ -66,10 +66,12 @@ def run(plan: Plan, out: Path, minutes: float, jobs: int | None, cluster: str | 
                 plan, out, minutes=minutes, jobs=jobs, display=display, cluster=cluster
             )
     except KeyboardInterrupt:
-        _shared.note(
-            f"{out / 'policy.safetensors'} is what is best so far; {out / 'policy.md'} says what. "
-            "--resume goes on."
-        )
+        if (out / "policy.safetensors").is_file():
+            _shared.note(
+                f"{out / 'policy.safetensors'} is what is best so far; {out / 'policy.md'} says "
+                "what."
+            )
+        _shared.note("--resume goes on.")
         raise
 
 
