@@ -60,7 +60,8 @@ class ScheduleSearch:
             on_progress: Called with the runs that are done and all of them, in each part of a race.
             until: When to stop, by `time.monotonic`.
         """
-        found = Validation(self.plan, self.tasks, self.folder / "runs.jsonl", TRAINING_SEED)
+        path = self.folder / "runs.jsonl"
+        found = Validation(self.plan, self.tasks, path, TRAINING_SEED, smoothed=True)
         race = partial(self._race, found, workers, on_progress, until)
         end = self._end_steps()
         fresh = [

@@ -18,6 +18,7 @@ from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, own_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
 from rlbatch.agents.workers import Workers
+from rlbatch.envs.live import Validation as Seen
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.policy.base import Policy
@@ -63,6 +64,7 @@ class _Work(NamedTuple):
     identity: str
     key: Key
     first_seed: int
+    smoothed: bool
 
 
 def _run(work: _Work) -> tuple[float, bool]:
@@ -82,7 +84,28 @@ def _run(work: _Work) -> tuple[float, bool]:
         curve_known=clock.told,
         backend=fastest_backend,
     )
+    if work.smoothed and result.reached:
+        return smoothed_cost(result.validations, costs.task.target) / costs.reference, True
     return run_ratio(result, costs.reference), result.reached
+
+
+def smoothed_cost(validations: Sequence[Seen], target: float) -> float:
+    """Return the geometric mean of the costs at which a run met its target and some just above it.
+
+    When a run meets one number is in part luck. What it costs to meet several that lie within 15%
+    of the target, and within a tenth of the way from the first loss, varies less from seed to seed
+    and ranks policies alike.
+
+    Args:
+        validations: Of a run that met its target.
+        target: The target.
+    """
+    most = min(0.15 * target, 0.1 * max(validations[0].loss - target, 0.0))
+    costs = [
+        next(seen.cost for seen in validations if seen.loss <= target + share * most)
+        for share in (0.0, 1 / 3, 2 / 3, 1.0)
+    ]
+    return float(np.exp(np.log(costs).mean()))
 
 
 class Validation:
@@ -94,6 +117,8 @@ class Validation:
         tasks: Sequence[TaskCosts],
         path: Path,
         first_seed: int = VALIDATION_SEED,
+        *,
+        smoothed: bool = False,
     ) -> None:
         """Read what is there.
 
@@ -102,8 +127,10 @@ class Validation:
             tasks: With the costs of their fixed sizes.
             path: The file.
             first_seed: Of the runs.
+            smoothed: Ratios are of `smoothed_cost`, to rank by and for nothing else.
         """
         self._plan, self._tasks, self._path, self._first = plan, tasks, path, first_seed
+        self._smoothed = smoothed
         cut_torn_line(path)
         lines: list[Any] = read_lines(path) if path.exists() else []
         self._ratios: dict[Key, float] = {
@@ -166,7 +193,16 @@ class Validation:
         path = Path(candidate.policy)
         content = path.read_bytes() if carried and path.is_file() else None
         identity = task_identity(costs.name, costs.task)
-        return _Work(self._plan, candidate.policy, content, costs, identity, key, self._first)
+        return _Work(
+            self._plan,
+            candidate.policy,
+            content,
+            costs,
+            identity,
+            key,
+            self._first,
+            self._smoothed,
+        )
 
     def rounds_of(self, candidate: str) -> int:
         """Return how many rounds a candidate was run through."""
@@ -196,8 +232,8 @@ class Validation:
     def surest(self, base: Candidate, candidates: Iterable[Candidate], rounds: int) -> Candidate:
         """Return the candidate that is most surely better than a base, or the base itself.
 
-        What counts is the mean of log(ratio / base's ratio) plus its standard error, over pairs of
-        a seed: the least mean of many is in part luck.
+        What counts is the mean of log(ratio / base's ratio) plus twice its standard error, over
+        pairs of a seed: the least mean of many is in part luck.
         """
         found, least = base, 0.0
         for candidate in candidates:
@@ -207,7 +243,7 @@ class Validation:
                 strict=True,
             )
             logs = [np.log(self._ratios[ours] / self._ratios[theirs]) for ours, theirs in pairs]
-            bound = float(np.mean(logs) + np.std(logs) / max(len(logs) - 1, 1) ** 0.5)
+            bound = float(np.mean(logs) + 2.0 * np.std(logs) / max(len(logs) - 1, 1) ** 0.5)
             if bound < least:
                 found, least = candidate, bound
         return found

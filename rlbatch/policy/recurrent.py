@@ -42,6 +42,9 @@ class MemoryLayer(NamedTuple):
         """How many cells there are."""
         return self.recurrent.shape[1]
 
+    def _gate(self, number: int) -> slice:
+        return slice(number * self.units, (number + 1) * self.units)
+
     def advance(self, values: Float32, output: Float32, cells: Float32) -> tuple[Float32, Float32]:
         """Return the next outputs and cells, each of shape (..., units).
 
@@ -54,7 +57,7 @@ class MemoryLayer(NamedTuple):
             cells: Likewise.
         """
         sums = values @ self.inputs.T + output @ self.recurrent.T + self.bias
-        enter, keep, new, leave = np.split(sums, _GATES, axis=-1)
+        enter, keep, new, leave = (sums[..., self._gate(number)] for number in range(_GATES))
         cells = _sigmoid(keep) * cells + _sigmoid(enter) * np.tanh(new)
         return _sigmoid(leave) * np.tanh(cells), cells
 

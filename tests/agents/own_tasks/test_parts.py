@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlbatch.agents.evaluate.fixed_curves import WITHOUT_SCHEDULE
 from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.own_tasks.baselines import best_shifts
 from rlbatch.agents.own_tasks.budget import FIRST_ROUNDS, MOST_ROUNDS, Budget, divide, load_division
@@ -21,13 +22,20 @@ from rlbatch.agents.own_tasks.fixed_costs import (
     mean_costs,
     run_curves,
 )
+from rlbatch.agents.own_tasks.learning import taught
 from rlbatch.agents.own_tasks.plan import Plan, absolute, load_plan, save_plan
+from rlbatch.agents.own_tasks.rule_networks import size_policy
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
-from rlbatch.agents.own_tasks.validation import Candidate, Validation
+from rlbatch.agents.own_tasks.target_watch import TargetWatch
+from rlbatch.agents.own_tasks.validation import Candidate, Validation, smoothed_cost
 from rlbatch.agents.workers import Workers
 from rlbatch.envs.fixed_run import fixed_run_curve
+from rlbatch.envs.live import Validation as Seen
+from rlbatch.envs.privileged import LARGEST_REGRET
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.policy.card import PolicyCard
 from rlbatch.signals.record import Coupling
 
 CHEAP = f"{Path(__file__).parents[1] / 'evaluate' / 'cheap_task.py'}:make"
@@ -184,3 +192,81 @@ def test_scores_are_by_start_and_over_all() -> None:
     assert score.by_start == (pytest.approx(2.0), pytest.approx(2.0))
     assert (score.all.value, score.reached) == (pytest.approx(2.0), 0.75)
     assert score.kept
+
+
+def seen(*points: tuple[float, float]) -> list[Seen]:
+    return [Seen(step, 8 * step, cost, loss) for step, (cost, loss) in enumerate(points, start=1)]
+
+
+def test_smoothed_costs_are_of_the_target_and_just_above_it() -> None:
+    run = seen((1.0, 3.0), (2.0, 1.14), (3.0, 1.06), (4.0, 1.01), (8.0, 1.0))
+    # At 1.15, 1.1, 1.05 and 1.0.
+    assert smoothed_cost(run, 1.0) == pytest.approx((2.0 * 3.0 * 4.0 * 8.0) ** 0.25)
+    near = seen((1.0, 1.01), (2.0, 1.001), (4.0, 1.0))  # no further than a tenth of the way
+    assert smoothed_cost(near, 1.0) == pytest.approx((2.0 * 4.0**3) ** 0.25)
+    assert smoothed_cost(seen((5.0, 0.5)), 1.0) == pytest.approx(5.0)
+
+
+def validated(path: Path, ratios: dict[str, list[float]]) -> Validation:
+    rows = [
+        {"candidate": name, "task": CHEAP, "start": PLAN.starts[seed % 2], "seed": seed}
+        | {"ratio": ratio, "reached": True}
+        for name, each in ratios.items()
+        for seed, ratio in enumerate(each)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Validation(PLAN, [TaskCosts(CHEAP, {8: 1.0}, None)], path)
+
+
+def test_a_lucky_candidate_is_not_taken_for_a_better_one(tmp_path: Path) -> None:
+    base, lucky, better = (Candidate(name, name, "learned") for name in ("base", "lucky", "better"))
+    validation = validated(
+        tmp_path / "runs.jsonl",
+        {
+            "base": [1.0, 1.2, 0.9, 1.1],
+            "lucky": [0.5, 1.2, 1.0, 1.1],  # the least mean, by one run
+            "better": [0.95, 1.13, 0.86, 1.05],
+        },
+    )
+    candidates = [base, lucky, better]
+    assert validation.best(candidates, 2) is lucky
+    assert validation.surest(base, candidates, 2) is better
+    assert validation.surest(base, [base, lucky], 2) is base
+
+
+def test_candidates_are_ranked_by_the_rounds_that_all_have(tmp_path: Path) -> None:
+    ratios = {"a": [1.0, 1.0, 9.0, 9.0], "b": [2.0, 2.0], "c": [3.0]}
+    validation = validated(tmp_path / "runs.jsonl", ratios)
+    a, b, c = (Candidate(name, name, "schedule") for name in ratios)
+    assert validation.ranked([c, b, a]) == [a, b]  # c is in the middle of its first round
+
+
+def curve_line(task: str, losses: list[float], reached: bool) -> str:
+    curve = {"steps": [10, 20], "samples": [80, 160], "val_loss": losses, "reached": reached}
+    return json.dumps({"key": {"task": task, "batch_size": 8}, "curve": curve}) + "\n"
+
+
+def test_a_target_that_nothing_reaches_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    patient, hasty = TargetWatch({"t": path}, 1e9), TargetWatch({"t": path}, 0.0)
+    path.write_text(curve_line(f"t{WITHOUT_SCHEDULE}", [2.0, 1.0], reached=True))
+    patient.look()
+    with pytest.raises(ConfigurationError, match="The first run has not ended yet"):
+        hasty.look()
+    path.write_text(path.read_text() + curve_line("t", [2.0, 0.75], reached=False))
+    patient.look()
+    with pytest.raises(ConfigurationError, match=r"was 0\.75, at batch size 8 with 20 steps"):
+        hasty.look()
+    path.write_text(path.read_text() + curve_line("t", [2.0, 0.5], reached=True))
+    hasty.look()
+    path.write_text("")
+    hasty.look()  # what has been reached once is not looked at again
+
+
+def test_a_network_is_taught_what_a_schedule_decides() -> None:
+    actions = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    teacher = size_policy(1.0, actions, PolicyCard()).members[0]
+    told = np.zeros((1, OBSERVATION_SIZE), np.float32)  # at the task's size: one doubling to go
+    distances = np.array([3.0, 2.0, 1.0, 0.0, 1.0])
+    wanted = np.minimum(distances**2 / 4.0, LARGEST_REGRET)
+    np.testing.assert_allclose(taught(teacher, told), [wanted], atol=1e-6)
