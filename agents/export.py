@@ -76,14 +76,10 @@ def export_model(
             f"{saved.origin} has no recipe of this rlbatch beside it ({PROGRESS}), whose limits "
             "could be added. Export it without them."
         )
+    card = card or _card(recipe)
     if kind is _RECURRENT:
-        made = recurrent_policy(
-            saved,
-            action_grid(saved, action_count(saved), actions),
-            activation,
-            card or _card(recipe),
-        )
-        save_policy(path, made)
+        grid = action_grid(saved, action_count(saved), actions)
+        save_policy(path, recurrent_policy(saved, grid, activation, card))
         return load_any_policy(path)
     network = _network(saved, kind, activation, recipe)
     grid = action_grid(
@@ -97,7 +93,7 @@ def export_model(
         goodput_slack=recipe.goodput_slack if limits and recipe else None,
         noise_ceiling=recipe.noise_ceiling if limits and recipe else None,
         keeps_steps=recipe.keeps_steps if limits and recipe else False,
-        card=card or _card(recipe),
+        card=card,
     )
     save_policy(path, policy)
     return load_policy(path)

@@ -106,8 +106,7 @@ def train(
             },
             report,
         )
-        joined = join([load_policy(folder / _POLICY) for folder in folders])
-        save_policy(path, joined, joined.card)
+        save_policy(path, join([load_policy(folder / _POLICY) for folder in folders]))
     return path
 
 

@@ -203,18 +203,12 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy | Recu
         _in_range(Network(chain(number, "policy"), chain(number, "value"), activation))
         for number, activation in zip(range(count), activations, strict=True)
     ]
-    card: dict[str, Any] = {key: content[key] for key in CARD_KEYS}
-    for key in ("objectives", "couplings"):
-        card[key] = tuple(card[key])
-    for key, extreme in (("observation_low", -1.0), ("observation_high", 1.0)):
-        seen = np.asarray(card[key], dtype=np.float64)
-        card[key] = tuple(_widened(seen, names, extreme).tolist()) if seen.size else ()
     if memory is not None:
         layers = memory_layers(memory, tensors)
         first = layers[0]._replace(inputs=_widened(layers[0].inputs, names, 0.0))
         (network,) = members
         grid = tuple(content["action_grid"])
-        return RecurrentPolicy((first, *layers[1:]), network, grid, PolicyCard(**card))
+        return RecurrentPolicy((first, *layers[1:]), network, grid, _card(content, names))
     return LearnedPolicy(
         members=tuple(members),
         action_grid=tuple(content["action_grid"]),
@@ -223,8 +217,18 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy | Recu
         keeps_steps=bool(content.get("keeps_steps")),
         masked=bool(content["masked"]),
         sample=bool(content["sample"]),
-        card=PolicyCard(**card),
+        card=_card(content, names),
     )
+
+
+def _card(content: Mapping[str, Any], names: list[str]) -> PolicyCard:
+    card: dict[str, Any] = {key: content[key] for key in CARD_KEYS}
+    for key in ("objectives", "couplings"):
+        card[key] = tuple(card[key])
+    for key, extreme in (("observation_low", -1.0), ("observation_high", 1.0)):
+        seen = np.asarray(card[key], dtype=np.float64)
+        card[key] = tuple(_widened(seen, names, extreme).tolist()) if seen.size else ()
+    return PolicyCard(**card)
 
 
 def _in_range(network: Network) -> Network:
