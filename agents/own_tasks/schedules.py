@@ -47,7 +47,7 @@ class ScheduleSearch:
 
     def run(
         self,
-        best_shift: int,
+        best_shifts: Sequence[int],
         workers: Workers,
         on_progress: Callable[[int, int], None],
         until: float,
@@ -55,7 +55,8 @@ class ScheduleSearch:
         """Return the best schedules that were found in the time, two at most, the best first.
 
         Args:
-            best_shift: log2 of the best fixed size over the task's.
+            best_shifts: log2 of the best fixed sizes over the task's, the best first; they are no
+                schedules.
             workers: Processes.
             on_progress: Called with the runs that are done and all of them, in each part of a race.
             until: When to stop, by `time.monotonic`.
@@ -65,7 +66,7 @@ class ScheduleSearch:
         race = partial(self._race, found, workers, on_progress, until)
         end = self._end_steps()
         fresh = [
-            Schedule(best_shift + more, *slopes, end)
+            Schedule(best_shifts[0] + more, *slopes, end)
             for slopes in _SLOPES
             for more in (0, 1, -1, 2)
         ]
@@ -76,7 +77,8 @@ class ScheduleSearch:
                 break
             fresh = [one for one in _neighbours(best[0]) if one not in tried]
             tried |= set(fresh)
-        return [self._candidate(one) for one in best]
+        sizes = [Schedule(shift, end_steps=end) for shift in best_shifts]
+        return [self._candidate(one) for one in best if one not in sizes]
 
     def _race(
         self,

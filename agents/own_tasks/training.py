@@ -54,7 +54,7 @@ from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
 from rlbatch.policy.card import PolicyCard
 
-_SEGMENTS = 6  # at most, of learning
+_SIZES, _SEGMENTS = 2, 6  # fixed ones that are compared, and parts of learning, at most
 _SHORTEST_SEGMENT = 20.0  # seconds
 _PATIENCE = 60.0  # seconds in which, however short the time, some fixed size is to arrive
 _LEARNING_SHARE = 0.85  # of a segment's time; the rest is for the comparison after it
@@ -119,7 +119,7 @@ class _Training:
         costs = self._fixed_costs()
         self._validation = Validation(self._plan, costs, self._out / "validation.jsonl")
         self._candidates += baselines(
-            self._out / "candidates", self._actions, self._card, best_shifts(costs)[:2]
+            self._out / "candidates", self._actions, self._card, best_shifts(costs)[:_SIZES]
         )
         run_seconds = self._validate(self._candidates, 1)
         rules = [one for one in self._candidates if not one.file]
@@ -158,7 +158,7 @@ class _Training:
             self._plan, costs, self._actions, self._card, self._out / "learning" / "schedules"
         )
         found = search.run(
-            best_shifts(costs)[0],
+            best_shifts(costs)[:_SIZES],
             self._workers,
             lambda done, total: self._stages.show("schedules", done, max(total, 1), sure=0.0),
             time.monotonic() + (0.0 if tested else seconds),

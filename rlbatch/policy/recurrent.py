@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
@@ -160,7 +161,7 @@ class RecurrentPolicy:
         return self.network.forward("policy", values), tuple(after)
 
 
-def _sigmoid(values: Float32) -> Float32:
+def _sigmoid(values: NDArray[Any]) -> Float32:
     return np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * values)
 
 

@@ -58,7 +58,7 @@ def test_a_file_repeats_the_models_actions_in_runs(
     rng, different = np.random.default_rng(17), 0
     theirs, state = None, policy.initial_state((RUNS,))
     chosen: set[float] = set()
-    seen, changes = np.zeros(0), np.zeros(0)
+    seen, changes = np.zeros(0, np.float32), np.zeros(0)
     for step in range(STEPS):
         seen = rng.uniform(-1, 1, (RUNS, OBSERVATION_SIZE)).astype(np.float32)
         begins = np.full(RUNS, step == 0)
