@@ -206,6 +206,7 @@ def _source(curves: Path, recipe: Recipe) -> SettingSource:
         budget_share=recipe.budget_share,
         mixed_share=recipe.mixed_share,
         plan_shares=recipe.plan_shares,
+        user_share=recipe.user_share,
     )
 
 

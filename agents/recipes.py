@@ -103,6 +103,8 @@ class Recipe:
         mixed_share: Share of them whose cost is in joules or a mix. Neither is for `epochs`.
         plan_shares: Shares of the real runs, with a schedule and without one, whose policy is told
             how long they were planned to be, see `rlbatch.envs.settings.SettingSampler`.
+        user_share: Share of the real runs whose batch size is one that a user might have chosen,
+            see there.
         goodput_slack: Of the deployed policy, see `rlbatch.policy.learned.LearnedPolicy`; training
             goes without.
         noise_ceiling: Likewise.
@@ -127,6 +129,7 @@ class Recipe:
     budget_share: float = 0.15
     mixed_share: float = 0.15
     plan_shares: tuple[float, float] = (0.8, 0.0)
+    user_share: float = 0.0
     goodput_slack: float | None = 1.0
     noise_ceiling: float | None = 2.0
     keeps_steps: bool = True
@@ -218,6 +221,7 @@ RECIPES: dict[str, Recipe] = {
             tasks=(*TRAINING_TASKS, LONG),
             known_share=0.4,
             plan_shares=(0.9, 0.5),
+            user_share=0.8,
         ),
         Recipe("simulated", (_SIMULATED,)),
         Recipe(

@@ -13,7 +13,7 @@ from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
-from rlbatch.envs.privileged import PrivilegedRow, regrets
+from rlbatch.envs.privileged import PrivilegedRow, costs_from_here, regrets
 from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.reward import ratio_reward
 from rlbatch.envs.settings import EpisodeSetting
@@ -141,6 +141,11 @@ class LiveEpisode:
         if not sizes:
             return np.zeros(len(log2_changes), dtype=np.float32)
         costs = np.array([self.setting.fixed_costs[size] for size in sizes])
+        planned, task = self.setting.planned_steps, self.run.task
+        if planned is not None and task.scheduler is not None and len(sizes) > 1:
+            steps = np.array([self.step_cost(size) for size in sizes])
+            done = self.run.samples_seen / (planned * task.batch_size)
+            costs = costs_from_here(np.array(sizes), costs, steps, done)
         wanted = self.run.sizes_after(np.asarray(log2_changes))
         now = float(np.log2(self.run.batch_size))
         return regrets(costs, float(np.log2(sizes[0])), now, np.log2(wanted))

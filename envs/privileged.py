@@ -28,6 +28,10 @@ LARGEST_REGRET = float(np.log2(UNREACHED_RATIO))
 """What a size counts, in log2, that does not reach the target."""
 
 
+_GROWTH_AT = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+_GROWTH = (0.0, 0.2, 0.8, 1.0, 1.7, 2.5)
+
+
 class PrivilegedRow(NamedTuple):
     """What `truth` is given of one run."""
 
@@ -67,6 +71,28 @@ def privileged_information(
     ]
     stacked = np.stack(np.broadcast_arrays(*features), axis=-1)
     return np.clip(np.nan_to_num(stacked, nan=1.0, posinf=1.0), -1.0, 1.0).astype(np.float32)
+
+
+def costs_from_here(sizes: Array, costs: Array, step_costs: Array, done: float) -> Array:
+    """Return what fixed sizes cost if taken from this share of a learning-rate schedule on.
+
+    The critical batch size grows while a run with a schedule goes on: a size that uses up too many
+    samples from the start does so less and less later. By `_GROWTH` doublings, measured as follows:
+    how often runs arrive that double their size at a share of the schedule, and how often those
+    that are twice as large from the start. So many samples of the smaller size are counted, each
+    with the cost that it has at the size itself.
+
+    Args:
+        sizes: Ascending, each twice the one before, shape (sizes,).
+        costs: Of reaching the target at each from the start; infinite where one does not.
+        step_costs: Of one step at each.
+        done: Share of the schedule that is over.
+    """
+    shift = float(np.interp(done, _GROWTH_AT, _GROWTH))
+    samples = np.log2(costs / step_costs * sizes)
+    samples = np.minimum(samples, samples.min() + 2 * LARGEST_REGRET)
+    position = np.log2(sizes) - shift
+    return 2.0 ** np.interp(position, np.log2(sizes), samples) * step_costs / sizes
 
 
 def regrets(

@@ -12,13 +12,15 @@ import numpy as np
 
 from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
-from rlbatch.envs.profiles import CostWeights, DeviceProfile
+from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.envs.tasks.random_job import LONG
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
 _LOOSEST, _LOOSEST_LONG = 1.5, 1.15  # targets, over the task's own: of long runs, near their ends
+_USER_SPREAD = (0.5, 1.0)  # mean and standard deviation of log2, see `_user_shift`
+_FULL = resolve_profile("cpu")
 _MOST_DRAWS = 10_000  # a table in which one draw in a thousand is of use is still one
 
 
@@ -104,6 +106,7 @@ class SettingSampler:
         budget_share: float = 0.0,
         mixed_share: float = 0.0,
         plan_shares: tuple[float, float] = (1.0, 0.0),
+        user_share: float = 0.0,
     ) -> None:
         """Load the curve tables of these tasks from a folder that rlbatch curves made.
 
@@ -120,6 +123,10 @@ class SettingSampler:
             plan_shares: Shares of the settings with a schedule, and of those without one, whose
                 policy is told for how many steps the run was planned. A run without a schedule gets
                 a plan drawn for it, to which its learning rate pays no heed.
+            user_share: Share of the settings whose task has a batch size as its user might have
+                chosen it: near the one that is cheapest on a device that is always full, with the
+                learning rate that belongs to it. The sizes of random tasks say nothing by
+                themselves; those of people's jobs do.
 
         Raises:
             ConfigurationError: There is no task or no table, or a table is of another task.
@@ -138,7 +145,7 @@ class SettingSampler:
         self._names = tuple(tasks)
         self._log2_start, self._known_share = log2_start, known_share
         self._budget_share, self._mixed_share = budget_share, mixed_share
-        self._plan_shares = plan_shares
+        self._plan_shares, self._user_share = plan_shares, user_share
 
     def __call__(self, rng: np.random.Generator) -> EpisodeSetting:
         """Draw one setting whose target a default run reaches.
@@ -174,7 +181,8 @@ class SettingSampler:
         coupling = couplings[int(rng.integers(len(couplings)))]
         profile = draw_profile(rng)
         weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
-        if self._mixed_share and rng.random() < self._mixed_share:
+        as_user = self._user_share > 0.0 and bool(rng.random() < self._user_share)
+        if not as_user and self._mixed_share and rng.random() < self._mixed_share:
             profile, weights = _with_watts(profile, rng), _draw_mix(rng)
         loosest = _LOOSEST_LONG if table.task.startswith(LONG) else _LOOSEST
         target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
@@ -192,15 +200,21 @@ class SettingSampler:
             else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
         )
         planned, plan_known = self._plan(table, steps, rng)
+        moved = 0
+        if as_user:
+            full = table.costs(target, rate_shift, coupling, _FULL, CostWeights(), task.batch_size)
+            moved = _user_shift(full, task.batch_size, rng)
+            task = replace(task, batch_size=round(task.batch_size * 2.0**moved))
+            planned = None if planned is None else max(round(planned / 2.0**moved), 1)
         setting = EpisodeSetting(
-            task=table.task,
+            task=task if moved else table.task,
             seed=int(rng.integers(2**31)),
             coupling=coupling,
             profile=profile,
             target_loss=target,
             start_batch_size=int(np.clip(task.batch_size * 2.0**shift, 1, largest)),
             reference_cost=reference,
-            learning_rate_scale=2.0 ** (rate_shift / 2),
+            learning_rate_scale=2.0 ** (rate_shift / 2 + coupling.exponent * moved),
             weights=weights,
             cadence=Cadence(
                 minimum=int(rng.integers(2, 7)),
@@ -228,6 +242,19 @@ class SettingSampler:
             return None, True
         drawn = default_steps * 2.0 ** rng.uniform(-1.0, 2.0)
         return max(round(drawn), 1), True
+
+
+def _user_shift(costs: Mapping[int, float], batch_size: int, rng: np.random.Generator) -> int:
+    """Return by how many doublings a user's batch size differs from the task's.
+
+    The spread is that of the field suite's development jobs around their cheapest size on the
+    profile `cpu`. A size at which the target is not reached is nobody's.
+    """
+    cheapest = min(costs, key=lambda size: costs[size])
+    size = cheapest * 2.0 ** round(rng.normal(*_USER_SPREAD))
+    if not np.isfinite(costs.get(round(size), np.inf)):
+        size = cheapest
+    return round(np.log2(size / batch_size))
 
 
 def _with_budget(setting: EpisodeSetting, cost_of_loss: Callable[[float], float]) -> BudgetSetting:

@@ -133,6 +133,8 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         cadence=cadence or Cadence(),
         noise_rate=decider.noise_rate,
         planned_steps=planned_steps,
+        # As a controller is told: beside a target only a schedule makes a plan.
+        plan_known=task.scheduler is not None or objective.kind != "target",
         max_steps=max_steps,
         curve_known=curve_known,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -112,10 +113,7 @@ def make_control_loop(
     world_size = 1 if ranks is None else ranks.world_size
     low, high = config.bounds(base_batch_size, dataset_size, world_size)
     by_samples = config.cost == "samples"
-    # Beside an aim the schedule's plan is what counts; where a schedule has one.
-    planned = None
-    if config.epochs is not None and (parts.rate.is_scheduled or not config.has_aim):
-        planned = config.epochs * dataset_size
+    planned = _planned_samples(parts, config, base_batch_size, dataset_size)
     context = run_context(
         parts.rate,
         Coupling(config.lr_coupling),
@@ -129,6 +127,23 @@ def make_control_loop(
         planned_samples=planned,
     )
     return ControlLoop(parts, engine, context, config, ranks)
+
+
+def _planned_samples(
+    parts: TrainingParts, config: ControllerConfig, base_batch_size: int, dataset_size: int
+) -> float | None:
+    """Return for how many samples the run is planned; beside an aim its schedule has to be known.
+
+    Without an aim only the user's own word counts: the run ends there.
+    """
+    if config.epochs is not None:
+        follows = parts.rate.is_scheduled or not config.has_aim
+        return config.epochs * dataset_size if follows else None
+    if not config.has_aim:
+        return None
+    epoch_steps = math.ceil(dataset_size / base_batch_size)
+    steps = parts.rate.scheduled_steps(epoch_steps)
+    return None if steps is None else steps / epoch_steps * dataset_size
 
 
 def require_within(policy: Policy, low: int, high: int) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rlbatch.control.rank_monitor import RankMonitor, ShardMonitor
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.schedule_length import scheduled_steps
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.data.learning_rate import LearningRateCoupling
@@ -56,6 +57,10 @@ class TorchRate:
     def is_scheduled(self) -> bool:
         """Whether a schedule sets it: each of torch's leaves its mark."""
         return any("initial_lr" in group for group in self._optimizer.param_groups)
+
+    def scheduled_steps(self, epoch_steps: int) -> int | None:
+        """Return for how many steps at the user's batch size its schedule was made, if it says."""
+        return scheduled_steps(self._optimizer, epoch_steps) if self.is_scheduled else None
 
     def current(self) -> float:
         """Return it as scheduled, without the factor."""

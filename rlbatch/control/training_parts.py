@@ -26,6 +26,13 @@ class LearningRate(OptimizerFacts, Protocol):
         """Whether a schedule sets it."""
         ...
 
+    def scheduled_steps(self, epoch_steps: int) -> int | None:
+        """Return for how many steps at the user's batch size its schedule was made.
+
+        None where that cannot be told.
+        """
+        ...
+
     def current(self) -> float:
         """Return it as scheduled, without the factor."""
         ...

@@ -63,6 +63,10 @@ class KerasRate:
         """Whether a schedule or a callback sets it."""
         return self._follows_steps or self.initial != self.current()
 
+    def scheduled_steps(self, epoch_steps: int) -> int | None:
+        """Return None: what a schedule of Keras is made for is not the same in each of them."""
+        return None
+
     @property
     def variable(self) -> Any:
         """The variable that holds it, or None where a schedule gives it."""

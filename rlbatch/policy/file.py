@@ -178,7 +178,7 @@ def _metadata(policy: LearnedPolicy | RecurrentPolicy, card: PolicyCard) -> dict
 
 
 def _limits(policy: LearnedPolicy) -> dict[str, Any]:
-    names = ("goodput_slack", "noise_ceiling", "keeps_steps", "masked", "sample")
+    names = ("goodput_slack", "noise_ceiling", "keeps_steps", "near_base", "masked", "sample")
     return {name: getattr(policy, name) for name in names}
 
 
@@ -215,6 +215,7 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy | Recu
         goodput_slack=content.get("goodput_slack"),
         noise_ceiling=content.get("noise_ceiling"),
         keeps_steps=bool(content.get("keeps_steps")),
+        near_base=bool(content.get("near_base")),
         masked=bool(content["masked"]),
         sample=bool(content["sample"]),
         card=_card(content, names),

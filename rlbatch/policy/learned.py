@@ -5,7 +5,7 @@ A decision takes tens of microseconds and needs neither torch nor stable-baselin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,19 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlbatch.errors import ConfigurationError
-from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.network import Float32, Network, softmax
+from rlbatch.policy.size_limits import goodput_floor, near_base, noise_ceiling, planned_steps
 from rlbatch.signals.record import Array, Signals
 
-_GOODPUT, _NOISE_KNOWN, _NOISE = map(
-    OBSERVATION_NAMES.index, ("goodput_step", "noise_known", "noise_vs_size")
-)
-_GOODPUT_SCALE, _NOISE_SCALE = 6.0, 10.0  # of these features
-_KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
-_LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
+Limit = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +43,10 @@ class LearnedPolicy:
             steps are done as were planned; a quarter of them, where the learning rate follows the
             batch size and makes up for the others. A few large batches at the start would use up
             what makes the run arrive.
+        near_base: Where the learning rate has a schedule, it stays near the user's size at first
+            and grows with the schedule, see `rlbatch.policy.size_limits.near_base`. Early on a
+            large batch harms most, and what is left of a schedule does not make up for it (Merrill
+            et al. 2025, "Critical batch size revisited").
         masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
             as in training: a policy that learnt while its actions were clipped is run with clipped
             actions (`Bounded`), not with a mask.
@@ -60,6 +60,7 @@ class LearnedPolicy:
     goodput_slack: float | None = None
     noise_ceiling: float | None = None
     keeps_steps: bool = False
+    near_base: bool = False
     masked: bool = False
     sample: bool = False
     seed: int = 0
@@ -125,54 +126,32 @@ class LearnedPolicy:
         else:
             index = probabilities.argmax(axis=-1)
         chosen = tools.numeric(np.asarray(self.action_grid)[index])
-        lifted = self._lifted(np.asarray(chosen), given)
-        lowered = self._lowered(lifted, given, signals)
-        change = tools.numeric(self._held(lowered, signals))
-        reasons: tuple[str, ...] = ()
-        if isinstance(chosen, float):
-            reasons = (f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})",)
-            if float(lifted) != chosen:
-                reasons += (f"goodput floor: {tools.describe(float(lifted))}",)
-            if float(lowered) != float(lifted):
-                reasons += (f"noise ceiling: {tools.describe(float(lowered))}",)
-            if change != float(lowered):
-                reasons += (f"planned steps: {tools.describe(float(change))}",)
-        made = Decision(change, probabilities, tools.numeric(value), reasons)
+        single = isinstance(chosen, float)
+        reasons: list[str] = []
+        if single:
+            reasons.append(f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})")
+        change = np.asarray(chosen, dtype=np.float64)
+        for name, limit in self._limits(given, signals):
+            before, change = change, limit(change)
+            if single and change != before:
+                reasons.append(f"{name}: {tools.describe(float(change))}")
+        made = Decision(tools.numeric(change), probabilities, tools.numeric(value), tuple(reasons))
         return made, (seed, np.asarray(counter) + 1)
 
-    def _lifted(self, change: Array, observation: Float32) -> Array:
-        """Return the change, raised where it would end too far below the most productive size.
-
-        That size is the argmax of Pollux's goodput (Qiao et al. 2021, section 3), as observed. A
-        policy that did not ask to rise is lifted by one doubling at a time.
-        """
-        if self.goodput_slack is None:
-            return change
-        lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - self.goodput_slack
-        lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
-        return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
-
-    def _lowered(self, change: Array, observation: Float32, signals: Signals) -> Array:
-        """Return the change, lowered by whole doublings to below so many noise scales."""
-        if self.noise_ceiling is None:
-            return change
-        noise = _NOISE_SCALE * observation[..., _NOISE].astype(np.float64)
-        base = np.log2(np.asarray(signals.context.base_batch_size) / signals.batch_size)
-        most = np.maximum(np.round(noise + self.noise_ceiling), base)
-        return np.where(observation[..., _NOISE_KNOWN] > 0.0, np.minimum(change, most), change)
-
-    def _held(self, change: Array, signals: Signals) -> Array:
-        """Return the change, lowered to where what is left of the plan lasts for its steps."""
-        if not self.keeps_steps:
-            return change
-        context = signals.context
-        planned = np.asarray(context.planned_samples, dtype=np.float64)
-        samples = planned - signals.total_samples
-        share = np.where(np.asarray(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
-        steps = share * planned / context.base_batch_size - signals.total_steps
-        bound = (samples > 0) & (steps > 0) & np.isfinite(context.target_loss)
-        most = np.log2(np.where(bound, samples, 1.0) / np.where(bound, steps, 1.0))
-        return np.where(bound, np.minimum(change, most - np.log2(signals.batch_size)), change)
+    def _limits(self, observation: Float32, signals: Signals) -> Iterator[tuple[str, Limit]]:
+        """Yield the limits in force, in their order, by what a log calls them."""
+        slack, ceiling = self.goodput_slack, self.noise_ceiling
+        if slack is not None:
+            yield "goodput floor", lambda change: goodput_floor(change, observation, slack)
+        if ceiling is not None:
+            yield (
+                "noise ceiling",
+                lambda change: noise_ceiling(change, observation, signals, ceiling),
+            )
+        if self.keeps_steps:
+            yield "planned steps", lambda change: planned_steps(change, signals)
+        if self.near_base:
+            yield "share of the schedule", lambda change: near_base(change, signals)
 
     def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
         """Return which actions may be taken, shape (..., actions); "stay" always may."""

@@ -25,6 +25,7 @@ LATER_KEYS = (
     "noise_ceiling",
     "keeps_steps",
     "memory_sizes",
+    "near_base",
 )  # files without them are older, and mean none
 
 MOST_MEMBERS = 64
@@ -148,6 +149,7 @@ _CHECKS: dict[str, _Check] = {
     "masked": _BOOL,
     "sample": _BOOL,
     "keeps_steps": _BOOL,
+    "near_base": _BOOL,
     "goodput_slack": (_is_slack, "a finite number or null"),
     "noise_ceiling": (_is_slack, "a finite number or null"),
     "memory_sizes": (

@@ -74,13 +74,14 @@ def test_round_trip_keeps_everything(tmp_path: Path, activations: tuple[str, ...
         sample=True,
         goodput_slack=0.5,
         keeps_steps=True,
+        near_base=True,
     )
     path = tmp_path / "new" / "folder" / "p.safetensors"
     save_policy(path, policy, CARD)
     loaded = load_policy(path)
     assert same_weights(policy, loaded)
     assert [m.activation for m in loaded.members] == [m.activation for m in policy.members]
-    for name in ("action_grid", "goodput_slack", "keeps_steps", "masked", "sample"):
+    for name in ("action_grid", "goodput_slack", "keeps_steps", "near_base", "masked", "sample"):
         assert getattr(loaded, name) == getattr(policy, name)
     assert loaded.card == replace(CARD, rlbatch_version=rlbatch.__version__)
     rng = np.random.default_rng(0)
@@ -94,7 +95,12 @@ def test_round_trip_keeps_everything(tmp_path: Path, activations: tuple[str, ...
 
 def test_a_file_from_before_the_bounds_has_none(path: Path) -> None:
     def older(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
-        del metadata["goodput_slack"], metadata["keeps_steps"], metadata["checksum"]
+        del (
+            metadata["goodput_slack"],
+            metadata["keeps_steps"],
+            metadata["near_base"],
+            metadata["checksum"],
+        )
         metadata["checksum"] = json.dumps(file._checksum(metadata, tensors))
 
     rewrite(path, older)

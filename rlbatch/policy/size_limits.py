@@ -1,0 +1,82 @@
+"""Limits within which a learned policy's batch sizes stay, where it was given them.
+
+Each takes a change of log2(batch size) and returns it, raised or lowered; for one run or many.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlbatch.observation import OBSERVATION_NAMES
+from rlbatch.policy.network import Float32
+from rlbatch.signals.record import Array, RunContext, Signals
+
+_GOODPUT, _NOISE_KNOWN, _NOISE = map(
+    OBSERVATION_NAMES.index, ("goodput_step", "noise_known", "noise_vs_size")
+)
+_GOODPUT_SCALE, _NOISE_SCALE = 6.0, 10.0  # of these features
+_LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
+_KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
+_GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
+_UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
+_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
+_STILL = 1e-9  # of a schedule's factor
+
+
+def goodput_floor(change: Array, observation: Float32, slack: float) -> Array:
+    """Raise where it would end further than the slack below the most productive size.
+
+    That size is the argmax of Pollux's goodput (Qiao et al. 2021, section 3), as observed. A policy
+    that did not ask to rise is lifted by one doubling at a time.
+    """
+    lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - slack
+    lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
+    return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
+
+
+def noise_ceiling(change: Array, observation: Float32, signals: Signals, ceiling: float) -> Array:
+    """Lower by whole doublings to so many above the noise scale, or to the user's size."""
+    noise = _NOISE_SCALE * observation[..., _NOISE].astype(np.float64)
+    most = np.maximum(np.round(noise + ceiling), _to_base(signals))
+    return np.where(observation[..., _NOISE_KNOWN] > 0.0, np.minimum(change, most), change)
+
+
+def planned_steps(change: Array, signals: Signals) -> Array:
+    """Lower to where what is left of the plan lasts for enough of its steps."""
+    context = signals.context
+    planned = np.asarray(context.planned_samples, dtype=np.float64)
+    samples = planned - signals.total_samples
+    share = np.where(np.asarray(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
+    steps = share * planned / context.base_batch_size - signals.total_steps
+    bound = (samples > 0) & (steps > 0) & _has_target(context)
+    most = np.log2(np.where(bound, samples, 1.0) / np.where(bound, steps, 1.0))
+    return np.where(bound, np.minimum(change, most - np.log2(signals.batch_size)), change)
+
+
+def near_base(change: Array, signals: Signals) -> Array:
+    """Keep near the user's size as long as the schedule asks for it.
+
+    By `_GROWTH` it may be at most so many doublings above before such a share of the plan, and
+    before the first share not far below. Where a schedule moves whose length nobody said, it is
+    never far above.
+    """
+    context = signals.context
+    aimed = _has_target(context)
+    done = np.asarray(signals.total_samples / np.asarray(context.planned_samples))
+    moves = np.abs(np.asarray(signals.schedule_factor) - 1.0) > _STILL
+    most = np.where(np.isnan(done) & moves, _UNPLANNED, np.inf)
+    for share, doublings in reversed(_GROWTH):
+        most = np.where(done < share, doublings, most)
+    least = np.where(aimed & (done < _GROWTH[0][0]), _FIRST_LEAST, -np.inf)
+    shift = _to_base(signals)
+    return np.maximum(np.minimum(change, np.where(aimed, most, np.inf) + shift), least + shift)
+
+
+def _to_base(signals: Signals) -> Array:
+    """Return the change that leads to the user's size."""
+    return np.log2(np.asarray(signals.context.base_batch_size) / signals.batch_size)
+
+
+def _has_target(context: RunContext) -> NDArray[np.bool_]:
+    return np.isfinite(np.asarray(context.target_loss, dtype=np.float64))

@@ -1,0 +1,64 @@
+"""How near the user's size a run with a schedule has to stay, by hand and for many runs at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlbatch.policy.size_limits import near_base
+from rlbatch.testing import simple_signals
+
+PLAN = 6400.0  # samples; the user's size is 64
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changes", "change"),
+    [
+        # In the first tenth neither above the user's size nor below half of it.
+        (3.0, {"total_samples": 320.0}, 0.0),
+        (-3.0, {"total_samples": 320.0}, -1.0),
+        (1.0, {"total_samples": 320.0, "batch_size": 8.0}, 2.0),
+        (-1.0, {"total_samples": 320.0, "batch_size": 512.0}, -3.0),
+        # Then twice it, from the middle on four times, and at last what the policy likes.
+        (3.0, {"total_samples": 640.0}, 1.0),
+        (-3.0, {"total_samples": 640.0}, -3.0),
+        (3.0, {"total_samples": 3200.0}, 2.0),
+        (0.0, {"total_samples": 3200.0, "batch_size": 512.0}, -1.0),
+        (3.0, {"total_samples": 4800.0}, 3.0),
+        (3.0, {"total_samples": 7000.0}, 3.0),  # the plan is over
+        # Nobody said how long the schedule is: it is seen while it moves.
+        (3.0, {"planned_samples": np.nan}, 3.0),
+        (3.0, {"planned_samples": np.nan, "schedule_factor": 0.9}, 1.0),
+        (-3.0, {"planned_samples": np.nan, "schedule_factor": 0.9}, -3.0),
+        # A run of so many samples has no target that it could miss.
+        (3.0, {"total_samples": 320.0, "target_loss": np.nan}, 3.0),
+        (-3.0, {"total_samples": 320.0, "target_loss": np.nan}, -3.0),
+    ],
+)
+def test_sizes_grow_with_the_schedule(
+    wanted: float, changes: dict[str, Any], change: float
+) -> None:
+    signals = simple_signals(**{"planned_samples": PLAN, **changes})
+    assert float(near_base(np.asarray(wanted), signals)) == change
+
+
+def test_each_of_many_runs_is_limited_as_it_is_alone() -> None:
+    rng = np.random.default_rng(0)
+    count = 200
+    changes = {
+        "batch_size": 2.0 ** rng.integers(2, 12, count),
+        "total_samples": PLAN * rng.uniform(0.0, 1.2, count),
+        "planned_samples": np.where(rng.random(count) < 0.3, np.nan, PLAN),
+        "schedule_factor": np.where(rng.random(count) < 0.5, 1.0, 0.3),
+        "target_loss": np.where(rng.random(count) < 0.2, np.nan, 0.1),
+    }
+    wanted = rng.integers(-3, 4, count).astype(np.float64)
+    many = near_base(wanted, simple_signals(**changes))
+    alone = [
+        near_base(wanted[i], simple_signals(**{key: value[i] for key, value in changes.items()}))
+        for i in range(count)
+    ]
+    np.testing.assert_array_equal(many, alone)
+    assert np.any(many != wanted)
