@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rlbatch.agents.executor import open_executor
 from rlbatch.agents.recipes import SMALL_TASKS
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.curves import compute_table
 from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.task import task_names
@@ -70,12 +70,14 @@ def make_curves(
     for kind, count in random_tasks.items():
         jobs_of_kind = (RandomJob(kind, number) for number in range(count))
         all_work += [(f"{kind}-{job.number:04d}", job, 1) for job in jobs_of_kind]
-    work = [item for item in all_work if not _table(out, item[0]).exists()]
-    work = [item for item in work if not _refused(out, item[0]).exists()]
-    done = len(all_work) - len(work)
-    count = (os.cpu_count() or 1) if jobs is None and cluster is None else jobs
-    with Workers(count, cluster) as workers:
-        for (name, _, _), (content, line) in workers.run(_make, work):
+    queue = deque(
+        (item[0], item)
+        for item in all_work
+        if not _table(out, item[0]).exists() and not _refused(out, item[0]).exists()
+    )
+    done = len(all_work) - len(queue)
+    with open_executor(jobs, cluster, apart=True) as executor:
+        for name, (content, line) in executor.run(_make, queue):
             if content is None:
                 _refused(out, name).touch()  # so that it is not tried again
             else:

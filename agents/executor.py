@@ -7,6 +7,7 @@ that a caller may append further ones to the queue while results come in.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from rlbatch.envs.threads import use_one_thread
@@ -28,6 +30,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Key = TypeVar("Key", bound=Hashable)
 OnWait = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When no more runs are begun; those that run then are finished.
+
+    Attributes:
+        until: By `time.monotonic`.
+        needed: So many are begun whatever the time is.
+    """
+
+    until: float = math.inf
+    needed: int = 0
+
+    def allows(self, begun: int) -> bool:
+        """Return whether another run is begun after so many."""
+        return begun < self.needed or time.monotonic() < self.until
+
+
+NO_DEADLINE = Deadline()
 
 
 class Executor(Protocol):
@@ -50,14 +72,18 @@ class Executor(Protocol):
         function: Callable[[Item], Result],
         queue: deque[tuple[Key, Item]],
         on_wait: OnWait | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> Generator[tuple[Key, Result]]:
-        """Yield the key and the result of each run as it ends, until the queue is empty.
+        """Yield the key and the result of each run as it ends.
+
+        That is until the queue is empty or, with a deadline, the time is over.
 
         Args:
             function: Of a module, so that it can be sent; it may be called more than once for an
                 item whose process was lost.
             queue: Keys and items, taken from its left; the caller may append while it iterates.
             on_wait: Called about every half second.
+            deadline: When no more runs are begun.
 
         Raises:
             Exception: Whatever the function raised; the rest of the queue is not run.
@@ -67,7 +93,7 @@ class Executor(Protocol):
 
 @contextmanager
 def open_executor(
-    jobs: int = 1, cluster: str | None = None, *, apart: bool = False
+    jobs: int | None = 1, cluster: str | None = None, *, apart: bool = False
 ) -> Generator[Executor]:
     """Run a block with what runs functions side by side.
 
@@ -75,7 +101,7 @@ def open_executor(
 
     Args:
         jobs: Processes; 1 means this one. On a cluster, how many runs it has at the same time, and
-            1 means as many as it has CPUs.
+            1 means as many as it has CPUs. None means one a core, or all CPUs of the cluster.
         cluster: Address of a Ray cluster or `auto` for the one that this machine belongs to; None
             stays on this machine.
         apart: Where it is one process, another than this one.
@@ -84,6 +110,8 @@ def open_executor(
         ConfigurationError: `jobs` is no positive number, or there is no cluster at that address.
         MissingExtraError: A cluster is asked for, and Ray is not installed.
     """
+    if jobs is None:
+        jobs = (os.cpu_count() or 1) if cluster is None else 1
     if jobs < 1:
         raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
     if cluster is not None:
@@ -108,10 +136,13 @@ class SerialExecutor:
         function: Callable[[Item], Result],
         queue: deque[tuple[Key, Item]],
         on_wait: OnWait | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> Generator[tuple[Key, Result]]:
         """Run them; see `Executor.run`."""
-        while queue:
+        begun = 0
+        while queue and deadline.allows(begun):
             key, item = queue.popleft()
+            begun += 1
             yield key, function(item)
             if on_wait is not None:
                 on_wait()
@@ -130,13 +161,20 @@ class ProcessExecutor:
         function: Callable[[Item], Result],
         queue: deque[tuple[Key, Item]],
         on_wait: OnWait | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> Generator[tuple[Key, Result]]:
         """Run them; see `Executor.run`. A killed process ends all: here that is want of memory."""
         pending: dict[Future[Result], Key] = {}
-        while queue or pending:
-            while queue and len(pending) < 2 * self.width:  # the next is there when one ends
+        begun = 0
+        # Twice as many, so that the next is there when one ends; but none waits beyond a deadline.
+        room = self.width if deadline.until < math.inf else 2 * self.width
+        while True:
+            while queue and len(pending) < room and deadline.allows(begun):
                 key, item = queue.popleft()
                 pending[self._pool.submit(function, item)] = key
+                begun += 1
+            if not pending:
+                return
             done = wait(pending, POLL_SECONDS, FIRST_COMPLETED).done
             if on_wait is not None:
                 on_wait()
@@ -150,7 +188,7 @@ def _processes(jobs: int) -> Generator[ProcessExecutor]:
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
+        jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     ) as pool:
         try:
             yield ProcessExecutor(pool, jobs)
@@ -161,7 +199,7 @@ def _processes(jobs: int) -> Generator[ProcessExecutor]:
             raise
 
 
-def start_worker(parent: int) -> None:
+def _start_worker(parent: int) -> None:
     """Prepare a process of a pool: one thread, and an end with the process that started it."""
     use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one

@@ -6,14 +6,11 @@ deployed is the policy file that `rlbatch.agents.weights` writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
@@ -21,21 +18,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import Report, imitate
-from rlbatch.agents.masking import MaskedGroups
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
-from rlbatch.agents.ray_runs import open_servers
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.agents.side_by_side import train_side_by_side
+from rlbatch.agents.stage_runs import Files, open_runs
 from rlbatch.agents.weights import MODULES, export_policy, load_weights
-from rlbatch.envs.budget_episode import begin_episode
-from rlbatch.envs.live_vec_env import LiveVecEnv, SettingSource
-from rlbatch.envs.mixed_vec_env import MixedVecEnv
-from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSampler
-from rlbatch.envs.remote_vec_env import RemoteVecEnv
-from rlbatch.envs.settings import SettingSampler
-from rlbatch.envs.simulator.pool import TaskPool, make_pool
-from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
+from rlbatch.envs.simulator.pool import make_pool
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.files import replacing
@@ -90,38 +79,33 @@ def train(
     before, done = position(recipe, out, resume)
     if any(stage.simulated for stage in recipe.stages):
         _make_pool(recipe, out / _POOL)
-    files = _Files(out, out / _POOL, curves or out, cluster)  # curves are for real runs only
+    files = Files(out, out / _POOL, curves or out, cluster)  # curves are for real runs only
     for index in range(before, len(recipe.stages) - (recipe.members > 1)):
         source = out / CHECKPOINT if index or done else start_from
         _train_stage(recipe, files, index, 0, done, source, device, report)
         done = 0
-    path = out / _POLICY
     if recipe.members > 1:
-        folders = [out / f"member{number}" for number in range(recipe.members)]
-        train_side_by_side(
-            {
-                number: partial(_train_member, recipe, replace(files, out=folder), number, device)
-                for number, folder in enumerate(folders)
-                if not (folder / _POLICY).exists()
-            },
-            report,
-        )
-        save_policy(path, join([load_policy(folder / _POLICY) for folder in folders]))
-    return path
+        _train_members(recipe, files, device, report)
+    return out / _POLICY
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Where a training, or a member's part of it, writes, what it reads, and where it runs."""
-
-    out: Path
-    pool: Path
-    curves: Path
-    cluster: str | None = None
+def _train_members(recipe: Recipe, files: Files, device: str, report: Report | None) -> None:
+    """Train the members that are missing, and join all."""
+    folders = [files.out / f"member{number}" for number in range(recipe.members)]
+    train_side_by_side(
+        {
+            number: partial(_train_member, recipe, replace(files, out=folder), number, device)
+            for number, folder in enumerate(folders)
+            if not (folder / _POLICY).exists()
+        },
+        report,
+    )
+    joined = join([load_policy(folder / _POLICY) for folder in folders])
+    save_policy(files.out / _POLICY, joined)
 
 
 def _train_member(
-    recipe: Recipe, files: _Files, number: int, device: str, report: Report | None
+    recipe: Recipe, files: Files, number: int, device: str, report: Report | None
 ) -> None:
     """Train a member through the last stage, in a folder of its own, from where it had stopped."""
     use_one_thread()
@@ -134,7 +118,7 @@ def _train_member(
 
 def _train_stage(
     recipe: Recipe,
-    files: _Files,
+    files: Files,
     index: int,
     number: int,
     done: int,
@@ -155,7 +139,7 @@ def _train_stage(
         report: Called after every rollout.
     """
     stage = recipe.stages[index]
-    with _environment(recipe, stage, recipe.seed + 1000 * (index + number), files) as env:
+    with open_runs(recipe, stage, recipe.seed + 1000 * (index + number), files) as env:
         model = make_model(recipe, stage, env, source, device, seed=recipe.seed + number)
         if stage.imitation and not done:
             imitate(model, stage.imitation, report)
@@ -165,79 +149,11 @@ def _train_stage(
     save(model, files.out, recipe, index + 1, 0)
 
 
-@contextmanager
-def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> Generator[VecEnv]:
-    """Run a block with a stage's runs."""
-    parts: list[VecEnv] = []
-    with ExitStack() as stack:
-        if stage.real:
-            start, room = stack.enter_context(open_servers(files.cluster))
-            workers = min(room, stage.real)
-            shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
-            source = partial(_source, files.curves, recipe)
-            if files.cluster is not None:  # the curves are here, and are sent along
-                source = partial(_given, source())
-            parts += [
-                RemoteVecEnv(partial(_live_env, source, recipe, share, seed + i), start)
-                for i, share in enumerate(shares)
-            ]
-        if stage.simulated:
-            parts.append(_simulated_env(recipe, stage, seed, files.pool))
-        env: VecEnv = MixedVecEnv(parts)
-        stack.callback(env.close)
-        yield MaskedGroups(env, recipe.hidden) if recipe.hidden else env
-
-
 def _make_pool(recipe: Recipe, path: Path) -> None:
     if not path.exists():
         pool = make_pool(recipe.pool_size, recipe.seed + 100)
         with replacing(path) as temporary:
             pool.save(temporary)
-
-
-def _source(curves: Path, recipe: Recipe) -> SettingSource:
-    """Return what draws the settings of real runs."""
-    if recipe.objective == "epochs":
-        return PlannedSampler(curves, recipe.tasks, known_share=recipe.known_share)
-    return SettingSampler(
-        curves,
-        recipe.tasks,
-        known_share=recipe.known_share,
-        budget_share=recipe.budget_share,
-        mixed_share=recipe.mixed_share,
-        plan_shares=recipe.plan_shares,
-        user_share=recipe.user_share,
-    )
-
-
-def _given(source: SettingSource) -> SettingSource:
-    return source
-
-
-def _live_env(
-    source: Callable[[], SettingSource], recipe: Recipe, count: int, seed: int, crashes: int
-) -> VecEnv:
-    return LiveVecEnv(
-        source(),
-        count,
-        seed + 500 * crashes,
-        recipe.actions,
-        make=PlannedEpisode if recipe.objective == "epochs" else begin_episode,
-        privileged=recipe.privileged_critic,
-        noise_rate=recipe.noise_rate,
-    )
-
-
-def _simulated_env(recipe: Recipe, stage: Stage, seed: int, pool: Path) -> VecEnv:
-    return QuadraticVecEnv(
-        TaskPool.load(pool),
-        stage.simulated,
-        seed,
-        recipe.actions,
-        privileged=recipe.privileged_critic,
-        with_regrets=not stage.real,  # the stages before have learned more than a fixed size tells
-        noise_rate=recipe.noise_rate,
-    )
 
 
 def _require_device(device: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from rlbatch.agents.executor import POLL_SECONDS, Item, Key, OnWait, Result
+from rlbatch.agents.executor import NO_DEADLINE, POLL_SECONDS, Deadline, Item, Key, OnWait, Result
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ClusterError, ConfigurationError
 from rlbatch.extras import needs_extra
@@ -46,6 +47,7 @@ class RayExecutor:
         function: Callable[[Item], Result],
         queue: deque[tuple[Key, Item]],
         on_wait: OnWait | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> Generator[tuple[Key, Result]]:
         """Run them; see `Executor.run`.
 
@@ -53,14 +55,18 @@ class RayExecutor:
             ClusterError: A run was lost more often than `MAX_RETRIES`, or the cluster itself was.
         """
         pending: dict[Any, Key] = {}
+        begun = 0
         try:
-            while queue or pending:
-                # Beyond the CPUs so that the next is there when one ends; not all, for the
-                # scheduler's and the driver's sake.
-                room = self._most or 2 * self.width
-                while queue and len(pending) < room:
+            while True:
+                # Beyond the CPUs so that the next is there when one ends, if no deadline decides
+                # about it; not all, for the scheduler's and the driver's sake.
+                room = self._most or self.width * (2 if deadline.until == math.inf else 1)
+                while queue and len(pending) < room and deadline.allows(begun):
                     key, item = queue.popleft()
                     pending[self._call.remote(function, item, os.getcwd())] = key
+                    begun += 1
+                if not pending:
+                    return
                 done, _ = self._ray.wait(list(pending), num_returns=1, timeout=POLL_SECONDS)
                 if on_wait is not None:
                     on_wait()

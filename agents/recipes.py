@@ -7,8 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
-from rlbatch.envs.settings import RANDOM
-from rlbatch.envs.tasks.random_job import LONG
+from rlbatch.envs.tasks.random_job import LONG, RANDOM
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.policy.network import ACTIVATIONS
 
@@ -26,7 +25,7 @@ SMALL_TASKS = (
 
 TRAINING_TASKS = (*SMALL_TASKS, RANDOM)
 """What real episodes are drawn from, the random ones with the share of
-`rlbatch.envs.settings.RANDOM_SHARES`. Not from random transformers: three in a hundred take half of
+`rlbatch.envs.tasks.random_job.KINDS`. Not from random transformers: three in a hundred take half of
 the time."""
 
 

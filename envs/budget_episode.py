@@ -7,18 +7,15 @@ import numpy as np
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import BUDGET_REACH, UNREACHED_RATIO, Objective
 from rlbatch.envs.settings import BudgetSetting, EpisodeSetting
-from rlbatch.signals.cadence import NOISE_RATE
 
 
 class BudgetEpisode(LiveEpisode):
     """A run until its budget is spent; it counts at what cost the best fixed size is as far."""
 
-    def __init__(
-        self, setting: BudgetSetting, *, noise_rate: float = NOISE_RATE, guard: bool = True
-    ) -> None:
+    def __init__(self, setting: BudgetSetting) -> None:
         """Build the run and train its first chunk, as the base does."""
         self._cost_of_loss = setting.cost_of_loss
-        super().__init__(setting, noise_rate=noise_rate, guard=guard)
+        super().__init__(setting)
 
     def _objective(self) -> Objective:
         return Objective(None, self.setting.reference_cost, self.setting.weights)
@@ -52,10 +49,8 @@ class BudgetEpisode(LiveEpisode):
         return False
 
 
-def begin_episode(
-    setting: EpisodeSetting, *, noise_rate: float = NOISE_RATE, guard: bool = True
-) -> LiveEpisode:
+def begin_episode(setting: EpisodeSetting) -> LiveEpisode:
     """Begin the episode that a setting is for."""
     if isinstance(setting, BudgetSetting):
-        return BudgetEpisode(setting, noise_rate=noise_rate, guard=guard)
-    return LiveEpisode(setting, noise_rate=noise_rate, guard=guard)
+        return BudgetEpisode(setting)
+    return LiveEpisode(setting)

@@ -18,7 +18,6 @@ from rlbatch.envs.profiles import step_cost
 from rlbatch.envs.reward import ratio_reward
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import resolve_task, smallest_batch_size
-from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
 
@@ -34,16 +33,8 @@ class EpisodeStep(NamedTuple):
 class LiveEpisode:
     """A run under a setting, from its first chunk to its target or its cost limit."""
 
-    def __init__(
-        self, setting: EpisodeSetting, *, noise_rate: float = NOISE_RATE, guard: bool = True
-    ) -> None:
-        """Build the run and train its first chunk at the start batch size.
-
-        Args:
-            setting: What the run is.
-            noise_rate: See `rlbatch.signals.cadence.is_measured`; 0 for a policy that wants none.
-            guard: Roll damaged chunks back.
-        """
+    def __init__(self, setting: EpisodeSetting) -> None:
+        """Build the run and train its first chunk at the start batch size."""
         self.setting = setting
         task = resolve_task(setting.task)
         conditions = RunConditions(
@@ -57,9 +48,9 @@ class LiveEpisode:
             cadence=setting.cadence,
             planned_steps=setting.planned_steps,
             plan_known=setting.plan_known,
-            noise_rate=noise_rate,
+            noise_rate=setting.noise_rate,
             curve_known=setting.curve_known,
-            guard=guard,
+            guard=setting.guard,
         )
         self.run = LiveRun(task, conditions, backend=fastest_backend)
         self.first = self.run.advance(setting.start_batch_size)

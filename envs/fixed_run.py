@@ -98,6 +98,10 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
     run = LiveRun(task, conditions, backend=backend)
     while not run.finished:
         run.advance(batch_size)
+    return _curve_of(run, timed=timed)
+
+
+def _curve_of(run: LiveRun, *, timed: bool) -> Curve:
     rows = run.validations
     return Curve(
         steps=tuple(row.steps for row in rows),

@@ -161,8 +161,7 @@ class LiveRun:
             batch_size = self.batch_size
         if self.released:
             batch_size = min(max(self.task.batch_size, low), high)
-        before, cost_before = self.batch_size, self.cost
-        validated_before = len(self.validations)
+        before, cost_before, validated = self.batch_size, self.cost, len(self.validations)
         self.batch_size = batch_size
         if self._guard is not None:
             self.backend.remember()
@@ -171,7 +170,6 @@ class LiveRun:
         self._clock.end_chunk()
         measured = self.backend.finish()
         rolled_back = self._judge(measured, before)
-        curve, known = self._clock.curve()
         signals = chunk_signals(
             self.context,
             measured,
@@ -180,11 +178,10 @@ class LiveRun:
             total_samples=self.samples_seen,
             chunk_cost=self.cost - cost_before,
             total_cost=self.cost,
-            val_loss=self.val_loss if len(self.validations) > validated_before else math.nan,
+            val_loss=self.val_loss if len(self.validations) > validated else math.nan,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             learning_rate_factor=factor,
-            step_cost_curve=curve,
-            step_cost_known=known,
+            step_cost_curve=self._clock.curve(),
             rolled_back=rolled_back,
         )
         if rolled_back:

@@ -14,7 +14,6 @@ from rlbatch import observation
 from rlbatch.envs.episode import EpisodeStep, LiveEpisode
 from rlbatch.envs.local_vec_env import LocalVecEnv
 from rlbatch.envs.privileged import PRIVILEGED_SIZE, PrivilegedRow, privileged_information
-from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import RunContext, Signals
 
 SettingSource = Callable[[np.random.Generator], Any]
@@ -63,7 +62,6 @@ class LiveVecEnv(LocalVecEnv):
         *,
         make: Callable[..., Episode] = LiveEpisode,
         privileged: bool = False,
-        noise_rate: float = NOISE_RATE,
     ) -> None:
         """Prepare `count` environments.
 
@@ -72,17 +70,15 @@ class LiveVecEnv(LocalVecEnv):
             count: Number of environments.
             seed: Of the draws.
             actions: Changes of log2(batch size), one for each discrete action.
-            make: Begins an episode under a setting; also given `noise_rate`.
+            make: Begins an episode under a setting.
             privileged: Append privileged information (`rlbatch.envs.privileged`) to the
                 observations, the regret of each action included.
-            noise_rate: How densely the gradient noise is measured, see
-                `rlbatch.signals.cadence.measured_among`.
         """
         size = observation.OBSERVATION_SIZE + privileged * (PRIVILEGED_SIZE + len(actions))
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
         super().__init__(count, space, gymnasium.spaces.Discrete(len(actions)))
         self._actions_log2 = [float(action) for action in actions]
-        self._privileged, self._noise_rate = privileged, noise_rate
+        self._privileged = privileged
         self._source, self._make, self._rng = source, make, np.random.default_rng(seed)
         self._episodes: list[Episode] = []
         self._state = observation.initial_state((count,))
@@ -99,7 +95,7 @@ class LiveVecEnv(LocalVecEnv):
 
     def _begin(self) -> Episode:
         while True:
-            episode = self._make(self._source(self._rng), noise_rate=self._noise_rate)
+            episode = self._make(self._source(self._rng))
             if episode.usable:
                 return episode
 

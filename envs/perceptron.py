@@ -110,14 +110,19 @@ class PerceptronBackend:
         small, big, cosine, size, variance = norms[sound].T
         kept = losses[finite]
         self._losses, self._norms, self._owners = [], [], []
+        signal, trace = summarize(small, big, np.ones_like(size), size, variance)
         return ChunkMeasurement(
             steps=len(losses),
             train_loss=float(kept.mean()) if len(kept) else math.nan,
             train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-            noise=summarize(small, big, np.ones_like(size), size, variance),
+            grad_sqr=float(signal[0]),
+            grad_sqr_se=float(signal[1]),
+            noise_trace=float(trace[0]),
+            noise_trace_se=float(trace[1]),
             gradient_cosine=float(cosine.mean()) if len(cosine) else math.nan,
             nonfinite_losses=int((~finite).sum()),
             nonfinite_steps=len(bad),
+            measurements=len(cosine),
         )
 
     def remember(self) -> None:

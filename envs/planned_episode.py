@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.privileged import PrivilegedRow
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, step_cost
 from rlbatch.envs.reward import loss_penalty, planned_reward
-from rlbatch.envs.settings import SettingSampler, draw_profile
+from rlbatch.envs.setting_draws import draw_profile
+from rlbatch.envs.settings import SettingSampler
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
@@ -41,6 +42,8 @@ class PlannedSetting:
         learning_rate_scale: Multiplies the task's learning rate.
         cadence: Spacing of decisions and validations.
         curve_known: What a step costs at every size is known from the start.
+        noise_rate: See `rlbatch.signals.cadence.is_measured`.
+        guard: Damaged chunks are rolled back.
     """
 
     task: str
@@ -51,6 +54,8 @@ class PlannedSetting:
     learning_rate_scale: float = 1.0
     cadence: Cadence = field(default_factory=Cadence)
     curve_known: bool = True
+    noise_rate: float = NOISE_RATE
+    guard: bool = True
 
 
 class PlannedSampler:
@@ -98,20 +103,15 @@ class PlannedSampler:
 class PlannedEpisode:
     """A run of so many samples, beside the same one at the task's batch size from start to end."""
 
-    def __init__(self, setting: PlannedSetting, *, noise_rate: float = NOISE_RATE) -> None:
-        """Train the reference, and the first chunk of the run.
-
-        Args:
-            setting: What the run is.
-            noise_rate: See `rlbatch.signals.cadence.is_measured`.
-        """
+    def __init__(self, setting: PlannedSetting) -> None:
+        """Train the reference, and the first chunk of the run."""
         self.setting = setting
         task = resolve_task(setting.task)
-        reference = planned_run(task, setting, noise_rate=0.0, guard=False)
+        reference = planned_run(task, replace(setting, noise_rate=0.0, guard=False))
         while not reference.finished:
             reference.advance(task.batch_size)
         self.reference_cost, self.reference_loss = reference.cost, reference.val_loss
-        self.run = planned_run(task, setting, noise_rate=noise_rate)
+        self.run = planned_run(task, setting)
         self.first = self.run.advance(task.batch_size)
 
     @property
@@ -154,9 +154,7 @@ class PlannedEpisode:
         return np.zeros(len(log2_changes), dtype=np.float32)
 
 
-def planned_run(
-    task: Task, setting: PlannedSetting, *, noise_rate: float, guard: bool = True
-) -> LiveRun:
+def planned_run(task: Task, setting: PlannedSetting) -> LiveRun:
     """Return a run of a setting, never below the task's batch size."""
     planned = round(setting.planned_samples / task.batch_size)
     conditions = RunConditions(
@@ -168,8 +166,8 @@ def planned_run(
         learning_rate_scale=setting.learning_rate_scale,
         cadence=setting.cadence,
         planned_steps=planned,
-        noise_rate=noise_rate,
+        noise_rate=setting.noise_rate,
         curve_known=setting.curve_known,
-        guard=guard,
+        guard=setting.guard,
     )
     return LiveRun(task, conditions, backend=fastest_backend)

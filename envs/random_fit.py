@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.envs.curves import COUPLINGS, CurveTable, compute_table
+from rlbatch.envs.curves import CurveTable, compute_table
 from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.envs.tasks import random_transformer
-from rlbatch.envs.tasks.random_job import LONG, RandomJob
+from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.signals.record import Coupling
 
 RATE_GRID = tuple(range(-4, 5))
@@ -62,10 +61,7 @@ def level(losses: NDArray[np.float64]) -> float:
 
 
 def fitted_table(job: RandomJob, seeds: int = 1) -> CurveTable | None:
-    """Return the learning curves of a random task at its own learning rate, or None as `fit`.
-
-    Curves of transformers serve one coupling each: more tasks for the same time.
-    """
+    """Return the learning curves of a random task at its own learning rate, or None as `fit`."""
     fitted = fit(job)
     if fitted is None:
         return None
@@ -75,18 +71,10 @@ def fitted_table(job: RandomJob, seeds: int = 1) -> CurveTable | None:
         range(seeds),
         target_factor=1.0,
         rates=(0,),
-        couplings=_couplings(job),
+        couplings=job.couplings(),
         planned_steps=steps if resolve_task(fitted.name).scheduler is not None else None,
         longest=3 * steps,
     )
-
-
-def _couplings(job: RandomJob) -> tuple[Coupling, ...]:
-    if job.prefix == random_transformer.PREFIX:
-        return (COUPLINGS[job.number % len(COUPLINGS)],)
-    if job.prefix == LONG:  # half of them by the square root, the others by turns
-        return (Coupling.SQRT if job.number % 2 else COUPLINGS[job.number // 2 % 3],)
-    return COUPLINGS
 
 
 def _curve(task: Task, steps: int, scale: float) -> Curve:

@@ -13,13 +13,22 @@ import numpy as np
 from rlbatch.envs.curves import CurveTable
 from rlbatch.envs.objectives import Cadence
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile
+from rlbatch.envs.setting_draws import (
+    draw_cadence,
+    draw_mix,
+    draw_profile,
+    draw_rate,
+    draw_target,
+    start_size,
+    user_shift,
+    with_watts,
+)
 from rlbatch.envs.task import Task, resolve_task
-from rlbatch.envs.tasks.random_job import LONG
+from rlbatch.envs.tasks.random_job import KINDS
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Coupling
 
-_LOOSEST, _LOOSEST_LONG = 1.5, 1.15  # targets, over the task's own: of long runs, near their ends
-_USER_SPREAD = (0.5, 1.0)  # mean and standard deviation of log2, see `_user_shift`
 _FULL = resolve_profile("cpu")
 _MOST_DRAWS = 10_000  # a table in which one draw in a thousand is of use is still one
 
@@ -44,6 +53,8 @@ class EpisodeSetting:
         fixed_costs: Cost of reaching the target at each fixed batch size, where that is known.
         curve_known: What a step costs at every size is known from the start.
         plan_known: The policy is told `planned_steps`.
+        noise_rate: See `rlbatch.signals.cadence.is_measured`; 0 for a policy that wants none.
+        guard: Damaged chunks are rolled back.
     """
 
     task: str | Task
@@ -60,6 +71,8 @@ class EpisodeSetting:
     fixed_costs: Mapping[int, float] = field(default_factory=dict[int, float])
     curve_known: bool = True
     plan_known: bool = True
+    noise_rate: float = NOISE_RATE
+    guard: bool = True
 
     @property
     def task_name(self) -> str:
@@ -77,11 +90,6 @@ class BudgetSetting(EpisodeSetting):
 
     cost_of_loss: Callable[[float], float]
 
-
-RANDOM = "random"
-RANDOM_TRANSFORMER = "random-transformer"
-RANDOM_SHARES: dict[str, float] = {RANDOM: 0.5, RANDOM_TRANSFORMER: 0.03, LONG: 1.0}
-"""Stand for all random tasks of a kind whose curves are there; their weights among the draws."""
 
 NAMED_SHARE = 0.5
 """Weight of all named tasks together."""
@@ -112,7 +120,7 @@ class SettingSampler:
 
         Args:
             folder: One `<task>.npz` a task.
-            tasks: Names of built-in tasks; a kind in `RANDOM_SHARES` stands for all its tables, as
+            tasks: Names of built-in tasks; a kind in `KINDS` stands for all its tables, as
                 `random-0012.npz`. They have that weight among the draws, all named tasks together
                 `NAMED_SHARE`.
             log2_start: Range of log2(start batch size / the task's), both ends included.
@@ -133,12 +141,10 @@ class SettingSampler:
         """
         if not tasks:
             raise ConfigurationError("At least one task is needed to draw settings from, got none.")
-        names = [name for name in tasks if name not in RANDOM_SHARES]
+        names = [name for name in tasks if name not in KINDS]
         named = [_load(folder / f"{name}.npz", name) for name in names]
         self._groups = [
-            (RANDOM_SHARES[kind], _load_kind(folder, kind))
-            for kind in tasks
-            if kind in RANDOM_SHARES
+            (KINDS[kind].share, _load_kind(folder, kind)) for kind in tasks if kind in KINDS
         ]
         if named:
             self._groups.append((NAMED_SHARE, named))
@@ -170,40 +176,24 @@ class SettingSampler:
         return tables[int(rng.integers(len(tables)))]
 
     def _draw(self, table: CurveTable, rng: np.random.Generator) -> EpisodeSetting | None:
-        rates = table.rates()
-        if not rates:
+        drawn = draw_rate(table, rng)
+        if drawn is None:
             return None
-        task = resolve_task(table.task)
-        rate_shift = int(rng.choice(rates))
-        couplings = table.couplings(rate_shift)
-        if not couplings:
-            return None
-        coupling = couplings[int(rng.integers(len(couplings)))]
-        profile = draw_profile(rng)
-        weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
-        as_user = self._user_share > 0.0 and bool(rng.random() < self._user_share)
-        if not as_user and self._mixed_share and rng.random() < self._mixed_share:
-            profile, weights = _with_watts(profile, rng), _draw_mix(rng)
-        loosest = _LOOSEST_LONG if table.task.startswith(LONG) else _LOOSEST
-        target = task.target * float(np.exp(rng.uniform(np.log(0.97), np.log(loosest))))
+        (rate_shift, coupling), task = drawn, resolve_task(table.task)
+        profile, weights, as_user = self._draw_costs(rng)
+        target = draw_target(table, task, rng)
         default = table.row(0, rate_shift)
         steps = np.inf if default is None else table.steps_to(default, target)
         if not np.isfinite(steps):
             return None
-        costs = table.costs(target, rate_shift, coupling, profile, weights, task.batch_size)
-        reference = min(costs.values())
-        size: int = len(task.train_set)  # type: ignore[arg-type]
-        largest = task.max_batch_size or size
-        shift = (
-            0
-            if rng.random() < 0.35
-            else int(rng.integers(self._log2_start[0], self._log2_start[1] + 1))
-        )
+        conditions = rate_shift, coupling, profile, weights
+        costs = table.costs(target, *conditions, task.batch_size)
+        shift = self._draw_shift(rng)
         planned, plan_known = self._plan(table, steps, rng)
         moved = 0
         if as_user:
             full = table.costs(target, rate_shift, coupling, _FULL, CostWeights(), task.batch_size)
-            moved = _user_shift(full, task.batch_size, rng)
+            moved = user_shift(full, task.batch_size, rng)
             task = replace(task, batch_size=round(task.batch_size * 2.0**moved))
             planned = None if planned is None else max(round(planned / 2.0**moved), 1)
         setting = EpisodeSetting(
@@ -212,24 +202,33 @@ class SettingSampler:
             coupling=coupling,
             profile=profile,
             target_loss=target,
-            start_batch_size=int(np.clip(task.batch_size * 2.0**shift, 1, largest)),
-            reference_cost=reference,
+            start_batch_size=start_size(task, shift),
+            reference_cost=min(costs.values()),
             learning_rate_scale=2.0 ** (rate_shift / 2 + coupling.exponent * moved),
             weights=weights,
-            cadence=Cadence(
-                minimum=int(rng.integers(2, 7)),
-                growth=float(rng.uniform(0.06, 0.14)),
-                validation_growth=0.05,
-            ),
+            cadence=draw_cadence(rng),
             planned_steps=planned,
             plan_known=plan_known,
             fixed_costs=costs,
             curve_known=self._known_share >= 1.0 or bool(rng.random() < self._known_share),
         )
         if self._budget_share and rng.random() < self._budget_share:
-            conditions = rate_shift, coupling, profile, weights, task.batch_size
-            return _with_budget(setting, partial(_least_cost, table, *conditions))
+            return _with_budget(setting, partial(_least_cost, table, *conditions, task.batch_size))
         return setting
+
+    def _draw_costs(self, rng: np.random.Generator) -> tuple[DeviceProfile, CostWeights, bool]:
+        """Return whose costs count, and whether the batch size is one of a user."""
+        profile = draw_profile(rng)
+        weights = CostWeights() if rng.random() < 0.9 else CostWeights(seconds=0.0, samples=1.0)
+        as_user = self._user_share > 0.0 and bool(rng.random() < self._user_share)
+        if not as_user and self._mixed_share and rng.random() < self._mixed_share:
+            return with_watts(profile, rng), draw_mix(rng), as_user
+        return profile, weights, as_user
+
+    def _draw_shift(self, rng: np.random.Generator) -> int:
+        """Return log2 of the first batch size over the task's; in about a third of the cases 0."""
+        low, high = self._log2_start
+        return 0 if rng.random() < 0.35 else int(rng.integers(low, high + 1))
 
     def _plan(
         self, table: CurveTable, default_steps: float, rng: np.random.Generator
@@ -244,19 +243,6 @@ class SettingSampler:
         return max(round(drawn), 1), True
 
 
-def _user_shift(costs: Mapping[int, float], batch_size: int, rng: np.random.Generator) -> int:
-    """Return by how many doublings a user's batch size differs from the task's.
-
-    The spread is that of the field suite's development jobs around their cheapest size on the
-    profile `cpu`. A size at which the target is not reached is nobody's.
-    """
-    cheapest = min(costs, key=lambda size: costs[size])
-    size = cheapest * 2.0 ** round(rng.normal(*_USER_SPREAD))
-    if not np.isfinite(costs.get(round(size), np.inf)):
-        size = cheapest
-    return round(np.log2(size / batch_size))
-
-
 def _with_budget(setting: EpisodeSetting, cost_of_loss: Callable[[float], float]) -> BudgetSetting:
     values = {field.name: getattr(setting, field.name) for field in fields(setting)}
     return BudgetSetting(**values, cost_of_loss=cost_of_loss)
@@ -265,19 +251,6 @@ def _with_budget(setting: EpisodeSetting, cost_of_loss: Callable[[float], float]
 def _least_cost(table: CurveTable, *conditions_and_loss: Any) -> float:
     *conditions, loss = conditions_and_loss
     return min(table.costs(loss, *conditions).values())
-
-
-def _with_watts(profile: DeviceProfile, rng: np.random.Generator) -> DeviceProfile:
-    """The device with drawn powers: mostly idle ones have seconds cost joules, others samples."""
-    idle, busy = rng.uniform(10.0, 100.0), rng.uniform(20.0, 300.0)
-    return replace(profile, idle_watts=idle, busy_watts=busy)
-
-
-def _draw_mix(rng: np.random.Generator) -> CostWeights:
-    if rng.random() < 0.5:
-        return CostWeights(seconds=0.0, joules=1.0)
-    seconds, samples, joules = rng.dirichlet((1.0, 1.0, 1.0))
-    return CostWeights(seconds, samples, joules)
 
 
 def _load(path: Path, name: str) -> CurveTable:
@@ -297,15 +270,3 @@ def _load_kind(folder: Path, kind: str) -> list[CurveTable]:
             f"No learning curves of {kind} tasks in {folder}. Make them with rlbatch curves."
         )
     return tables
-
-
-def draw_profile(rng: np.random.Generator) -> DeviceProfile:
-    """A random device, from saturated by a few samples to launch-bound up to thousands."""
-    knee = 2.0 ** rng.uniform(1.0, 13.0)
-    return DeviceProfile(
-        "drawn",
-        launch_seconds=1e-3,
-        sample_seconds=1e-3 / knee,
-        update_seconds=1e-3 * rng.uniform(0.0, 0.5),
-        sharpness=rng.uniform(1.0, 4.0),
-    )

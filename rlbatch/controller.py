@@ -130,14 +130,7 @@ class BatchController:
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
         batch_size, self._dataset_size = loader_sizes(loader)
-        if batch_size * ranks.world_size != self.base_batch_size:
-            raise ConfigurationError(
-                f"The controller was made for batch size {self.base_batch_size}, and the loader "
-                f"has {batch_size} on each of {ranks.world_size} ranks. Make the first the product."
-                if ranks.world_size > 1
-                else f"The controller was made for batch size {self.base_batch_size}, and the "
-                f"loader has {batch_size}. Give both the same one."
-            )
+        checks.check_loader_size(batch_size, ranks.world_size, self.base_batch_size)
         self._memory = self._make_memory(ranks)
         self._accumulator = self._make_accumulator(ranks)
         self._accumulator.ranks = ranks
@@ -167,11 +160,7 @@ class BatchController:
         )
         self._adapter.loader = self._loader
         self._user.attach(training.weights)
-        if self._state is not None:
-            state, self._state = self._state, None
-            with all_or_nothing(self):  # a state that is refused is not tried again
-                self._apply_state(state)
-                self._state = state
+        self._apply_loaded_state()
         return self._loader
 
     def schedule(self, scheduler: Any, steps: int = 1) -> RunSchedule:
@@ -308,7 +297,13 @@ class BatchController:
         delivered = self._accumulator.step(self._rate.applied(), clip_norm)
         if delivered is None:
             return 0
-        return self._end_step(delivered)
+        if self._finds_limit:
+            if not self._averages(self._run.ranks):
+                self._guard.settle()
+            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
+        samples, position = delivered.step_samples, delivered.step_end
+        self._run.end_step(samples, epoch=delivered.epoch, position=position)
+        return StepSamples.of(samples, self.base_batch_size, self._plain_steps.advance(position))
 
     def skip(self) -> None:
         """Leave out a batch, in place of `backward` and `step`: the optimizer does not step.
@@ -482,19 +477,12 @@ class BatchController:
             sizes = micro_batch_totals(samples, count, self._run.ranks.world_size)
         self._run.begin_step(delivered.batch_size, sizes)
 
-    def _end_step(self, delivered: Delivered) -> int:
-        if self._finds_limit:
-            if not self._averages(self._run.ranks):
-                self._guard.settle()
-            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        self._run.end_step(
-            delivered.step_samples, epoch=delivered.epoch, position=delivered.step_end
-        )
-        return StepSamples.of(
-            delivered.step_samples,
-            self.base_batch_size,
-            self._plain_steps.advance(delivered.step_end),
-        )
+    def _apply_loaded_state(self) -> None:
+        if self._state is not None:
+            state, self._state = self._state, None
+            with all_or_nothing(self):  # a state that is refused is not tried again
+                self._apply_state(state)
+                self._state = state
 
     def _apply_state(self, state: Mapping[str, Any]) -> None:
         require_like(

@@ -134,10 +134,9 @@ class LoopAdapter:
         if powers_of_two:
             self.few_sizes = PowersOfTwo.between(*bounds, batch_size, dataset_size)
             config = self.few_sizes.limited(config)
-        engine = make_engine(self.policy, config)
+        self.config, engine = config, make_engine(self.policy, config)
         if self.few_sizes is not None:
             engine.policy = Rounded(engine.policy, self.few_sizes.allowed)
-        self.config = config
         self._loop = make_control_loop(
             parts,
             config,
@@ -147,9 +146,8 @@ class LoopAdapter:
             ranks=ranks,
         )
         self._parts, self._log_info = parts, dict(log_info or {})
-        self._user = UserState()
+        self._user, self._epochs_done = UserState(), 0.0
         self._user.attach(parts.weights)
-        self._epochs_done = 0.0
         self._log_is_open = self._log_exists = self._validated = False
 
     # -- what a loop tells --
@@ -172,11 +170,13 @@ class LoopAdapter:
 
     def leave_unmeasured(self) -> None:
         """Measure no noise in the step under way, whose parts are not weighted by samples."""
-        self._loop.leave_unmeasured()
+        if self._loop.watching:
+            self._parts.monitor.leave_unmeasured()
 
     def after_backward(self, loss: Any) -> None:
         """Take a micro-batch's mean loss, after its backward pass and before anything clips."""
-        self._loop.after_backward(loss)
+        if self._loop.watching:
+            self._parts.monitor.after_backward(loss)
 
     def end_step(self, samples: int, *, epoch: int, position: int) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide.
@@ -289,8 +289,7 @@ class LoopAdapter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned; load model and optimizer first.
 
-        The log is continued after the decisions that the state knows of; later ones, of steps that
-        are now lost, are dropped.
+        The log goes on behind the decisions that the state knows of; later ones are dropped.
 
         Raises:
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
@@ -301,6 +300,7 @@ class LoopAdapter:
             own = self._place_state()
             require_like({name: state[name] for name in own}, own, "the controller's state")
             self._epochs_done, self._log_exists = float(state["epochs_done"]), True
+            self._validated = self._validated or self._epochs_done >= 1.0  # or it was warned of
             if self.loader is not None:
                 self.loader.load_state_dict(state["loader"])
             # The loop comes last: it drops lines of the log, for which there is no way back.

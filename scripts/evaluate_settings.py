@@ -11,6 +11,7 @@ to the task's own; and `stay`. What `oracle` loses is what looking, measuring an
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,7 +28,8 @@ from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.budget_episode import begin_episode
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.objectives import UNREACHED_RATIO
-from rlbatch.envs.settings import RANDOM, SettingSampler
+from rlbatch.envs.settings import SettingSampler
+from rlbatch.envs.tasks.random_job import RANDOM
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.base import noise_rate_of
 from rlbatch.policy.learned import LearnedPolicy
@@ -134,10 +136,11 @@ def run_one(
     rng = np.random.default_rng(seed)
     wanted = NOISE_RATE if policy in GUIDES else noise_rate_of(resolve_policy(policy))
     rate = wanted if noise_rate is None else noise_rate
-    begin = partial(begin_episode, noise_rate=rate, guard=changed.guard)
-    episode = begin(_samplers[key](rng))
-    while episode.run.finished:
-        episode = begin(_samplers[key](rng))
+    drawn = (
+        begin_episode(replace(_samplers[key](rng), noise_rate=rate, guard=changed.guard))
+        for _ in itertools.count()
+    )
+    episode = next(episode for episode in drawn if not episode.run.finished)
     decide = _decider(policy, episode, seed if changed.sampled else None)
     signals, sizes, over = episode.first, [episode.run.batch_size], False
     while not over:

@@ -20,7 +20,7 @@ from make_default_policy import show  # beside this file
 
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import RECIPES, Recipe
-from rlbatch.envs.settings import RANDOM, RANDOM_TRANSFORMER
+from rlbatch.envs.tasks.random_job import RANDOM, TRANSFORMER
 from rlbatch.envs.tasks.random_perceptron import kind_of_data
 
 FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -39,7 +39,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("regression", "taught_classes"),
     ),
     "text": (
-        ("char-lm", "translation", "language-id", RANDOM_TRANSFORMER),
+        ("char-lm", "translation", "language-id", TRANSFORMER),
         ("text", "documents"),
     ),
 }

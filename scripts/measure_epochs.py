@@ -87,8 +87,9 @@ def compare(
         resolve_profile(profile),
         planned_samples=round(length * _samples_to_target(name, seed)),
         curve_known=False,
+        noise_rate=engine.noise_rate,
     )
-    episode = PlannedEpisode(planned, noise_rate=engine.noise_rate)
+    episode = PlannedEpisode(planned)
     run, signals = episode.run, episode.first
     while not run.finished:
         size = engine.decide(signals, run.batch_size).batch_size

@@ -166,7 +166,7 @@ def _run(setting: EpisodeSetting, first: float, last: float) -> float:
     task = resolve_task(setting.task)
     largest = task.max_batch_size or len(task.train_set)  # pyright: ignore[reportArgumentType]
     start = int(np.clip(round(best * 2.0**first), 1, largest))
-    episode = LiveEpisode(replace(setting, start_batch_size=start), noise_rate=0.0)
+    episode = LiveEpisode(replace(setting, start_batch_size=start, noise_rate=0.0))
     policy = Schedule(best, first, last)
     state, signals = policy.initial_state(), episode.first
     while not episode.run.finished:

@@ -2,10 +2,11 @@
 
     python scripts/measure_scale.py [--parts logs chunks ranks parameters] [--decisions 100 1000]
 
-Prints one Markdown table a part. The growth exponent is the slope between the last two rows of
-log(cost) over log(size): 1 is linear. Each measurement runs in a forked process, whose peak of
-memory is what `getrusage` says (so on Linux only); times are those of the process's processor, so
-that other work on the machine disturbs little.
+Prints one Markdown table a part, and each row on standard error as soon as it is measured. The
+growth exponent is the slope between the last two rows of log(cost) over log(size): 1 is linear.
+Each measurement runs in a forked process, whose peak of memory is what `getrusage` says (so on
+Linux only); times are those of the process's processor, so that other work on the machine disturbs
+little. A million decisions need 7 GB of memory and 3 GB of disk.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
-import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scale_of_logs import Row, log_row, peak_megabytes, writing_row  # beside this file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -31,9 +32,7 @@ import rlbatch
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.signals.cadence import Cadence
 
-ROOT = Path(__file__).parents[1]
-PARTS = ("logs", "chunks", "ranks", "parameters")
-Row = dict[str, float]
+PARTS = ("writing", "logs", "chunks", "ranks", "parameters")
 
 
 class Numbers(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -118,60 +117,8 @@ def chunk_rows(length: int) -> Row:
     return {"median ms": 1e3 * statistics.median(times), "mean ms": 1e3 * statistics.fmean(times)}
 
 
-def log_row(decisions: int) -> Row:
-    """Repeat the decisions of a recorded run, and read, inspect and report them."""
-    from rlbatch.inspect.overview import summary_lines
-    from rlbatch.inspect.reading import read_log
-    from rlbatch.inspect.report.page import build_page
-    from rlbatch.inspect.series import points
-    from rlbatch.inspect.table import DecisionTable
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "log"
-        shutil.copytree(ROOT / "docs" / "example-log-goodput", folder)
-        size = repeated(folder / "decisions.jsonl", decisions)
-        row: Row = {"bytes a decision": size / decisions}
-        log = timed(row, "read s", lambda: read_log(folder))
-
-        def inspect() -> int:
-            found = points(log)
-            table = DecisionTable(120, found, color=False)
-            return len([*summary_lines(log, 120), *table.rows(found)])
-
-        timed(row, "inspect s", inspect)
-        page = timed(row, "report s", lambda: build_page([log], [], None))
-        row["page MB"] = len(page.encode()) / 1e6
-        row["MB"] = peak_megabytes()
-        return row
-
-
-def repeated(path: Path, decisions: int) -> int:
-    """Make a log longer by its own middle lines, counted on, and return its bytes."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    made = [line for line in lines if line["event"] == "decision"]
-    period = made[-1]["step"]
-    with path.open("w") as file:
-        for number in range(decisions):
-            turn, place = divmod(number, len(made))
-            line = dict(made[place], index=number)
-            for key, amount in (("step", period), ("samples_seen", made[-1]["samples_seen"])):
-                line[key] = made[place][key] + turn * amount
-            if line["effective_step"] is not None:
-                line["effective_step"] = made[place]["effective_step"] + turn * period
-            line["cost"] = made[place]["cost"] + turn * made[-1]["cost"]
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    return path.stat().st_size
-
-
-def timed(row: Row, name: str, function: Callable[[], Any]) -> Any:
-    began = time.process_time()
-    result = function()
-    row[name] = time.process_time() - began
-    return result
-
-
 def rank_row(ranks: int) -> Row:
-    """Return what a chunk costs and sends on so many ranks of this machine."""
+    """Return what a chunk sends on so many ranks of this machine, of rank 0."""
     with tempfile.TemporaryDirectory() as folder:
         context = get_context("fork")
         arguments = [(rank, ranks, folder) for rank in range(ranks)]
@@ -203,18 +150,17 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
         row = {
             "collectives a chunk": number / chunks,
             "bytes a chunk": (after[1] - before[1]) / chunks,
-            "ms a step": after[2],
         }
         (Path(folder) / "row.json").write_text(json.dumps(row))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _counts(model: nn.Module, steps: int, calls: list[int]) -> tuple[int, int, float]:
-    """Return collectives and bytes of a run of chunks of ten steps, and milliseconds a step."""
+def _counts(model: nn.Module, steps: int, calls: list[int]) -> tuple[int, int]:
+    """Return collectives and bytes of a run of chunks of ten steps."""
     calls.clear()
-    times = drive(model, steps, Cadence(10, 0.0, 10))
-    return len(calls), sum(calls), 1e3 * statistics.median(times[2:])
+    drive(model, steps, Cadence(10, 0.0, 10))
+    return len(calls), sum(calls)
 
 
 def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
@@ -224,10 +170,6 @@ def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., An
         return function(*arguments, **more)
 
     return call
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
 
 
 def alone(function: Callable[..., Row], *arguments: Any) -> Row:
@@ -261,12 +203,17 @@ def both(parameters: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--decisions", nargs="+", type=int, default=[100, 1000, 10_000])
+    parser.add_argument(
+        "--decisions", nargs="+", type=int, default=[100, 1000, 10_000, 100_000, 1_000_000]
+    )
     parser.add_argument("--lengths", nargs="+", type=int, default=[8, 64, 512])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument(
+        "--parameters", nargs="+", type=int, default=[10**5, 10**6, 10**7, 10**8, 3 * 10**8]
+    )
     given = parser.parse_args()
     measured: dict[str, tuple[str, list[int], Callable[[int], Row]]] = {
+        "writing": ("decisions", given.decisions, lambda n: alone(writing_row, n)),
         "logs": ("decisions", given.decisions, lambda n: alone(log_row, n)),
         "chunks": ("steps of a chunk", given.lengths, lambda n: alone(chunk_rows, n)),
         "ranks": ("ranks", given.ranks, rank_row),
@@ -274,7 +221,10 @@ def main() -> None:
     }
     for part in given.parts:
         what, sizes, measure = measured[part]
-        rows = [measure(size) for size in sizes]
+        rows: list[Row] = []
+        for size in sizes:
+            rows.append(measure(size))
+            print(f"{what} {size:,}: {rows[-1]}", file=sys.stderr, flush=True)
         print(f"{table(what, sizes, rows)}\n", flush=True)
 
 

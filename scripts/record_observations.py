@@ -26,7 +26,7 @@ from rlbatch.control.engine import EngineConfig
 from rlbatch.envs.objectives import Objective
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.profiles import CostWeights, DeviceProfile, resolve_profile, step_cost
-from rlbatch.envs.settings import draw_profile
+from rlbatch.envs.setting_draws import draw_profile
 from rlbatch.envs.simulator.episodes import QuadraticEpisodes
 from rlbatch.envs.simulator.pool import make_pool
 from rlbatch.envs.task import Task, resolve_task

@@ -59,7 +59,6 @@ def _draw_start(
     ours = by_policy[policy]
     size, best = start.batch_size, ours["reference_batch_size"]
     cost, reached = ours["reference_cost"], ours["reference_reached"]
-    _line(ax, [(0, best), (cost, best)], reached, "best fixed size, known afterwards", _BEST)
     spent = ours["start_cost"]
     _line(ax, [(0, size), (spent, size)], stays(ours), "staying at the start", _STAYING)
     for name, row, color in (
@@ -69,6 +68,9 @@ def _draw_start(
         points = [*shapes[cell_key(row)]]
         points.append((row["cost"], points[-1][1]))
         _line(ax, points, row["reached"], name, color)
+    # On top, and with gaps: where the controller takes that size both can be seen.
+    name = "best fixed size, known afterwards"
+    _line(ax, [(0, best), (cost, best)], reached, name, _BEST, style=(0, (2, 3)))
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter("{x:.0f}")
     ax.set_xlim(left=0)
@@ -77,8 +79,15 @@ def _draw_start(
 
 
 def _line(
-    ax: Any, points: Sequence[tuple[float, int]], reached: bool, label: str, color: str
+    ax: Any,
+    points: Sequence[tuple[float, int]],
+    reached: bool,
+    label: str,
+    color: str,
+    style: Any = "-",
 ) -> None:
     """Draw a run's sizes; a cross ends one that was given up."""
-    ax.step(*zip(*points, strict=True), where="post", color=color, label=label, linewidth=2)
-    ax.plot(*points[-1], marker="o" if reached else "X", markersize=8, color=color)
+    look = {"color": color, "label": label, "linewidth": 2, "linestyle": style}
+    ax.step(*zip(*points, strict=True), where="post", **look)
+    size = 8 if style == "-" else 5  # a dot on top leaves the one below it in sight
+    ax.plot(*points[-1], marker="o" if reached else "X", markersize=size, color=color)

@@ -128,18 +128,8 @@ class _GroupRunner:
             result, reference = self._to_target(clock, size, policy)
         else:
             result, reference = self._for_budget(clock, size, policy, budget)
-        row = (
-            live_row(
-                self._work.group,
-                policy,
-                clock,
-                self._work.settings.objective,
-                result,
-                reference,
-                self._task.batch_size,
-            )
-            | more
-        )
+        base = self._task.batch_size
+        row = live_row(self._work.group, policy, clock, objective, result, reference, base) | more
         if parse_searcher(policy) is not None and result.reached:
             row["ratio"] = result.cost / reference.cost  # not capped: a search may cost many runs
         key = list(cell_key(row))

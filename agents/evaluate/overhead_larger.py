@@ -120,23 +120,25 @@ def _cnn() -> nn.Module:
     return nn.Sequential(*stem, *blocks, *ends)
 
 
-def _adamw(model: nn.Module) -> Optimizer:
-    return AdamW(model.parameters(), lr=3e-4)
+def adamw(model: nn.Module, learning_rate: float = 3e-4) -> Optimizer:
+    """Return the optimizer of transformers and perceptrons."""
+    return AdamW(model.parameters(), lr=learning_rate)
 
 
-def _sgd(model: nn.Module) -> Optimizer:
+def sgd(model: nn.Module) -> Optimizer:
+    """Return the optimizer of convolutional networks."""
     return SGD(model.parameters(), lr=0.01, momentum=0.9)
 
 
 Parts = tuple[Callable[[], nn.Module], Callable[[int], Tensor], Callable[[nn.Module], Optimizer]]
 
 LARGER: dict[str, Parts] = {
-    "mlp-11m": (_mlp, lambda samples: torch.randn(samples, 1024), _adamw),
-    "resnet-2.8m": (_cnn, lambda samples: torch.randn(samples, 3, 32, 32), _sgd),
+    "mlp-11m": (_mlp, lambda samples: torch.randn(samples, 1024), adamw),
+    "resnet-2.8m": (_cnn, lambda samples: torch.randn(samples, 3, 32, 32), sgd),
     "transformer-11m": (
         _Classifier,
         lambda samples: torch.randint(0, _WORDS, (samples, _LENGTH)),
-        _adamw,
+        adamw,
     ),
 }
 """By name: what makes the model, some inputs, and the optimizer."""

@@ -7,15 +7,16 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from rlbatch.agents.evaluate.overhead_larger import LARGER, Parts
+from rlbatch.agents.evaluate.overhead_larger import LARGER, Parts, adamw, sgd
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.snapshot import Snapshot
 from rlbatch.controller import BatchController
@@ -268,12 +269,7 @@ def _cnn() -> nn.Module:
     return nn.Sequential(*block(1, 16), *block(16, 32), nn.Flatten(), nn.Linear(32 * 49, _CLASSES))
 
 
-def _adamw(model: nn.Module) -> Optimizer:
-    return AdamW(model.parameters(), lr=1e-3)
-
-
-def _sgd(model: nn.Module) -> Optimizer:
-    return SGD(model.parameters(), lr=0.01, momentum=0.9)
+_adamw = partial(adamw, learning_rate=1e-3)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -282,7 +278,7 @@ def _as_it_is(batch: Any) -> Any:
 
 _SMALL: dict[str, Parts] = {
     "mlp": (_mlp, lambda samples: torch.randn(samples, 64), _adamw),
-    "cnn": (_cnn, lambda samples: torch.randn(samples, 1, 28, 28), _sgd),
+    "cnn": (_cnn, lambda samples: torch.randn(samples, 1, 28, 28), sgd),
     "transformer": (
         _Transformer,
         lambda samples: torch.randint(0, _WORDS, (samples, _LENGTH)),

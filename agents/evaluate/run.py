@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlbatch.agents.evaluate.run_log import RunLog
 from rlbatch.control.build import fallback_for
@@ -141,13 +143,11 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     run = LiveRun(task, conditions, backend=backend)
     limit = math.inf if max_cost is None else max_cost
     charged = profile is None and objective.weights.seconds == 1.0
-    with ExitStack() as stack:
-        log = None
-        if log_dir is not None:
-            grid = getattr(policy, "action_grid", None)
-            head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
-            log = stack.enter_context(RunLog(log_dir, run, seed, profile, head))
-        return _drive(run, decider, limit, log, charged=charged)
+    grid = getattr(policy, "action_grid", None)
+    head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
+    log = nullcontext() if log_dir is None else RunLog(log_dir, run, seed, profile, head)
+    with log as opened:
+        return _drive(run, decider, limit, opened, charged=charged)
 
 
 def _config(engine: EngineConfig | None) -> dict[str, str]:
@@ -160,8 +160,8 @@ def _drive(
 ) -> RunResult:
     """Train to the end; `charged` counts the seconds of deciding as cost."""
     trajectory: list[tuple[float, int]] = []
-    decision_seconds, began, first = 0.0, time.perf_counter(), run.batch_size
-    size, decisions, released = first, 0, False
+    decision_seconds, began = 0.0, time.perf_counter()
+    size, decisions, released = run.batch_size, 0, False
     while True:
         trajectory.append((run.cost, size))
         signals = run.advance(size)
@@ -184,10 +184,23 @@ def _drive(
         size = decision.batch_size
     if log is not None:
         log.end(signals)
+    return _result(
+        run,
+        limit,
+        trajectory,
+        decisions=decisions,
+        wall_seconds=time.perf_counter() - began,
+        decision_seconds=decision_seconds,
+    )
+
+
+def _result(
+    run: LiveRun, limit: float, trajectory: Sequence[tuple[float, int]], **counts: Any
+) -> RunResult:
     sizes = [size for _, size in trajectory]
     aimless = run.objective.kind != "target"
     return RunResult(
-        start_batch_size=first,
+        start_batch_size=sizes[0],
         reached=not run.diverged if aimless else run.reached and run.cost <= limit,
         diverged=run.diverged,
         cost=run.cost,
@@ -196,9 +209,7 @@ def _drive(
         final_val_loss=run.val_loss,
         batch_size_min=min(sizes),
         batch_size_max=max(sizes),
-        decisions=decisions,
-        wall_seconds=time.perf_counter() - began,
-        decision_seconds=decision_seconds,
         validations=tuple(run.validations),
         trajectory=tuple(trajectory),
+        **counts,
     )

@@ -111,21 +111,7 @@ def _grow(
     samples = 6 * largest
     model = Hungry(numbers).to(device)
     data = TensorDataset(torch.rand(samples, 1))
-    controller = BatchController(
-        model,
-        SGD(model.parameters(), lr=1e-3),
-        batch_size=BASE,
-        policy=Doubling(),
-        micro_batch_size="auto",
-        memory_limit=limit,
-        max_batch_size=largest,
-        guard=None,
-        lr_coupling="none",
-        first_chunk_steps=1,
-        min_chunk_steps=1,
-        max_chunk_steps=1,
-        on_error="raise",
-    )
+    controller = _doubling_controller(model, limit, largest)
     if settings.on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if settings.on_cuda else 0
@@ -146,6 +132,24 @@ def _grow(
     report.check(f"auto: {name}", fine if settings.on_cuda else None, detail)
     if sum(stepped) != samples:
         raise RuntimeError(f"{sum(stepped)} of {samples} samples came")
+
+
+def _doubling_controller(model: nn.Module, limit: int | None, largest: int) -> BatchController:
+    return BatchController(
+        model,
+        SGD(model.parameters(), lr=1e-3),
+        batch_size=BASE,
+        policy=Doubling(),
+        micro_batch_size="auto",
+        memory_limit=limit,
+        max_batch_size=largest,
+        guard=None,
+        lr_coupling="none",
+        first_chunk_steps=1,
+        min_chunk_steps=1,
+        max_chunk_steps=1,
+        on_error="raise",
+    )
 
 
 def _train(

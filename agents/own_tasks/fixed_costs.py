@@ -6,6 +6,7 @@ import functools
 import math
 import socket
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from rlbatch.agents.evaluate.curve_files import curve_path, open_curves
 from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps, size_grid
 from rlbatch.agents.evaluate.reference import find_references
 from rlbatch.agents.evaluate.settings import task_identity
+from rlbatch.agents.executor import Deadline, Executor
 from rlbatch.agents.own_tasks.plan import CURVE_SEED, Plan
 from rlbatch.agents.own_tasks.target_watch import TargetWatch
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
@@ -194,7 +195,7 @@ def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCos
 def all_costs(
     plan: Plan,
     folder: Path,
-    workers: Workers,
+    executor: Executor,
     *,
     until: float,
     patience: float,
@@ -205,7 +206,7 @@ def all_costs(
     Args:
         plan: Of the training.
         folder: Of the curves.
-        workers: Processes.
+        executor: Where they run.
         until: When no further seed is begun, by `time.monotonic`.
         patience: Seconds in which some run of each task is to reach its target.
         tick: Called now and then.
@@ -213,25 +214,27 @@ def all_costs(
     Raises:
         ConfigurationError: A task's target is out of reach, or reached at once.
     """
-    works = [
-        _work(plan, name, number, folder, workers.shares_files)
+    works = {
+        (name, number): _work(plan, name, number, folder, executor.shares_files)
         for number in range(plan.seeds)
         for name in plan.tasks
-    ]
+    }
     found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
     needed = len(plan.tasks)
-    rounds = math.ceil(needed / workers.count)  # some tasks wait for others
-    watch = TargetWatch({work.task: work.path for work in works[:needed]}, rounds * patience)
+    rounds = math.ceil(needed / executor.width)  # some tasks wait for others
+    first = {name: works[name, 0].path for name in plan.tasks}
+    watch = TargetWatch(first, rounds * patience)
 
     def look() -> None:
         tick()
         watch.look()
 
-    for work, result in workers.run(run_curves, works, needed=needed, until=until, tick=look):
-        found[work.task][work.number] = result
+    queue, deadline = deque(works.items()), Deadline(until, needed)
+    for (name, number), result in executor.run(run_curves, queue, look, deadline):
+        found[name][number] = result
         if result.added:
-            append_bytes(work.path, result.added)
-        watch.ended(work.task)
+            append_bytes(works[name, number].path, result.added)
+        watch.ended(name)
     return [
         mean_costs(plan, name, [found[name][number] for number in sorted(found[name])])
         for name in plan.tasks

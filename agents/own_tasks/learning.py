@@ -30,6 +30,7 @@ from rlbatch.agents.progress import EpisodeFigures
 from rlbatch.agents.ray_runs import Start
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.weights import export_policy, load_weights
+from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.envs.privileged import LARGEST_REGRET
@@ -269,5 +270,5 @@ def _live_env(sampler: OwnTaskSampler, recipe: Recipe, seed: int, crashes: int) 
         seed + 500 * crashes,
         recipe.actions,
         privileged=True,
-        noise_rate=recipe.noise_rate,
+        make=lambda setting: LiveEpisode(replace(setting, noise_rate=recipe.noise_rate)),
     )

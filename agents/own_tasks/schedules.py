@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from rlbatch.agents.executor import Executor
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts
 from rlbatch.agents.own_tasks.plan import TRAINING_SEED, Plan
 from rlbatch.agents.own_tasks.rule_networks import Schedule, schedule_policy
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.agents.workers import Workers
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 
@@ -48,7 +48,7 @@ class ScheduleSearch:
     def run(
         self,
         best_shifts: Sequence[int],
-        workers: Workers,
+        executor: Executor,
         on_progress: Callable[[int, int], None],
         until: float,
     ) -> list[Candidate]:
@@ -57,13 +57,13 @@ class ScheduleSearch:
         Args:
             best_shifts: log2 of the best fixed sizes over the task's, the best first; they are no
                 schedules.
-            workers: Processes.
+            executor: Where they run.
             on_progress: Called with the runs that are done and all of them, in each part of a race.
             until: When to stop, by `time.monotonic`.
         """
         path = self.folder / "runs.jsonl"
         found = Validation(self.plan, self.tasks, path, TRAINING_SEED, smoothed=True)
-        race = partial(self._race, found, workers, on_progress, until)
+        race = partial(self._race, found, executor, on_progress, until)
         end = self._end_steps()
         fresh = [
             Schedule(best_shifts[0] + more, *slopes, end)
@@ -83,7 +83,7 @@ class ScheduleSearch:
     def _race(
         self,
         found: Validation,
-        workers: Workers,
+        executor: Executor,
         on_progress: Callable[[int, int], None],
         until: float,
         holders: Sequence[Schedule],
@@ -94,7 +94,7 @@ class ScheduleSearch:
         held = [self._candidate(one) for one in holders]
         pool = [self._candidate(one) for one in fresh]
         for rounds in _LEVELS:
-            found.run([*held, *pool], rounds, workers, on_progress, until=until)
+            found.run([*held, *pool], rounds, executor, on_progress, until=until)
             pool = found.ranked(pool)
             if time.monotonic() >= until:
                 break

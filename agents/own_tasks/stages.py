@@ -10,11 +10,15 @@ from rlbatch.agents.own_tasks.outcome import Display
 
 
 class Stages:
-    """Shows the stages of a training one after the other."""
+    """Shows the stages of a training one after the other.
+
+    Attributes:
+        budget: The training's time.
+    """
 
     def __init__(self, budget: Budget, display: Display) -> None:
         """Show nothing yet."""
-        self._budget, self._display = budget, display
+        self.budget, self._display = budget, display
         self._stage, self._begun = "", time.monotonic()
 
     def show(
@@ -29,7 +33,7 @@ class Stages:
             sure: What of it is done however long it takes.
             expected: Seconds that it was thought to take when it began.
         """
-        self._budget.note_at_times()
+        self.budget.note_at_times()
         now = time.monotonic()
         if what != self._stage:
             self._stage, self._begun = what, now
@@ -37,4 +41,4 @@ class Stages:
         need = max(expected - spent, 0.0)
         if done > 0:
             need = spent / done * max(min(sure, total) - done, 0.0)
-        self._display(what, done, total, max(self._budget.left, need))
+        self._display(what, done, total, max(self.budget.left, need))

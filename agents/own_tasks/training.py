@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rlbatch.agents.evaluate.fixed_curves import size_grid
+from rlbatch.agents.executor import Executor, open_executor
 from rlbatch.agents.own_tasks.baselines import (
     SHIPPED,
     STAYING,
@@ -49,7 +50,6 @@ from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.stages import Stages
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
 from rlbatch.agents.ray_runs import open_servers
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
 from rlbatch.policy.card import PolicyCard
@@ -87,20 +87,19 @@ def train_on_tasks(
         EpisodeLogError: Another process trains in the folder.
     """
     budget = Budget(out, minutes)
-    jobs = os.cpu_count() if jobs is None and cluster is None else jobs
     with ExitStack() as stack:
         stack.callback(unlock, lock_folder(out))
         stack.callback(budget.note)
-        workers = stack.enter_context(Workers(jobs, cluster))
-        return _Training(plan, out, budget, workers, display).run()
+        executor = stack.enter_context(open_executor(jobs, cluster, apart=True))
+        return _Training(plan, out, executor, Stages(budget, display), cluster).run()
 
 
 class _Training:
     def __init__(
-        self, plan: Plan, out: Path, budget: Budget, workers: Workers, display: Display
+        self, plan: Plan, out: Path, executor: Executor, stages: Stages, cluster: str | None
     ) -> None:
-        self._plan, self._out, self._budget = plan, out, budget
-        self._workers, self._stages = workers, Stages(budget, display)
+        self._plan, self._out, self._budget = plan, out, stages.budget
+        self._executor, self._stages, self._cluster = executor, stages, cluster
         self._curves = out / "curves"
         self._candidates: list[Candidate] = [SHIPPED]
         recipe = recipe_of(plan)
@@ -145,7 +144,7 @@ class _Training:
 
         tick()
         return all_costs(
-            *(plan, self._curves, self._workers),
+            *(plan, self._curves, self._executor),
             until=time.monotonic() + CURVES_SHARE * total,
             patience=max(CURVES_SHARE * total, _PATIENCE),
             tick=tick,
@@ -159,7 +158,7 @@ class _Training:
         )
         found = search.run(
             best_shifts(costs)[:_SIZES],
-            self._workers,
+            self._executor,
             lambda done, total: self._stages.show("schedules", done, max(total, 1), sure=0.0),
             time.monotonic() + (0.0 if tested else seconds),
         )
@@ -176,7 +175,7 @@ class _Training:
             made = total
             self._stages.show("comparing", done, max(total, 1))
 
-        self._validation.run(candidates, rounds, self._workers, progress)
+        self._validation.run(candidates, rounds, self._executor, progress)
         return (time.monotonic() - begun) / max(made, 1)
 
     def _keep_best(self, rounds: int) -> Candidate:
@@ -225,7 +224,7 @@ class _Training:
                     if tested or left < _SHORTEST_SEGMENT:
                         break
                     if learner is None:
-                        start, room = stack.enter_context(open_servers(self._workers.cluster))
+                        start, room = stack.enter_context(open_servers(self._cluster))
                         learner = Learner(self._plan, costs, self._out / "learning", room, start)
                         stack.callback(learner.close)
                     share = _LEARNING_SHARE * left / (_SEGMENTS + 1 - number)
@@ -284,7 +283,7 @@ class _Training:
             compared,
             division.test_seeds,
             self._out / "evaluation",
-            jobs=os.cpu_count() or 1 if self._workers.cluster else self._workers.count,
+            jobs=os.cpu_count() or 1 if self._cluster else self._executor.width,
             references=self._curves,
             on_progress=progress,
         )

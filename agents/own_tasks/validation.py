@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,9 @@ from rlbatch.agents.evaluate.curve_store import append_line, cut_torn_line, read
 from rlbatch.agents.evaluate.rows import run_ratio
 from rlbatch.agents.evaluate.run import controlled_run
 from rlbatch.agents.evaluate.settings import task_identity
+from rlbatch.agents.executor import Deadline, Executor
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, own_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.live import Validation as Seen
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
@@ -156,37 +158,37 @@ class Validation:
         self,
         candidates: Sequence[Candidate],
         rounds: int,
-        workers: Workers,
+        executor: Executor,
         on_progress: Callable[[int, int], None],
         *,
-        until: float | None = None,
+        until: float = math.inf,
     ) -> None:
         """Run what is missing of candidates in the first rounds.
 
         Args:
             candidates: To be compared.
             rounds: Their number.
-            workers: Processes.
+            executor: Where they run.
             on_progress: Called with the runs that are done and all of them.
-            until: When, by `time.monotonic`, no more are begun; None makes all.
+            until: When, by `time.monotonic`, no more are begun; by default all are made.
         """
-        made = functools.partial(self._item, carried=not workers.shares_files)
-        items = [
-            made(candidate, key)
+        made = functools.partial(self._item, carried=not executor.shares_files)
+        queue = deque(
+            (key, made(candidate, key))
             for number in range(rounds)
             for candidate in candidates
             for key in self.keys(candidate.name, [number])
             if key not in self._ratios
-        ]
-        on_progress(0, len(items))
-        limits = {} if until is None else {"needed": 0, "until": until}
-        found = workers.run(_run, items, **limits)
-        for done, (item, (ratio, reached)) in enumerate(found, start=1):
-            self._ratios[item.key] = ratio
+        )
+        total = len(queue)
+        on_progress(0, total)
+        found = executor.run(_run, queue, deadline=Deadline(until))
+        for done, (key, (ratio, reached)) in enumerate(found, start=1):
+            self._ratios[key] = ratio
             names = ("candidate", "task", "start", "seed")
-            row = dict(zip(names, item.key, strict=True))
+            row = dict(zip(names, key, strict=True))
             append_line(self._path, {**row, "ratio": ratio, "reached": reached})
-            on_progress(done, len(items))
+            on_progress(done, total)
 
     def _item(self, candidate: Candidate, key: Key, *, carried: bool) -> _Work:
         costs = next(costs for costs in self._tasks if costs.name == key[1])

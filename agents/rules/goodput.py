@@ -78,7 +78,9 @@ class Goodput:
         change = np.where(
             gain > np.log2(1.0 + self.hysteresis), tools.change_to(size, signals.batch_size), 0.0
         )
-        why = "noise scale {:.4g}, best size {:.0f} promises x{:.3g}"
+        why = "noise scale {:.4g}"
+        if np.all(np.isfinite(gain)):
+            why += ", best size {:.0f} promises x{:.3g}"
         made = tools.decision(change, "goodput", why, 1.0 / inverse_phi, size, 2.0**gain)
         return made, (trace, grad_sqr)
 

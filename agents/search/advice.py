@@ -51,7 +51,9 @@ class Expected:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+        # Adding zero makes -0.0 positive: no "-0%".
+        value, low, high = (round(x, 2) + 0.0 for x in (self.value, self.low, self.high))
+        return f"{value:.0%} [{low:.0%}, {high:.0%}]"
 
 
 @dataclass(frozen=True)

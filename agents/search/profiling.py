@@ -98,12 +98,9 @@ def measure(  # noqa: PLR0913 - every argument is a condition of the measurement
         raise ConfigurationError(
             f"Not even one sample of {task.name} fits into {largest.limit:,.0f} bytes. Allow more."
         )
-    ran = [size for size, needed in largest.passes if needed is not None and size <= largest.size]
-    sizes = [2**k for k in range(int(math.log2(largest.size)) + 1)]
-    sizes = sorted({size for size in [*sizes, *ran] if size <= max(ran)})
+    sizes = _sizes_to_time(largest)
     steps = time_sizes(runner, sizes, rounds=rounds, max_seconds=max_seconds, on_size=on_size)
-    bytes_of = dict(largest.passes)
-    steps = [replace(step, bytes=bytes_of.get(step.size)) for step in steps]
+    steps = [replace(step, bytes=dict(largest.passes).get(step.size)) for step in steps]
     meter = find_meter(runner.device)
     if meter is not None:
         steps = [_with_joules(runner, step, meter) for step in steps]
@@ -114,6 +111,13 @@ def measure(  # noqa: PLR0913 - every argument is a condition of the measurement
         largest=largest,
         meter=None if meter is None else meter.name,
     )
+
+
+def _sizes_to_time(largest: Largest) -> list[int]:
+    """Return those that were run, and powers of two up to the largest of them."""
+    ran = [size for size, needed in largest.passes if needed is not None and size <= largest.size]
+    powers = [2**k for k in range(int(math.log2(largest.size)) + 1)]
+    return sorted({size for size in [*powers, *ran] if size <= max(ran)})
 
 
 def _warm_up(runner: PassRunner, gauge: MemoryGauge) -> None:

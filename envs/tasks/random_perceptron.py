@@ -20,14 +20,7 @@ from torch import nn
 
 from rlbatch.envs.task import Task
 from rlbatch.envs.tasks.digits import digits
-from rlbatch.envs.tasks.random_job import (
-    LONG,
-    RandomJob,
-    draw_long_scheduler,
-    draw_scheduler,
-    optimizer,
-    parse,
-)
+from rlbatch.envs.tasks.random_job import RANDOM, RandomJob, draw_scheduler, optimizer, parse
 from rlbatch.envs.tasks.table import (
     TensorTable,
     classification_loss,
@@ -38,7 +31,6 @@ from rlbatch.envs.tasks.table import (
 )
 from rlbatch.envs.tasks.text import read_text
 
-PREFIX = "random"
 VAL_SAMPLES = 256
 MAX_BATCH_SIZE = 2048
 
@@ -51,8 +43,7 @@ Columns = tuple[Values, NDArray[np.generic]]  # inputs [N, D]; classes or values
 @functools.lru_cache(maxsize=128)
 def random_perceptron(name: str) -> Task:
     """Return the task of that name, `random:...` or `random-long:...`."""
-    wanted = parse(name, LONG if name.startswith(LONG) else PREFIX)
-    long = wanted.prefix == LONG
+    wanted = parse(name)
     rng, train_size = _drawn(wanted)
     make = _DATA[int(rng.integers(len(_DATA)))]
     inputs, targets = make(rng, train_size + VAL_SAMPLES)
@@ -73,21 +64,21 @@ def random_perceptron(name: str) -> Task:
         batch_size=batch_size,
         target=wanted.target or 1e-9,
         max_batch_size=min(largest_batch_size(len(train_set)), MAX_BATCH_SIZE),
-        scheduler=draw_long_scheduler(rng) if long else draw_scheduler(rng),
+        scheduler=draw_scheduler(wanted.kind, rng),
         collate=collate_table,
     )
 
 
 def kind_of_data(number: int) -> str:
     """Return what a random task's data are, as `text` or `images`."""
-    rng, _ = _drawn(RandomJob(PREFIX, number))
+    rng, _ = _drawn(RandomJob(RANDOM, number))
     return _DATA[int(rng.integers(len(_DATA)))].__name__.lstrip("_")
 
 
 def _drawn(job: RandomJob) -> tuple[np.random.Generator, int]:
     """What every further draw comes from, after the first: how many samples there are."""
     rng = job.drawn()
-    return rng, int(2 ** rng.uniform(*((12.5, 16.0) if job.prefix == LONG else (9.0, 13.0))))
+    return rng, int(2 ** rng.uniform(*job.kind.log2_samples))
 
 
 _GUESSES = {"adamw": 4e-3, "momentum": 0.03, "sgd": 0.2}

@@ -21,7 +21,6 @@ from rlbatch.envs.tasks.table import TensorTable, collate_table, largest_batch_s
 from rlbatch.envs.tasks.text import read_text
 from rlbatch.envs.tasks.transformer import CausalTransformer, next_token_loss
 
-PREFIX = "random-transformer"
 VAL_WINDOWS = 128
 MAX_BATCH_SIZE = 256
 
@@ -34,9 +33,9 @@ Sequences = tuple[Windows, int]  # and the position of the first token to forete
 @functools.lru_cache(maxsize=64)
 def random_transformer(name: str) -> Task:
     """Return the task of that name, `random-transformer:NUMBER` or as `RandomJob.name`."""
-    wanted = parse(name, PREFIX)
+    wanted = parse(name)
     rng = wanted.drawn()
-    train_size = int(2 ** rng.uniform(9.5, 12.5))
+    train_size = int(2 ** rng.uniform(*wanted.kind.log2_samples))
     make = _DATA[int(rng.integers(len(_DATA)))]
     windows, first = make(rng, train_size + VAL_WINDOWS)
     vocabulary, positions = int(windows.max()) + 1, windows.shape[1] - 1
@@ -54,7 +53,7 @@ def random_transformer(name: str) -> Task:
         batch_size=batch_size,
         target=wanted.target or 1e-9,
         max_batch_size=min(largest_batch_size(train_size), MAX_BATCH_SIZE),
-        scheduler=draw_scheduler(rng),
+        scheduler=draw_scheduler(wanted.kind, rng),
         collate=collate_table,
     )
 

@@ -170,9 +170,12 @@ def _first_line(name: str) -> str:
 
 def _parse(kind: Any, arguments: list[str], program: str, description: str | None = None) -> Any:
     tyro = _tyro()
+    from rlbatch.cli._options import make_registry, reflow_help
+
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+    texts = {"prog": program, "description": description or reflow_help(kind)}
     try:
-        return tyro.cli(kind, args=arguments, prog=program, description=description, config=config)
+        return tyro.cli(kind, args=arguments, config=config, registry=make_registry(), **texts)
     except SystemExit as stop:
         raise _AnsweredError(stop.code if isinstance(stop.code, int) else WRONG_USE) from None
 

@@ -39,21 +39,20 @@ def print_table(
     """
     try:
         from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
     except ImportError as error:
         raise MissingExtraError("rich", "cli") from error
-    table = Table()
-    for name in columns:
-        table.add_column(Text(escaped(name)), justify="left" if name in text else "right")
-    for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))  # Text: brackets are no markup
+    from rlbatch.cli._tables import table_or_blocks
+
     console = Console()
     # What is piped or kept in a file is not folded to the width of a terminal that is not there.
     console = console if console.is_terminal else Console(width=160)
     # Not as the table's own title and caption, which are folded to its width.
     console.print(Text(escaped(title), style="bold"))
-    console.print(table)
+    shown = [[escaped(cell) for cell in row] for row in rows]
+    heads = [escaped(name) for name in columns]
+    numbers = [name not in text for name in columns]
+    console.print(table_or_blocks(heads, shown, numbers, console.width))
     if caption is not None:
         console.print(Text(escaped(caption), style="dim"))
 
@@ -147,6 +146,21 @@ def require_new_folder(folder: Path, but: Collection[str] = ()) -> None:
             f"{folder} already exists and is not an empty folder. Name a new one with --out; "
             "nothing is overwritten."
         )
+
+
+def require_new_policy_file(path: Path) -> None:
+    """Refuse what no policy file could be written to.
+
+    Raises:
+        ConfigurationError: It ends in something else, is there already, or its folder cannot be.
+    """
+    if path.suffix != ".safetensors":
+        raise ConfigurationError(
+            f"--out names the policy file, which ends in .safetensors; got {path}."
+        )
+    if path.exists():
+        raise ConfigurationError(f"{path} already exists. Name a new file; nothing is overwritten.")
+    require_possible_folder(path.parent)
 
 
 @contextmanager

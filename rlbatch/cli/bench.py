@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,15 +82,27 @@ class Command:
         return 0
 
     def _rows(self) -> list[dict[str, Any]]:
-        from rlbatch.agents.evaluate.bench import run_bench
-        from rlbatch.agents.evaluate.settings import BenchSettings
-        from rlbatch.agents.search.searcher_names import with_recurring
+        """Run what is missing and return all results."""
         from rlbatch.errors import ConfigurationError
 
         if bool(self.task) == (self.suite is not None):
             raise ConfigurationError("Give either tasks with --task or a suite with --suite.")
-        if self.suite is not None:
-            return self._suite_rows(self.suite)
+        run = self._of_tasks() if self.suite is None else self._of_suite(self.suite)
+        with _shared.progresses("fixed runs", "runs") as (fixed, update):
+            return run(
+                self.out,
+                jobs=self.jobs,
+                cluster=self.cluster,
+                references=self.references,
+                on_progress=update,
+                on_fixed=fixed,
+            )
+
+    def _of_tasks(self) -> Callable[..., list[dict[str, Any]]]:
+        from rlbatch.agents.evaluate.bench import run_bench
+        from rlbatch.agents.evaluate.settings import BenchSettings
+        from rlbatch.agents.search.searcher_names import with_recurring
+
         settings = BenchSettings(
             tasks=self.task,
             policies=with_recurring(self.policy),
@@ -100,32 +113,14 @@ class Command:
             objective=self.objective,
         )
         self._say_locked(self.task)
-        with _shared.progresses("fixed runs", "runs") as (fixed, update):
-            return run_bench(
-                settings,
-                self.out,
-                jobs=self.jobs,
-                cluster=self.cluster,
-                references=self.references,
-                on_progress=update,
-                on_fixed=fixed,
-            )
+        return partial(run_bench, settings)
 
-    def _suite_rows(self, suite: str) -> list[dict[str, Any]]:
+    def _of_suite(self, suite: str) -> Callable[..., list[dict[str, Any]]]:
         from rlbatch.agents.evaluate.suite import run_suite, suite_parts
 
         parts = suite_parts(suite, self.policy, self.lr_coupling, self.seeds)
         self._say_locked(parts[-1].settings.tasks)
-        with _shared.progresses("fixed runs", "runs") as (fixed, update):
-            return run_suite(
-                parts,
-                self.out,
-                jobs=self.jobs,
-                cluster=self.cluster,
-                references=self.references,
-                on_progress=update,
-                on_fixed=fixed,
-            )
+        return partial(run_suite, parts)
 
     def _say_locked(self, tasks: Sequence[str]) -> None:
         """Say which locked tasks are run: whoever looks at them writes it down."""

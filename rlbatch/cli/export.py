@@ -39,17 +39,9 @@ class Command:
 
     def run(self) -> int:
         """Write the file."""
-        from rlbatch.errors import ConfigurationError, MissingExtraError
+        from rlbatch.errors import MissingExtraError
 
-        if self.out.suffix != ".safetensors":
-            raise ConfigurationError(
-                f"--out names the policy file, which ends in .safetensors; got {self.out}."
-            )
-        if self.out.exists():
-            raise ConfigurationError(
-                f"{self.out} already exists. Name a new file; nothing is overwritten."
-            )
-        _shared.require_possible_folder(self.out.parent)
+        _shared.require_new_policy_file(self.out)
         try:
             from rlbatch.agents.export import export_model
         except ModuleNotFoundError as error:

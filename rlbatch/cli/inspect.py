@@ -17,6 +17,7 @@ from rlbatch.cli import _shared
 if TYPE_CHECKING:
     from rlbatch.inspect.reading import RunLog
     from rlbatch.inspect.series import Point
+    from rlbatch.log.decision_record import DecisionRecord
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,29 @@ class Command:
                 raise ConfigurationError(
                     f"There is no {path}. Name the folder that a run wrote with --out."
                 )
-        for path in (self.csv, self.parquet):
-            if path is not None and path.exists():
+        self._check_output()
+
+    def _check_output(self) -> None:
+        from rlbatch.errors import ConfigurationError
+
+        table = self.csv is not None or self.parquet is not None
+        ways = {"--step": self.step is not None, "--follow": self.follow, "--json": self.json}
+        chosen = [*(name for name, taken in ways.items() if taken), *["--csv/--parquet"] * table]
+        if len(chosen) > 1:
+            raise ConfigurationError(f"{' and '.join(chosen)} exclude each other. Give one.")
+        for option, path in (("--csv", self.csv), ("--parquet", self.parquet)):
+            if path is None:
+                continue
+            if path.exists():
                 raise ConfigurationError(f"{path} is already there. Name a new file.")
+            _shared.require_possible_folder(path.absolute().parent, option)
 
     def _write(self, logs: Sequence[RunLog]) -> None:
         from rlbatch.inspect.frames import write_csv, write_parquet
 
         for path, write in ((self.csv, write_csv), (self.parquet, write_parquet)):
             if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write(logs, path)
                 print(f"Wrote {path}")
 
@@ -116,16 +131,19 @@ class Command:
         from rlbatch.inspect.following import follow
         from rlbatch.inspect.overview import summary_lines, title
         from rlbatch.inspect.reading import read_log
-        from rlbatch.inspect.series import points
+        from rlbatch.inspect.series import Point, PointMaker
         from rlbatch.inspect.table import DecisionTable
 
         log, width = read_log(self.logs[0]), terminal_width()
         print(title(log))
-        table, done = DecisionTable(width, color=has_color()), 0
+        table, found = DecisionTable(width, color=has_color()), list[Point]()
+        maker, done = PointMaker(log.run), 0
         print("\n".join(table.head()))
         for records in follow(log.folder):
             log = replace(log, records=tuple(records))
-            found: list[Point] = points(log)
+            if not _goes_on(found, records):
+                maker, found = PointMaker(log.run), []
+            found += map(maker.add, records[len(found) :])
             if len(found) < done:
                 print("(resumed from an earlier checkpoint)")
                 done = len(found)
@@ -137,6 +155,12 @@ class Command:
         print()
         print("\n".join(summary_lines(log, width)))
         return 0
+
+
+def _goes_on(found: Sequence[Point], records: Sequence[DecisionRecord]) -> bool:
+    """Whether lines were only added: what has been read anew is made of other objects."""
+    seen = len(found)
+    return not seen or (len(records) >= seen and records[seen - 1] is found[-1].record)
 
 
 def terminal_width() -> int:

@@ -39,15 +39,7 @@ class Command:
             raise ConfigurationError(
                 f"Expected two or more policy files to join, got {len(self.policies)}."
             )
-        if self.out.suffix != ".safetensors":
-            raise ConfigurationError(
-                f"--out names the policy file, which ends in .safetensors; got {self.out}."
-            )
-        if self.out.exists():
-            raise ConfigurationError(
-                f"{self.out} already exists. Name a new file; nothing is overwritten."
-            )
-        _shared.require_possible_folder(self.out.parent)
+        _shared.require_new_policy_file(self.out)
         joined = join([load_policy(path) for path in self.policies])
         if self.goodput_slack is not None:
             joined = replace(joined, goodput_slack=self.goodput_slack)

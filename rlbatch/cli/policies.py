@@ -18,8 +18,8 @@ _TRAINED = {
 class Command:
     """List the policies.
 
-    A policy is `default` (the trained one that ships with rlbatch), the path of a policy file, or a
-    rule with parameters, such as fixed:64 or noise-scale:theta=0.6.
+    A policy is `default` or `epochs` (the trained ones that ship with rlbatch), the path of a
+    policy file, or a rule with parameters, such as fixed:64 or noise-scale:theta=0.6.
 
     For example: rlbatch policies
     """

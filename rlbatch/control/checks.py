@@ -53,6 +53,24 @@ def check_training(model: nn.Module, optimizer: Any) -> None:
     check_backward_hooks(model, optimizer)
 
 
+def check_loader_size(batch_size: int, world_size: int, base_batch_size: int) -> None:
+    """Refuse a loader of another batch size than the controller was made for.
+
+    Args:
+        batch_size: The loader's, on each rank.
+        world_size: Ranks.
+        base_batch_size: The controller's, over all ranks.
+    """
+    if batch_size * world_size == base_batch_size:
+        return
+    made = f"The controller was made for batch size {base_batch_size}, and the loader has"
+    raise ConfigurationError(
+        f"{made} {batch_size} on each of {world_size} ranks. Make the first the product."
+        if world_size > 1
+        else f"{made} {batch_size}. Give both the same one."
+    )
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Refuse optimizers that step by rules of their own, or have no learning rate to couple."""
     name = type(optimizer).__name__

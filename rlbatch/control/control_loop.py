@@ -24,7 +24,6 @@ from rlbatch.log.decision_record import Event
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.signals.assemble import chunk_signals
 from rlbatch.signals.cadence import NOISE_RATE, is_measured
-from rlbatch.signals.monitor import ChunkMeasurement
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
 _OFF = 0  # agreed on instead of a batch size
@@ -41,10 +40,12 @@ _PLAIN = (
 class ControlLoop:
     """Turns the steps of a run into chunks, and chunks into decisions.
 
-    For each optimizer step call `begin_step`, `after_backward` for each micro-batch, and
-    `end_step` after the optimizer has stepped with its learning rate times `rate.factor`.
+    For each optimizer step call `begin_step`, and `end_step` after the optimizer has stepped with
+    its learning rate times `rate.factor`. In between, while `watching`, the training's monitor is
+    told of each micro-batch.
 
     Attributes:
+        watching: The step under way belongs to a chunk.
         batch_size: Decided last: in force once it is delivered.
         context: The run's constants.
         config: The settings.
@@ -91,7 +92,7 @@ class ControlLoop:
         self.steps = self.samples_seen = 0
         self._chunk_done = self._chunk_steps = 0
         self._chunk_cost, self._chunk_began = 0.0, 0
-        self._watching = self._resumed = False
+        self.watching = self._resumed = False
         self._val_loss = math.nan
         self._asked, self._asks, self._noise_seen = 0, False, False  # to be measured; one was
         self.last: AppliedDecision | None = None
@@ -106,8 +107,8 @@ class ControlLoop:
         if batch_size != self.rate.chosen:
             self.rate.set_batch_size(batch_size)
         # Batches that were under way when the size changed belong to no chunk.
-        self._watching = self.enabled and batch_size == self.batch_size
-        if not self._watching:
+        self.watching = self.enabled and batch_size == self.batch_size
+        if not self.watching:
             return
         if self._chunk_steps == 0:
             self._begin_chunk()
@@ -119,16 +120,6 @@ class ControlLoop:
         self._asks = self._measures and measured
         self._monitor.begin_step(sizes, measured=self._asks)
 
-    def after_backward(self, loss: Any) -> None:
-        """Take a micro-batch's mean loss, after its backward pass, before anything clips."""
-        if self._watching:
-            self._monitor.after_backward(loss)
-
-    def leave_unmeasured(self) -> None:
-        """Measure no noise in the step under way, whose parts are not weighted by samples."""
-        if self._watching:
-            self._monitor.leave_unmeasured()
-
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
 
@@ -139,9 +130,9 @@ class ControlLoop:
         self.steps += 1
         self.samples_seen += samples
         self.cost_tracker.step(samples)
-        if not self._watching:
+        if not self.watching:
             return
-        self._watching = False
+        self.watching = False
         self._asked += self._asks
         self._chunk_done += 1
         if self.guard.trial is not None:
@@ -151,9 +142,9 @@ class ControlLoop:
 
     def abandon_step(self) -> None:
         """Forget the step under way."""
-        if self._watching:
+        if self.watching:
             self._monitor.drop_step(self._chunk_done)
-            self._watching = False
+            self.watching = False
 
     def report_validation(self, loss: float) -> None:
         """Take a validation loss into the next decision."""
@@ -207,11 +198,24 @@ class ControlLoop:
         measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
         self.cost_tracker.end_chunk(self.batch_size, self._chunk_done)
         self._chunk_steps = self._chunk_done = 0
-        self._noise_seen = self._noise_seen or math.isfinite(measured.noise.noise_trace)
+        self._noise_seen = self._noise_seen or math.isfinite(measured.noise_trace)
         rolled_back = self.guard.end_chunk(
             measured, self.batch_size, self._before, began=self._chunk_began, step=self.steps
         )
-        signals = self._signals(measured, rolled_back)
+        signals = chunk_signals(
+            self.context,
+            measured,
+            batch_size=self.batch_size,
+            total_steps=self.steps,
+            total_samples=self.samples_seen,
+            chunk_cost=self.cost_tracker.total - self._chunk_cost,
+            total_cost=self.cost_tracker.total,
+            val_loss=self._val_loss,
+            learning_rate=self._learning_rate.current(),
+            learning_rate_factor=self.rate.factor,
+            step_cost_curve=self.cost_tracker.curve(),
+            rolled_back=rolled_back,
+        )
         self._chunk_cost = self.cost_tracker.total
         in_force = self._before if rolled_back else self.batch_size
         self._val_loss = math.nan
@@ -242,7 +246,18 @@ class ControlLoop:
             if off_when is not None and off_when():
                 self.disable("off_when said so", place)
             else:
-                size = self._lead(signals, in_force, rolled_back, place)
+                decision = self._decision(signals, in_force, rolled_back)
+                self._change(in_force, decision.batch_size)
+                self.last = decision
+                undone = rolled_back and self.guard.trial is None
+                self._logger.decision(
+                    signals,
+                    decision,
+                    place,
+                    event="rollback" if undone else decision.event,
+                    learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
+                )
+                size = decision.batch_size
         except Exception as error:
             if self.config.on_error == "raise":
                 raise
@@ -255,34 +270,22 @@ class ControlLoop:
         finally:
             self.ranks.agree(size)  # the others wait for it, whatever happened here
 
-    def _lead(self, signals: Signals, in_force: int, rolled_back: bool, place: Place) -> int:
-        """Decide, log, and return the batch size."""
+    def _decision(self, signals: Signals, in_force: int, rolled_back: bool) -> AppliedDecision:
+        """Return the decision after a chunk, with what is to be said of the chunk."""
         decision = shareable(
             self._engine.decide(signals, in_force), self.context, self.ranks.world_size
         )
         if not self._noise_seen and (said := unmeasured(self._asked)):
             self._noise_seen = True  # or said, which is as good
             decision = replace(decision, reasons=(*decision.reasons, said))
-        if rolled_back:
-            tried = self.guard.trial is not None
-            said = (
-                _TRIED.format(self.guard.copied_at)
-                if tried
-                else self.guard.undone(self._chunk_began)
-            )
-            decision = replace(decision, reasons=(*decision.reasons, said))
-            if self.guard.suspects:
-                decision = decision.held()
-        self._change(in_force, decision.batch_size)
-        self.last = decision
-        self._logger.decision(
-            signals,
-            decision,
-            place,
-            event="rollback" if rolled_back and self.guard.trial is None else decision.event,
-            learning_rate_factor=self.rate.set_batch_size(decision.batch_size),
-        )
-        return decision.batch_size
+        if not rolled_back:
+            return decision
+        if self.guard.trial is None:
+            said = self.guard.undone(self._chunk_began)
+        else:
+            said = _TRIED.format(self.guard.copied_at)
+        decision = replace(decision, reasons=(*decision.reasons, said))
+        return decision.held() if self.guard.suspects else decision
 
     def _follow(self, in_force: int, place: Place) -> None:
         """Do what rank 0 has decided."""
@@ -296,24 +299,6 @@ class ControlLoop:
     def _change(self, in_force: int, size: int) -> None:
         self._before, self.batch_size = in_force, size
         self._touched = self._touched or size != self.base_batch_size
-
-    def _signals(self, measured: ChunkMeasurement, rolled_back: bool) -> Signals:
-        curve, known = self.cost_tracker.curve()
-        return chunk_signals(
-            self.context,
-            measured,
-            batch_size=self.batch_size,
-            total_steps=self.steps,
-            total_samples=self.samples_seen,
-            chunk_cost=self.cost_tracker.total - self._chunk_cost,
-            total_cost=self.cost_tracker.total,
-            val_loss=self._val_loss,
-            learning_rate=self._learning_rate.current(),
-            learning_rate_factor=self.rate.factor,
-            step_cost_curve=curve,
-            step_cost_known=known,
-            rolled_back=rolled_back,
-        )
 
     def summary(self) -> dict[str, Any]:
         """Return what is going on, for people."""
@@ -385,5 +370,5 @@ class ControlLoop:
         self.rate.load_state_dict(state["rate"])
         self.cost_tracker.load_state_dict(state["cost_tracker"])
         self._monitor.load_state_dict(state["monitor"])
-        self._watching, self._resumed = False, True
+        self.watching, self._resumed = False, True
         self._log_position = state["log_position"]

@@ -46,10 +46,9 @@ class CoupledRate:
 
     def observe(self, measured: ChunkMeasurement) -> None:
         """Take a chunk's gradient statistics into the averages, numerator and denominator apart."""
-        noise = measured.noise
-        if math.isfinite(noise.grad_sqr) and math.isfinite(noise.noise_trace):
-            self._grad_sqr = _DECAY * self._grad_sqr + noise.grad_sqr
-            self._noise_trace = _DECAY * self._noise_trace + noise.noise_trace
+        if math.isfinite(measured.grad_sqr) and math.isfinite(measured.noise_trace):
+            self._grad_sqr = _DECAY * self._grad_sqr + measured.grad_sqr
+            self._noise_trace = _DECAY * self._noise_trace + measured.noise_trace
             self._weight = _DECAY * self._weight + 1.0
             self.chosen = 0
 

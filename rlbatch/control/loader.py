@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.elastic_source import elastic_source
+from rlbatch.control.random_state import RandomState
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
-from rlbatch.data.elastic import ElasticSource
-from rlbatch.data.loader import batch_source, elastic_loader
-from rlbatch.data.sampler import ElasticBatchSampler
-from rlbatch.data.stream import ElasticIterable
+from rlbatch.data.loader import batch_source
 from rlbatch.errors import ConfigurationError
 
 
@@ -77,27 +76,8 @@ class ControlledLoader:
         self.dataset = loader.dataset
         self._consumer = consumer
         ranks = Ranks() if ranks is None else ranks
-        if isinstance(loader.dataset, IterableDataset):
-            if ranks.world_size > 1:
-                raise ConfigurationError(
-                    "Expected a map-style dataset, of which each rank can take its share, got an "
-                    f"IterableDataset on {ranks.world_size} ranks. Index its samples, or train on "
-                    "one rank."
-                )
-            stream = ElasticIterable.from_loader(
-                loader, batch_size, micro_batch_size=micro_batch_size
-            )
-            self._batches: Iterable[Any] = stream
-            self.sampler: ElasticSource = stream
-        else:
-            self._batches = elastic_loader(
-                loader,
-                batch_size,
-                micro_batch_size=micro_batch_size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-            )
-            self.sampler = cast("ElasticBatchSampler", self._batches.batch_sampler)
+        self._batches, self.sampler = elastic_source(loader, batch_size, micro_batch_size, ranks)
+        if not isinstance(loader.dataset, IterableDataset):
             self._check_groups(loader, ranks)
         size, self.sampler.epoch_size = loader_sizes(loader)
         self.sampler.least_rest = least_rest(self.sampler.epoch_size, size, ranks.world_size)
@@ -234,33 +214,6 @@ class ControlledLoader:
         if self._resume_at is not None:
             self._resume_at.restore()
             self._resume_at = None
-
-
-class RandomState(NamedTuple):
-    """Torch's global random states.
-
-    Attributes:
-        cpu: Of the CPU's generator.
-        cuda: Of each CUDA device's; empty where CUDA is not in use.
-    """
-
-    cpu: Tensor
-    cuda: list[Tensor]
-
-    @classmethod
-    def now(cls) -> RandomState:
-        """Return the states of now."""
-        in_use = torch.cuda.is_initialized()
-        # Not by torch.get_rng_state: it is taken in every step.
-        return cls(
-            torch.default_generator.get_state(), torch.cuda.get_rng_state_all() if in_use else []
-        )
-
-    def restore(self) -> None:
-        """Put the states back."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self.cuda)
 
 
 def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:

@@ -41,11 +41,10 @@ class _AveragedMonitor(ChunkMonitor):
         """Read the chunk, the same on every rank."""
         batch = self._sizes[-1][1] if self._sizes else math.nan
         measured = super().finish()
-        noise = measured.noise
         # The cosine that two halves of the batch would have, by the same estimates.
-        variance = 2.0 * noise.noise_trace / batch
-        size = abs(noise.grad_sqr) + variance
-        cosine = noise.grad_sqr / size if size > 0.0 else math.nan
+        variance = 2.0 * measured.noise_trace / batch
+        size = abs(measured.grad_sqr) + variance
+        cosine = measured.grad_sqr / size if size > 0.0 else math.nan
         return replace(measured, gradient_cosine=cosine)
 
     def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from rlbatch.control.gradient_watch import parameters_of, version_of
 from rlbatch.control.sharding import reshard
+from rlbatch.control.user_copies import UserCopies
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import foreach
 
@@ -33,6 +34,7 @@ class Snapshot:
 
     Attributes:
         taken: There is a copy.
+        also: What else is copied and put back.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -44,13 +46,8 @@ class Snapshot:
         self._plain: dict[_Slot, Any] = {}
         self._versions: dict[_Slot, int] | None = None  # when the run began
         self._changing: set[_Slot] | None = None  # of the rest; None: not known yet
-        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
-        self._also_saved: list[Any] = []
+        self.also = UserCopies()
         self.taken = False
-
-    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
-        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
-        self._also.append((save, restore))
 
     def begin(self) -> None:
         """The run is about to make its first step: what changes from now on is part of it."""
@@ -68,7 +65,7 @@ class Snapshot:
         else:
             copies = [value.detach().clone() for value in values]
             self._live, self._saved = list(live.values()), dict(zip(live, copies, strict=True))
-        self._also_saved = [copy.deepcopy(save()) for save, _ in self._also]
+        self.also.take()
         self.taken = True
 
     @torch.no_grad()
@@ -80,9 +77,7 @@ class Snapshot:
             [foreach.local(live[slot]) for slot in kept], [self._saved[slot] for slot in kept]
         )
         self._put_plain_back(live, plain)
-        # Fewer were saved where one was added since; what was saved may be put back again.
-        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
-            restore(copy.deepcopy(value))
+        self.also.restore()
 
     @torch.no_grad()
     def exchange(self) -> None:
@@ -91,23 +86,22 @@ class Snapshot:
         Tensor by tensor, so that memory is needed for one more of them only.
         """
         live, plain = self._collect()
-        saved, also = self._saved, self._also_saved
+        saved = self._saved
         now = {
             slot: foreach.local(tensor).detach().clone()
             for slot, tensor in live.items()
             if slot not in saved
         }
-        also_now = [copy.deepcopy(save()) for save, _ in self._also]
+        also = self.also.now()
         for slot in saved.keys() & live.keys():
             values = foreach.local(live[slot])
             kept = values.detach().clone()
             values.copy_(saved[slot])
             saved[slot].copy_(kept)
         self._put_plain_back(live, plain)
-        for (_, restore), value in zip(self._also, also, strict=False):
-            restore(copy.deepcopy(value))
+        self.also.restore()
         # State that came since is part of what is kept, and no more of what is there.
-        self._saved, self._plain, self._also_saved = {**saved, **now}, plain, also_now
+        self._saved, self._plain, self.also.saved = {**saved, **now}, plain, also
         self._live = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +110,7 @@ class Snapshot:
             "slots": _slots(self._saved, self._plain),
             "tensors": [(*slot, tensor.clone()) for slot, tensor in self._saved.items()],
             "plain": [(*slot, value) for slot, value in self._plain.items()],
-            "also": copy.deepcopy(self._also_saved),
+            "also": copy.deepcopy(self.also.saved),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,7 +136,7 @@ class Snapshot:
         if self.taken:
             self._live, self._saved = [], saved
             self._plain = plain
-            self._also_saved = list(state.get("also", []))
+            self.also.saved = list(state.get("also", []))
 
     def changing(self) -> list[_Slot] | None:
         """Return what of frozen weights and buffers was seen to change, for a checkpoint."""

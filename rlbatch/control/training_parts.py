@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rlbatch.control.user_copies import UserCopies
 from rlbatch.signals.assemble import OptimizerFacts
 from rlbatch.signals.monitor import ChunkMeasurement
 
@@ -75,13 +76,11 @@ class WeightCopy(Protocol):
 
     Attributes:
         taken: Whether there is a copy.
+        also: What else is copied and put back.
     """
 
     taken: bool
-
-    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
-        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
-        ...
+    also: UserCopies
 
     def begin(self) -> None:
         """The run is about to make a step: what changes from now on is part of the copy."""

@@ -26,7 +26,7 @@ class UserState:
         """Take the copy to which hooks are added."""
         self._snapshot = snapshot
         for hook in self._hooks:
-            snapshot.also(*hook)
+            snapshot.also.add(*hook)
 
     def schedule(self, scheduler: Any, due: Callable[[], int]) -> RunSchedule:
         """Return a schedule that catches up with `due`."""
@@ -45,7 +45,7 @@ class UserState:
         hook = check_hook(save, restore)
         self._hooks.append(hook)
         if self._snapshot is not None:
-            self._snapshot.also(*hook)
+            self._snapshot.also.add(*hook)
 
     def state_dict(self) -> list[int]:
         """Return where the schedules stand, in steps of the plain loop."""

@@ -132,7 +132,7 @@ def _totals(logs: Sequence[RunLog]) -> Table:
 def _short_outcome(outcome: str | None) -> str:
     """Return `reached` for `target 0.12 reached`: the target stands in the summary."""
     if outcome is None:
-        return "not ended"
+        return "no end noted"
     if outcome.startswith("target") and outcome.endswith("reached"):
         return "not reached" if "not reached" in outcome else "reached"
     return outcome[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 from rlbatch.inspect.lines import LineReader
@@ -55,7 +56,7 @@ class _Growing:
             lines, newline, _ = file.read().rpartition(b"\n")
         if not newline:
             return False
-        new = list(self._reader.read(lines + newline, complete=False))
+        new = list(self._reader.read(BytesIO(lines + newline), complete=False))
         if self._offset and new and new[0].index != len(self.records):
             return self._again(path)  # cut, and grown beyond where it was
         self._offset += len(lines) + 1

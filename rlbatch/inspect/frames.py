@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlbatch.errors import MissingExtraError
+from rlbatch.files import replacing
 from rlbatch.inspect.columns import COLUMNS, Column
 from rlbatch.inspect.reading import RunLog, read_logs
 from rlbatch.inspect.series import points
@@ -55,7 +56,10 @@ def write_csv(logs: Sequence[RunLog], path: Path) -> None:
 
     A text that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        replacing(path) as new,
+        new.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow([column.name for column in COLUMNS])
         writer.writerows([_csv_cell(value) for value in row] for row in rows(logs))
@@ -89,7 +93,8 @@ def write_parquet(logs: Sequence[RunLog], path: Path) -> None:
         pa.array(_typed(column, [row[i] for row in found]), kinds[column.kind])
         for i, column in enumerate(COLUMNS)
     ]
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
+    with replacing(path) as new:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), new)
 
 
 def _typed(column: Column, values: list[Any]) -> list[Any]:

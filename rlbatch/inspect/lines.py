@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -32,27 +32,26 @@ class LineReader:
         self._replaced: list[int] = []
         self._gaps = 0
 
-    def read(self, content: bytes, *, complete: bool = True) -> Iterator[DecisionRecord]:
+    def read(self, lines: Iterable[bytes], *, complete: bool = True) -> Iterator[DecisionRecord]:
         """Yield the records.
 
         Args:
-            content: Whole lines, and a rest.
+            lines: With their newlines, as a file that was opened for bytes gives them; the last
+                one may be without.
             complete: The file ends here: a rest without a newline is read, too, if it can be.
         """
-        *lines, rest = content.split(b"\n")
         for line in lines:
+            whole = line.endswith(b"\n")
+            if not (whole or (complete and line.strip())):
+                continue
             self._number += 1
             record = self._record(line)
             if record is not None:
                 yield record
+            elif not whole:
+                self.torn = True
             elif line.strip():
                 self._unreadable.append(self._number)
-        if rest.strip() and complete:
-            self._number += 1
-            record = self._record(rest)
-            self.torn = record is None
-            if record is not None:
-                yield record
 
     def problems(self) -> list[str]:
         """Return what was wrong, a sentence each."""

@@ -14,6 +14,8 @@ from rlbatch.inspect.text import NO_VALUE, compact, number, printable
 
 _LABEL = 13  # columns
 _MOST = 6  # interventions that are listed
+_LEAST_NAME = 8  # columns of a run's name in a table
+_OPEN = "no end in the log: the run goes on, was stopped, or did not call controller.close()"
 
 
 def title(log: RunLog) -> str:
@@ -39,7 +41,7 @@ def summary_rows(log: RunLog) -> dict[str, str]:
     summary = summarize(log)
     unit = printable(summary["cost_unit"], 40)
     return {
-        "outcome": printable(summary["outcome"] or "not ended"),
+        "outcome": printable(summary["outcome"] or _OPEN),
         "loss": _losses(summary),
         "cost": f"{number(summary['cost'])} {unit if unit != 'cost' else ''}".rstrip(),
         "samples": f"{summary['samples']:,} in {summary['steps']:,} steps"
@@ -58,7 +60,9 @@ def summary_rows(log: RunLog) -> dict[str, str]:
 
 def _losses(summary: Mapping[str, Any]) -> str:
     target = summary["target_loss"]
-    told = "" if target is None else f" (target {number(target)})"
+    samples = summary["target_samples"]
+    when = "" if samples is None else f" reached after {samples:,} samples"
+    told = "" if target is None else f" (target {number(target)}{when})"
     train, val = number(summary["train_loss"]), number(summary["val_loss"])
     return f"training {train}, validation {val}{told}"
 
@@ -143,21 +147,41 @@ def _cut(line: str, width: int) -> str:
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Return a table; the first column holds names and gives way where space is short."""
+    """Return a table; the first column holds names and gives way where space is short.
+
+    Columns that do not fit beside the others stand below them, with the names again.
+    """
     cells = [[printable(cell, 200) for cell in row] for row in [columns, *rows]]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    rest = sum(widths[1:]) + 2 * (len(widths) - 1)
-    widths[0] = max(min(widths[0], width - rest), 4)
+    lines: list[str] = []
+    rest = list(range(1, len(columns)))
+    while rest or not lines:
+        taken = rest[:1]
+        for place in rest[1:]:
+            if _LEAST_NAME + sum(widths[at] + 2 for at in [*taken, place]) > width:
+                break
+            taken.append(place)
+        rest = rest[len(taken) :]
+        lines += [*([""] if lines else []), *_part(cells, widths, taken, width)]
+    return lines
+
+
+def _part(
+    cells: Sequence[Sequence[str]], widths: Sequence[int], taken: Sequence[int], width: int
+) -> list[str]:
+    """Return the names and some columns, with a line below the headings."""
+    others = sum(widths[place] + 2 for place in taken)
+    name = max(min(widths[0], width - others), 4)
     lines = [
         "  ".join(
             [
-                _shortened(row[0], widths[0]).ljust(widths[0]),
-                *(cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=True)),
+                _shortened(row[0], name).ljust(name),
+                *(row[place].rjust(widths[place]) for place in taken),
             ]
         )[:width].rstrip()
         for row in cells
     ]
-    return [lines[0], "-" * min(width, sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+    return [lines[0], "-" * min(width, name + others), *lines[1:]]
 
 
 def _shortened(name: str, width: int) -> str:

@@ -19,6 +19,7 @@ from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_log import Episode
 from rlbatch.log.episode_reader import DECISIONS_FILE, FORMAT, RUN_FILE, SCHEMA_VERSION
 
+_BENCHMARK = "bench.json"  # of `rlbatch bench`
 _LARGEST_HEAD = 16_000_000  # bytes of a run.json; a wrong file is not read whole
 
 
@@ -73,16 +74,17 @@ def log_folders(path: Path) -> list[Path]:
     if _holds_log(path):
         return [path]
     if not path.is_dir():
+        found = "it is a file" if path.exists() else "no such folder"
         raise EpisodeLogError(
-            f"{path} is no episode log (no such folder). Name the folder that a run wrote with "
-            "--out or log_dir."
+            f"{path} is no episode log ({found}). Name the folder that a run wrote with --out or "
+            "log_dir."
         )
     inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and _holds_log(entry))
     if not inside:
-        raise EpisodeLogError(
-            f"{path} is no episode log (no {RUN_FILE} in it). Name the folder that a run wrote "
-            "with --out or log_dir."
-        )
+        what = "Name the folder that a run wrote with --out or log_dir."
+        if (path / _BENCHMARK).is_file():
+            what = f"It is a benchmark's: `rlbatch report {path}` shows its results."
+        raise EpisodeLogError(f"{path} is no episode log (no {RUN_FILE} in it). {what}")
     return inside
 
 
@@ -93,7 +95,7 @@ def _holds_log(path: Path) -> bool:
 def _read_folder(folder: Path, name: str) -> list[RunLog]:
     run, problems = _read_head(folder)
     reader = LineReader()
-    records = list(reader.read(_content(folder / DECISIONS_FILE)))
+    records = list(reader.read(_lines(folder / DECISIONS_FILE)))
     problems += reader.problems()
     if not run and not records:
         raise EpisodeLogError(
@@ -109,11 +111,13 @@ def _read_folder(folder: Path, name: str) -> list[RunLog]:
     ]
 
 
-def _content(path: Path) -> bytes:
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield a file's lines one by one: the file of a long log may not fit into memory."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield from file
     except FileNotFoundError:  # the writer died before its first line
-        return b""
+        return
     except OSError as error:
         raise EpisodeLogError(f"Cannot read {path}: {error.strerror or error}.") from error
 

@@ -59,18 +59,29 @@ class Point:
         return self.record.event not in ("decision", "end")
 
 
+class PointMaker:
+    """Makes the points of a log's lines, from the first on."""
+
+    def __init__(self, run: Mapping[str, Any]) -> None:
+        """Begin before the first line of a run."""
+        self._base_rate, self._grid = context_value(run, "learning_rate"), action_grid(run)
+        self._average = NoiseAverage()
+        self._last: Point | None = None
+
+    def add(self, record: DecisionRecord) -> Point:
+        """Return the next line's."""
+        point = _point(record, self._average.add(record), self._base_rate, self._grid)
+        last = self._last
+        if not record.signals and not point.changed and last is not None:
+            point = replace(point, learning_rate=last.learning_rate)  # a note says nothing of it
+        self._last = point
+        return point
+
+
 def points(episode: Episode) -> list[Point]:
     """Return every line of a log with what follows from it, oldest first."""
-    base_rate = context_value(episode.run, "learning_rate")
-    grid = action_grid(episode.run)
-    average = NoiseAverage()
-    found: list[Point] = []
-    for record in episode.records:
-        point = _point(record, average.add(record), base_rate, grid)
-        if not record.signals and not point.changed and found:  # a note: it says nothing of rates
-            point = replace(point, learning_rate=found[-1].learning_rate)
-        found.append(point)
-    return found
+    maker = PointMaker(episode.run)
+    return [maker.add(record) for record in episode.records]
 
 
 def _point(

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlbatch.inspect.reading import RunLog
 from rlbatch.inspect.series import Point, context_value, cost_unit, points
+from rlbatch.inspect.text import signal
 from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_log import Episode
 
@@ -25,6 +26,8 @@ def summarize(episode: Episode) -> dict[str, Any]:
     sizes = [size for r in records for size in (r.batch_size_before, r.batch_size)]
     rates = [p.learning_rate for p in found if math.isfinite(p.learning_rate)]
     last = records[-1] if records else None
+    target = context_value(episode.run, "target_loss")
+    reached = first_within(records, target)
     return {
         "task": episode.run.get("task"),
         "policy": episode.run.get("policy"),
@@ -49,7 +52,9 @@ def summarize(episode: Episode) -> dict[str, Any]:
         "held_back": sum(p.held_back for p in found),
         "interventions": [intervention(p) for p in interventions(found)[-_NAMED_EVENTS:]],
         "cost_share": {str(size): share for size, share in cost_share(records).items()},
-        "target_loss": finite(context_value(episode.run, "target_loss")),
+        "target_loss": finite(target),
+        "target_samples": reached.samples_seen if reached else None,
+        "target_cost": finite(reached.cost) if reached else None,
         "train_loss": latest(records, "train_loss"),
         "val_loss": latest(records, "val_loss"),
         "noise_scale": finite(found[-1].noise.value) if found else None,
@@ -62,6 +67,11 @@ def outcome(records: Sequence[DecisionRecord]) -> str | None:
     """Return how the run says that it ended; None while it has not."""
     last = records[-1] if records else None
     return ", ".join(last.reasons) or "ended" if last and last.event == "end" else None
+
+
+def first_within(records: Sequence[DecisionRecord], target: float) -> DecisionRecord | None:
+    """Return the first line whose validation loss is no higher than the target, if there is one."""
+    return next((r for r in records if signal(r, "val_loss") <= target), None)
 
 
 def interventions(found: Sequence[Point]) -> list[Point]:
@@ -98,10 +108,10 @@ def cost_share(records: Sequence[DecisionRecord]) -> dict[int, float]:
     return {size: spent[size] / total for size in sorted(spent) if spent[size] > 0}
 
 
-def latest(records: Sequence[DecisionRecord], signal: str) -> float | None:
+def latest(records: Sequence[DecisionRecord], name: str) -> float | None:
     """Return the last measured value of a signal, or None."""
     for record in reversed(records):
-        value = record.signals.get(signal)
+        value = record.signals.get(name)
         if isinstance(value, float) and math.isfinite(value):
             return value
     return None

@@ -13,6 +13,7 @@ from rlbatch.inspect.text import NO_VALUE, compact, count, number, printable, si
 from rlbatch.policy.tools import describe
 
 _WIDE = 120  # columns from which numbers are written out
+_TINY = 64  # columns below which only a few numbers are shown
 _LEAST_WHY = 20  # columns beside the numbers; else the reasons stand below them
 _GAP = 2
 _YELLOW, _BOLD, _RESET = "\x1b[33m", "\x1b[1m", "\x1b[0m"
@@ -65,6 +66,7 @@ _NARROW = (
     _Column("ask", 3, _asked),
     _Column("rate", 6, lambda p: compact(p.learning_rate)),
 )
+_ESSENTIAL = ("step", "loss", "val", "size", "ask")
 _BROAD = (
     _Column("step", 6, lambda p: f"{p.record.step:,}"),
     _Column("samples", 7, lambda p: f"{p.record.samples_seen:,}"),
@@ -102,6 +104,8 @@ class DecisionTable:
 
     @property
     def _columns(self) -> tuple[_Column, ...]:
+        if self.width < _TINY:
+            return tuple(column for column in _NARROW if column.title in _ESSENTIAL)
         return _BROAD if self.width >= _WIDE else _NARROW
 
     @property

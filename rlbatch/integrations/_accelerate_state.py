@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlbatch.control.loader import RandomState
+from rlbatch.control.random_state import RandomState
 from rlbatch.errors import ConfigurationError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.loader import RandomState
+from rlbatch.control.random_state import RandomState
 from rlbatch.control.saved_state import require_like
 from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered

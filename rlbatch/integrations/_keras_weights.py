@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 
+from rlbatch.control.user_copies import UserCopies
 from rlbatch.integrations._keras_training import KerasRate
 
 ops: Any = keras.ops  # its annotations name the tensors of every backend at once
@@ -20,19 +21,15 @@ class KerasWeights:
 
     Attributes:
         taken: Whether there is a copy.
+        also: What else is copied and put back.
     """
 
     def __init__(self, model: Any, rate: KerasRate) -> None:
         """Keep references; nothing is copied before `take`."""
         self._model, self._rate = model, rate
         self._copies: list[tuple[Any, Any]] = []
-        self._also: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
-        self._also_saved: list[Any] = []
+        self.also = UserCopies()
         self.taken = False
-
-    def also(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
-        """Copy what `save` returns, too, and give it to `restore` when the copy is put back."""
-        self._also.append((save, restore))
 
     def begin(self) -> None:
         """Every variable is copied: none has to be watched."""
@@ -40,31 +37,29 @@ class KerasWeights:
     def take(self) -> None:
         """Copy the present values."""
         self._copies = [(v, ops.copy(v)) for v in self._variables()]
-        self._also_saved = [copy.deepcopy(save()) for save, _ in self._also]
+        self.also.take()
         self.taken = True
 
     def restore(self) -> None:
         """Put the values of the last `take` back."""
         for variable, value in self._copies:
             variable.assign(value)
-        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
-            restore(copy.deepcopy(value))
+        self.also.restore()
 
     def exchange(self) -> None:
         """Put the values of the last `take` back, and keep those of now as the copy."""
-        also = [copy.deepcopy(save()) for save, _ in self._also]
+        also = self.also.now()
         for place, (variable, value) in enumerate(self._copies):
             self._copies[place] = variable, ops.copy(variable)
             variable.assign(value)
-        for (_, restore), value in zip(self._also, self._also_saved, strict=False):
-            restore(copy.deepcopy(value))
-        self._also_saved = also
+        self.also.restore()
+        self.also.saved = also
 
     def state_dict(self) -> dict[str, Any]:
         """Return the copy as torch's tensors, whatever the backend is."""
         arrays = (ops.convert_to_numpy(value) for _, value in self._copies)
         tensors = [_as_torch(array) for array in arrays]
-        return {"tensors": tensors, "also": copy.deepcopy(self._also_saved)}
+        return {"tensors": tensors, "also": copy.deepcopy(self.also.saved)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a copy out of a backup; one of other shapes is left alone."""
@@ -73,7 +68,7 @@ class KerasWeights:
         if self.taken:
             arrays = (tensor.numpy() for tensor in saved)
             self._copies = list(zip(variables, arrays, strict=True))
-            self._also_saved = list(state.get("also", []))
+            self.also.saved = list(state.get("also", []))
 
     def changing(self) -> None:
         """Every variable is copied: there is nothing to know."""

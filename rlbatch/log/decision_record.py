@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
+from sys import intern
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -74,7 +75,12 @@ class DecisionRecord:
                 value = getattr(self, name)
                 if value is not None or name not in _OPTIONAL:
                     self._set(name, convert(name, value))
-        self._set("signals", {str(k): _number_or_numbers(k, v) for k, v in self.signals.items()})
+        # The names are the same in each of a log's lines: one object of each is kept.
+        signals: dict[str, Any] = {}
+        for name, value in self.signals.items():
+            is_list = isinstance(value, list | tuple) or getattr(value, "ndim", 0)
+            signals[intern(str(name))] = (_numbers if is_list else _number)(name, value)
+        self._set("signals", signals)
         if isinstance(self.reasons, str):
             raise EpisodeLogError(
                 f"reasons must be a list of texts; got the text {self.reasons!r}."
@@ -166,6 +172,8 @@ def _size(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any) -> float:
     """Read a number, or one of the three words; size-one arrays and tensors count as numbers."""
+    if type(value) is float:  # nearly always: a line has a hundred of them
+        return value
     if isinstance(value, str) and value not in (_NAN, _INF, _MINUS_INF):
         raise EpisodeLogError(f"{name} must be a number; got the text {value!r}.")
     try:
@@ -178,13 +186,10 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     items = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(items, str) or not isinstance(items, Sequence):
         raise EpisodeLogError(f"{name} must be a list of numbers; got {value!r}.")
-    return tuple(_number(name, item) for item in cast("Sequence[Any]", items))
-
-
-def _number_or_numbers(name: str, value: Any) -> float | tuple[float, ...]:
-    if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0):
-        return _numbers(name, value)
-    return _number(name, value)
+    numbers = cast("Sequence[Any]", items)
+    if set(map(type, numbers)) == {float}:
+        return tuple(numbers)
+    return tuple(_number(name, item) for item in numbers)
 
 
 _OPTIONAL = ("effective_step", "observation", "probabilities", "value")

@@ -15,7 +15,7 @@ import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +31,7 @@ from rlbatch.log.episode_reader import (
     RUN_FILE,
     SCHEMA_VERSION,
     Episode,
+    EpisodeLines,
     read_episode,
 )
 from rlbatch.log.tensorboard_events import TensorBoardEvents
@@ -95,14 +96,18 @@ class EpisodeLog:
 
     def _take_over(self, tensorboard: bool) -> None:
         """Read what the log holds and cut off a torn last line."""
-        episode = read_episode(self.folder)
-        records = episode.records
-        content = (self.folder / DECISIONS_FILE).read_bytes()
-        for line in content.split(b"\n")[: len(records)]:
-            self._offsets.append(self._offsets[-1] + len(line) + 1)
-        self._cut()
+        lines = EpisodeLines(self.folder)
+        records = self._counted(lines)
         if tensorboard:
-            self._restart_events(episode)
+            self._restart_events(lines.run, records)
+        for _ in records:  # where nothing has drawn them
+            pass
+        self._cut()
+
+    def _counted(self, lines: EpisodeLines) -> Iterator[DecisionRecord]:
+        for record, size in lines:
+            self._offsets.append(self._offsets[-1] + size)
+            yield record
 
     @property
     def position(self) -> int:
@@ -146,7 +151,8 @@ class EpisodeLog:
         del self._offsets[position + 1 :]
         self._cut()
         if self._events is not None:
-            self._restart_events(read_episode(self.folder))
+            lines = EpisodeLines(self.folder)
+            self._restart_events(lines.run, (record for record, _ in lines))
 
     def flush(self) -> None:
         """Wait for the disk. Call it before a checkpoint that holds `position` is saved."""
@@ -185,13 +191,13 @@ class EpisodeLog:
         with self._explained():
             os.ftruncate(self._open_descriptor(), self._offsets[-1])
 
-    def _restart_events(self, episode: Episode) -> None:
+    def _restart_events(self, run: Mapping[str, Any], records: Iterable[DecisionRecord]) -> None:
         """Write the curves anew, so that they show what the log holds and nothing else."""
         if self._events is not None:
             self._events.close()
             self._events = None
         with self._explained(), contextlib.suppress(ImportError):
-            self._events = TensorBoardEvents(self.folder, episode.records, episode.run)
+            self._events = TensorBoardEvents(self.folder, records, run)
 
     def _draw(self, record: DecisionRecord) -> None:
         """Add to the curves. They can be made again from the log, so a failure only ends them."""

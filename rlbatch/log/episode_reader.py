@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import DecisionRecord
@@ -35,40 +35,67 @@ class Episode:
     torn: bool = False
 
 
+class EpisodeLines:
+    """The lines of a log, read one by one: a long log need not fit into memory.
+
+    Attributes:
+        run: What `run.json` holds.
+        torn: Whether an incomplete last line was left out; known when all lines have been read.
+
+    Raises:
+        EpisodeLogError: There is no log, or it is of another kind or schema version. While lines
+            are read: one other than the last is damaged; the message names the file, the line and
+            what to do.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.run = _read_header(Path(folder))
+        self.torn = False
+        self._path = Path(folder) / DECISIONS_FILE
+
+    def __iter__(self) -> Iterator[tuple[DecisionRecord, int]]:
+        """Yield each record, and the bytes of its line with the newline."""
+        try:
+            with self._path.open("rb") as file:
+                yield from self._records(file)
+        except FileNotFoundError:  # the writer died before its first line
+            return
+        except OSError as error:
+            raise EpisodeLogError(
+                f"Cannot read {self._path}: {error.strerror or error}."
+            ) from error
+
+    def _records(self, file: BinaryIO) -> Iterator[tuple[DecisionRecord, int]]:
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):  # a line counts only with its newline
+                self.torn = True
+                return
+            try:
+                record = DecisionRecord.from_json(line[:-1])
+                if record.index != number:
+                    raise EpisodeLogError(f"expected index {number}, got {record.index}")
+            except EpisodeLogError as error:
+                last = not file.read(1)
+                if last and not _is_json(line):  # a block that never reached the disk
+                    self.torn = True
+                    return
+                raise EpisodeLogError(
+                    f"{self._path}, line {number + 1} is damaged: {error}. The lines before it "
+                    "are good: to go on from there, remove this line and all after it "
+                    f"(head -n {number})."
+                ) from error
+            yield record, len(line)
+
+
 def read_episode(folder: str | os.PathLike[str]) -> Episode:
     """Read a log, also one that is being written.
 
     Raises:
-        EpisodeLogError: There is no log, it is of another kind or schema version, or a line other
-            than the last is damaged; the message names the file, the line and what to do.
+        EpisodeLogError: As `EpisodeLines` does.
     """
-    path = Path(folder)
-    run = _read_header(path)
-    lines_path = path / DECISIONS_FILE
-    try:
-        content = lines_path.read_bytes()
-    except FileNotFoundError:  # the writer died before its first line
-        return Episode(run, ())
-    except OSError as error:
-        raise EpisodeLogError(f"Cannot read {lines_path}: {error.strerror or error}.") from error
-    *lines, rest = content.split(b"\n")  # a line counts only with its newline
-    records: list[DecisionRecord] = []
-    for number, line in enumerate(lines):
-        try:
-            record = DecisionRecord.from_json(line)
-            if record.index != number:
-                raise EpisodeLogError(f"expected index {number}, got {record.index}")
-        except EpisodeLogError as error:
-            last = number == len(lines) - 1 and not rest
-            if last and not _is_json(line):  # a block that never reached the disk
-                return Episode(run, tuple(records), torn=True)
-            raise EpisodeLogError(
-                f"{lines_path}, line {number + 1} is damaged: {error}. The lines before it are "
-                "good: to go on from there, remove this line and all after it "
-                f"(head -n {number})."
-            ) from error
-        records.append(record)
-    return Episode(run, tuple(records), torn=bool(rest))
+    lines = EpisodeLines(folder)
+    records = tuple(record for record, _ in lines)
+    return Episode(lines.run, records, lines.torn)
 
 
 def _is_json(line: bytes) -> bool:

@@ -133,7 +133,7 @@ class LearnedPolicy:
         change = np.asarray(chosen, dtype=np.float64)
         for name, limit in self._limits(given, signals):
             before, change = change, limit(change)
-            if single and change != before:
+            if single and abs(float(change) - float(before)) > tools.SAME_SIZE:  # or rounding
                 reasons.append(f"{name}: {tools.describe(float(change))}")
         made = Decision(tools.numeric(change), probabilities, tools.numeric(value), tuple(reasons))
         return made, (seed, np.asarray(counter) + 1)

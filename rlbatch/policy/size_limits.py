@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.observation import OBSERVATION_NAMES
+from rlbatch.observation import OBSERVATION_NAMES, step_cost_at
 from rlbatch.policy.network import Float32
 from rlbatch.signals.record import Array, RunContext, Signals
 
@@ -20,7 +20,10 @@ _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
 _GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
-_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
+_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH` on a full device
+_LEAST_SAVING = 0.25  # of a sample's cost by twice the user's size, in log2: a sixth
+_GUESSED_SAVING = 0.585  # the same, where twice the user's size is guessed to be the knee
+_COST_KNOWN = 0.4  # of `Signals.step_cost_known`: more than one size was measured
 _STILL = 1e-9  # of a schedule's factor
 
 
@@ -57,20 +60,36 @@ def planned_steps(change: Array, signals: Signals) -> Array:
 def near_base(change: Array, signals: Signals) -> Array:
     """Keep near the user's size as long as the schedule asks for it.
 
-    By `_GROWTH` it may be at most so many doublings above before such a share of the plan, and
-    before the first share not far below. Where a schedule moves whose length nobody said, it is
-    never far above.
+    By `_GROWTH` it may be at most so many doublings above before such a share of the plan. Before
+    the first share it is the user's, or half of it on a device that is full. Where a schedule moves
+    whose length nobody said, it is never far above; and on a device that is full, not at all.
     """
     context = signals.context
-    aimed = _has_target(context)
     done = np.asarray(signals.total_samples / np.asarray(context.planned_samples))
     moves = np.abs(np.asarray(signals.schedule_factor) - 1.0) > _STILL
     most = np.where(np.isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = np.where(done < share, doublings, most)
-    least = np.where(aimed & (done < _GROWTH[0][0]), _FIRST_LEAST, -np.inf)
+    full = _is_full(signals)
+    most = np.where(full, np.minimum(most, 0.0), most)
+    aimed = _has_target(context) & (~np.isnan(done) | moves)
+    first = np.where(full, _FIRST_LEAST, 0.0)
+    least = np.where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
     return np.maximum(np.minimum(change, np.where(aimed, most, np.inf) + shift), least + shift)
+
+
+def _is_full(signals: Signals) -> NDArray[np.bool_]:
+    """Return whether twice the user's size is known to save too little of a sample's cost.
+
+    As long as the costs are known from two sizes alone, `rlbatch.signals.step_time.fit` mixes them
+    with a guess, and so is what they are compared with.
+    """
+    base = np.log2(np.asarray(signals.context.base_batch_size, dtype=np.float64))
+    one, two = (step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (0, 1))
+    known = np.asarray(signals.step_cost_known, dtype=np.float64)
+    least = known * _LEAST_SAVING + (1.0 - known) * _GUESSED_SAVING
+    return (known >= _COST_KNOWN) & (one - two < least)
 
 
 def _to_base(signals: Signals) -> Array:

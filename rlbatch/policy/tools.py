@@ -5,6 +5,7 @@ All work on arrays with free leading axes (one entry a run) and on plain numbers
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -60,13 +61,24 @@ def decision(log2_change: ArrayLike, name: str, why: str = "", *values: ArrayLik
         log2_change: Requested change of log2(batch size), shape (...).
         name: The rule's name, first word of the reason.
         why: What the rule saw, with a `{}` for each of the values.
-        values: Numbers to fill in; ignored for arrays of runs.
+        values: Numbers to fill in, in words where they are not finite; ignored for arrays of runs.
     """
     change = numeric(log2_change)
     if not isinstance(change, float):
         return Decision(change)
-    saw = why.format(*(float(np.asarray(value)) for value in values))
+    saw = why.format(*(_Told(np.asarray(value)) for value in values))
     return Decision(change, reasons=(f"{name}: {describe(change)}{f' ({saw})' if saw else ''}",))
+
+
+class _Told(float):
+    """A number in a reason; people read `unknown` where there is none, not `nan`."""
+
+    def __format__(self, form: str) -> str:
+        if math.isnan(self):
+            return "unknown"
+        if math.isinf(self):
+            return "beyond measure"
+        return format(float(self), form)
 
 
 def adjusted(asked: Decision, log2_change: ArrayLike, wrapper: str) -> Decision:

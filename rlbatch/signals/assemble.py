@@ -88,8 +88,7 @@ def chunk_signals(  # noqa: PLR0913 - one argument a field
     val_loss: float,
     learning_rate: float,
     learning_rate_factor: float,
-    step_cost_curve: Array,
-    step_cost_known: float,
+    step_cost_curve: tuple[Array, float],
     rolled_back: bool,
 ) -> Signals:
     """Return a chunk's signals.
@@ -105,11 +104,10 @@ def chunk_signals(  # noqa: PLR0913 - one argument a field
         val_loss: Of the last validation in the chunk, or NaN.
         learning_rate: As scheduled, without the coupling's factor.
         learning_rate_factor: The coupling's factor.
-        step_cost_curve: As `Signals.step_cost_curve`.
-        step_cost_known: As `Signals.step_cost_known`.
+        step_cost_curve: `Signals.step_cost_curve` and `Signals.step_cost_known`.
         rolled_back: The guard undid the chunk.
     """
-    noise = measured.noise
+    applied = learning_rate * learning_rate_factor
     return Signals(
         context=context,
         batch_size=float(batch_size),
@@ -121,18 +119,16 @@ def chunk_signals(  # noqa: PLR0913 - one argument a field
         train_loss=measured.train_loss,
         train_loss_std=measured.train_loss_std,
         val_loss=val_loss,
-        grad_sqr=noise.grad_sqr,
-        grad_sqr_se=noise.grad_sqr_se,
-        noise_trace=noise.noise_trace,
-        noise_trace_se=noise.noise_trace_se,
+        grad_sqr=measured.grad_sqr,
+        grad_sqr_se=measured.grad_sqr_se,
+        noise_trace=measured.noise_trace,
+        noise_trace_se=measured.noise_trace_se,
         gradient_cosine=measured.gradient_cosine,
-        predicted_decrease=predicted_decrease(
-            context, measured.steps, learning_rate * learning_rate_factor, noise.grad_sqr
-        ),
+        predicted_decrease=predicted_decrease(context, measured.steps, applied, measured.grad_sqr),
         learning_rate_factor=learning_rate_factor,
         schedule_factor=learning_rate / rate if (rate := float(context.learning_rate)) else 1.0,
-        step_cost_curve=step_cost_curve,
-        step_cost_known=step_cost_known,
+        step_cost_curve=step_cost_curve[0],
+        step_cost_known=step_cost_curve[1],
         nonfinite_steps=float(measured.nonfinite_steps),
         rolled_back=float(rolled_back),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlbatch.signals.metric import GradientMetric
-from rlbatch.signals.noise_scale import NoiseStatistics, measured_noise
+from rlbatch.signals.noise_scale import summarize
 from rlbatch.signals.record import Array
 
 
@@ -23,20 +23,28 @@ class ChunkMeasurement:
         steps: Steps watched.
         train_loss: Mean of their losses, those that are not finite left out.
         train_loss_std: Standard deviation of these; 0 for a single one.
-        noise: The gradient statistics.
+        grad_sqr: Mean estimate of |G|^2; may be negative.
+        grad_sqr_se: Its standard error.
+        noise_trace: Mean estimate of tr(Sigma), the covariance of one sample's gradient.
+        noise_trace_se: Its standard error.
         gradient_cosine: Mean cosine between the two half-batch gradients: of those that there were,
             and else the expected one.
         nonfinite_losses: Steps whose loss was not finite.
         nonfinite_steps: Steps whose loss, or measured gradient, was not finite.
+        measurements: Steps that the gradient statistics come from.
     """
 
     steps: int
     train_loss: float
     train_loss_std: float
-    noise: NoiseStatistics
+    grad_sqr: float
+    grad_sqr_se: float
+    noise_trace: float
+    noise_trace_se: float
     gradient_cosine: float
     nonfinite_losses: int
     nonfinite_steps: int
+    measurements: int = 0
 
 
 def chunk_measurement(
@@ -55,24 +63,36 @@ def chunk_measurement(
         owners: Which step each of these is of.
         sizes: Samples of a micro-batch and of the batch, of each measured step.
         known: Whether each loss is what it was when it was computed; None: all are.
-        variances: As in `measured_noise`, of each measured step; None: all by the formula.
+        variances: What the spread over samples says of the variance of each one's tr(Sigma);
+            negative where nothing could be measured. None: all by the formula.
     """
     known = np.ones(len(losses), dtype=bool) if known is None else known
     finite = np.isfinite(losses) | ~known
     bad = set(np.flatnonzero(~finite).tolist())
     nonfinite_losses = len(bad)
-    noise, cosine = NoiseStatistics(), math.nan
-    if owners:
-        noise, cosine = measured_noise(norms.reshape(-1, 3), owners, sizes, bad, variances)
+    rows = norms.reshape(-1, 3)
+    variance = np.zeros(len(rows)) if variances is None else variances
+    there, sound = ~(variance < 0.0), np.isfinite(rows).all(axis=1)
+    bad |= {owner for owner, lost in zip(owners, there & ~sound, strict=True) if lost}
+    good = there & np.array([owner not in bad for owner in owners], dtype=bool)
+    small, big, cosine = rows[good].T
+    micro, batch = np.reshape(np.array(sizes, dtype=np.float64), (-1, 2))[good].T
+    (grad_sqr, grad_sqr_se), (noise_trace, noise_trace_se) = summarize(
+        small, big, micro, batch, variance[good]
+    )
     kept = losses[finite & known]
     return ChunkMeasurement(
         steps=len(losses),
         train_loss=float(kept.mean()) if len(kept) else math.nan,
         train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
-        noise=noise,
-        gradient_cosine=cosine,
+        grad_sqr=float(grad_sqr),
+        grad_sqr_se=float(grad_sqr_se),
+        noise_trace=float(noise_trace),
+        noise_trace_se=float(noise_trace_se),
+        gradient_cosine=float(cosine.mean()) if len(cosine) else math.nan,
         nonfinite_losses=nonfinite_losses,
         nonfinite_steps=len(bad),
+        measurements=len(cosine),
     )
 
 

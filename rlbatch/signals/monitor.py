@@ -15,7 +15,6 @@ from rlbatch.signals import foreach
 from rlbatch.signals.chunk_state import checked_variances
 from rlbatch.signals.measurement import ChunkMeasurement, Window, chunk_measurement
 from rlbatch.signals.metric import GradientMetric, has_metric, make_metric
-from rlbatch.signals.record import Array
 from rlbatch.signals.sample_noise import SampleGradients
 
 __all__ = ["ChunkMeasurement", "ChunkMonitor", "Window"]
@@ -33,6 +32,9 @@ class ChunkMonitor:
     measured by the difference between their gradients; where it has one, by its samples'
     (`rlbatch.signals.sample_noise`).
     """
+
+    _read = staticmethod(foreach.read)
+    """Returns what the chunk left on the device as one array, moved from there together."""
 
     def __init__(
         self,
@@ -150,10 +152,6 @@ class ChunkMonitor:
         norms = values[steps : steps + 3 * len(owners)]
         variances = values[steps + 3 * len(owners) :]
         return chunk_measurement(values[:steps], norms, owners, sizes, known, variances)
-
-    def _read(self, losses: list[Tensor], norms: list[Tensor]) -> Array:
-        """Return what the chunk left on the device as one array, moved from there together."""
-        return foreach.read(losses, norms)
 
     def drop_step(self, steps: int | None = None) -> None:
         """Forget the step under way.

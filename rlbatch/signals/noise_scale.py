@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,25 +30,6 @@ EFFECTIVE_DIMENSION = 10.0
 Gradient noise of real networks lies in few directions, far fewer than there are parameters. A small
 number gives a wide error: the safe side for two measurements.
 """
-
-
-@dataclass(frozen=True)
-class NoiseStatistics:
-    """What the measured steps of a chunk say together. NaN: unknown.
-
-    Attributes:
-        grad_sqr: Mean estimate of |G|^2; may be negative.
-        grad_sqr_se: Its standard error.
-        noise_trace: Mean estimate of tr(Sigma), the covariance of one sample's gradient.
-        noise_trace_se: Its standard error.
-        measurements: Steps that entered.
-    """
-
-    grad_sqr: float = math.nan
-    grad_sqr_se: float = math.nan
-    noise_trace: float = math.nan
-    noise_trace_se: float = math.nan
-    measurements: int = 0
 
 
 def estimate(
@@ -126,7 +106,7 @@ def summarize(
     micro_batch_size: Sequence[float] | Array,
     batch_size: Sequence[float] | Array,
     trace_variance: Sequence[float] | Array | None = None,
-) -> NoiseStatistics:
+) -> Array:
     """Return the mean estimates over measured steps, with standard errors.
 
     Steps with a value that is not finite, or whose batch was not divided, are left out. With three
@@ -140,13 +120,17 @@ def summarize(
         micro_batch_size: Likewise.
         batch_size: Likewise.
         trace_variance: What the spread over samples says of the variance of each tr(Sigma).
+
+    Returns:
+        |G|^2 (which may be negative) and its error, tr(Sigma) and its error, shape (2, 2); NaN
+        where there is no step.
     """
     b, n = np.asarray(micro_batch_size, dtype=np.float64), np.asarray(batch_size, dtype=np.float64)
     grad_sqr, trace = estimate(small_sqr, big_sqr, b, n)
     good = np.isfinite(grad_sqr) & np.isfinite(trace)
     count = int(good.sum())
     if count == 0:
-        return NoiseStatistics()
+        return np.full((2, 2), math.nan)
     grad_mean, trace_mean = float(grad_sqr[good].mean()), float(trace[good].mean())
     if count >= MIN_EMPIRICAL:
         grad_se, trace_se = (
@@ -161,34 +145,7 @@ def summarize(
         formula = np.array(variances)
         formula[:, 1] = np.maximum(formula[:, 1], observed[good])
         grad_se, trace_se = (math.sqrt(part) / count for part in formula.sum(axis=0))
-    return NoiseStatistics(grad_mean, grad_se, trace_mean, trace_se, count)
-
-
-def measured_noise(
-    norms: Array,
-    owners: Sequence[int],
-    sizes: Sequence[tuple[float, float]],
-    bad: set[int],
-    trace_variance: Array | None = None,
-) -> tuple[NoiseStatistics, float]:
-    """Return noise and cosine of the measured steps; those that are not finite join the bad ones.
-
-    Args:
-        norms: Small, big and cosine of each, shape (measured, 3).
-        owners: Its step.
-        sizes: Its effective micro-batch size and batch size.
-        bad: Steps to leave out.
-        trace_variance: As for `summarize`; negative where nothing could be measured.
-    """
-    variance = np.zeros(len(owners)) if trace_variance is None else trace_variance
-    there = ~(variance < 0.0)
-    sound = np.isfinite(norms).all(axis=1)
-    bad |= {int(owner) for owner in np.asarray(owners)[there & ~sound]}
-    good = there & np.array([owner not in bad for owner in owners], dtype=bool)
-    small, big, cosine = norms[good].T
-    micro, batch = np.array(sizes)[good].T
-    noise = summarize(small, big, micro, batch, variance[good])
-    return noise, float(cosine.mean()) if good.any() else math.nan
+    return np.array([[grad_mean, grad_se], [trace_mean, trace_se]])
 
 
 def adascale_gain(

@@ -15,7 +15,7 @@ from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.objectives import Cadence, disutility
 from rlbatch.envs.profiles import resolve_profile, step_cost
-from rlbatch.envs.settings import BudgetSetting, SettingSampler
+from rlbatch.envs.settings import BudgetSetting, EpisodeSetting, SettingSampler
 from rlbatch.envs.task import resolve_task
 from rlbatch.signals.record import Coupling
 from tests.envs.test_settings import NAMES, fixed_run_cost, write_tables
@@ -52,6 +52,7 @@ SETTING = BudgetSetting(
     cadence=Cadence(),
     cost_of_loss=lambda loss: cost_at(BASE, loss),
 )
+UNMEASURED = replace(SETTING, noise_rate=0.0)
 
 
 def returns(episode: LiveEpisode, changes: list[float]) -> float:
@@ -65,7 +66,7 @@ def returns(episode: LiveEpisode, changes: list[float]) -> float:
 
 
 def test_who_stays_at_the_best_size_pays_what_it_pays() -> None:
-    episode = BudgetEpisode(SETTING, noise_rate=0.0)
+    episode = BudgetEpisode(UNMEASURED)
     first = episode.ratio
     total = returns(episode, [])
     run = episode.run
@@ -84,7 +85,7 @@ def test_who_stays_at_the_best_size_pays_what_it_pays() -> None:
 
 
 def test_a_worse_size_is_as_much_worse_as_its_loss_comes_late() -> None:
-    episode = BudgetEpisode(SETTING, noise_rate=0.0)
+    episode = BudgetEpisode(UNMEASURED)
     returns(episode, [3.0, 3.0])  # to sixty-four times the size, which costs and gains little
     lowest = min(v.loss for v in episode.run.validations)
     expected = episode.run.cost / cost_at(BASE, lowest)
@@ -100,7 +101,7 @@ def test_the_policy_sees_the_budget_and_no_target() -> None:
 
 def test_what_no_fixed_size_reaches_counts_as_half_of_what_is_spent() -> None:
     setting = replace(SETTING, cost_of_loss=lambda _: math.inf)
-    episode = BudgetEpisode(setting, noise_rate=0.0)
+    episode = BudgetEpisode(replace(setting, noise_rate=0.0))
     returns(episode, [])
     assert episode.ratio == pytest.approx(episode.spent / 2.0)
 
@@ -108,7 +109,7 @@ def test_what_no_fixed_size_reaches_counts_as_half_of_what_is_spent() -> None:
 @pytest.mark.parametrize("guard", [True, False])
 def test_a_run_that_diverges_counts_four(guard: bool) -> None:
     setting = replace(SETTING, learning_rate_scale=1e6, coupling=Coupling.LINEAR)
-    episode = begin_episode(setting, noise_rate=0.0, guard=guard)
+    episode = begin_episode(replace(setting, noise_rate=0.0, guard=guard))
     assert isinstance(episode, BudgetEpisode)
     first = episode.ratio
     total = returns(episode, [1.0] * 9)
@@ -156,8 +157,8 @@ def test_both_kinds_run_side_by_side(tmp_path: Path) -> None:
     sampler = SettingSampler(tmp_path, NAMES, budget_share=0.5, mixed_share=0.5)
     kinds: set[type] = set()
 
-    def begin(setting: object, **options: float) -> LiveEpisode:
-        episode = begin_episode(setting, **options)  # type: ignore[arg-type]
+    def begin(setting: EpisodeSetting) -> LiveEpisode:
+        episode = begin_episode(setting)
         kinds.add(type(episode))
         return episode
 

@@ -26,6 +26,7 @@ TASK = "teacher-student"
 BASE = resolve_task(TASK).batch_size
 PROFILE = resolve_profile("accelerator-512")
 SETTING = PlannedSetting(TASK, 3, Coupling.SQRT, PROFILE, planned_samples=80.0 * BASE)
+UNMEASURED = replace(SETTING, noise_rate=0.0)
 
 
 def plain(batch_size: int, samples: int) -> Curve:
@@ -46,7 +47,7 @@ def returns(episode: PlannedEpisode, changes: list[float]) -> tuple[float, list[
 
 
 def test_who_stays_pays_the_reference_and_ends_where_it_ends() -> None:
-    episode = PlannedEpisode(SETTING, noise_rate=0.0)
+    episode = PlannedEpisode(UNMEASURED)
     step_seconds = float(PROFILE.step_seconds(BASE))
     assert episode.reference_cost == pytest.approx(80 * step_seconds)
     first = episode.run.cost / episode.reference_cost
@@ -60,7 +61,7 @@ def test_who_stays_pays_the_reference_and_ends_where_it_ends() -> None:
 
 
 def test_a_larger_batch_is_paid_in_time_and_in_loss() -> None:
-    episode = PlannedEpisode(SETTING, noise_rate=0.0)
+    episode = PlannedEpisode(UNMEASURED)
     first = episode.run.cost
     total, sizes = returns(episode, [1.0])
     run = episode.run
@@ -75,7 +76,7 @@ def test_a_larger_batch_is_paid_in_time_and_in_loss() -> None:
 
 
 def test_the_users_batch_size_is_the_least() -> None:
-    _, sizes = returns(PlannedEpisode(SETTING, noise_rate=0.0), [-3.0, 1.0, -3.0])
+    _, sizes = returns(PlannedEpisode(UNMEASURED), [-3.0, 1.0, -3.0])
     assert sizes[:4] == [BASE, 2 * BASE, BASE, BASE]
 
 
@@ -123,9 +124,9 @@ def test_drawn_runs_are_so_many_times_as_long_as_to_their_target(tmp_path: Path)
 
 def test_many_side_by_side() -> None:
     def draw(rng: np.random.Generator) -> PlannedSetting:
-        return replace(SETTING, seed=int(rng.integers(99)), planned_samples=20.0 * BASE)
+        return replace(UNMEASURED, seed=int(rng.integers(99)), planned_samples=20.0 * BASE)
 
-    env = LiveVecEnv(draw, 2, 0, (0.0, 1.0), make=PlannedEpisode, privileged=True, noise_rate=0.0)
+    env = LiveVecEnv(draw, 2, 0, (0.0, 1.0), make=PlannedEpisode, privileged=True)
     env.reset()
     ends = 0
     for _ in range(12):

@@ -12,6 +12,7 @@ from rlbatch.envs.privileged import (
     PRIVILEGED_NAMES,
     PRIVILEGED_SIZE,
     REGRET_SCALE,
+    costs_from_here,
     privileged_information,
     regrets,
 )
@@ -83,6 +84,26 @@ def test_the_policys_own_features_come_first_and_stay_the_same() -> None:
         told, _, ended, infos = privileged.step(actions)
         for i in np.flatnonzero(ended):
             assert infos[i]["terminal_observation"].shape == told.shape[1:]
+
+
+def test_costs_from_the_start_are_those_of_the_fixed_sizes() -> None:
+    sizes, steps = np.array([16.0, 32.0, 64.0]), np.array([1.0, 1.1, 1.3])
+    costs = np.array([400.0, 230.0, 180.0]) * steps
+    np.testing.assert_allclose(costs_from_here(sizes, costs, steps, 0.0), costs)
+
+
+def test_from_the_middle_on_a_size_uses_the_samples_of_half_of_it() -> None:
+    sizes, steps = 2.0 ** np.arange(4, 9), 1.0 + np.arange(5) / 10
+    samples = np.array([6400.0, 6400.0, 8000.0, 16000.0, np.inf])
+    found = costs_from_here(sizes, samples / sizes * steps, steps, 0.5)
+    expected = samples[[0, 0, 1, 2, 3]] / sizes * steps
+    np.testing.assert_allclose(found, expected)
+
+
+def test_what_never_arrives_counts_as_many_samples_but_not_without_end() -> None:
+    sizes, steps = np.array([16.0, 32.0]), np.ones(2)
+    found = costs_from_here(sizes, np.array([100.0, np.inf]), steps, 0.0)
+    np.testing.assert_allclose(found, [100.0, 100.0 * 16.0 / 2.0])
 
 
 def test_regrets_are_told_only_where_they_are_asked_for() -> None:

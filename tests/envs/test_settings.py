@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rlbatch.envs.curves import COUPLINGS, CurveTable, grid_points
-from rlbatch.envs.settings import RANDOM_SHARES, EpisodeSetting, SettingSampler, draw_profile
+from rlbatch.envs.setting_draws import draw_profile
+from rlbatch.envs.settings import EpisodeSetting, SettingSampler
 from rlbatch.envs.task import Task, resolve_task
+from rlbatch.envs.tasks.random_job import KINDS
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
@@ -121,6 +123,26 @@ def test_every_choice_is_drawn_about_as_often_as_meant(drawn: list[EpisodeSettin
     assert 1.4 < targets.max() <= 1.5
 
 
+def test_sizes_as_a_user_chooses_them_leave_every_fixed_run_as_it_was(folder: Path) -> None:
+    sampler, rng = SettingSampler(folder, NAMES, user_share=1.0), np.random.default_rng(2)
+    shifts = []
+    for setting in (sampler(rng) for _ in range(300)):
+        task = resolve_task(setting.task)
+        plain = resolve_task(task.name)
+        moved = round(np.log2(task.batch_size / plain.batch_size))
+        # The same learning rate at the plain task's size, and so the same costs of all sizes.
+        factor = 2.0 ** (-moved * setting.coupling.exponent)
+        original = replace(setting, learning_rate_scale=setting.learning_rate_scale * factor)
+        for size, cost in setting.fixed_costs.items():
+            shift = round(np.log2(size / plain.batch_size))
+            expected = fixed_run_cost(original, plain, shift)
+            if expected < 2 * setting.reference_cost:  # dearer ones are capped
+                assert cost == pytest.approx(expected, rel=1e-6)
+        assert np.isfinite(setting.fixed_costs[task.batch_size])
+        shifts.append(moved)
+    assert len(set(shifts)) >= 4
+
+
 def test_start_sizes_can_be_run(folder: Path) -> None:
     sampler, rng = SettingSampler(folder, NAMES, log2_start=(-12, 12)), np.random.default_rng(1)
     for setting in (sampler(rng) for _ in range(100)):
@@ -170,7 +192,7 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
     sampler, rng = SettingSampler(tmp_path, ("random", NAMES[0])), np.random.default_rng(0)
     drawn = Counter((s.task, s.planned_steps) for s in (sampler(rng) for _ in range(300)))
     assert drawn.keys() == {(NAMES[0], None), (names[0], 70), (names[1], 71)}
-    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - RANDOM_SHARES["random"], abs=0.1)
+    assert drawn[NAMES[0], None] / 300 == pytest.approx(1 - KINDS["random"].share, abs=0.1)
 
     transformer = "random-transformer:4:0.01:2"
     losses = table.val_loss * (resolve_task(transformer).target / resolve_task(NAMES[0]).target)
@@ -179,7 +201,7 @@ def test_random_tasks_have_their_share_of_the_draws(tmp_path: Path) -> None:
     )
     both = SettingSampler(tmp_path, ("random", "random-transformer"))
     kinds = Counter(str(both(rng).task).split(":")[0] for _ in range(600))
-    shares = RANDOM_SHARES["random-transformer"] / sum(RANDOM_SHARES.values())
+    shares = KINDS["random-transformer"].share / sum(kind.share for kind in KINDS.values())
     assert kinds["random-transformer"] / 600 == pytest.approx(shares, abs=0.06)
 
     alone = SettingSampler(tmp_path, ("random",))

@@ -110,7 +110,8 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) ->
     )
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll" tabindex="0"><table><caption>{escape(printable(caption))}</caption>'
+        '<div class="scroll" tabindex="0"><table>'
+        f"<caption><span>{escape(printable(caption))}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 from rlbatch.inspect.explain import Explainer, sentences
 from rlbatch.inspect.groups import PEOPLES
 from rlbatch.inspect.reading import RunLog
+from rlbatch.inspect.report.thinning import is_marked, shown_places, thinned
 from rlbatch.inspect.series import (
     Point,
     action_grid,
@@ -33,10 +34,20 @@ _LABELS = ("task", "policy", "seed", "lr_coupling", "model", "optimizer", "creat
 
 
 def run_data(log: RunLog) -> dict[str, Any]:
-    """Return everything that the page shows of a run. Unknown numbers are None."""
-    found = points(log)
-    records = log.records
+    """Return everything that the page shows of a run. Unknown numbers are None.
+
+    Of a log that is too long for a page some lines are left out; `thinned` says so in a sentence,
+    and `places` which ones are there.
+    """
+    every = points(log)
+    places = shown_places(every)
+    found = [every[place] for place in places]
+    records = [point.record for point in found]
+    note = thinned(every, places)
     return {
+        "thinned": note,
+        "lines": len(every),
+        "places": places if note else None,
         "name": printable(log.name, 80),
         "unit": printable(cost_unit(log.run), 40),
         "min": _short(context_value(log.run, "min_batch_size")),
@@ -61,7 +72,7 @@ def run_data(log: RunLog) -> dict[str, Any]:
         "why": _reasons(found),
         "odds": _probabilities(found),
         **_curves(found),
-        **_explanations(log, found),
+        **_explanations(log, every, places),
     }
 
 
@@ -82,23 +93,23 @@ def embedded(value: object) -> str:
     return text
 
 
-def _explanations(log: RunLog, found: Sequence[Point]) -> dict[str, Any]:
+def _explanations(log: RunLog, every: Sequence[Point], places: Sequence[int]) -> dict[str, Any]:
     """Return sentences for changes and events, and the pushes behind decisions."""
     explainer = Explainer(log)
-    marked = [place for place, point in enumerate(found) if point.changed or point.is_guard]
+    marked = [at for at, place in enumerate(places) if is_marked(every[place])]
     told = set(marked[:_MOST_EXPLAINED])
     turned = set(marked[:_MOST_TURNED])
-    pushed = range(len(found)) if len(found) <= _MOST_PUSHED else marked[:_MOST_PUSHED]
+    pushed = range(len(places)) if len(places) <= _MOST_PUSHED else marked[:_MOST_PUSHED]
     words: dict[str, list[str]] = {}
     pushes: dict[str, list[float]] = {}
-    for place in sorted({*told, *pushed}):
-        why = explainer.why(found[place], turning=place in turned)
+    for at in sorted({*told, *pushed}):
+        why = explainer.why(every[places[at]], turning=at in turned)
         if why is not None:
             groups = why.attribution.groups()
-            pushes[str(place)] = [round(groups[name], 2) for name in PEOPLES]
-        if place in told:
-            texts = sentences(log, found, place, why)
-            words[str(place)] = [text for text in texts if not text.startswith("Pushes:")]
+            pushes[str(at)] = [round(groups[name], 2) for name in PEOPLES]
+        if at in told:
+            texts = sentences(log, every, places[at], why)
+            words[str(at)] = [text for text in texts if not text.startswith("Pushes:")]
     return {
         "groups": PEOPLES,
         "pushes": pushes,

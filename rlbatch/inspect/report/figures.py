@@ -11,7 +11,7 @@ from typing import Any
 from rlbatch.errors import MissingExtraError
 from rlbatch.inspect.reading import RunLog
 from rlbatch.inspect.series import Point, cost_unit, points
-from rlbatch.inspect.text import printable, signal
+from rlbatch.inspect.text import compact, printable, signal
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart; line styles do so in print.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -38,7 +38,7 @@ _PANELS = (
     _Panel("learning_rate", "learning rate", lambda p: p.learning_rate, "log", stepped=True),
     _Panel("cost", "cost", lambda p: p.record.cost),
     _Panel("efficiency", "statistical efficiency", lambda p: p.efficiency),
-    _Panel("throughput", "throughput (samples / cost)", lambda p: p.throughput, "log"),
+    _Panel("throughput", "throughput", lambda p: p.throughput, "log"),
 )
 
 
@@ -85,7 +85,7 @@ def _matplotlib() -> Any:
 def _draw(
     axis: Any, panel: _Panel, found: Sequence[tuple[RunLog, list[Point]]], *, legend: bool
 ) -> None:
-    unit = {cost_unit(log.run) for log, _ in found} if panel.name == "cost" else set[str]()
+    units = {cost_unit(log.run) for log, _ in found}
     for place, (log, lines) in enumerate(found):
         x, y = _line(panel, lines)
         style = {
@@ -102,11 +102,42 @@ def _draw(
             _band(axis, lines, str(style["color"]))
     if panel.scale != "linear":
         axis.set_yscale("log", base=2 if panel.scale == "log2" else 10)
+        _plain_ticks(axis, panel)
     axis.set_xlabel("samples")
-    axis.set_ylabel(f"{panel.label} ({_plain(unit.pop())})" if len(unit) == 1 else panel.label)
+    axis.set_ylabel(_labelled(panel, units))
     axis.grid(visible=True, color="0.9", linewidth=0.6)
     if legend:
         axis.legend(fontsize=8)
+
+
+def _labelled(panel: _Panel, units: set[str]) -> str:
+    """Return the label of a panel's y axis, with the unit of its costs if all runs share one."""
+    if panel.name not in ("cost", "throughput"):
+        return panel.label
+    unit = _plain(next(iter(units))) if len(units) == 1 else "cost"
+    if panel.name == "throughput":
+        return f"{panel.label} (samples / {unit})"
+    return panel.label if unit == "cost" else f"{panel.label} ({unit})"
+
+
+def _plain_ticks(axis: Any, panel: _Panel) -> None:
+    """Label a logarithmic axis with plain numbers: 32, not 2 to the 5; 1.5, not 1.5 x 10 to the 0.
+
+    Where it spans less than a decade, multiples of the powers are labelled, too.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def label(value: float, _: int | None = None) -> str:
+        return compact(value)
+
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter(FuncFormatter(label))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    if panel.scale == "log2":
+        axis.yaxis.set_major_locator(LogLocator(base=2))
+    elif high < 10 * low:
+        steps = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)
+        axis.yaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=12))
 
 
 def _band(axis: Any, lines: Sequence[Point], color: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
 
 from rlbatch.inspect.overview import summary_rows
 from rlbatch.inspect.reading import RunLog
@@ -67,6 +68,7 @@ def build_page(
         benchmarks: Results, as tables.
         title: Of the page; None: the runs' names.
     """
+    runs = [run_data(log) for log in logs]
     names = [printable(log.name, 60) for log in logs] + [b.name for b in benchmarks]
     shown = printable(title, 200) if title else ", ".join(names[:4]) + (" ..." if names[4:] else "")
     scripts = [_asset(name) for name in _SCRIPTS]
@@ -83,13 +85,13 @@ def build_page(
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             f"<title>{escape(shown)} - rlbatch</title>\n{styles}</head>\n<body>\n",
             f"<h1>{escape(shown)}</h1>\n",
-            _problems(logs),
+            _notes(logs, runs),
             _facts(logs[0]) if len(logs) == 1 else "",
             _CONTROLS + _RUNS if logs else "",
             _facts_table(logs) if len(logs) > 1 else "",
             "".join(benchmark_html(benchmark) for benchmark in benchmarks),
             _licence(),
-            f'<script type="application/json" id="runs">{embedded([run_data(x) for x in logs])}',
+            f'<script type="application/json" id="runs">{embedded(runs)}',
             "</script>\n",
             *(f"<script>{script}</script>\n" for script in scripts if logs),
             "</body>\n</html>\n",
@@ -128,11 +130,13 @@ def _fact_row(label: str, values: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
 
 
-def _problems(logs: Sequence[RunLog]) -> str:
+def _notes(logs: Sequence[RunLog], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was wrong with the logs, and what is left out of them."""
     found = [
-        f"<p>{escape(printable(log.name, 60))}: {escape(printable(problem))}</p>"
-        for log in logs
-        for problem in log.problems
+        f"<p>{escape(printable(log.name, 60))}: {escape(printable(note))}</p>"
+        for log, run in zip(logs, runs, strict=True)
+        for note in (*log.problems, run["thinned"])
+        if note
     ]
     return f'<div class="notes">{"".join(found)}</div>' if found else ""
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("ray", reason="needs Ray: pip install 'rlbatch[ray]'")
 
 from rlbatch.agents.curves import make_curves
+from rlbatch.agents.executor import open_executor
 from rlbatch.agents.own_tasks.fixed_costs import all_costs
 from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.rule_networks import size_policy
@@ -19,7 +20,6 @@ from rlbatch.agents.ppo import train
 from rlbatch.agents.ray_executor import open_cluster
 from rlbatch.agents.ray_runs import ActorServer, open_servers
 from rlbatch.agents.recipes import Recipe, Stage
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
 from rlbatch.policy.card import PolicyCard
@@ -75,12 +75,12 @@ def test_runs_on_own_tasks_are_the_same_and_need_no_common_folder(
     files: list[list[str]] = []
     for name, cluster in (("here", None), ("cluster", address)):
         out = tmp_path / name
-        with Workers(2, cluster) as workers:
+        with open_executor(2, cluster) as executor:
             costs = all_costs(
-                *(plan, out, workers), until=np.inf, patience=np.inf, tick=lambda: None
+                *(plan, out, executor), until=np.inf, patience=np.inf, tick=lambda: None
             )
             runs = Validation(plan, costs, out / "runs.jsonl")
-            runs.run(candidates, 1, workers, lambda done, total: None)
+            runs.run(candidates, 1, executor, lambda done, total: None)
         files.append([f"{path.name}: {line}" for path in out.iterdir() for line in lines(path)])
     assert len(files[0]) > 2 * 4
     assert sorted(files[0]) == sorted(files[1])

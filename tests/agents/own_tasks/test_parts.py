@@ -12,6 +12,7 @@ import pytest
 
 from rlbatch.agents.evaluate.fixed_curves import WITHOUT_SCHEDULE
 from rlbatch.agents.evaluate.settings import task_identity
+from rlbatch.agents.executor import SerialExecutor
 from rlbatch.agents.own_tasks.baselines import best_shifts
 from rlbatch.agents.own_tasks.budget import FIRST_ROUNDS, MOST_ROUNDS, Budget, divide, load_division
 from rlbatch.agents.own_tasks.evaluation import scores
@@ -28,7 +29,6 @@ from rlbatch.agents.own_tasks.rule_networks import size_policy
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
 from rlbatch.agents.own_tasks.target_watch import TargetWatch
 from rlbatch.agents.own_tasks.validation import Candidate, Validation, smoothed_cost
-from rlbatch.agents.workers import Workers
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import Validation as Seen
 from rlbatch.envs.privileged import LARGEST_REGRET
@@ -105,15 +105,13 @@ def test_validation_goes_on_where_it_was(tmp_path: Path) -> None:
     def on_progress(done: int, total: int) -> None:
         counts.append(total)
 
-    with Workers(1) as workers:
-        Validation(PLAN, [costs], path).run([candidate], 1, workers, on_progress)
+    Validation(PLAN, [costs], path).run([candidate], 1, SerialExecutor(), on_progress)
     lines = path.read_text().splitlines()
     assert len(lines) == 2 == counts[0]
     path.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote
     again = Validation(PLAN, [costs], path)
     assert again.rounds_of("stay") == 0
-    with Workers(1) as workers:
-        again.run([candidate], 2, workers, on_progress)
+    again.run([candidate], 2, SerialExecutor(), on_progress)
     assert counts[-1] == 3
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert {(row["start"], row["seed"]) for row in rows} == {(0.5, 0), (1.0, 1), (0.5, 2), (1.0, 3)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlbatch.agents.evaluate.clocks import resolve_clock
-from rlbatch.agents.search.advice import Advice, advise, advise_size, quality_weight
+from rlbatch.agents.search.advice import Advice, Expected, advise, advise_size, quality_weight
 from rlbatch.agents.search.goal import parse_goal
 from rlbatch.agents.search.probe import Probe, ProbePoint, probe
 from rlbatch.envs.task import resolve_task
@@ -157,3 +157,8 @@ def test_a_task_and_a_clock(cheap: str) -> None:
     assert measured.steps <= 30
     with pytest.raises(ConfigurationError, match="profile"):
         advise(task, measured, resolve_clock("wall"))
+
+
+def test_a_share_that_rounds_to_nothing_has_no_sign() -> None:
+    assert str(Expected(0.424, -0.004, 0.0)) == "42% [0%, 0%]"
+    assert str(Expected(-0.006, -0.1, 1.0)) == "-1% [-10%, 100%]"

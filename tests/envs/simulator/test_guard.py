@@ -25,9 +25,9 @@ from rlbatch.envs.simulator.runs import QuadraticRuns
 from rlbatch.envs.simulator.tasks import draw_tasks
 from rlbatch.envs.task import resolve_task
 from rlbatch.signals.monitor import ChunkMeasurement
-from rlbatch.signals.noise_scale import NoiseStatistics
 from rlbatch.signals.record import Coupling
 
+UNKNOWN = ("grad_sqr", "grad_sqr_se", "noise_trace", "noise_trace_se", "gradient_cosine")
 CONFIGS = (GuardConfig(), GuardConfig(1.5, 0.0, 1), GuardConfig(6.0, 1.0, 9))
 
 
@@ -97,8 +97,14 @@ class ScriptedBackend:
     def finish(self) -> ChunkMeasurement:
         mean, std, exploded = next(self._script)
         steps, self._steps = self._steps, 0
-        noise = NoiseStatistics(math.nan, math.nan, math.nan, math.nan, 0)
-        return ChunkMeasurement(steps, mean, std, noise, math.nan, exploded, exploded)
+        return ChunkMeasurement(
+            steps=steps,
+            train_loss=mean,
+            train_loss_std=std,
+            **dict.fromkeys(UNKNOWN, math.nan),
+            nonfinite_losses=exploded,
+            nonfinite_steps=exploded,
+        )
 
     def remember(self) -> None:
         pass

@@ -61,7 +61,7 @@ def test_numbers_give_different_tasks() -> None:
 def test_a_fitted_task_reaches_its_target_at_its_own_size() -> None:
     table = fitted_table(RandomJob("random", 12))
     assert table is not None
-    job = parse(table.task, "random")
+    job = parse(table.task)
     assert job == fit(RandomJob("random", 12))
     assert job.target is not None
     row = table.row(0, 0)

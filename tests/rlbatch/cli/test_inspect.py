@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,11 +90,40 @@ def test_tables_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--last", "0"], "--last must be at least 1"),
         (["--step", "-1"], "--step must not be negative"),
         ([str(EXAMPLE), "--follow"], "--follow takes one folder"),
+        (["--step", "1", "--json"], "--step and --json exclude each other"),
+        (["--csv", "x.csv", "--json"], "--json and --csv/--parquet exclude each other"),
+        (["--csv", f"{__file__}/x.csv"], "Name another one with --csv"),
     ],
 )
 def test_wrong_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(EXAMPLE), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_table_that_fails_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(logs: object) -> Iterator[list[object]]:
+        yield []
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rlbatch.inspect.frames.rows", fail)
+    target = tmp_path / "new" / "log.csv"
+
+    assert main(["inspect", str(EXAMPLE), "--csv", str(target)]) == 1
+    assert "Make room and repeat the command" in capsys.readouterr().err
+    assert list(target.parent.iterdir()) == []  # it can be repeated
+
+
+def test_what_is_no_log_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, told in {"bench.json": "rlbatch report", "other": "Name the folder"}.items():
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        assert main(["inspect", str(folder)]) == 1
+        assert told in capsys.readouterr().err
+        assert main(["inspect", str(folder / name)]) == 1
+        assert "it is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--step", "5"], ["--last", "1"]])

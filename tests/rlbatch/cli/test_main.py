@@ -48,6 +48,32 @@ def test_the_help_of_each_command_shows_an_example(
     assert f"For example: rlbatch {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_is_folded_by_the_terminal_alone(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100000")
+    assert main([name, "--help"]) == 0
+
+    shown = capsys.readouterr().out
+    assert "None" not in shown
+    for line in shown.splitlines():  # each text ends where a sentence or its default does
+        text = line.strip("│╭╰─ ")
+        ends = text.endswith((".", ")", "options", "arguments")) or text.startswith(
+            ("usage", "For")
+        )
+        assert ends or not text or text.startswith("-")
+
+
+def test_a_wrong_number_is_told_of_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "somewhere", "--step", "abc"]) == 2
+    assert "parsing --step: invalid literal for int()" in capsys.readouterr().err
+    assert main(["bench", "--policy", "fixed", "--out", "o", "--suite", "abc"]) == 2
+    told = capsys.readouterr().err
+    assert "field:quick" in told
+    assert "None" not in told
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["demo", "--help"]])
 def test_the_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (

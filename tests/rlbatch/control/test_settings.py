@@ -76,23 +76,33 @@ def test_a_batch_size_is_a_whole_number(batch_size: Any) -> None:
         BatchController(model, optimizer, batch_size=batch_size)
 
 
-def _run(epochs: int, **settings: Any) -> None:
+def _run(epochs: int, state: Any = None, **settings: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data = TensorDataset(torch.randn(40, 2), torch.randn(40, 1))
     settings = {"policy": "fixed", **settings}
     controller = BatchController(model, optimizer, batch_size=8, **settings)
     loader = controller.loader(DataLoader(data, batch_size=8))
+    if state is not None:
+        controller.load_state_dict(state)
     for _ in range(epochs):
         for x, y in loader:
             controller.backward(nn.functional.mse_loss(model(x), y))
             controller.step()
+    return controller.state_dict()
 
 
 def test_a_target_without_validations_is_noticed_after_the_first_epoch() -> None:
     _run(1, target_loss=0.5)
     with pytest.warns(RuntimeWarning, match=r"report_validation\(loss\)"):
         _run(2, target_loss=0.5)
+
+
+def test_a_resumed_run_is_not_said_to_lack_the_validations_of_its_first_epoch() -> None:
+    state = _run(1, target_loss=0.5)
+
+    _run(1, state, target_loss=0.5)  # a warning would be an error
 
 
 def test_a_fixed_size_beyond_the_limits_is_refused() -> None:

@@ -130,7 +130,7 @@ def test_an_exchange_is_a_copy_put_back_and_the_present_kept() -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     snapshot, queue = Snapshot(model, optimizer), torch.zeros(1)
-    snapshot.also(queue.clone, queue.copy_)
+    snapshot.also.add(queue.clone, queue.copy_)
 
     def step() -> None:
         model(torch.ones(4, 3)).square().mean().backward()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from rlbatch.inspect.comparison import compare
 from rlbatch.inspect.overview import comparison_lines
 from rlbatch.inspect.reading import RunLog, read_logs
@@ -101,3 +103,15 @@ def test_real_logs_fit_80_columns_and_are_strict_json() -> None:
 
 def test_empty_logs_can_be_compared() -> None:
     assert comparison_lines(compare([make_log(name="a"), make_log(name="b")]), 80)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
+def test_no_column_is_lost_where_space_is_short(width: int) -> None:
+    compared = compare([FIRST, OTHER])
+    lines = comparison_lines(compared, width)
+
+    assert max(map(len, lines)) <= width
+    shown = " ".join(lines).split()
+    for table in compared.tables:
+        for cell in [*table.columns, *(cell for row in table.rows for cell in row[1:])]:
+            assert set(cell.split()) <= set(shown)

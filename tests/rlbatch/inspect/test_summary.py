@@ -86,6 +86,8 @@ def test_the_summary_of_a_known_run() -> None:
         ],
         "cost_share": {"32": 0.3, "64": 0.3, "128": 0.4},
         "target_loss": None,
+        "target_samples": None,
+        "target_cost": None,
         "train_loss": 1.0,
         "val_loss": 3.0,
         "noise_scale": None,
@@ -122,3 +124,16 @@ def test_the_summary_is_strict_json_whatever_the_log_holds(tmp_path: Path) -> No
     text = json.dumps(summarize(read_episode(tmp_path)), allow_nan=False)
 
     assert json.loads(text)["cost"] is None
+
+
+def test_the_summary_says_when_the_target_was_reached_first() -> None:
+    losses = (3.0, math.nan, 0.5, 0.6, 0.4)
+    records = [
+        make_record(i, 32, 32, 2.0 * i, 0.0, signals={"val_loss": loss})
+        for i, loss in enumerate(losses)
+    ]
+    run = {"context": {"target_loss": 0.5}}
+
+    summary = summarize(Episode(run, tuple(records)))
+    assert (summary["target_samples"], summary["target_cost"]) == (200, 4.0)
+    assert summarize(Episode(run, tuple(records[:2])))["target_samples"] is None

@@ -31,7 +31,7 @@ def shown(*records: object, width: int = 160, color: bool = False, **run: object
     return [*table.head(), *table.rows(found)]
 
 
-@pytest.mark.parametrize("width", [80, 100, 120, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_line_fits_and_no_reason_is_cut(folder: object, width: int) -> None:
     log = read_log(str(folder))

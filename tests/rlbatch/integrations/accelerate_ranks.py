@@ -7,11 +7,7 @@ Each process writes what it saw of each job to `FOLDER/NAME/RANK.pt`.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from torch.utils.data import DataLoader
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
+from tests.rlbatch.integrations.torchrun import serve
 from tests.rlbatch.integrations.transformers_ranks import Rows, flat
 
 
@@ -153,35 +150,5 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def launch(jobs: list[Job], folder: Path, processes: int = 2) -> dict[str, list[dict[str, Any]]]:
-    """Run jobs, one after another, under torchrun; return what each process saw."""
-    folder.mkdir(exist_ok=True)
-    told = folder / "jobs.json"
-    told.write_text(json.dumps([asdict(job) for job in jobs]))
-    # `accelerate launch` itself needs MPI for several processes on a CPU.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", __name__, str(told)]
-    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return {
-        job.name: [torch.load(folder / job.name / f"{rank}.pt") for rank in range(processes)]
-        for job in jobs
-    }
-
-
-def main(told: Path) -> None:
-    torch.set_num_threads(1)
-    for line in json.loads(told.read_text()):
-        job = Job(**{**line, "script": tuple(line["script"])})
-        (told.parent / job.name).mkdir(exist_ok=True)
-        seen = run(job, told.parent)
-        torch.save(seen, told.parent / job.name / f"{os.environ['RANK']}.pt")
-    torch.distributed.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # see `rank_runs.leave`
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(Job, run)

@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 
-from tests.rlbatch.integrations.accelerate_ranks import Job, launch, loss_of, make_model
+from tests.rlbatch.integrations.accelerate_ranks import Job, loss_of, make_model
+from tests.rlbatch.integrations.torchrun import launch
 from tests.rlbatch.integrations.transformers_ranks import Rows, flat, rows_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

@@ -12,10 +12,10 @@ pytest.importorskip("transformers")
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.log.episode_log import read_episode
+from tests.rlbatch.integrations.torchrun import launch
 from tests.rlbatch.integrations.transformers_ranks import (
     Job,
     flat,
-    launch,
     make_data,
     make_model,
     replayed,

@@ -10,11 +10,8 @@ Each process writes what it saw of each job to `FOLDER/NAME/RANK.pt`.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from rlbatch.control.settings import make_config
 from rlbatch.integrations.transformers import ControlledTrainer, ControlledTrainerMixin
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
+from tests.rlbatch.integrations.torchrun import serve
 
 
 @dataclass(frozen=True)
@@ -331,36 +329,5 @@ def tokens(model: Any, samples: list[dict[str, Any]]) -> Tensor:
     return token_mean(model(input_ids=ids, index=index).logits, labels)
 
 
-def launch(jobs: list[Job], folder: Path, processes: int = 2) -> dict[str, list[dict[str, Any]]]:
-    """Run jobs, one after another, under torchrun and return what each process saw of each."""
-    folder.mkdir(exist_ok=True)
-    told = folder / "jobs.json"
-    told.write_text(json.dumps([asdict(job) for job in jobs]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", __name__, str(told)]
-    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return {
-        job.name: [torch.load(folder / job.name / f"{rank}.pt") for rank in range(processes)]
-        for job in jobs
-    }
-
-
-def main(told: Path) -> None:
-    torch.set_num_threads(1)
-    rank = os.environ["RANK"]
-    for line in json.loads(told.read_text()):
-        script = line["script"]
-        job = Job(**{**line, "script": None if script is None else tuple(script)})
-        seen = run(job, told.parent)
-        (told.parent / job.name).mkdir(exist_ok=True)
-        torch.save(seen, told.parent / job.name / f"{rank}.pt")
-    torch.distributed.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # see `rank_runs.leave`
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(Job, run)

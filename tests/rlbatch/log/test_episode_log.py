@@ -19,6 +19,7 @@ import pytest
 from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_log import EpisodeLog, read_episode
+from rlbatch.log.episode_reader import EpisodeLines
 
 RUN = {"task": "digits-mlp", "policy": "fixed:64", "seed": 3, "limits": {"max_batch_size": 512}}
 
@@ -523,3 +524,20 @@ def test_lines_are_strict_json(tmp_path: Path) -> None:
 
     for line in (tmp_path / "decisions.jsonl").read_text().splitlines():
         assert json.loads(line, parse_constant=refuse)["signals"]["noise_trace"] == "NaN"
+
+
+def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    write_log(tmp_path, 3)
+    file = tmp_path / "decisions.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + lines[1] + b"damaged\n" + lines[2])
+
+    read = iter(EpisodeLines(tmp_path))
+    found = [next(read), next(read)]  # also where a later line cannot be read
+    with pytest.raises(EpisodeLogError, match="line 3 is damaged"):
+        next(read)
+
+    assert [(record.index, size) for record, size in found] == [
+        (0, len(lines[0])),
+        (1, len(lines[1])),
+    ]

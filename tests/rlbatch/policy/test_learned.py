@@ -102,6 +102,15 @@ def test_the_floor_lies_so_far_below_the_most_productive_size(
     assert free.decide(seen, signals_at(64), free.initial_state())[0].log2_change == chosen
 
 
+def test_a_floor_that_lifts_by_rounding_alone_is_no_reason() -> None:
+    policy = constant_policy(*(9.0 * (action == 0.0) for action in GRID), goodput_slack=1.0)
+    step = np.nextafter(np.float32(1 / 6), np.float32(1))  # 1 doubling is 1/6, and a little more
+    decision, _ = policy.decide(observed(6 * step, 1.0), signals_at(64), policy.initial_state())
+
+    assert 0.0 < decision.log2_change < 1e-6
+    assert len(decision.reasons) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "change"),
     [

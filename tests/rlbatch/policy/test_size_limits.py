@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from rlbatch.policy.size_limits import near_base
+from rlbatch.signals.record import COST_CURVE_SIZES
 from rlbatch.testing import simple_signals
 
+FULL = np.log2(8.0 + COST_CURVE_SIZES)
 PLAN = 6400.0  # samples; the user's size is 64
 
 
 @pytest.mark.parametrize(
     ("wanted", "changes", "change"),
     [
-        # In the first tenth neither above the user's size nor below half of it.
+        # In the first tenth at the user's size.
         (3.0, {"total_samples": 320.0}, 0.0),
-        (-3.0, {"total_samples": 320.0}, -1.0),
-        (1.0, {"total_samples": 320.0, "batch_size": 8.0}, 2.0),
+        (-3.0, {"total_samples": 320.0}, 0.0),
+        (1.0, {"total_samples": 320.0, "batch_size": 8.0}, 3.0),
         (-1.0, {"total_samples": 320.0, "batch_size": 512.0}, -3.0),
         # Then twice it, from the middle on four times, and at last what the policy likes.
         (3.0, {"total_samples": 640.0}, 1.0),
@@ -32,6 +34,12 @@ PLAN = 6400.0  # samples; the user's size is 64
         (3.0, {"planned_samples": np.nan}, 3.0),
         (3.0, {"planned_samples": np.nan, "schedule_factor": 0.9}, 1.0),
         (-3.0, {"planned_samples": np.nan, "schedule_factor": 0.9}, -3.0),
+        # A step of 128 costs nearly twice one of 64: told, or half known and half guessed.
+        (3.0, {"total_samples": 640.0, "step_cost_curve": FULL}, 0.0),
+        (-3.0, {"total_samples": 320.0, "step_cost_curve": FULL}, -1.0),
+        (0.0, {"total_samples": 640.0, "step_cost_curve": FULL, "batch_size": 128.0}, -1.0),
+        (3.0, {"total_samples": 640.0, "step_cost_curve": FULL, "step_cost_known": 0.5}, 0.0),
+        (3.0, {"total_samples": 640.0, "step_cost_curve": FULL, "step_cost_known": 0.0}, 1.0),
         # A run of so many samples has no target that it could miss.
         (3.0, {"total_samples": 320.0, "target_loss": np.nan}, 3.0),
         (-3.0, {"total_samples": 320.0, "target_loss": np.nan}, -3.0),

@@ -78,3 +78,10 @@ def test_uniform_is_the_published_generator() -> None:
 def test_a_single_run_is_the_first_of_many() -> None:
     assert tools.seeds(5, ()) == tools.seeds(5, (7,))[0]
     assert len(set(tools.seeds(5, (1000,)).tolist())) == 1000
+
+
+def test_a_reason_says_in_words_what_is_no_number() -> None:
+    why = "noise {:.3g}, gain {:.0%}, loss {:.1f}"
+    made = tools.decision(1.0, "rule", why, np.nan, np.inf, 2.0)
+
+    assert made.reasons == ("rule: x2 (noise unknown, gain beyond measure, loss 2.0)",)

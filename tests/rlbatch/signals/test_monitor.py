@@ -89,7 +89,7 @@ def expected(
 
 
 def assert_measures(result: ChunkMeasurement, reference: tuple[float, float, float]) -> None:
-    measured = (result.noise.grad_sqr, result.noise.noise_trace, result.gradient_cosine)
+    measured = (result.grad_sqr, result.noise_trace, result.gradient_cosine)
     assert measured == pytest.approx(reference, rel=1e-4)
 
 
@@ -150,9 +150,9 @@ def test_adaptive_steps_without_enough_state_are_skipped() -> None:
     optimizer = AdamW(model.parameters())
     monitor = ChunkMonitor(model.parameters(), optimizer)
     train(model, optimizer, [[4, 4]] * 2, monitor)
-    assert monitor.finish().noise.measurements == 0
+    assert monitor.finish().measurements == 0
     train(model, optimizer, [[4, 4]] * 2, monitor)
-    assert monitor.finish().noise.measurements == 2
+    assert monitor.finish().measurements == 2
 
 
 def test_elements_that_never_had_a_gradient_do_not_drown_the_rest() -> None:
@@ -169,7 +169,7 @@ def test_elements_that_never_had_a_gradient_do_not_drown_the_rest() -> None:
         (loss / 2).backward()
         monitor.after_backward(loss)
     # a gradient of row 7 or 8 weighed by 1 / eps = 1e8 would make this about 1e5
-    assert monitor.finish().noise.noise_trace < 10
+    assert monitor.finish().noise_trace < 10
 
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1), lambda p: AdamW(p, lr=0.01)])
@@ -217,8 +217,8 @@ def test_shared_frozen_and_unused_parameters() -> None:
     grad_sqr, trace = noise_scale.estimate(small, float(whole @ whole), 4, 8)
     train(model, optimizer, [[4, 4]], monitor)
     result = monitor.finish()
-    assert result.noise.grad_sqr == pytest.approx(float(grad_sqr), rel=1e-4)
-    assert result.noise.noise_trace == pytest.approx(float(trace), rel=1e-4)
+    assert result.grad_sqr == pytest.approx(float(grad_sqr), rel=1e-4)
+    assert result.noise_trace == pytest.approx(float(trace), rel=1e-4)
 
 
 def test_a_branch_used_only_by_a_later_micro_batch_counts() -> None:
@@ -229,7 +229,7 @@ def test_a_branch_used_only_by_a_later_micro_batch_counts() -> None:
         (loss / 2).backward()
         monitor.after_backward(loss)
     result = monitor.finish()  # gradients (2, 0) and (0, 4); mean (1, 2)
-    assert result.noise.grad_sqr == pytest.approx(2 * 5 - 10)
+    assert result.grad_sqr == pytest.approx(2 * 5 - 10)
     assert result.gradient_cosine == pytest.approx(0.0)
 
 
@@ -244,7 +244,7 @@ def test_sparse_gradients_are_measured() -> None:
             loss = embedding(torch.tensor(index)).square().mean()
             (loss / 2).backward()
             monitor.after_backward(loss)
-        sizes.append(monitor.finish().noise.noise_trace)
+        sizes.append(monitor.finish().noise_trace)
     assert sizes[0] == pytest.approx(sizes[1])
 
 
@@ -260,8 +260,8 @@ def test_the_scale_of_mixed_precision_is_divided_out() -> None:
         train(model, optimizer, [[4, 4]] * 6, monitor, scaler)
         results.append(monitor.finish())
     plain, scaled = results
-    assert scaled.noise.grad_sqr == pytest.approx(plain.noise.grad_sqr, rel=1e-4)
-    assert scaled.noise.noise_trace == pytest.approx(plain.noise.noise_trace, rel=1e-4)
+    assert scaled.grad_sqr == pytest.approx(plain.grad_sqr, rel=1e-4)
+    assert scaled.noise_trace == pytest.approx(plain.noise_trace, rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -276,7 +276,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
         loss = loss_of(model, (x[half].to(dtype), y[half]))
         (loss / 2).backward()
         monitor.after_backward(loss)
-    assert monitor.finish().noise.noise_trace == pytest.approx(reference[1], rel=0.05)
+    assert monitor.finish().noise_trace == pytest.approx(reference[1], rel=0.05)
 
 
 def test_steps_that_are_not_finite_are_counted_and_left_out() -> None:
@@ -294,13 +294,13 @@ def test_steps_that_are_not_finite_are_counted_and_left_out() -> None:
     step(2.0, 2.0, gradient=math.inf)
     result = monitor.finish()
     assert (result.nonfinite_losses, result.nonfinite_steps) == (1, 2)
-    assert result.noise.measurements == 1
+    assert result.measurements == 1
     assert result.train_loss == pytest.approx(2.0)
     step(math.nan, math.nan)
     empty = monitor.finish()
     assert math.isnan(empty.train_loss)
     assert math.isnan(empty.gradient_cosine)
-    assert empty.noise.measurements == 0
+    assert empty.measurements == 0
 
 
 def test_losses_are_weighted_by_samples() -> None:
@@ -315,7 +315,7 @@ def test_losses_are_weighted_by_samples() -> None:
     assert result.steps == 2
     assert result.train_loss == pytest.approx(3.0)
     assert result.train_loss_std == pytest.approx(np.std([2.0, 4.0], ddof=1))
-    assert result.noise.measurements == 0
+    assert result.measurements == 0
 
 
 def test_a_loss_that_the_loop_goes_on_computing_with_is_left_out() -> None:
@@ -342,8 +342,8 @@ def test_an_undivided_batch_says_nothing_about_noise() -> None:
     monitor = ChunkMonitor(model.parameters(), optimizer)
     train(model, optimizer, [[8]] * 2, monitor)
     result = monitor.finish()
-    assert result.noise.measurements == 0
-    assert math.isnan(result.noise.grad_sqr)
+    assert result.measurements == 0
+    assert math.isnan(result.grad_sqr)
 
 
 class _NoRead(TorchDispatchMode):
@@ -366,7 +366,7 @@ def test_the_device_is_read_only_at_the_end() -> None:
         float(torch.ones(()))
     with no_device_read():
         train(model, optimizer, [[4, 4]] * 3, monitor)
-    assert monitor.finish().noise.measurements == 3
+    assert monitor.finish().measurements == 3
 
 
 def test_chunks_are_independent() -> None:

@@ -71,7 +71,7 @@ function drawTradeOff(run, i, holder, look) {
   }
   const names = ["throughput / best", "statistical efficiency", "their product / best"];
   const lines = names.map((label, at) => ({ label, stroke: look.colors[at], width: 2, dash: DASHES[at], points: { show: false } }));
-  holder.append(element("p", { class: "soft" }, ...names.flatMap((name, at) => [swatch(look.colors[at], DASHES[at]), " " + name + "  "])));
+  holder.append(element("p", { class: "soft" }, ...names.flatMap((name, at) => [element("span", { class: "key" }, swatch(look.colors[at], DASHES[at]), " " + name), "  "])));
   const axisLook = { stroke: look.soft, grid: { stroke: look.line, width: 1 }, ticks: { stroke: look.line, width: 1 } };
   const line = (u, size, dash) => {
     const x = u.valToPos(size, "x", true);
@@ -88,7 +88,7 @@ function drawTradeOff(run, i, holder, look) {
   const plot = new uPlot({
     width: look.width(holder), height: 190, legend: { show: false }, cursor: { show: false }, series: [{}, ...lines],
     scales: { x: { time: false, distr: 3, log: 2 }, y: { range: [0, 1.04] } },
-    axes: [{ ...axisLook, size: 34, values: (u, splits) => splits.map((v, at) => (at % Math.ceil(splits.length / 8) ? "" : compact(v))) },
+    axes: [{ ...axisLook, size: 34, values: (u, splits) => splits.map((v, at) => (v === null || at % Math.ceil(splits.length / 8) ? "" : compact(v))) },
       { ...axisLook, size: 44 }],
     hooks: { draw: [(u) => { line(u, run.size[i], []); if (run.size[i] !== run.before[i]) line(u, run.before[i], [3, 3]); }] },
   }, data, holder);

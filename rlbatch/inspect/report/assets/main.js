@@ -65,7 +65,7 @@
     if (chart.lines.length < 2) return null;
     const one = shownRuns().length === 1;
     return element("span", { class: "soft" }, ...chart.lines.flatMap((line, at) =>
-      [swatch(one ? look.colors[at] : look.soft, [], line.thin ? 1.2 : 3), ` ${line.label} `]));
+      [element("span", { class: "key" }, swatch(one ? look.colors[at] : look.soft, [], line.thin ? 1.2 : 3), " " + line.label), " "]));
   }
 
   function scaleButton(chart) {
@@ -191,7 +191,7 @@
     if (i === null) { holder.replaceChildren(element("p", { class: "soft" }, "Click a chart, or press the arrow keys, to see why a size was chosen.")); return; }
     const words = element("ul", {}, ...sentences(run, i).map((text) => element("li", {}, text)));
     const trade = element("div", {}, element("h3", {}, "What other sizes would have given"));
-    const left = element("div", {}, element("h3", {}, `${all.length > 1 ? run.name + ", " : ""}decision ${i + 1} of ${run.size.length}`), words);
+    const left = element("div", {}, element("h3", {}, `${all.length > 1 ? run.name + ", " : ""}decision ${(run.places ? run.places[i] : i) + 1} of ${run.lines}`), words);
     for (const part of [pushBars(run, i), oddsBars(run, i)]) if (part) left.append(part);
     if (run.note) left.append(element("p", { class: "soft" }, run.note));
     holder.replaceChildren(left, trade);
@@ -213,7 +213,7 @@
     const run = active(), lines = tableLines(), pages = Math.max(1, Math.ceil(lines.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     byId("rows").replaceChildren(tablePage(run, lines, state.page, state.picked, (i) => pick(i)));
-    byId("pages").textContent = `${lines.length.toLocaleString("en")} of ${run.size.length.toLocaleString("en")} lines` + (all.length > 1 ? ` of ${run.name}` : "") + (pages > 1 ? `, page ${state.page + 1} of ${pages}` : "");
+    byId("pages").textContent = `${lines.length.toLocaleString("en")} of ${run.lines.toLocaleString("en")} lines` + (all.length > 1 ? ` of ${run.name}` : "") + (pages > 1 ? `, page ${state.page + 1} of ${pages}` : "");
   }
 
   // ---- controls ----

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from rlbatch.inspect.reading import RunLog, read_logs
+from rlbatch.inspect.report import thinning
 from rlbatch.inspect.report.page import build_page
+from rlbatch.inspect.series import points
 from tests.rlbatch.inspect.made import CURVE, EXAMPLE, LOGS, make_log, make_record
 
 pytestmark = pytest.mark.slow
@@ -274,6 +276,21 @@ def test_it_prints_on_few_pages(show: Open, tmp_path: Path) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"  # again
 
 
+def test_nothing_is_cut_off_on_paper(show: Open) -> None:
+    page = show(two_runs(), "tablet")
+    assert page.locator("#rows tbody tr").count() > 1
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins, in CSS pixels
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    for table in page.locator("table").all():
+        box = table.bounding_box()
+        assert box["x"] + box["width"] <= 718
+    assert page.locator("#runs-set").is_visible()  # the legend
+    assert not page.locator("#zoom").is_visible()
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_very_short_runs_open(show: Open, count: int) -> None:
     page = show([many(count)])
@@ -296,3 +313,17 @@ def test_ten_thousand_decisions_can_be_hovered_and_zoomed(show: Open) -> None:
     page.click("#zoom button[value=in]")
     page.select_option("#filter", "all")
     assert page.locator("#pages").text_content() == "10,000 of 10,000 lines, page 1 of 200"
+
+
+def test_a_thinned_run_says_so_and_keeps_its_numbers(
+    show: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thinning, "MOST_LINES", 100)
+    log = many(1_000)
+    page, shown = show([log]), len(thinning.shown_places(points(log)))
+
+    assert "1,000 lines, too many for a page: " in page.locator(".notes").text_content()
+    page.locator("#charts").press("End")
+    assert page.locator("#why h3").first.text_content() == "decision 1000 of 1000"
+    page.select_option("#filter", "all")
+    assert page.locator("#pages").text_content() == f"{shown} of 1,000 lines, page 1 of 2"

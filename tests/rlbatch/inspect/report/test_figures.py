@@ -40,3 +40,18 @@ def test_strange_numbers_and_names_are_drawn(tmp_path: Path) -> None:
 
 def test_a_log_without_lines_has_no_figures(tmp_path: Path) -> None:
     assert draw_figures([make_log()], tmp_path) == []
+
+
+def test_logarithmic_axes_have_plain_numbers(tmp_path: Path) -> None:
+    losses = (4.5, 2.0, 1.3)
+    records = [
+        make_record(i, batch_size=16 * 2**i, signals={"train_loss": loss})
+        for i, loss in enumerate(losses)
+    ]
+
+    draw_figures([make_log(*records)], tmp_path)
+
+    for name, labels in {"batch_size": (16, 32, 64), "training_loss": (1.5, 2, 3)}.items():
+        content = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+        assert all(f"<!-- {label} -->" in content for label in labels)
+        assert "mathdefault" not in content  # no powers

@@ -1,0 +1,35 @@
+"""The state of torch's global random number generators."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RandomState(NamedTuple):
+    """Torch's global random states.
+
+    Attributes:
+        cpu: Of the CPU's generator.
+        cuda: Of each CUDA device's; empty where CUDA is not in use.
+    """
+
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """Return the states of now."""
+        in_use = torch.cuda.is_initialized()
+        # Not by torch.get_rng_state: it is taken in every step.
+        return cls(
+            torch.default_generator.get_state(), torch.cuda.get_rng_state_all() if in_use else []
+        )
+
+    def restore(self) -> None:
+        """Put the states back."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self.cuda)
