@@ -19,13 +19,17 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 /usr/bin/pyt
 ARGS ?=
 # Where the check of a GPU puts its results.
 GPU_OUT ?= out/gpu
-# Tests side by side; each has one thread.
+# Tests side by side; each has one thread. A worker gets whole files, in the order of tests/conftest.py.
 WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Where torch comes from if not from pip's own settings, for example: https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+# A uv that installs packages in place of pip: it loads several at the same time.
+UV ?=
+
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -q -c constraints.txt
+INSTALL := $(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(PIP) install -q) -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS ?= 1
@@ -45,10 +49,10 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python -m rlbatch demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from rlbatch.control import checks
-from rlbatch.control.build import named_policy
+from rlbatch.control.build import keeps_size, named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
@@ -354,6 +354,11 @@ class BatchController:
         return 0 if self._adapter is None else self._adapter.samples_seen
 
     @property
+    def plain_steps(self) -> int:
+        """Steps that the plain loop would have made with as many samples: what schedules go by."""
+        return self._plain_steps.total
+
+    @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
         return self._run.components
@@ -418,7 +423,7 @@ class BatchController:
 
     def leave(self) -> None:
         """The loop has left the iteration, at its end or before."""
-        self._accumulator.rest()
+        self._accumulator.leave()
 
     def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
         if self._accumulator_of is not None:
@@ -435,8 +440,9 @@ class BatchController:
         limits, share = self.config.limits, self.base_batch_size // ranks.world_size
         limit = limits.micro_batch_size
         divides = limits.divisible and isinstance(limit, int) and limit < share
-        stays = self._policy_name in ("fixed", "Fixed") or self.config.shadow
-        return None if stays and not divides else ScheduleWatch(self.optimizer)
+        stays = keeps_size(self._policy_name, self.config)
+        self._accumulator.changes = not stays
+        return None if stays and not divides else ScheduleWatch(self.optimizer, self._dataset_size)
 
     @property
     def _finds_limit(self) -> bool:

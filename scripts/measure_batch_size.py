@@ -56,15 +56,14 @@ def main() -> None:
     use_one_thread()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "rows.jsonl"
-    rows = read_lines(path) if path.exists() else []
-    known = {key(row) for row in rows}
+    known = {key(row): row for row in (read_lines(path) if path.exists() else [])}
     for wanted, work in () if arguments.draw_only else plan(arguments):
-        if key(wanted) not in known:
+        if not answers(known.get(key(wanted)), arguments.max_samples):
             row = {**wanted, **work()}
             append_line(path, row)
-            rows.append(row)
+            known[key(row)] = row
             print(json.dumps(row), flush=True)
-    rows = [row for row in rows if row["task"] in arguments.task]
+    rows = [row for row in known.values() if row["task"] in arguments.task]
     draw(rows, arguments.figure or arguments.out / "batch_size.png")
     tables(rows)
 
@@ -72,6 +71,13 @@ def main() -> None:
 def key(row: Row) -> tuple[Any, ...]:
     """Return what tells measurements apart."""
     return row["part"], row["task"], row["size"], row["seed"]
+
+
+def answers(row: Row | None, max_samples: int) -> bool:
+    """Return whether a row says what is asked: a run that did not arrive had as many samples."""
+    if row is None or row["part"] != "steps" or row["samples"] is not None:
+        return row is not None
+    return row.get("max_samples", 0) >= max_samples
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[tuple[Row, Callable[[], Row]]]:
@@ -195,7 +201,7 @@ def steps(task: Task, size: int, seed: int, max_samples: int) -> Row:
         cadence=Cadence(validation_growth=0.1),
     )
     if not curve.reached:
-        return {"steps": None, "samples": None}
+        return {"steps": None, "samples": None, "max_samples": max_samples}
     return {"steps": int(curve.steps[-1]), "samples": int(curve.samples[-1])}
 
 
@@ -262,10 +268,17 @@ def tables(rows: Sequence[Row]) -> None:
             "training loss": mean(rows, "gap", task, "train"),
             "validation loss": mean(rows, "gap", task, "val"),
         }
+        missed = {
+            one["size"]: one["max_samples"]
+            for one in rows
+            if one["task"] == task and one.get("samples", 0) is None and "max_samples" in one
+        }
         sizes = sorted({one["size"] for one in rows if one["task"] == task})
         print(f"\n{task}\n\n| batch size | {' | '.join(parts)} |\n|{'---|' * (len(parts) + 1)}")
         for size in sizes:
             cells = [f"{found[size]:.3g}" if size in found else "" for found in parts.values()]
+            if size in missed:
+                cells[2] = f"not in {missed[size]:,}"
             print(f"| {size} | {' | '.join(cells)} |")
 
 

@@ -1,8 +1,14 @@
-"""Settings shared by all tests: one thread, reproducible examples, no GPU test without a GPU."""
+"""Settings shared by all tests: one thread, reproducible examples, no GPU test without a GPU.
+
+The files that take longest go first, so that workers side by side end at about the same time. `make
+test` gives each of them whole files: what a file's tests share is made once.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, so it goes first
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,19 +17,35 @@ import hypothesis
 import pytest
 import torch
 
+from rlbatch.envs.processes import keep_tensorflow_out
+
 torch.set_num_threads(1)
+if "RLBATCH_TEST_KERAS" not in os.environ:
+    keep_tensorflow_out()  # by TensorBoard it would be imported in every process of the tests
 
 # No deadline: a loaded machine is no defect. Derandomised: a failure in one place fails everywhere.
 hypothesis.settings.register_profile("rlbatch", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("rlbatch")
 
 
+# Of those with few slow tests, which take a minute or more.
+LONGEST = ("test_keras.py", "test_transformers_ranks.py", "test_cluster.py", "test_end_to_end.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: _place(item.path, slow))
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _place(path: Path, slow: Counter[Path]) -> tuple[int, int]:
+    """Return what files are sorted by: the longest, then by slow tests, the rest as they came."""
+    place = LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST)
+    return place, -slow[path]
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+
+def fuzzed(count: int) -> int:
+    """Return how many damaged inputs a test tries: RLBATCH_FUZZ=10 tries ten times as many.
+
+    The first ones are always the same, so the many are for those who change what reads them.
+    """
+    return count * int(os.environ.get("RLBATCH_FUZZ", "1"))
 
 
 def perceptron(dropout: float = 0.2) -> nn.Module:

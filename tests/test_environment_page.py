@@ -21,13 +21,17 @@ def test_every_example_is_found() -> None:
     assert len(EXAMPLES) == PAGE.count("```python") == 8
 
 
+# TensorFlow, where it is installed, would be imported by each of them, for TensorBoard.
+WITHOUT_TENSORFLOW = "import rlbatch.envs.processes as p; p.keep_tensorflow_out(); del p\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     if "sb3_contrib" in EXAMPLES[name]:
         pytest.importorskip("sb3_contrib")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", EXAMPLES[name]],
+        [sys.executable, "-W", "error", "-c", WITHOUT_TENSORFLOW + EXAMPLES[name]],
         cwd=tmp_path,
         capture_output=True,
         text=True,

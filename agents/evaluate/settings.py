@@ -101,11 +101,16 @@ class BenchSettings:
     def _require_real_target(self, name: str) -> None:
         """Refuse a search where nothing is trained, or where cost is not what differs."""
         simulated = [task for task in self.tasks if task.startswith(SIMULATED)]
-        if simulated or self.objective != TARGET:
-            what = simulated[0] if simulated else f"--objective {self.objective}"
+        if simulated:
             raise ConfigurationError(
-                f"{name} searches with real runs to a target, which {what} has not. Leave one of "
-                "both out."
+                f"{name} searches with real trainings, and {simulated[0]} has none. Leave one of "
+                "the two out."
+            )
+        if self.objective != TARGET:
+            raise ConfigurationError(
+                f"{name} is compared by what its trials cost to a target, got --objective "
+                f"{self.objective}. Leave {name} out or take --objective {TARGET}; the best size "
+                "for a number of epochs is found by `rlbatch sweep --objective epochs=N`."
             )
 
     def identity(self) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.agents.rules.staircase import check_shares
-from rlbatch.observation import step_cost_at
+from rlbatch.observation.cost import interpolated
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
+from rlbatch.signals.elementwise import isfinite, maximum, number, where
 from rlbatch.signals.record import Array, Signals
 
 Flags = NDArray[np.bool_]
 
 _KEPT = 0.9  # weight of the past, each time that the noise was measured
+_SHIFTS: Array = np.arange(3.0)  # of log2(batch size): the user's, twice and four times it
 _TOLD = 0.99  # of `Signals.step_cost_known`, from which on the cost curve is not a guess
 
 
@@ -70,27 +72,28 @@ class SavingRamp:
     ) -> tuple[Decision, Any]:
         """Return the change to the multiple in force; "stay" where the length is unknown."""
         costs, means = state
-        costs, means = _noted(signals, costs), _averaged(signals, means)
+        costs = _noted(signals, tuple(number(cost) for cost in costs))
+        means = _averaged(signals, means)
         context = signals.context
-        done = np.asarray(signals.total_samples, dtype=np.float64) / context.planned_samples
+        done = number(signals.total_samples) / context.planned_samples
         double, quadruple = self._pays(signals, costs)
         begun = (done >= self.first) | ((done >= self.early) & self._noisy(signals, means))
-        multiple = np.where(begun & double, 2.0, 1.0)
-        multiple = np.where((done >= self.second) & double & quadruple, 4.0, multiple)
-        wanted = np.asarray(context.base_batch_size) * multiple
-        known = np.isfinite(done)
-        change = np.where(known, tools.change_to(wanted, signals.batch_size), 0.0)
+        multiple = where(begun & double, 2.0, 1.0)
+        multiple = where((done >= self.second) & double & quadruple, 4.0, multiple)
+        wanted = number(context.base_batch_size) * multiple
+        known = isfinite(done)
+        change = where(known, tools.change_to(wanted, signals.batch_size), 0.0)
         why = "length of the run not known"
         if np.all(known):
             pays = "a larger size saves time" if np.all(double) else "a larger size saves no time"
             why = f"{{:.0%}} of the planned samples, {pays}, noise scale {{:.3g}}"
-        scale = tools.mean_value(means[0]) / np.maximum(tools.mean_value(means[1]), 0.0)
+        scale = tools.mean_value(means[0]) / maximum(tools.mean_value(means[1]), 0.0)
         return tools.decision(change, "saving-ramp", why, done, scale), (costs, means)
 
     def _noisy(self, signals: Signals, means: Any) -> Flags:
         """Return whether the noise scale allows the early doubling, or has allowed it before."""
         trace, grad_sqr = map(tools.mean_value, means)
-        base = np.asarray(signals.context.base_batch_size, dtype=np.float64)
+        base = number(signals.context.base_batch_size)
         # A mean |G|^2 of no sign is one that drowns in noise. NaN, nothing measured, is False.
         return (trace >= self.noise * base * grad_sqr) | (signals.batch_size >= 1.5 * base)
 
@@ -98,24 +101,22 @@ class SavingRamp:
         """Return whether the first doubling pays, and whether the second does."""
         least = 1.0 - self.saving
         one, two, four = _told(signals)
-        told = np.asarray(signals.step_cost_known) >= _TOLD
+        told = number(signals.step_cost_known) >= _TOLD
         cost_one, samples_one, cost_two, samples_two = costs
         seen_one, seen_two = cost_one / samples_one, cost_two / samples_two
         tried = (samples_one > 0) & (samples_two > 0)
         # With c(B) = a + b B a sample costs a/B + b: halving a/B from 2 B0 on saves half as much.
         seen_four = seen_two - (seen_one - seen_two) / 2
-        first = np.where(tried, seen_two <= least * seen_one, ~told | (two <= least * one))
-        second = np.where(told, four <= least * two, tried & (seen_four <= least * seen_two))
+        first = where(tried, seen_two <= least * seen_one, ~told | (two <= least * one))
+        second = where(told, four <= least * two, tried & (seen_four <= least * seen_two))
         return first, second
 
 
 def _told(signals: Signals) -> tuple[Array, Array, Array]:
     """Return what a sample costs at one, two and four times the user's size, up to a factor."""
-    base = np.log2(np.asarray(signals.context.base_batch_size, dtype=np.float64))
-    one, two, four = (
-        2.0 ** (step_cost_at(signals.step_cost_curve, base + shift) - shift) for shift in range(3)
-    )
-    return one, two, four
+    base = np.log2(number(signals.context.base_batch_size))
+    costs = 2.0 ** (interpolated(signals.step_cost_curve, base[..., None] + _SHIFTS) - _SHIFTS)
+    return costs[..., 0], costs[..., 1], costs[..., 2]
 
 
 def _averaged(signals: Signals, means: Any) -> Any:
@@ -127,12 +128,12 @@ def _averaged(signals: Signals, means: Any) -> Any:
 
 def _noted(signals: Signals, state: Any) -> Any:
     """Return the costs with the chunk's, and its samples, at its size."""
-    shift = np.log2(np.asarray(signals.batch_size) / signals.context.base_batch_size)
-    samples = np.asarray(signals.batch_size) * signals.steps
-    kept = np.isfinite(np.asarray(signals.chunk_cost))
+    shift = np.log2(number(signals.batch_size) / signals.context.base_batch_size)
+    samples = number(signals.batch_size) * signals.steps
+    kept = isfinite(signals.chunk_cost)
     noted: list[Array] = []
     for place, doublings in enumerate((0.0, 1.0)):
         here = kept & (np.abs(shift - doublings) < 0.1)
-        noted.append(state[2 * place] + np.where(here, signals.chunk_cost, 0.0))
-        noted.append(state[2 * place + 1] + np.where(here, samples, 0.0))
+        noted.append(state[2 * place] + where(here, signals.chunk_cost, 0.0))
+        noted.append(state[2 * place + 1] + where(here, samples, 0.0))
     return tuple(noted)

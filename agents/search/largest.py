@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlbatch.control.memory import MARGIN
 
@@ -53,33 +53,11 @@ def find_largest(
         enough: Asked after each pass; once it returns True (the passes take too long), no larger
             one is run, and the line through the latest two says what would fit.
     """
-    allowed = (1.0 - margin) * limit
-    known: dict[int, int | None] = {}
-
-    def fits(size: int) -> bool:
-        if size not in known:
-            known[size] = needed(size)
-        value = known[size]
-        return value is not None and value <= allowed
-
-    low, high = 0, most + 1  # the largest that fits, and the smallest that is taken not to
-    size = 1
-    while size < high and _line(known, size) <= limit and not (known and enough()):
-        if not fits(size):
-            high = size
-            break
-        low, size = size, min(2 * size, most) if size < most else most + 1
-    for _ in range(_ROUNDS):
-        # Beyond the limit nothing is run, if two passes already say that it is beyond.
-        if high - low <= 1 or enough() or _line(known, low + 1) > limit:
-            break
-        guess = min(max(_meeting(known, allowed), low + 1), high - 1)
-        if fits(guess):
-            low = guess
-        else:
-            high = guess
+    passes = _Passes(needed, limit, (1.0 - margin) * limit, enough)
+    low, high = passes.narrowed(*passes.doubled(most))
+    known = passes.known
     if known and enough():
-        low = min(max(_meeting(known, allowed), low), high - 1)
+        low = min(max(_meeting(known, passes.allowed), low), high - 1)
     return Largest(
         size=low,
         needed=known.get(low) or round(_line(known, low)),
@@ -89,6 +67,53 @@ def find_largest(
         tested=low in known,
         passes=tuple(sorted(known.items())),
     )
+
+
+@dataclass
+class _Passes:
+    """Runs passes, each size once; see `find_largest` for the first fields.
+
+    Attributes:
+        allowed: Bytes that a pass may take for its size to count as one that fits.
+        known: Bytes of the passes that were run.
+    """
+
+    needed: Callable[[int], int | None]
+    limit: float
+    allowed: float
+    enough: Callable[[], bool]
+    known: dict[int, int | None] = field(default_factory=dict[int, int | None])
+
+    def doubled(self, most: int) -> tuple[int, int]:
+        """Return the largest doubled size that fits, and the smallest that is taken not to."""
+        low, high, size = 0, most + 1, 1
+        while size < high and not self._beyond(size) and not (self.known and self.enough()):
+            if not self._fits(size):
+                return low, size
+            low, size = size, min(2 * size, most) if size < most else most + 1
+        return low, high
+
+    def narrowed(self, low: int, high: int) -> tuple[int, int]:
+        """Return the two closer together, by passes where the line meets what is allowed."""
+        for _ in range(_ROUNDS):
+            # Beyond the limit nothing is run, if two passes already say that it is beyond.
+            if high - low <= 1 or self.enough() or self._beyond(low + 1):
+                break
+            guess = min(max(_meeting(self.known, self.allowed), low + 1), high - 1)
+            if self._fits(guess):
+                low = guess
+            else:
+                high = guess
+        return low, high
+
+    def _fits(self, size: int) -> bool:
+        if size not in self.known:
+            self.known[size] = self.needed(size)
+        value = self.known[size]
+        return value is not None and value <= self.allowed
+
+    def _beyond(self, size: int) -> bool:
+        return _line(self.known, size) > self.limit
 
 
 def _line(known: dict[int, int | None], size: int) -> float:

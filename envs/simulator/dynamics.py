@@ -87,10 +87,11 @@ def advance_sampled(
     kept, added = _parts(loss, y, momentum, noise, steps)
     share = np.maximum(added, 0.0) / directions
     along = np.sqrt(np.maximum(kept, 0.0)) + np.sqrt(share) * rng.standard_normal(loss.shape)
-    finite = np.where(np.isfinite(directions), directions, 1.0)
+    are_finite = np.isfinite(directions)
+    finite = np.where(are_finite, directions, 1.0)
     across = 2.0 * rng.standard_gamma(np.broadcast_to(0.5 * (finite - 1.0), loss.shape))
     sampled = np.square(along) + share * across
-    return np.where(np.isfinite(directions), sampled, kept + added)
+    return sampled if are_finite.all() else np.where(are_finite, sampled, kept + added)
 
 
 def _parts(

@@ -57,20 +57,28 @@ def judge_all(
     risen = ~chunk.exploded & _have_risen(states, config, chunk)
     anyway = risen & ~chunk.changed & (states["suspected"] | (states["settled"] >= _SETTLED))
     damaged = chunk.exploded | (risen & ~anyway)
-    fresh = initial_states(len(states))
-    fresh["settled"] = states["settled"]
-    kept = _keep(np.where(anyway, fresh, states), chunk)
-    return damaged, np.where(damaged, _undo(states, config, chunk), kept)
+    begun = states
+    if anyway.any():  # few: the others are spared a copy
+        begun = states.copy()
+        begun[anyway] = initial_states(int(anyway.sum()))
+        begun["settled"] = states["settled"]
+    judged = _keep(begun, chunk)
+    if damaged.any():
+        judged[damaged] = _undo(
+            states[damaged], config, chunk.changed[damaged], chunk.exploded[damaged]
+        )
+    return damaged, judged
 
 
-def _undo(states: NDArray[np.void], config: GuardConfig, chunk: ChunkLosses) -> NDArray[np.void]:
-    undone = states.copy()
+def _undo(
+    undone: NDArray[np.void], config: GuardConfig, changed: Array, exploded: Array
+) -> NDArray[np.void]:
     undone["consecutive"] += 1
-    undone["unchanged"] += ~chunk.changed
+    undone["unchanged"] += ~changed
     often = undone["consecutive"] >= config.max_consecutive
     undone["diverged"] = (undone["unchanged"] >= 2) | often
     undone["tried"] = False
-    undone["suspected"] = chunk.changed & ~chunk.exploded
+    undone["suspected"] = changed & ~exploded
     return undone
 
 

@@ -85,6 +85,7 @@ class QuadraticRuns:
         )
         self.previous_rate, self.batch_size, self.smallest_size, self.largest_size = rest
         self.diverged = np.zeros(n, dtype=bool)
+        self._held: tuple[Array, Array] | None = None  # noise level and liveliness, in a chunk
         self.guard = initial_states(n)
         self.start(np.arange(n))
 
@@ -119,6 +120,8 @@ class QuadraticRuns:
 
     def noise_level(self) -> Array:
         """Share of the first gradient noise that is left."""
+        if self._held is not None:
+            return self._held[0]
         t = self.tasks
         return 1.0 - t.interpolation + t.interpolation * np.minimum(self.loss.sum(axis=1), 1.0)
 
@@ -130,6 +133,8 @@ class QuadraticRuns:
         learning in deep linear neural networks", arXiv:1312.6120). This is no formula of theirs:
         here all directions grow together, linearly in the share of the initial loss that is gone.
         """
+        if self._held is not None:
+            return self._held[1]
         t = self.tasks
         learned = np.clip((1.0 - self.loss.sum(axis=1)) / np.maximum(t.slow_until, _TINY), 0.0, 1.0)
         return t.slow_start + (1.0 - t.slow_start) * learned
@@ -203,6 +208,7 @@ class QuadraticRuns:
         batch_size = np.where(self.held, self.batch_size, batch_size)
         batch_size = np.where(self.released, own, batch_size)
         steps = self.chunk_steps()
+        self._held = self.noise_level(), self.liveliness()  # asked ten times while the loss stays
         factor, schedule = self.coupling_factor(batch_size), self.schedule_factor()
         old = self.loss, self.second_moment.copy(), self.second_moment_weight
         precondition = precondition_of(self, batch_size, steps)
@@ -210,6 +216,7 @@ class QuadraticRuns:
         measured = self._measured(batch_size, steps)
         statistics = None if self.exact else measure(self, batch_size, measured, precondition)
         exploded, level = descend(self, batch_size, steps, factor * schedule, precondition)
+        self._held = None
         losses = training_losses(self, batch_size, steps, exploded, level, old[0])
         undone = self._judge(losses)
         lost = undone | self.diverged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from rlbatch.control.config import AUTO, ControllerConfig
@@ -78,7 +78,13 @@ def fallback_for(policy: Policy, name: str | None = AUTO) -> Policy | None:
 
 
 def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
-    """Return the decision engine with the wrappers that the settings ask for."""
+    """Return the decision engine with the wrappers that the settings ask for.
+
+    A learned policy estimates the return only for a log or a tracker to show.
+    """
+    shown = config.log_dir is not None or bool(config.trackers)
+    if isinstance(policy, LearnedPolicy) and not shown:
+        policy = replace(policy, values=False)
     wrappers = EngineConfig(
         max_log2_change=config.max_log2_change,
         cooldown=config.cooldown,
@@ -167,3 +173,8 @@ def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) 
         "config": {name: str(getattr(config, name)) for name in settings},
         "context": context_values(control_loop.context),
     }
+
+
+def keeps_size(policy_name: str, config: ControllerConfig) -> bool:
+    """Return whether no batch size is ever changed: the run is the plain one."""
+    return config.shadow or policy_name.lower() == "fixed"

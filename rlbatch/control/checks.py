@@ -79,10 +79,11 @@ def check_optimizer(optimizer: Any) -> None:
             f"Expected a torch optimizer with param_groups, got {name}. Give the optimizer that "
             "steps the parameters, one only."
         )
-    if _needs_closure(optimizer):
+    if _needs_closure(optimizer) or hasattr(optimizer, "first_step"):  # as SAM has it
         raise ConfigurationError(
-            f"{name} runs several passes in one step (its step needs a closure), which a loop of "
-            "one backward pass a batch does not have. Choose another optimizer."
+            f"{name} runs several passes in one step (its step needs a closure, or there is a "
+            "first_step), which a loop of one backward pass a batch does not have. Choose another "
+            "optimizer."
         )
     for group in optimizer.param_groups:
         rate = group.get("lr")
@@ -189,7 +190,9 @@ def take_over(model: Any, controller: Any) -> None:
             f"Another controller has begun to train the same {type(model).__name__}. One "
             "controller trains a model, over one loader: close() this one, or leave the other out."
         )
-    controller._took_over = True
+    if owner is not None:
+        owner._ousted = True
+    controller._took_over, controller._ousted = True, False
     _OWNERS[model] = weakref.ref(controller)
 
 
@@ -202,8 +205,7 @@ def release(model: Any, controller: Any) -> None:
 
 def require_owner(model: Any, controller: Any) -> None:
     """Raise ConfigurationError where another controller has begun to train the model."""
-    reference = _OWNERS.get(model)
-    if reference is not None and reference() is not controller:
+    if getattr(controller, "_ousted", False):  # asked in each step: no dictionary of weak keys
         take_over(model, controller)
 
 

@@ -268,7 +268,7 @@ class ControlLoop:
                 self._logger.give_up()
             self.disable(reason, place)
         finally:
-            self.ranks.agree(size)  # the others wait for it, whatever happened here
+            self.ranks.agree_on(size, self.guard.choose_copies())  # the others wait for it
 
     def _decision(self, signals: Signals, in_force: int, rolled_back: bool) -> AppliedDecision:
         """Return the decision after a chunk, with what is to be said of the chunk."""
@@ -289,7 +289,7 @@ class ControlLoop:
 
     def _follow(self, in_force: int, place: Place) -> None:
         """Do what rank 0 has decided."""
-        size = self.ranks.agree(_OFF)
+        size, self.guard.copies_often = self.ranks.agree_on(_OFF, 0)
         if size == _OFF:
             self.disable("rank 0 has switched off", place)
             return

@@ -166,7 +166,8 @@ class DecisionEngine:
         return {
             "version": STATE_VERSION,
             "encoder": {
-                name: pack_state(value) for name, value in self._encoder_state._asdict().items()
+                name: pack_state(np.asarray(value))
+                for name, value in self._encoder_state._asdict().items()
             },
             "policy": pack_state(self._policy_state),
         }

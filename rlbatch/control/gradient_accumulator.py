@@ -18,6 +18,11 @@ from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import DeliveryError
 
+_FAILED = (
+    "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
+    "the batch out by controller.skip()."
+)
+
 
 class GradientAccumulator:
     """Accumulates the gradient of a step's micro-batches and steps the optimizer behind the last.
@@ -25,6 +30,7 @@ class GradientAccumulator:
     Attributes:
         delivered: The micro-batch in the hands of the loop; None when it is done with it.
         schedules: Notices schedules that count steps; None looks for none.
+        changes: The batch size may change.
     """
 
     def __init__(
@@ -54,8 +60,9 @@ class GradientAccumulator:
         self._steps: StepWatch | None = None  # from the first batch on
         self._watches = False  # during an epoch
         self._loss_parts = LossParts()
-        self._backward_done = self._unscaled = False
+        self._backward_done = self._unscaled = self._failed = False
         self.schedules: ScheduleWatch | None = None
+        self.changes = False
         self.delivered: Delivered | None = None
 
     @property
@@ -122,15 +129,24 @@ class GradientAccumulator:
         self._unsynchronised.close()
         self._watch.forget()
         self.rest()
-        if self._parts.is_open or self._backward_done:
+        if self.schedules is not None:
+            self.schedules.begin_epoch()
+        if self._parts.is_open or self._backward_done or self._failed:
             self._parts.discard()
             self._optimizer.zero_grad()
-        self.delivered, self._backward_done, self._unscaled = None, False, False
+        self.delivered, self._backward_done = None, False
+        self._unscaled = self._failed = False
 
     def rest(self) -> None:
         """No epoch is under way: optimizers may step as they like."""
         if self._steps is not None:
             self._steps.active = self._watches = False
+
+    def leave(self) -> None:
+        """The loop has left an epoch, at its end or before."""
+        if self.schedules is not None:
+            self.schedules.end_epoch()
+        self.rest()
 
     def close(self) -> None:
         """The run is over."""
@@ -149,6 +165,8 @@ class GradientAccumulator:
                 of the parts before it were touched.
         """
         delivered = self.delivered
+        if self._failed:
+            raise DeliveryError(_FAILED)
         if delivered is None or self._backward_done:
             raise DeliveryError(
                 "backward() belongs to one batch of the controller's loader: call it once for "
@@ -158,9 +176,12 @@ class GradientAccumulator:
         whole = delivered.micro_batches == 1 and self._world_size == 1
         if whole:
             self._parts.forget_weights()
+        if whole and self.changes:
+            self._loss_parts.look(loss, delivered)
         factor = None if whole else self._factor(loss, delivered, weight)
-        self._backward_done = True
+        self._failed = True  # until it is known that it has not
         self._watched_backward(loss, factor)
+        self._backward_done, self._failed = True, False
         if whole:
             return
         if not delivered.is_last:
@@ -173,7 +194,7 @@ class GradientAccumulator:
     ) -> float | None:
         if delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
-        if weight is None:
+        if weight is None and (self.changes or delivered.micro_batches > 1):
             self._loss_parts.look(loss, delivered)
         return self._parts.add(loss, delivered, weight)
 
@@ -230,7 +251,8 @@ class GradientAccumulator:
         if self._unscaled:
             self._scaler.update()  # else it would refuse to unscale the next step
         self._optimizer.zero_grad()
-        self.delivered, self._backward_done, self._unscaled = None, False, False
+        self.delivered, self._backward_done = None, False
+        self._unscaled = self._failed = False
         return delivered
 
     def unscale_(self) -> None:
@@ -255,6 +277,8 @@ class GradientAccumulator:
             DeliveryError: The micro-batch had no backward pass.
         """
         delivered = self.delivered
+        if self._failed:
+            raise DeliveryError(_FAILED)
         if delivered is None or not self._backward_done:
             raise DeliveryError(
                 "step() needs a backward(loss) before it, once for each batch of the loader."

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from rlbatch.control.average_watch import AverageWatch
 from rlbatch.errors import DeliveryError
 
 
@@ -31,6 +33,7 @@ class GradientWatch:
         zeroing: str = "controller.step() zeroes the gradients behind each step",
         clipping: str = "Clip by controller.step(clip_norm=...), or where "
         "controller.batch_complete",
+        averaging: str = "where controller.step() returns samples",
     ) -> None:
         """Watch the gradients of an optimizer's parameters.
 
@@ -38,8 +41,10 @@ class GradientWatch:
             optimizer: Whose gradients.
             zeroing: Who zeroes them, for the message.
             clipping: Where to clip them, for the message.
+            averaging: Where to update averages of weights, for the message.
         """
         self._optimizer, self._zeroing, self._clipping = optimizer, zeroing, clipping
+        self._averaging, self._averages = averaging, AverageWatch()
         self._seen: list[_Seen] = []
 
     def remember(self) -> None:
@@ -49,19 +54,26 @@ class GradientWatch:
             for parameter in parameters_of(self._optimizer)
             if parameter.grad is not None
         ]
+        self._averages.remember()
 
     def forget(self) -> None:
         """The step is complete, or was dropped."""
         if self._seen:
             self._seen = []
+        self._averages.forget()
 
     def check(self, part: int, parts: int) -> None:
-        """Raise DeliveryError if a gradient is another than it was.
+        """Raise DeliveryError if a gradient is another than it was, or an average of weights.
 
         Args:
             part: Number of the part that comes, from 0.
             parts: Of the step.
         """
+        if self._averages.updated():
+            raise DeliveryError(
+                f"{_between(part, parts)} an AveragedModel was updated: it would count the same "
+                f"weights several times. Call update_parameters once a step, {self._averaging}."
+            )
         for parameter, gradient, version in self._seen:
             if parameter.grad is not gradient:
                 raise DeliveryError(
@@ -101,6 +113,12 @@ def parameters_of(optimizer: Optimizer) -> Iterable[Any]:
 
 
 def version_of(tensor: Any) -> int:
-    """Return torch's count of a tensor's in-place changes; of this rank's shard, if it is one."""
+    """Return torch's count of a tensor's in-place changes; of this rank's shard, if it is one.
+
+    -1 where there is no count: in inference mode, and for a lazy layer's parameter, which has no
+    values before the first forward pass.
+    """
+    if is_lazy(tensor):
+        return -1
     local = getattr(tensor, "_local_tensor", tensor)  # of a DTensor
     return -1 if local.is_inference() else local._version

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from rlbatch.control.loss_graph import Mean, Reading, read
 from rlbatch.data.delivery import Delivered
 
 _STEPS = 4  # divided ones that are looked at: parts of the first may be alike by chance
-_NODES = 32  # of the graph, behind the loss
+_SIZES = 4  # of undivided steps that are looked at
 _TOLERANCE = 1e-6  # relative
-_MEAN, _SUM = 1, 2  # reductions, as autograd notes them
-# What may stand between a loss and its mean; the mean's own operation is looked for behind it.
-_LINEAR = (
-    *("AddBackward", "SubBackward", "RsubBackward", "MulBackward", "NegBackward"),
-    *("ToCopyBackward", "Squeeze"),
-)
-_FEWEST = 4  # samples of a part whose labels tell something
 
 _BACKWARD = "Call controller.backward(loss, weight=...)"
 _REMEDY = (
-    "{} with what each loss is the mean of (the tokens that count, the sum of class weights). "
-    "A loss that compares the samples of a batch cannot be "
-    "divided: set divisible=False. rlbatch.testing.check_divisible(model, loss_fn, batch) tells."
+    "{} with what each loss is the mean of (the tokens that count, the sum of class weights), "
+    "and divide a sum by the number of samples. A loss that compares the samples of a batch "
+    "cannot be divided: set divisible=False. rlbatch.testing.check_divisible(model, loss_fn, "
+    "batch) tells."
 )
-
-
-class _Mean(NamedTuple):
-    """What a part's loss was divided by."""
-
-    operation: str
-    divisor: float  # a sample
+_GROWS = (
+    "the loss is a sum over samples: with the batch size its gradient grows, and with it the step "
+    "that the optimizer makes. Divide it by their number, loss / len(batch), and multiply the "
+    "learning rate by your batch size."
+)
 
 
 class LossParts:
@@ -53,30 +45,42 @@ class LossParts:
         """
         self._remedy = _REMEDY.format(telling)
         self._left = _STEPS
-        self._means: list[_Mean] | None = None  # of the first part that was seen
+        self._means: list[Mean] | None = None  # of the first part that was seen
+        self._part: tuple[int, list[float]] | None = None  # the one before, in the same step
+        self._sizes: set[int] = set()  # of undivided steps that were looked at
+        self._first: tuple[int, list[float], float] | None = None  # of them, and its loss
         self._compared = 0  # parts in a row whose classes are their samples
 
-    def look(self, loss: Tensor, delivered: Delivered, root: Any = None) -> None:
+    def look(
+        self,
+        loss: Tensor,
+        delivered: Delivered,
+        root: Any = None,
+        counts: float | None = None,
+    ) -> None:
         """Take a part's loss before its backward pass; warn, once, where parts do not add up.
 
         Args:
             loss: The mean, or what a framework has made of it.
             delivered: The part.
             root: Autograd's node of the mean, where a framework has divided it since.
+            counts: What the part is weighted by; None for its samples.
         """
         root = loss.grad_fn if root is None else root
-        if not self._left or delivered.micro_batches == 1:
+        if delivered.micro_batches == 1:
+            self._look_at_whole(loss, root, delivered.micro_size)
+            return
+        if not self._left or root is None:
             return
         self._left -= delivered.is_last
-        found = list(_means(root, delivered.micro_size))
-        problem = _summing(root)
-        compares = _compares(root, delivered.micro_size)
-        self._compared = self._compared + 1 if compares else 0
+        reading = read(root, delivered.micro_size, counts)
+        problem = reading.problem or self._times_samples(reading, delivered)
+        self._compared = self._compared + 1 if reading.compares else 0
         if self._compared > 1:
             problem = "the loss compares each sample with the others of its batch"
-        before, self._means = self._means, self._means or found
+        before, self._means = self._means, self._means or reading.means
         if problem is None and before is not None:
-            problem = _difference(before, found)
+            problem = _difference(before, reading.means)
         if problem is not None:
             self._left = 0
             warnings.warn(
@@ -86,8 +90,39 @@ class LossParts:
                 stacklevel=5,
             )
 
+    def _times_samples(self, reading: Reading, delivered: Delivered) -> str | None:
+        """Say so where a mean was multiplied by its samples, by two parts of one step."""
+        before = self._part if delivered.position else None
+        self._part = delivered.micro_size, reading.totals
+        if before is None or before[0] == delivered.micro_size or not reading.totals:
+            return None
+        same = len(before[1]) == len(reading.totals)
+        if same and any(map(_are_equal, before[1], reading.totals)):
+            return "the loss is a mean times the number of samples"
+        return None
 
-def _difference(before: list[_Mean], found: list[_Mean]) -> str | None:
+    def _look_at_whole(self, loss: Tensor, root: Any, samples: int) -> None:
+        """Warn where the gradient of an undivided batch grows with its size."""
+        if samples in self._sizes or len(self._sizes) == _SIZES or root is None:
+            return
+        self._sizes.add(samples)
+        first, sums = self._first, read(root, samples).sums
+        if not sums:
+            return
+        value = abs(float(loss.detach().sum()))
+        self._first = first or (samples, sums, value)
+        if first is None or len(sums) != len(first[1]) or not any(map(_are_equal, sums, first[1])):
+            return
+        # Weights of the samples may make a mean of it: then its value does not grow.
+        ratio = value / first[2] if first[2] else math.nan
+        grown = max(ratio, 1e-300) if samples > first[0] else 1.0 / max(ratio, 1e-300)
+        times = max(samples, first[0]) / min(samples, first[0])
+        if grown > math.sqrt(times):
+            self._sizes.update(range(-_SIZES, 0))  # said
+            warnings.warn(f"rlbatch: {_GROWS}", RuntimeWarning, stacklevel=5)
+
+
+def _difference(before: list[Mean], found: list[Mean]) -> str | None:
     if [mean.operation for mean in before] != [mean.operation for mean in found]:
         return None  # the loss itself is another one
     for one, other in zip(before, found, strict=True):
@@ -99,67 +134,5 @@ def _difference(before: list[_Mean], found: list[_Mean]) -> str | None:
     return None
 
 
-def _nodes(root: Any) -> Iterator[Any]:
-    """Yield the operations next to a loss: those between it and its means, and these."""
-    ahead: list[Any] = [root]
-    for _ in range(_NODES):
-        if not ahead:
-            return
-        node = ahead.pop(0)
-        if node is None:
-            continue
-        yield node
-        if any(word in node.name() for word in _LINEAR):
-            ahead += [following for following, _ in node.next_functions]
-        elif "DivBackward" in node.name():  # of a mean by a number
-            ahead.append(node.next_functions[0][0])
-
-
-def _means(root: Any, samples: int) -> Iterator[_Mean]:
-    for node in _nodes(root):
-        divisor = _divisor(node)
-        if divisor is not None:
-            yield _Mean(
-                node.name().rstrip("0123456789").removesuffix("Backward"), divisor / samples
-            )
-
-
-def _divisor(node: Any) -> float | None:
-    name = node.name()
-    reduction = getattr(node, "_saved_reduction", None)
-    if name.startswith("NllLoss"):
-        return float(node._saved_total_weight) if reduction == _MEAN else None
-    if reduction == _MEAN:
-        return float(node._saved_self.numel())
-    if name.startswith("MeanBackward0"):
-        return float(node._saved_self_sym_numel)
-    other = getattr(node, "_saved_other", None)
-    if name.startswith("DivBackward") and isinstance(other, Tensor) and other.numel() == 1:
-        return float(other.detach()) if _is_sum(node.next_functions[0][0]) else None
-    return None
-
-
-def _is_sum(node: Any) -> bool:
-    """Whether a number is a sum over samples, perhaps with something added or multiplied."""
-    while node is not None and any(word in node.name() for word in _LINEAR):
-        node = node.next_functions[0][0]
-    return node is not None and node.name().startswith("SumBackward")
-
-
-def _summing(root: Any) -> str | None:
-    for node in _nodes(root):
-        if getattr(node, "_saved_reduction", None) == _SUM:
-            return "the loss is a sum over samples, and a mean is expected"
-    return None
-
-
-def _compares(root: Any, samples: int) -> bool:
-    """Whether it is a cross entropy whose classes are the samples themselves, in their order."""
-    for node in _nodes(root):
-        target = getattr(node, "_saved_target", None)
-        if not node.name().startswith("NllLoss") or target is None:
-            continue
-        classes = node._saved_self.shape[-1]
-        if classes == samples >= _FEWEST and target.shape == (samples,):
-            return bool((target.detach().cpu() == torch.arange(samples)).all())
-    return False
+def _are_equal(one: float, other: float) -> bool:
+    return abs(one - other) <= _TOLERANCE * abs(one)

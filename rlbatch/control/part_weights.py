@@ -15,6 +15,7 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loss_weights import LossWeights
 from rlbatch.data.step_plan import micro_batch_totals
+from rlbatch.errors import DeliveryError
 from rlbatch.signals import foreach
 
 
@@ -71,7 +72,7 @@ class PartWeights:
         self._told = self._told if delivered.position else None
         if weight is None:
             return self._weights.add(delivered)
-        number = float(weight)
+        number = _number(weight)
         total, before = self._told or (torch.zeros_like(loss.detach()), 0.0)
         # The mean of nothing may be no number.
         self._told = total + loss.detach() * number if number else total, before + number
@@ -130,3 +131,13 @@ class PartWeights:
         if self._world_size > 1:  # the same on all, which may not wait for each other in a pass
             (power,) = self.ranks.largest(power) if self._synchronises else (0,)
         self._weights.unit, self._unit_known = 2.0**power, True
+
+
+def _number(weight: float | Tensor) -> float:
+    try:
+        return float(weight)
+    except (TypeError, ValueError, RuntimeError):
+        raise DeliveryError(
+            f"Expected one number as the weight of a part, got {type(weight).__name__}. Give what "
+            "its loss is the mean of: the number of tokens, or the sum of class weights."
+        ) from None

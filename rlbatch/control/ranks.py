@@ -76,12 +76,16 @@ class Ranks:
 
     def agree(self, number: int) -> int:
         """Return rank 0's number on every rank: one broadcast."""
+        return self.agree_on(number)[0]
+
+    def agree_on(self, *numbers: int) -> tuple[int, ...]:
+        """Return rank 0's numbers on every rank: one broadcast."""
         if self.world_size == 1:
-            return number
-        shared = torch.tensor([number], dtype=torch.int64, device=self.device)
+            return numbers
+        shared = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         self._sent.append(shared)
         torch.distributed.broadcast(shared, src=0)
-        return int(shared.item())
+        return tuple(int(number) for number in shared.tolist())
 
     def largest(self, *numbers: int) -> tuple[int, ...]:
         """Return the largest of each number over the ranks: one all-reduce."""

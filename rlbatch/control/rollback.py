@@ -58,6 +58,8 @@ class Rollback:
         trial: The chunk on trial; None mostly.
         copied_at: Optimizer steps after which the copy was made: those before the chunk, or before
             an earlier one where copies are dear.
+        copies_often: 1 where the next chunk begins with a copy, as one is cheap; by one clock, as
+            ranks whose copies are of different chunks would go on from different ones.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Rollback:
         self._seconds = self._chunk_seconds = 0.0
         self._began = time.perf_counter()
         self.count = self.copied_at = 0
+        self.copies_often = 0
         self.trial: Trial | None = None
 
     @property
@@ -125,7 +128,7 @@ class Rollback:
         self._snapshot.begin()
         if not touched or self.trial is not None:
             return
-        if rises or not self._snapshot.taken or self._is_cheap():
+        if rises or not self._snapshot.taken or self.copies_often:
             self._take(step)
             self._seconds = time.perf_counter() - self._began
 
@@ -139,9 +142,10 @@ class Rollback:
         self._snapshot.take()
         self.copied_at, self._state_then = step, self._state
 
-    def _is_cheap(self) -> bool:
-        # By one clock: ranks whose copies are of different chunks would go on from different ones.
-        return bool(self._ranks.agree(int(self._seconds < _CHEAP * self._chunk_seconds)))
+    def choose_copies(self) -> int:
+        """Return whether the next chunk begins with a copy, by this process's clock: 1 or 0."""
+        self.copies_often = int(self._seconds < _CHEAP * self._chunk_seconds)
+        return self.copies_often
 
     def end_chunk(
         self,

@@ -1,4 +1,4 @@
-"""Notices, at the first steps, a learning-rate schedule that counts optimizer steps."""
+"""Notices a learning-rate schedule that counts optimizer steps."""
 
 from __future__ import annotations
 
@@ -12,67 +12,115 @@ from torch.optim import Optimizer
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.sample_schedule import counts_samples, follows_a_metric, horizon_of
 
+_LOOKS = 2  # epochs in whose first step schedulers are looked for: it takes time
+_REMEDY = (
+    "Before the loop call scheduler = controller.schedule(scheduler), which goes by samples, and "
+    "leave the rest as it is."
+)
+_EVERY_STEP = (
+    "{} is stepped at every batch, and a run whose batch size changes has fewer or more of them: "
+    f"the schedule would end late or early. {_REMEDY}"
+)
+_WITHIN_EPOCH = (
+    "{} has moved within an epoch, and a run whose batch size changes has fewer or more steps: "
+    f"what counts them ends late or early. {_REMEDY} A rate that is set by hand goes by "
+    "controller.plain_steps."
+)
+_EVERY_METRIC = (
+    "{} follows a metric and is stepped at every batch: its patience counts batches, of which a "
+    "run whose batch size changes has fewer or more. Step it after a validation, or once an epoch."
+)
+
 
 class ScheduleWatch:
-    """Looks between two steps of an epoch whether a schedule has moved, once.
+    """Looks whether a schedule has moved within an epoch, at a step's cost twice an epoch.
 
-    Schedules by epochs move between epochs, and those that the controller steps are known.
+    Between the first two steps, and from the first step of each epoch to its end: a schedule may
+    begin late. Schedules by epochs move between epochs, and those that the controller steps are
+    known.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        """Watch the schedules of an optimizer."""
-        self._optimizer = optimizer
-        self._schedulers: list[Any] | None = None  # of torch, looked for once
-        self._before: list[Any] | None = None
-        self._epoch = -1
-        self._done = False
+    def __init__(self, optimizer: Optimizer, samples: int = 0) -> None:
+        """Watch the schedules of an optimizer.
+
+        Args:
+            optimizer: That of the run.
+            samples: Of an epoch.
+        """
+        self._optimizer, self._samples = optimizer, samples
+        self._schedulers: list[Any] = []  # of torch
+        self._looks_left = _LOOKS
+        self._before: list[Any] | None = None  # behind the first step of the epoch
+        self._metric: list[int] = []  # places of those that follow a metric, then
+        self._is_second = False  # the step that comes, of the first epoch that has one
+        self._begins, self._is_new, self._done = True, True, False
 
     def after_step(self) -> None:
-        """The optimizer has stepped: note where its schedules stand."""
-        if not self._done:
-            self._before = self._places()
+        """The optimizer has stepped: note where its schedules stand, if the step is the first."""
+        if self._begins and not self._done:
+            self._begins = False
+            self._look_for_schedulers()
+            self._before, self._metric = self._places(), self._metric_places()
+            self._is_second = self._is_new
 
     def before_step(self, delivered: Delivered) -> None:
-        """The optimizer is about to step; warn where a schedule has moved since its last step."""
-        if self._done:
+        """The optimizer is about to step; warn where a schedule has moved since its first step."""
+        if not self._is_second or self._before is None:
             return
-        before, epoch = self._before, self._epoch
-        self._epoch = delivered.epoch
-        if before is None or epoch != delivered.epoch:
-            return
-        self._done = True
-        moved, names = self._places() != before, self._names()
-        self._schedulers, self._before = [], None
-        if not moved or counts_samples(self._optimizer):
-            return
-        warnings.warn(
-            f"rlbatch: {names} is stepped at every batch, and a run whose batch size "
-            "changes has fewer or more of them: the schedule would end late or early. Before the "
-            "loop call scheduler = controller.schedule(scheduler), which goes by samples, and "
-            "leave the rest as it is.",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+        self._is_second = self._is_new = False
+        if self._metric_places() != self._metric:
+            self._say(_EVERY_METRIC.format(self._named(metric=True)))
+        elif self._has_moved() and not self._by_place(delivered.step_start):
+            self._say(_EVERY_STEP.format(self._named()))
+
+    def end_epoch(self) -> None:
+        """The loop has left an epoch: warn where a schedule has moved within it."""
+        if self._before is not None:
+            # One that follows a metric may have moved with a validation.
+            moved = self._metric_places() == self._metric and self._has_moved()
+            if moved and not self._by_place(self._samples):
+                self._say(_WITHIN_EPOCH.format(self._named()))
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """An epoch begins: what has moved before it does not count."""
+        self._before, self._begins, self._is_second = None, True, False
+
+    def _has_moved(self) -> bool:
+        return self._places() != self._before and not counts_samples(self._optimizer)
+
+    def _by_place(self, samples: int) -> bool:
+        """Whether the one that moved was told a part of an epoch, of so many of its samples."""
+        places = [scheduler.T_cur % 1.0 for scheduler in self._schedulers if _is_told(scheduler)]
+        known = samples % self._samples / self._samples if self._samples else -1.0
+        return bool(places) and all(abs(place - known) < 1e-6 for place in places)
+
+    def _say(self, text: str) -> None:
+        self._done, self._before = True, None
+        warnings.warn(f"rlbatch: {text}", RuntimeWarning, stacklevel=6)
 
     def _places(self) -> list[Any]:
         places: list[Any] = []
         for group in self._optimizer.param_groups:
             rate = group["lr"]
             places.append(rate._version if isinstance(rate, Tensor) else rate)
-        return [*places, *(scheduler.last_epoch for scheduler in self._found())]
+        found = (scheduler for scheduler in self._schedulers if not follows_a_metric(scheduler))
+        return [*places, *(scheduler.last_epoch for scheduler in found)]
 
-    def _found(self) -> list[Any]:
-        if self._schedulers is None:
-            # Every scheduler of torch leaves this mark; none has to be looked for without it.
-            scheduled = any("initial_lr" in group for group in self._optimizer.param_groups)
-            self._schedulers = schedulers_of(self._optimizer) if scheduled else []
-        return self._schedulers
+    def _metric_places(self) -> list[int]:
+        return [s.last_epoch for s in self._schedulers if follows_a_metric(s)]
 
-    def _names(self) -> str:
-        for scheduler in self._found():
-            horizon = horizon_of(scheduler)
-            name = type(scheduler).__name__
-            return f"the schedule {name}" + (f" ({horizon})" if horizon else "")
+    def _look_for_schedulers(self) -> None:
+        if self._looks_left:
+            self._looks_left -= 1
+            self._schedulers = schedulers_of(self._optimizer)
+
+    def _named(self, *, metric: bool = False) -> str:
+        for scheduler in self._schedulers:
+            if follows_a_metric(scheduler) == metric:
+                horizon = horizon_of(scheduler)
+                name = type(scheduler).__name__
+                return f"the schedule {name}" + (f" ({horizon})" if horizon else "")
         return "the learning rate"
 
 
@@ -88,6 +136,11 @@ def schedulers_of(optimizer: Optimizer) -> list[Any]:
             known: dict[Any, Any] = holder
             owners = gc.get_referrers(known) if "last_epoch" in known else []
         for owner in owners:
-            if hasattr(type(owner), "get_last_lr") and not follows_a_metric(owner):
+            if hasattr(type(owner), "get_last_lr"):
                 found[id(owner)] = owner
     return [s for s in found.values() if getattr(s, "optimizer", None) is optimizer]
+
+
+def _is_told(scheduler: Any) -> bool:
+    """Whether a scheduler was told a place within an epoch, and did not count steps itself."""
+    return isinstance(getattr(scheduler, "T_cur", 0), float)

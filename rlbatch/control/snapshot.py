@@ -60,7 +60,8 @@ class Snapshot:
         self._learn_what_changes()
         live, self._plain = self._collect()
         values = [foreach.local(tensor) for tensor in live.values()]
-        if [id(tensor) for tensor in live.values()] == [id(tensor) for tensor in self._live]:
+        same = [id(tensor) for tensor in live.values()] == [id(tensor) for tensor in self._live]
+        if same and all(map(_fits, self._saved.values(), values)):
             foreach.copy_(list(self._saved.values()), values)
         else:
             copies = [value.detach().clone() for value in values]
@@ -217,6 +218,12 @@ def _slots(saved: Mapping[_Slot, Tensor], plain: Mapping[_Slot, Any]) -> list[tu
     """
     shapes = [(*slot, *tensor.shape) for slot, tensor in saved.items()]
     return [*shapes, *((*slot, type(value).__name__) for slot, value in plain.items())]
+
+
+def _fits(copy: Tensor, tensor: Tensor) -> bool:
+    """Whether a copy can hold a tensor, which the loop may have moved or converted since."""
+    kind = tensor.dtype, tensor.device, tensor.shape
+    return (copy.dtype, copy.device, copy.shape) == kind
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

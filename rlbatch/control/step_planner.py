@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rlbatch.control.few_sizes import PowersOfTwo
+from rlbatch.control.loader import least_rest
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.sampler import ElasticBatchSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -74,6 +75,8 @@ class StepPlanner:
         self.lock = threading.RLock()
         self.error: Exception | None = None
         self._sampler = ElasticBatchSampler(order, base_batch_size)
+        self._sampler.epoch_size = size
+        self._least = least_rest(size, base_batch_size, 1)
         self._current = base_batch_size  # of the steps that are issued now
         self._coming: deque[tuple[int, int]] = deque()  # from which step, which size
         self._claimable = self._in_hand = False
@@ -156,6 +159,8 @@ class StepPlanner:
         size = self._current
         if self.sizes is not None and 0 < left < size:
             size = self.sizes.piece(left)
+        # Sizes that are compiled are not to be others than those.
+        self._sampler.least_rest = self._least if self.sizes is None else 1
         self._sampler.set_batch_size(size)
 
     def arrive(self, samples: int) -> Delivered:

@@ -62,14 +62,12 @@ class StepWatch:
     @property
     def active(self) -> bool:
         """Whether an epoch is under way."""
-        return self in _ACTIVE
+        return any(reference() is self for reference in _active)
 
     @active.setter
     def active(self, active: bool) -> None:
-        if active:
-            _ACTIVE.add(self)
-        else:
-            _ACTIVE.discard(self)
+        others = [r for r in _active if r() is not None and r() is not self]
+        _active[:] = [*others, weakref.ref(self)] if active else others
 
     def look(self, optimizer: Any) -> None:
         """Refuse a step that makes another run of this one.
@@ -129,7 +127,7 @@ class StepWatch:
             )
 
 
-_ACTIVE: weakref.WeakSet[StepWatch] = weakref.WeakSet()
+_active: list[weakref.ref[StepWatch]] = []  # a WeakSet takes longer to walk through than to ask
 _listening: list[Any] = []  # one hook for all: it must not be removed while hooks are called
 
 
@@ -139,5 +137,7 @@ def _listen() -> None:
 
 
 def _look(optimizer: Any, *_: Any) -> None:
-    for watch in tuple(_ACTIVE):
-        watch.look(optimizer)
+    for reference in tuple(_active):
+        watch = reference()
+        if watch is not None:
+            watch.look(optimizer)

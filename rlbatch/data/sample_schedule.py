@@ -59,7 +59,7 @@ class SampleScheduler:
         # One that raises behind its end stays there: rounding may ask for a step more.
         end = getattr(self.scheduler, "total_steps", None) or math.inf
         while self.made < self._due():
-            if getattr(self.scheduler, "last_epoch", 0) + 1 < end:
+            if getattr(self.scheduler, "last_epoch", 0) < end:
                 self.scheduler.step()
             self.made += 1
 
@@ -155,6 +155,22 @@ class RunSchedule(SampleScheduler):
         super().__init__(scheduler, due)
         self.skip()
 
+    def step(self, *place: Any) -> None:
+        """Advance to where the run stands: by none, one or several steps.
+
+        Raises:
+            ConfigurationError: A place is named.
+        """
+        if place:
+            name = type(self.scheduler).__name__
+            raise ConfigurationError(
+                f"Expected {name}.step() without an argument, by which it counts steps of your "
+                f"batch size, got step({place[0]}). Give {name} its lengths in steps; or leave it "
+                "out of controller.schedule and step it by samples: scheduler.step(epoch + "
+                "loader.sampler.position / len(dataset))."
+            )
+        super().step()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped scheduler's state and the steps of the plain run that it stands at."""
         return {"scheduler": self.scheduler.state_dict(), "made": self.made}
@@ -183,7 +199,13 @@ def follows_a_metric(scheduler: Any) -> bool:
 
 
 def require_steps(scheduler: Any) -> None:
-    """Raise ConfigurationError for a scheduler that does not count steps."""
+    """Raise ConfigurationError for a scheduler that does not count steps by itself."""
+    if hasattr(scheduler, "step_update"):  # as timm's
+        raise ConfigurationError(
+            f"Expected a scheduler that counts steps by itself, got {type(scheduler).__name__}, "
+            "which is told how many there were. Step it yourself, with those of your batch size: "
+            "scheduler.step_update(controller.plain_steps)."
+        )
     if follows_a_metric(scheduler):
         raise ConfigurationError(
             f"Expected a scheduler that counts steps, got {type(scheduler).__name__}, which "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.elementwise import clip, isfinite, isnan, number, where
 from rlbatch.signals.record import Array, Numeric
 
 _MOST_DOUBLINGS = 64.0  # of one decision: beyond every limit, and far from an overflow
@@ -110,16 +111,16 @@ def round_batch_size(
         ConfigurationError: No multiple lies between the limits, or a size is NaN.
     """
     check_ranks(0, world_size)
-    shares = np.asarray(wanted, dtype=np.float64) / world_size
+    shares = number(wanted) / world_size
     fewest, most = np.ceil(np.divide(minimum, world_size)), np.floor(np.divide(maximum, world_size))
     if (fewest > most).any():
         raise ConfigurationError(
             f"Expected a multiple of the {world_size} ranks between the batch sizes {minimum} and "
             f"{maximum}, and there is none. Widen the limits."
         )
-    if np.isnan(shares).any():
+    if isnan(shares).any():
         raise ConfigurationError("Expected a batch size, got NaN. Keep the size that is in force.")
-    return world_size * np.clip(np.round(shares), fewest, most)
+    return world_size * clip(np.rint(shares), fewest, most)
 
 
 def resize(batch_size: Numeric, log2_change: Numeric, minimum: Numeric, maximum: Numeric) -> Array:
@@ -131,8 +132,8 @@ def resize(batch_size: Numeric, log2_change: Numeric, minimum: Numeric, maximum:
         minimum: Smallest batch size.
         maximum: Largest.
     """
-    change = np.where(np.isfinite(log2_change), log2_change, 0.0)
-    factor = np.power(2.0, np.clip(change, -_MOST_DOUBLINGS, _MOST_DOUBLINGS))
+    change = where(isfinite(log2_change), log2_change, 0.0)
+    factor = np.power(2.0, clip(change, -_MOST_DOUBLINGS, _MOST_DOUBLINGS))
     return round_batch_size(batch_size * factor, minimum, maximum)
 
 

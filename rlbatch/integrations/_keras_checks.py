@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -64,6 +65,24 @@ def check_divisible(model: Any) -> None:
             raise ConfigurationError(
                 f"The loss {type(loss).__name__} has reduction={reduction!r}: a batch cannot be "
                 "computed in micro-batches. Leave out micro_batch_size."
+            )
+        if isinstance(loss, keras.losses.Circle) or loss == "circle":
+            raise ConfigurationError(
+                "The loss Circle compares the samples of a batch, which cannot be computed in "
+                "micro-batches. Leave out micro_batch_size, or set divisible=False."
+            )
+
+
+def warn_of_sum(model: Any) -> None:
+    """Warn of a loss whose gradient grows with the batch size."""
+    for loss in tree.flatten(model.loss):
+        if getattr(loss, "reduction", None) == "sum":
+            warnings.warn(
+                f"rlbatch: the loss {type(loss).__name__} is a sum over samples: with the batch "
+                "size its gradient grows, and with it the step that the optimizer makes. Leave out "
+                "reduction='sum', and multiply the learning rate by your batch size.",
+                RuntimeWarning,
+                stacklevel=2,
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from rlbatch.control.build import keeps_size
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.random_state import RandomState
 from rlbatch.control.saved_state import require_like
@@ -14,8 +15,9 @@ from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
-from rlbatch.integrations._keras_checks import check_divisible, check_model
+from rlbatch.integrations._keras_checks import check_divisible, check_model, warn_of_sum
 from rlbatch.integrations._keras_means import scaled
+from rlbatch.integrations._keras_parts import warn_about_parts
 from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
 from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host
 from rlbatch.integrations._shared import SampleCount
@@ -81,12 +83,14 @@ class TrainFunction:
             powers_of_two=bool(model.jit_compile),  # each size is compiled anew
             log_info={"backend": keras.backend.backend()},
         )
+        if not keeps_size(self.adapter.policy_name, config):
+            warn_of_sum(model)
         for hook in hooks:
             self.adapter.on_rollback(*hook)
         planner.sizes = self.adapter.few_sizes
         self._count = SampleCount(planner.base_batch_size, planner.size)
         self._offset = self.plain_steps = self._rate.iterations
-        self.epoch_is_over = self._rate_noted = False
+        self.epoch_is_over = self._rate_noted = self._looked = False
         self._expected_iterations: int | None = None
         self._random: Mapping[str, Any] | None = None
         self._original: Any = None  # train function of the model
@@ -157,6 +161,9 @@ class TrainFunction:
 
     def _in_parts(self, data: Any, sizes: list[int]) -> dict[str, Any]:
         samples, total = sum(sizes), []
+        if not self._looked:
+            self._looked = True
+            warn_about_parts(self.model, next(parts_of(data, sizes)), sizes[0])
         logs: dict[str, Any] = {}
         weighted_loss: Any = 0.0
         weights: Any = 0.0  # of all parts so far

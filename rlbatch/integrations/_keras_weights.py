@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -17,7 +17,9 @@ ops: Any = keras.ops  # its annotations name the tensors of every backend at onc
 
 
 class KerasWeights:
-    """A copy of weights, statistics and optimizer state. The learning rate is the user's.
+    """A copy of what is trained, of statistics and optimizer state.
+
+    Frozen weights are no part of it: nothing changes them. The learning rate is the user's.
 
     Attributes:
         taken: Whether there is a copy.
@@ -78,7 +80,18 @@ class KerasWeights:
 
     def _variables(self) -> list[Any]:
         state = [v for v in self._model.optimizer.variables if v is not self._rate.variable]
-        return [*self._model.weights, *state]
+        frozen = _frozen(self._model)
+        return [*(v for v in self._model.weights if id(v) not in frozen), *state]
+
+
+def _frozen(model: Any) -> set[int]:
+    """Return the variables that layers made to be trained and that are not, by identity.
+
+    Statistics are not among them: those were never meant to be trained.
+    """
+    layers = model._flatten_layers()
+    made: Iterable[Any] = (v for layer in layers for v in layer._trainable_variables)
+    return {id(variable) for variable in made if not variable.trainable}
 
 
 def _as_torch(array: Any) -> torch.Tensor:

@@ -15,6 +15,7 @@ from rlbatch.errors import ConfigurationError
 
 _LOOP = ("_data_source", "_data_fetcher", "_combined_loader", "max_batches", "epoch_loop")
 _EPOCH_LOOP = ("batch_progress", "max_steps", "min_steps", "global_step")
+_OPTIMIZATION = ("_on_before_zero_grad",)
 
 # Callbacks that change what the controller changes.
 _RIVALS = {
@@ -34,7 +35,10 @@ def check_fit(trainer: Any, module: Any) -> None:
     """
     loop = trainer.fit_loop
     missing = [name for name in _LOOP if not hasattr(loop, name)]
-    missing += [name for name in _EPOCH_LOOP if not hasattr(getattr(loop, "epoch_loop", 0), name)]
+    epoch_loop = getattr(loop, "epoch_loop", None)
+    missing += [name for name in _EPOCH_LOOP if not hasattr(epoch_loop, name)]
+    optimization = getattr(epoch_loop, "automatic_optimization", None)
+    missing += [name for name in _OPTIMIZATION if not hasattr(optimization, name)]
     if missing:
         raise ConfigurationError(
             f"Expected the Trainer of lightning 2.6, got that of {lightning.__version__}, whose "

@@ -21,6 +21,7 @@ _TELLING = (
 )
 _ZEROING = "the Trainer zeroes the gradients in front of each step's first part"
 _CLIPPING = "Clip by Trainer(gradient_clip_val=...), or in on_before_optimizer_step"
+_AVERAGING = "in on_before_zero_grad or by the callback WeightAveraging"
 _ENDS = "in on_before_optimizer_step, which comes once a step"
 
 Weight = float | Tensor
@@ -36,7 +37,11 @@ class StepGradient:
     """
 
     def __init__(
-        self, trainer: Any, tracker: MicroBatchTracker, weight_of: WeightOf | None = None
+        self,
+        trainer: Any,
+        tracker: MicroBatchTracker,
+        weight_of: WeightOf | None = None,
+        changes: bool = True,
     ) -> None:
         """Watch a Trainer that has its optimizer.
 
@@ -45,14 +50,15 @@ class StepGradient:
             tracker: Follows its passes.
             weight_of: From a batch to what its loss is the mean of; None: by samples, unless
                 `weigh` says otherwise.
+            changes: The batch size may change.
         """
-        self.tracker, self.left_out = tracker, False
+        self.tracker, self.left_out, self._changes = tracker, False, changes
         self._optimizer: Any = trainer.optimizers[0]
         self._alone = trainer.world_size == 1
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._weight_of, self._weight = weight_of, None
         self._scaled: Tensor | None = None
-        self._watch = GradientWatch(self._optimizer, _ZEROING, _CLIPPING)
+        self._watch = GradientWatch(self._optimizer, _ZEROING, _CLIPPING, _AVERAGING)
         self._loss_parts = LossParts(_TELLING)
         self._steps = StepWatch(
             trainer.strategy.model, self._optimizer, tracker, steps="the Trainer", ends=_ENDS
@@ -102,7 +108,7 @@ class StepGradient:
         delivered, mean = self.tracker.delivered, self._mean(loss, divisor)
         if delivered is not None and delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
-        if delivered is not None and self._weight is None:
+        if delivered is not None and self._looks(delivered):
             self._loss_parts.look(loss, delivered, _undivided(loss, self._scaler is not None))
         factor = self.tracker.weigh(mean, self._weight) * divisor
         if factor == 0.0:  # the mean of nothing may be no number
@@ -148,6 +154,10 @@ class StepGradient:
             # `get_scale` would wait for the device.
             mean = mean * self._scaler.scale(torch.ones((), device=mean.device)).reciprocal()
         return mean if divisor == 1 else mean * divisor
+
+    def _looks(self, delivered: Delivered) -> bool:
+        """Whether a loss is to be looked at that came without a weight."""
+        return self._weight is None and (self._changes or delivered.micro_batches > 1)
 
     def _needs_weight(self, delivered: Delivered) -> bool:
         """Whether a weight matters: reading it waits for the device."""

@@ -81,7 +81,7 @@ class FitRun:
             policy: Decides.
             config: The settings.
             state: Of `state_dict`, to go on from; None begins anew.
-            hooks: What a roll-back saves and restores beside weights and optimizer.
+            hooks: What a roll-back restores, too.
             weight_of: From a batch to what its loss is the mean of.
 
         Raises:
@@ -98,7 +98,7 @@ class FitRun:
         if state is not None:
             loop.adapter.load_state_dict(state["controller"])
         tracker = MicroBatchTracker(trainer.optimizers[0], loop.ranks)
-        self._gradient = StepGradient(trainer, tracker, weight_of)
+        self._gradient = StepGradient(trainer, tracker, weight_of, loop.changes)
         loader.elastic, loader.on_fetch = loop.loader, self._before_fetch
         self._validates_every = trainer.val_check_batch
         self._first_epoch = trainer.current_epoch
@@ -108,7 +108,7 @@ class FitRun:
         else:
             self._go_on(state, *loop.place)
         self._at = self._done
-        self._schedules = StepSchedules(trainer, self._due)
+        self._schedules = StepSchedules(trainer, self._due, loop.changes)
         self._limit()
         loop.attach()
 
@@ -235,8 +235,8 @@ class FitRun:
         ends_epoch = is_last and end >= self.loader.count.samples
         if delivered.position == 0:
             self._at = epoch, delivered.step_start
-            if delivered.step_start == 0 and self._schedules is not None:
-                self._schedules.skip()
+            if self._schedules is not None:
+                self._schedules.begin_step(epoch, is_first=delivered.step_start == 0)
         self._at, self._within = (epoch, end), not is_last
         self._divisor = divisor(ready, delivered, ends_epoch)
         trainer.accumulate_grad_batches = self._divisor
@@ -249,6 +249,7 @@ class FitRun:
         self._set_due(False)
         if delivered.position == 0 and batch_idx % self._divisor:
             optimizer = trainer.optimizers[0]
+            loop.epoch_loop.automatic_optimization._on_before_zero_grad(optimizer)
             trainer.lightning_module.optimizer_zero_grad(epoch, batch_idx, optimizer)
         self._step_gradient.begin(delivered, batch)
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from rlbatch.control import checks
+from rlbatch.control.build import keeps_size
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.loader import Consumer, ControlledLoader, loader_sizes, sizes_for_model
 from rlbatch.control.ranks import Ranks
@@ -84,6 +85,11 @@ class TorchLoop:
             micro_batch_size=limits.known_micro_batch_size if limits.divisible else None,
             ranks=ranks,
         )
+
+    @property
+    def changes(self) -> bool:
+        """Whether the batch size may change."""
+        return not keeps_size(self.adapter.policy_name, self.adapter.config)
 
     @property
     def place(self) -> tuple[int, int]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
+from rlbatch.errors import DeliveryError
 
+WeightOf = Callable[[Any], float | Tensor]
 _IGNORED = -100  # label that losses leave out, in torch as in transformers
 _TOLERANCE = 0.02  # of half precision
 
 
 def item_counts(trainer: Any, batches: Sequence[Any]) -> list[float] | None:
-    """Return what each micro-batch weighs in the mean loss of all: its labels that count.
+    """Return what each micro-batch weighs in the mean loss of all.
+
+    That is what the Trainer's `weight` makes of it; without one, its labels that count.
 
     Args:
         trainer: Whose model decides which labels these are.
@@ -27,6 +32,8 @@ def item_counts(trainer: Any, batches: Sequence[Any]) -> list[float] | None:
     Returns:
         A count each, or None where there are no labels.
     """
+    if trainer.weight is not None:
+        return [_weight(trainer.weight, batch) for batch in batches]
     shifts = getattr(trainer, "_loss_shifts_labels", False)
     counts: list[float] = []
     for batch in batches:
@@ -66,16 +73,31 @@ def part_shares(
     if world_size == 1 and len(batches) == 1:
         return by_samples
     counts = item_counts(trainer, batches)
-    if world_size > 1 and trainer.args.average_tokens_across_devices:
+    tells = trainer.weight is not None
+    if world_size > 1 and (tells or trainer.args.average_tokens_across_devices):
         own = [math.nan if counts is None else sum(counts)]
         per_rank = float(ranks.mean(np.array(own))[0])
+        if tells and not per_rank > 0.0:  # a step of nothing
+            return [0.0] * len(batches), sizes
         if counts is None or not per_rank > 0.0:
             return by_samples
         return [count / per_rank for count in counts], counts
+    if tells and counts is not None and not sum(counts) > 0.0:
+        return [0.0] * len(batches), sizes
     if counts is None or not sum(counts) > 0.0:
         return by_samples
     whole = sum(plan.micro_size for plan in plans) * world_size / samples
     return [count / sum(counts) * whole for count in counts], counts
+
+
+def _weight(weight_of: WeightOf, batch: Any) -> float:
+    weight = float(weight_of(batch))
+    if not 0.0 <= weight < math.inf:
+        raise DeliveryError(
+            f"Expected a weight of 0 or more, got {weight}. Return what the loss is the mean of: "
+            "the number of tokens, or the sum of class weights."
+        )
+    return weight
 
 
 def on_this_process(items: Any, plans: Sequence[Delivered], world_size: int) -> Any:

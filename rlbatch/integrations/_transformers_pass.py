@@ -25,7 +25,8 @@ def surroundings(trainer: Any, model: Any, run: TrainRun, index: int) -> Generat
     with ExitStack() as stack:
         if run.watch is not None:
             counts = run.counts[index] if is_mean else None
-            stack.enter_context(run.watch.over(trainer.accelerator, part, counts))
+            divisor = trainer.current_gradient_accumulation_steps
+            stack.enter_context(run.watch.over(trainer.accelerator, part, counts, divisor))
         if ranks.sharded:  # the Trainer has told it not to, in all but the last of its own passes
             model.set_requires_gradient_sync(True)
         elif not is_last:

@@ -39,6 +39,8 @@ class TrainRun:
         steps_before: Steps of the plain run before the latest optimizer step.
         steps_done: After it.
         watch: Notices what would change the run, once it has begun.
+        step_is_open: The optimizer has yet to step on it.
+        left_out: It is going to step with nothing.
         loss_scaled: Whether the loss is divided by `num_items_in_batch`; None: not known yet.
     """
 
@@ -73,13 +75,13 @@ class TrainRun:
         self.step: Step | None = None
         self.shares: list[float] = []
         self.counts: list[float] = []
-        self.latest_samples = 0
+        self.latest_samples, self.left_out = 0, False
         self._weighed: list[Any] = []  # samples that each part's loss counts as
         self._loop: TorchLoop | None = None
         self.watch: RunWatch | None = None
         self._optimizer: Any = None
         self._arrived: Delivered | None = None
-        self._step_is_open = False
+        self.step_is_open = False
 
     def _size_to_keep(self) -> int:
         """Return the user's batch size; that of the checkpoint where it had other processes."""
@@ -150,7 +152,7 @@ class TrainRun:
             epochs=self.count.epochs(self.total_steps),
             scaler=trainer.accelerator.scaler,
         )
-        self.watch = RunWatch(model, self._optimizer)
+        self.watch = RunWatch(model, self._optimizer, loop.changes)
         self.loader.elastic = loop.loader
         if self._saved is not None:
             loop.adapter.load_state_dict(self._saved.controller)
@@ -168,8 +170,8 @@ class TrainRun:
 
     def begin_epoch(self) -> None:
         """An iteration over the loader begins; what is left of a step under way is dropped."""
-        if self._step_is_open:
-            self._step_is_open = False
+        if self.step_is_open:
+            self.step_is_open = False
             self._optimizer.zero_grad()
         self._require_loop().begin_epoch()
         if self.watch is not None:
@@ -219,7 +221,7 @@ class TrainRun:
     def _gather(self, batches: Iterator[Any]) -> Step | None:
         step = Step([], [])
         for batch in batches:
-            if self._step_is_open:  # and no new iteration has begun with this batch
+            if self.step_is_open:  # and no new iteration has begun with this batch
                 raise DeliveryError(
                     "The optimizer has not stepped on the batch before. Leave the loop's own "
                     "settings of gradient accumulation as they are while it runs."
@@ -230,7 +232,7 @@ class TrainRun:
             step.batches.append(batch)
             step.plans.append(delivered)
             if delivered.is_last:
-                self._step_is_open = True
+                self.step_is_open = True
                 return step
         if step.batches:
             raise DeliveryError(
@@ -249,6 +251,7 @@ class TrainRun:
             counts: What each one's mean is taken to be over.
         """
         plan, self.shares, self.counts = step.plans[0], shares, counts
+        self.left_out = False
         totals = micro_batch_totals(plan.step_samples, plan.micro_batches, self.world_size)
         self._weighed = list(totals)
         if self.world_size == 1:
@@ -279,7 +282,9 @@ class TrainRun:
         """Count the step that was made and return the epochs done."""
         if self.step is None:
             raise ConfigurationError("An optimizer step ended that the controller did not begin.")
-        plan, self._step_is_open = self.step.plans[0], False
+        plan, self.step_is_open = self.step.plans[0], False
+        if self.left_out:
+            self._require_loop().adapter.abandon_step()
         self._require_loop().end_step(plan)
         self.latest_samples = plan.step_samples
         self.steps_before, self.steps_done = self.steps_done, self.due()

@@ -27,14 +27,11 @@ from rlbatch.integrations._transformers_flow import (
     StepCallback,
     validation_loss,
 )
-from rlbatch.integrations._transformers_loss import (
-    loss_is_scaled,
-    on_this_process,
-    part_shares,
-    warn_about_loss,
-)
+from rlbatch.integrations._transformers_loss import WeightOf, on_this_process, part_shares
 from rlbatch.integrations._transformers_pass import surroundings
 from rlbatch.integrations._transformers_run import TrainRun
+from rlbatch.integrations._transformers_scale import is_scaled
+from rlbatch.integrations._transformers_skip import LeavesOut, drop_gradients
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -42,7 +39,7 @@ else:
     _Base = object
 
 
-class ControlledTrainerMixin(_Base):
+class ControlledTrainerMixin(LeavesOut, _Base):
     """Makes a Trainer's batch size adaptive: `class Mine(ControlledTrainerMixin, MyTrainer)`.
 
     Loaders hand out whole optimizer steps, in micro-batches; `training_step` of the class below is
@@ -60,6 +57,7 @@ class ControlledTrainerMixin(_Base):
         policy: Policy | str = "default",
         config: ControllerConfig | None = None,
         controller: ControllerConfig | None = None,
+        weight: WeightOf | None = None,
         **kwargs: Any,
     ) -> None:
         """Prepare a Trainer.
@@ -70,6 +68,10 @@ class ControlledTrainerMixin(_Base):
             config: The controller's settings. With gradient accumulation, its
                 `micro_batch_size` is `per_device_train_batch_size` unless it is given.
             controller: The older name of `config`.
+            weight: From a batch, as `compute_loss` gets it, to what its loss is the mean of: the
+                sum of class weights, a number of tokens. With weights w and the gradients g of the
+                parts of a step, on all processes, its gradient is sum(w g) / sum(w). None: labels
+                that count, or what `num_items_in_batch` makes of the loss.
             **kwargs: As the Trainer's.
 
         Raises:
@@ -81,6 +83,7 @@ class ControlledTrainerMixin(_Base):
             raise ConfigurationError("Give the settings once, as config, not as controller too.")
         self._policy, self._config = policy, config or controller or ControllerConfig()
         _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
+        self.weight = weight
         self._loop_was_stopped = False
         self._checkpoint: str | None = None
         super().__init__(*args, **kwargs)
@@ -189,6 +192,8 @@ class ControlledTrainerMixin(_Base):
         if items is not None and not self.args.average_tokens_across_devices:
             items = on_this_process(items, step.plans, run.world_size)
         run.begin_step(step, *part_shares(self, batches, step.plans, run.ranks))
+        if run.watch is not None:
+            run.watch.look_at_rates(step.plans[0].epoch, self.lr_scheduler)
         return accumulation_slots(len(batches), run.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -199,7 +204,7 @@ class ControlledTrainerMixin(_Base):
         total: Tensor | None = None
         try:
             if run.is_shared:
-                self.loss_is_scaled_for_ga = self._is_scaled(model, num_items_in_batch)
+                self.loss_is_scaled_for_ga = is_scaled(self, model, run, num_items_in_batch)
             for index in inputs.indices:
                 loss = self._micro_step(model, index, num_items_in_batch)
                 total = loss if total is None else total + loss
@@ -223,20 +228,6 @@ class ControlledTrainerMixin(_Base):
         run.after_backward(loss, index)
         return loss
 
-    def _is_scaled(self, model: Any, items: Any) -> bool:
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
-        run = self._require_run()
-        if items is None:
-            return False
-        if run.loss_scaled is None:
-            run.loss_scaled = loss_is_scaled(self, model, run.batch(0), items, run.ranks)
-            if run.loss_scaled is None:
-                return True  # as the Trainer assumes; asked again with the next step
-            adds = run.world_size if self.args.average_tokens_across_devices else 1
-            warn_about_loss(run.loss_scaled, run.accumulation_steps * adds)
-        return run.loss_scaled
-
     def floating_point_ops(self, inputs: Any) -> int:
         """Add up the operations of micro-batches."""
         if not isinstance(inputs, MicroBatches):
@@ -256,9 +247,11 @@ class ControlledTrainerMixin(_Base):
 
     def announce_controlled_step(self, steps: bool) -> None:
         """The optimizer is going to step, or has done so; called by the first callback."""
-        watch = self._require_run().watch
-        if watch is not None:
-            watch.stepping(steps)
+        run = self._require_run()
+        if run.watch is not None:
+            run.watch.stepping(steps)
+        if steps and run.left_out:
+            drop_gradients(self)
 
     def end_controlled_step(self) -> None:
         """Decide, and correct what the Trainer counts; called by the first callback."""

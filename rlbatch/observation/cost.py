@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from rlbatch.observation.state import as_array
+from rlbatch.signals.elementwise import number
 from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
+
+_LOG2_SIZES: Array = np.log2(COST_CURVE_SIZES)
+_LAST = len(COST_CURVE_SIZES) - 1
 
 
 def step_cost_at(curve: Array, log2_size: Array) -> Array:
@@ -20,8 +24,8 @@ def step_cost_at(curve: Array, log2_size: Array) -> Array:
 
 def interpolated(curve: Array, log2_sizes: Array) -> Array:
     """Return `step_cost_at` several sizes of each run, which lie along the last axis."""
-    position = np.minimum(np.maximum(log2_sizes, 0.0), len(COST_CURVE_SIZES) - 1.0)
-    lower = np.minimum(position.astype(np.int64), len(COST_CURVE_SIZES) - 2)
+    position = np.minimum(np.maximum(log2_sizes, 0.0), _LAST)
+    lower = np.minimum(position.astype(np.int64), _LAST - 1)
     if curve.ndim == 1:
         left, right = curve[lower], curve[lower + 1]
     else:
@@ -38,13 +42,12 @@ def goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> A
         context: Of the run, for the limits.
         noise_scale: log2 of the gradient noise scale in samples.
     """
-    sizes = np.log2(COST_CURVE_SIZES)
+    sizes = _LOG2_SIZES
     # progress per cost = B / (phi + B) / cost(B); the constant phi + B0 does not move the argmax.
     score = (
-        -np.log2(1.0 + 2.0 ** (np.asarray(noise_scale)[..., None] - sizes))
-        - signals.step_cost_curve
+        -np.log2(1.0 + 2.0 ** (number(noise_scale)[..., None] - sizes)) - signals.step_cost_curve
     )
-    low = np.asarray(np.log2(context.min_batch_size))[..., None]
-    high = np.asarray(np.log2(context.max_batch_size))[..., None]
-    score = np.where((sizes >= low - 0.5) & (sizes <= high + 0.5), score, -np.inf)
-    return sizes[np.argmax(score, axis=-1)]
+    low = np.log2(context.min_batch_size)[..., None] - 0.5
+    high = np.log2(context.max_batch_size)[..., None] + 0.5
+    score = np.where((sizes >= low) & (sizes <= high), score, -np.inf)
+    return sizes[score.argmax(axis=-1)]

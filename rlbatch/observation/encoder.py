@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.observation.feature import Moment
-from rlbatch.observation.state import EncoderState, advance
+from rlbatch.observation.state import EncoderState, advance, as_numbers
 from rlbatch.observation.table import FEATURES
 from rlbatch.signals.record import Signals
+
+_LOWEST, _HIGHEST = np.float32(-1.0), np.float32(1.0)
 
 
 def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], EncoderState]:
@@ -31,12 +33,17 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
         the next state.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        state = as_numbers(state)
         after = advance(signals, state)
         moment = Moment(signals, state, after)
-        shape = np.broadcast_shapes(np.shape(after.last_size), np.shape(after.chunks))
-        observation = np.empty((*shape, len(FEATURES)), dtype=np.float32)
-        for index, feature in enumerate(FEATURES):
-            observation[..., index] = feature.compute(moment)
-    np.clip(observation, -1.0, 1.0, out=observation)
-    observation[np.isnan(observation)] = 0.0
+        shapes = np.shape(after.last_size), np.shape(after.chunks)
+        if any(shapes):
+            observation = np.empty((*np.broadcast_shapes(*shapes), len(FEATURES)), np.float32)
+            for index, feature in enumerate(FEATURES):
+                observation[..., index] = feature.compute(moment)
+        else:  # a live run's: single numbers
+            values = [feature.compute(moment) for feature in FEATURES]
+            observation = np.array(values, dtype=np.float32)
+    np.minimum(np.maximum(observation, _LOWEST, out=observation), _HIGHEST, out=observation)
+    np.copyto(observation, 0.0, where=np.isnan(observation))
     return observation, after

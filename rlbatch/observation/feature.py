@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rlbatch.observation import size_statistics, trend
 from rlbatch.observation.cost import goodput_size, interpolated
 from rlbatch.observation.state import TINY, EncoderState, as_array
+from rlbatch.signals.elementwise import clip, isfinite, maximum, where
 from rlbatch.signals.record import Array, RunContext, Signals
 
 SIGNED, SHARE = (-1.0, 1.0), (0.0, 1.0)
@@ -54,17 +55,17 @@ class Moment:
     @cached_property
     def has_val(self) -> NDArray[np.bool_]:
         """Whether this chunk had a usable validation."""
-        return np.isfinite(self.val_loss) & (self.val_loss > 0)
+        return isfinite(self.val_loss) & (self.val_loss > 0)
 
     @cached_property
     def to_go(self) -> Array:
         """Log of the loss, validated where possible, over the target."""
-        return np.log(np.where(self.has_val, self.val_loss, self.after.last_loss) / self.target)
+        return np.log(where(self.has_val, self.val_loss, self.after.last_loss) / self.target)
 
     @cached_property
     def rate(self) -> Array:
         """Recent decrease of the log loss for each e-fold of cost."""
-        return self.after.rate / np.maximum(self.after.rate_cost, 1e-3)
+        return self.after.rate / maximum(self.after.rate_cost, 1e-3)
 
     @cached_property
     def elasticities(self) -> Array:
@@ -80,7 +81,7 @@ class Moment:
     @cached_property
     def mean_gradient(self) -> tuple[Array, Array]:
         """Averaged |G|^2 and its standard error."""
-        weight = np.maximum(self.after.noise_weight, TINY)
+        weight = maximum(self.after.noise_weight, TINY)
         return self.after.grad_sqr / weight, np.sqrt(self.after.grad_sqr_var) / weight
 
     @cached_property
@@ -90,11 +91,9 @@ class Moment:
         Where |G|^2 drowns in its own error, only a lower bound is known.
         """
         grad_sqr, error = self.mean_gradient
-        trace = self.after.noise_trace / np.maximum(self.after.noise_weight, TINY)
-        scale = np.log2(
-            np.maximum(trace, TINY) / np.maximum(grad_sqr, np.maximum(0.5 * error, TINY))
-        )
-        return np.clip(scale, -8.0, 24.0)
+        trace = self.after.noise_trace / maximum(self.after.noise_weight, TINY)
+        scale = np.log2(maximum(trace, TINY) / maximum(grad_sqr, maximum(0.5 * error, TINY)))
+        return clip(scale, -8.0, 24.0)
 
     @cached_property
     def goodput_size(self) -> Array:
@@ -112,7 +111,7 @@ class Moment:
     def recent_to_go(self) -> Array:
         """Log of the recent mean loss over the target."""
         state = self.after
-        return np.log(state.fast_loss / np.maximum(state.fast_weight, TINY) / self.target)
+        return np.log(state.fast_loss / maximum(state.fast_weight, TINY) / self.target)
 
     @cached_property
     def size_slope(self) -> tuple[Array, Array]:

@@ -6,17 +6,18 @@ import numpy as np
 
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
 from rlbatch.observation.state import TINY, as_array, finite
+from rlbatch.signals.elementwise import isnan, maximum, minimum, where
 from rlbatch.signals.record import Array
 
 
 def _targeted(m: Moment, value: Array) -> Array:
     """The value, 0 in runs without a target."""
-    return np.where(np.isnan(m.target), 0.0, value)
+    return where(isnan(m.target), 0.0, value)
 
 
 def _remaining(to_go: Array, rate: Array) -> Array:
     """log2 of the e-folds of cost that are left at this rate."""
-    return np.log2(np.maximum(to_go, 1e-3) / np.maximum(rate, 1e-3))
+    return np.log2(maximum(to_go, 1e-3) / maximum(rate, 1e-3))
 
 
 def _decrease(m: Moment) -> Array:
@@ -25,26 +26,26 @@ def _decrease(m: Moment) -> Array:
 
 def _significance(m: Moment) -> Array:
     spread = np.sqrt(m.after.last_loss_var + m.before.last_loss_var)
-    return finite((m.before.last_loss - m.after.last_loss) / np.maximum(spread, TINY))
+    return finite((m.before.last_loss - m.after.last_loss) / maximum(spread, TINY))
 
 
 def _loss_noise(m: Moment) -> Array:
-    step_var = m.after.last_loss_var * np.maximum(m.signals.steps, 1)
+    step_var = m.after.last_loss_var * maximum(m.signals.steps, 1)
     return (np.log10(np.sqrt(step_var) / m.after.last_loss + TINY) + 1.5) / 2
 
 
 def _recent_remaining(m: Moment) -> Array:
-    rate = m.after.rate_sum / np.maximum(m.after.rate_weight, TINY)
+    rate = m.after.rate_sum / maximum(m.after.rate_weight, TINY)
     return _targeted(m, _remaining(m.recent_to_go, rate) / 8)
 
 
 def _progress_ratio(m: Moment) -> Array:
-    ratio = m.after.actual_decrease / np.maximum(m.after.predicted_decrease, TINY)
-    return np.where(m.after.predicted_decrease > 0, np.tanh(ratio), 0.0)
+    ratio = m.after.actual_decrease / maximum(m.after.predicted_decrease, TINY)
+    return where(m.after.predicted_decrease > 0, np.tanh(ratio), 0.0)
 
 
 def _trouble(m: Moment) -> Array:
-    nonfinite = np.minimum(as_array(m.signals.nonfinite_steps), 1.0)
+    nonfinite = minimum(as_array(m.signals.nonfinite_steps), 1.0)
     return nonfinite * 0.5 + as_array(m.signals.rolled_back) * 0.5
 
 
@@ -54,12 +55,12 @@ def _rate_change(m: Moment) -> Array:
 
 
 def _val_rate(m: Moment) -> Array:
-    return m.after.val_rate / np.maximum(m.after.val_growth, 1e-3)
+    return m.after.val_rate / maximum(m.after.val_growth, 1e-3)
 
 
 def _val_remaining(m: Moment) -> Array:
     remaining = _remaining(np.log(m.after.last_val / m.target), _val_rate(m))
-    return np.where(m.after.val_growth > 0, remaining / 8, 0.0)
+    return where(m.after.val_growth > 0, remaining / 8, 0.0)
 
 
 LOSS = (
@@ -76,12 +77,12 @@ LOSS = (
     Feature(
         *("val_vs_target", "loss", "3 e-folds", SIGNED),
         "Validation loss of this chunk over the target.",
-        lambda m: np.where(np.isnan(m.target) | ~m.has_val, 0.0, m.to_go / 3),
+        lambda m: where(isnan(m.target) | ~m.has_val, 0.0, m.to_go / 3),
     ),
     Feature(
         *("val_gap", "loss", "e-folds", SIGNED),
         "Validation loss over the training loss.",
-        lambda m: np.where(m.has_val, np.log(m.val_loss / m.after.last_loss), 0.0),
+        lambda m: where(m.has_val, np.log(m.val_loss / m.after.last_loss), 0.0),
     ),
     Feature(
         *("val_known", "loss", "flag", SHARE),
@@ -144,7 +145,7 @@ TREND = (
     Feature(
         *("mean_size", "trend", "4 doublings", SIGNED),
         "Batch size over its cost-weighted mean.",
-        lambda m: (m.size - m.after.size_cost / np.maximum(m.after.size_cost_weight, TINY)) / 4,
+        lambda m: (m.size - m.after.size_cost / maximum(m.after.size_cost_weight, TINY)) / 4,
     ),
     Feature(
         *("size_slope", "trend", "tanh of 1", SIGNED),
@@ -159,7 +160,7 @@ TREND = (
     Feature(
         *("chunk_share", "trend", "1", SHARE),
         "Share of the run's steps that lie in this chunk.",
-        lambda m: as_array(m.signals.steps) / np.maximum(m.signals.total_steps, 1),
+        lambda m: as_array(m.signals.steps) / maximum(m.signals.total_steps, 1),
     ),
 )
 
@@ -195,7 +196,7 @@ HISTORY = (
     Feature(
         *("since_change", "history", "8 chunks", SHARE),
         "Chunks since the batch size changed.",
-        lambda m: np.minimum(m.after.since_change, 8) / 8,
+        lambda m: minimum(m.after.since_change, 8) / 8,
     ),
     Feature(
         *("explored_up", "history", "6 doublings", SHARE),

@@ -6,6 +6,7 @@ import numpy as np
 
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
 from rlbatch.observation.state import as_array
+from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, where
 from rlbatch.signals.record import Array
 
 # Decisions cannot depend on more: real training runs had a few thousand samples at most, simulated
@@ -14,26 +15,24 @@ _LARGEST_DATASET = 2000.0
 
 
 def _dataset_size(m: Moment) -> Array:
-    return np.minimum(as_array(m.context.dataset_size), _LARGEST_DATASET)
+    return minimum(as_array(m.context.dataset_size), _LARGEST_DATASET)
 
 
 def _spent(m: Moment) -> Array:
     budget = as_array(m.context.budget)
-    aimless = np.isnan(m.target)
-    return np.where(
-        np.isfinite(budget),
+    aimless = isnan(m.target)
+    return where(
+        isfinite(budget),
         as_array(m.signals.total_cost) / budget,
         # Not beside a target, whose run goes on after its plan; the group `plan` tells of both.
-        np.where(
-            aimless & np.isfinite(m.planned), as_array(m.signals.total_samples) / m.planned, 0.0
-        ),
+        where(aimless & isfinite(m.planned), as_array(m.signals.total_samples) / m.planned, 0.0),
     )
 
 
 def _plan_left(m: Moment) -> Array:
     steps_left = (m.planned - as_array(m.signals.total_samples)) / m.signals.batch_size
-    left = np.log2(np.maximum(steps_left, 1.0) / np.maximum(m.signals.total_steps, 1)) / 8
-    return np.where(np.isfinite(m.planned), np.where(steps_left > 0, left, -1.0), 0.0)
+    left = np.log2(maximum(steps_left, 1.0) / maximum(m.signals.total_steps, 1)) / 8
+    return where(isfinite(m.planned), where(steps_left > 0, left, -1.0), 0.0)
 
 
 PLACE = (
@@ -93,7 +92,7 @@ LEARNING_RATE = (
     Feature(
         *("schedule_factor", "learning_rate", "6 doublings", SIGNED),
         "Scheduled learning rate over its peak.",
-        lambda m: np.log2(np.maximum(m.signals.schedule_factor, 2.0**-6)) / 6,
+        lambda m: np.log2(maximum(m.signals.schedule_factor, 2.0**-6)) / 6,
     ),
     Feature(
         *("adaptive", "learning_rate", "flag", SHARE),
@@ -111,7 +110,7 @@ OBJECTIVE = (
     Feature(
         *("budget_run", "objective", "flag", SHARE),
         "Whether the run has no target loss.",
-        lambda m: np.isnan(m.target).astype(np.float64),
+        lambda m: isnan(m.target).astype(np.float64),
     ),
     Feature(
         *("spent", "objective", "1", SHARE),
@@ -139,14 +138,14 @@ PLAN = (
     Feature(
         *("plan_known", "plan", "flag", SHARE),
         "Whether the planned number of samples is known.",
-        lambda m: np.isfinite(m.planned).astype(np.float64),
+        lambda m: isfinite(m.planned).astype(np.float64),
     ),
     Feature(
         *("plan_done", "plan", "1", SHARE),
         "Share of the planned samples that is done.",
-        lambda m: np.where(
-            np.isfinite(m.planned),
-            np.minimum(as_array(m.signals.total_samples) / m.planned, 1.0),
+        lambda m: where(
+            isfinite(m.planned),
+            minimum(as_array(m.signals.total_samples) / m.planned, 1.0),
             0.0,
         ),
     ),

@@ -8,6 +8,7 @@ import numpy as np
 
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
 from rlbatch.observation.state import TINY, as_array
+from rlbatch.signals.elementwise import isnan, maximum, where
 from rlbatch.signals.record import Array
 
 _FACTORS = ("/16", "/4", "/2", "x2", "x4", "x16")
@@ -16,17 +17,17 @@ _SIZES = ("/8", "/4", "/2", "here", "x2", "x4", "x8")
 
 def _measured(m: Moment, value: Array) -> Array:
     """The value, 0 where the gradient noise was never measured."""
-    return np.where(m.noise_measured, value, 0.0)
+    return where(m.noise_measured, value, 0.0)
 
 
 def _certainty(m: Moment) -> Array:
     grad_sqr, error = m.mean_gradient
-    return np.maximum(_measured(m, grad_sqr / (np.abs(grad_sqr) + error + TINY)), 0.0)
+    return maximum(_measured(m, grad_sqr / (np.abs(grad_sqr) + error + TINY)), 0.0)
 
 
 def _noise_trend(m: Moment) -> Array:
-    known = m.noise_measured & ~np.isnan(m.before.noise_fast)
-    return np.where(known, (m.after.noise_fast - m.noise_scale) / 6, 0.0)
+    known = m.noise_measured & ~isnan(m.before.noise_fast)
+    return where(known, (m.after.noise_fast - m.noise_scale) / 6, 0.0)
 
 
 def _elasticity(column: int) -> Callable[[Moment], Array]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rlbatch.signals.elementwise import maximum, minimum, where
 from rlbatch.signals.record import COST_CURVE_SIZES, Array
 
 TABLE_SIZES = len(COST_CURVE_SIZES)
@@ -36,10 +37,10 @@ def note(
         rate: What was seen; of no account where its precision is 0.
         precision: Inverse variance of the rate.
     """
-    column = np.minimum(np.maximum(np.rint(log2_size), 0), TABLE_SIZES - 1)
+    column = minimum(maximum(np.rint(log2_size), 0), TABLE_SIZES - 1)
     share = (column[..., None] == _COLUMNS) * precision[..., None]
     rates, weights = table
-    return rates + share * np.where(precision > 0.0, rate, 0.0)[..., None], weights + share
+    return rates + share * where(precision > 0.0, rate, 0.0)[..., None], weights + share
 
 
 def around(table: tuple[Array, Array], log2_size: Array) -> tuple[Array, Array]:
@@ -50,10 +51,11 @@ def around(table: tuple[Array, Array], log2_size: Array) -> tuple[Array, Array]:
     rates, weights = table
     columns = np.rint(log2_size).astype(np.int64)[..., None] + _OFFSETS
     places = np.minimum(np.maximum(columns, 0), TABLE_SIZES - 1)
-    places += np.arange(0, rates.size, TABLE_SIZES).reshape(*rates.shape[:-1], 1)
+    outside = places != columns
+    if rates.ndim > 1:
+        places += np.arange(0, rates.size, TABLE_SIZES).reshape(*rates.shape[:-1], 1)
     # Much quicker for a single run than np.take_along_axis.
     rate, weight = rates.ravel()[places], weights.ravel()[places]
-    weight = np.where((columns >= 0) & (columns < TABLE_SIZES), weight, 0.0)
-    return np.where(weight > _TINY, rate / np.maximum(weight, _TINY), 0.0), weight / (
-        weight + _HALF_KNOWN
-    )
+    np.copyto(weight, 0.0, where=outside)
+    rate = np.where(weight > _TINY, rate / np.maximum(weight, _TINY), 0.0)
+    return rate, weight / (weight + _HALF_KNOWN)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.observation import size_statistics, trend
+from rlbatch.signals.elementwise import fmax, fmin, isfinite, isnan, maximum, number, spread, where
 from rlbatch.signals.record import Array, Signals
 
 NOISE_DECAY = 0.7  # a chunk: with the default cadence a chunk is about a tenth of the run so far
@@ -86,9 +87,16 @@ def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
     def initial(name: str) -> Array:
         if name in _TABLES:
             return np.zeros((*shape, size_statistics.TABLE_SIZES))
-        return np.full(shape, np.nan) if name in _UNSET else np.zeros(shape)
+        return (np.full(shape, np.nan) if name in _UNSET else np.zeros(shape))[()]
 
     return EncoderState(**{name: initial(name) for name in EncoderState._fields})
+
+
+def as_numbers(state: EncoderState) -> EncoderState:
+    """Return a single run's state, as it may come from a checkpoint, with scalars for numbers."""
+    if state.chunks.__class__ is np.float64:
+        return state
+    return EncoderState(*(number(value) for value in state))
 
 
 class _Chunk(NamedTuple):
@@ -105,16 +113,16 @@ def advance(signals: Signals, state: EncoderState) -> EncoderState:
     """Return the state after a chunk, for arrays with free leading axes."""
     chunk = _chunk(signals, state)
     sample_var, var_weight, one_sample = _one_sample_variance(signals, state, chunk)
-    loss_var = one_sample / (signals.batch_size * np.maximum(signals.steps, 1))
+    loss_var = one_sample / (signals.batch_size * maximum(signals.steps, 1))
     loss, decrease, cost_growth = chunk.loss, chunk.decrease, chunk.cost_growth
     return EncoderState(
         chunks=state.chunks + 1,
-        initial_loss=np.where(chunk.first, loss, state.initial_loss),
+        initial_loss=where(chunk.first, loss, state.initial_loss),
         last_loss=loss,
         last_loss_var=loss_var,
         sample_var=sample_var,
         sample_var_weight=var_weight,
-        lowest_loss=np.fmin(state.lowest_loss, loss),
+        lowest_loss=fmin(state.lowest_loss, loss),
         rate=RATE_DECAY * state.rate + decrease,
         rate_cost=RATE_DECAY * state.rate_cost + cost_growth,
         last_cost=as_array(signals.total_cost),
@@ -128,12 +136,12 @@ def advance(signals: Signals, state: EncoderState) -> EncoderState:
 
 def _chunk(signals: Signals, state: EncoderState) -> _Chunk:
     loss = as_array(signals.train_loss)
-    seen = np.isfinite(loss) & (loss > 0)
-    loss = np.where(seen, loss, state.last_loss)
-    first = np.isnan(state.initial_loss)
-    decrease = np.where(first, 0.0, np.log(state.last_loss / loss))
-    growth = np.log(as_array(signals.total_cost) / np.maximum(state.last_cost, TINY))
-    return _Chunk(first, loss, seen, finite(decrease), np.where(first, 0.0, growth))
+    seen = isfinite(loss) & (loss > 0)
+    loss = where(seen, loss, state.last_loss)
+    first = isnan(state.initial_loss)
+    decrease = where(first, 0.0, np.log(state.last_loss / loss))
+    growth = np.log(as_array(signals.total_cost) / maximum(state.last_cost, TINY))
+    return _Chunk(first, loss, seen, finite(decrease), where(first, 0.0, growth))
 
 
 def _one_sample_variance(
@@ -142,60 +150,59 @@ def _one_sample_variance(
     """Return the decayed sum of variances of one sample's loss, its weight, and the variance."""
     # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
     # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
-    freedom = np.where(chunk.seen, np.maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
+    freedom = where(chunk.seen, maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
     spread = np.square(finite(signals.train_loss_std)) * signals.batch_size
     sample_var = NOISE_DECAY * state.sample_var + freedom * spread
     weight = NOISE_DECAY * state.sample_var_weight + freedom
-    pooled = sample_var / np.maximum(weight, TINY)
-    return sample_var, weight, np.where(weight > 0.5, pooled, chunk.loss**2)
+    pooled = sample_var / maximum(weight, TINY)
+    return sample_var, weight, where(weight > 0.5, pooled, chunk.loss * chunk.loss)
 
 
 def _noise_state(signals: Signals, state: EncoderState) -> dict[str, Array]:
     grad_sqr, trace = as_array(signals.grad_sqr), as_array(signals.noise_trace)
-    measured = np.isfinite(grad_sqr) & np.isfinite(trace)
-    decay = np.where(measured, NOISE_DECAY, 1.0)
-    grad_se = np.where(np.isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
-    level = np.maximum(grad_sqr, 0.0) + finite(trace) / signals.batch_size
+    measured = isfinite(grad_sqr) & isfinite(trace)
+    decay = where(measured, NOISE_DECAY, 1.0)
+    grad_se = where(isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
+    level = maximum(grad_sqr, 0.0) + finite(trace) / signals.batch_size
     before = state.gradient_level
-    level = np.where(np.isnan(before), level, 0.5 * (before + level))
-    scale = np.log2(np.maximum(trace, TINY) / grad_sqr)
+    level = where(isnan(before), level, 0.5 * (before + level))
+    scale = np.log2(maximum(trace, TINY) / grad_sqr)
     cosine = signals.gradient_cosine
     return {
-        "grad_sqr": decay * state.grad_sqr + np.where(measured, grad_sqr, 0.0),
-        "grad_sqr_var": decay**2 * state.grad_sqr_var + np.where(measured, np.square(grad_se), 0.0),
-        "noise_trace": decay * state.noise_trace + np.where(measured, trace, 0.0),
+        "grad_sqr": decay * state.grad_sqr + where(measured, grad_sqr, 0.0),
+        "grad_sqr_var": decay * decay * state.grad_sqr_var
+        + where(measured, np.square(grad_se), 0.0),
+        "noise_trace": decay * state.noise_trace + where(measured, trace, 0.0),
         "noise_weight": decay * state.noise_weight + measured,
-        "noise_fast": np.where(measured & (grad_sqr > 0), scale, state.noise_fast),
-        "cosine": np.where(np.isfinite(cosine), cosine, state.cosine),
-        "gradient_level": np.where(measured, level, before),
+        "noise_fast": where(measured & (grad_sqr > 0), scale, state.noise_fast),
+        "cosine": where(isfinite(cosine), cosine, state.cosine),
+        "gradient_level": where(measured, level, before),
     }
 
 
 def _size_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
-    size, unknown = np.log2(signals.batch_size), np.isnan(state.last_size)
+    size, unknown = np.log2(signals.batch_size), isnan(state.last_size)
     changed = ~unknown & (np.abs(size - state.last_size) > 1e-9)
-    change = np.where(unknown, 0.0, size - state.last_size)
-    rate, known = chunk.decrease / np.maximum(signals.chunk_cost, TINY), state.current_size_rate
+    change = where(unknown, 0.0, size - state.last_size)
+    rate, known = chunk.decrease / maximum(signals.chunk_cost, TINY), state.current_size_rate
     return {
-        "previous_size_rate": np.where(changed, known, state.previous_size_rate),
-        "current_size_rate": np.where(np.isnan(known) | changed, rate, 0.5 * (known + rate)),
-        "last_size": size + np.zeros_like(chunk.loss),
-        "last_change": np.where(changed, change, 0.0),
-        "since_change": np.where(changed, 0.0, state.since_change + 1),
-        "largest": np.fmax(state.largest, size),
-        "smallest": np.fmin(state.smallest, size),
+        "previous_size_rate": where(changed, known, state.previous_size_rate),
+        "current_size_rate": where(isnan(known) | changed, rate, 0.5 * (known + rate)),
+        "last_size": spread(size, chunk.loss),
+        "last_change": where(changed, change, 0.0),
+        "since_change": where(changed, 0.0, state.since_change + 1),
+        "largest": fmax(state.largest, size),
+        "smallest": fmin(state.smallest, size),
     }
 
 
 def _prediction_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
-    actual = np.where(chunk.first, 0.0, state.last_loss - chunk.loss)
+    actual = where(chunk.first, 0.0, state.last_loss - chunk.loss)
     predicted = as_array(signals.predicted_decrease)
-    known = np.isfinite(predicted) & ~chunk.first
+    known = isfinite(predicted) & ~chunk.first
     return {
-        "actual_decrease": RATE_DECAY * state.actual_decrease
-        + np.where(known, finite(actual), 0.0),
-        "predicted_decrease": RATE_DECAY * state.predicted_decrease
-        + np.where(known, predicted, 0.0),
+        "actual_decrease": RATE_DECAY * state.actual_decrease + where(known, finite(actual), 0.0),
+        "predicted_decrease": RATE_DECAY * state.predicted_decrease + where(known, predicted, 0.0),
     }
 
 
@@ -208,17 +215,17 @@ def _trend_state(
     decrease: Array,
     cost_growth: Array,
 ) -> dict[str, Array]:
-    size = np.log2(signals.batch_size) + np.zeros_like(loss)
-    samples = signals.batch_size * np.maximum(signals.steps, 1)
-    seen = np.isfinite(loss)
-    samples, level = np.where(seen, samples, 0.0), np.where(seen, loss, 0.0)
+    size = spread(np.log2(signals.batch_size), loss)
+    samples = signals.batch_size * maximum(signals.steps, 1)
+    seen = isfinite(loss)
+    samples, level = where(seen, samples, 0.0), where(seen, loss, 0.0)
     fast = trend.add(state.fast_loss, state.fast_weight, level, samples, trend.FAST_DECAY)
     slow = trend.add(state.slow_loss, state.slow_weight, level, samples, trend.SLOW_DECAY)
-    cost = as_array(signals.chunk_cost) + np.zeros_like(loss)
+    cost = spread(as_array(signals.chunk_cost), loss)
     sizes = trend.add(state.size_cost, state.size_cost_weight, size, cost, trend.SLOW_DECAY)
     variance = finite((loss_var + state.last_loss_var) / np.square(loss))
     rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
-    precision = np.where(np.isnan(state.initial_loss) | ~seen, 0.0, precision)
+    precision = where(isnan(state.initial_loss) | ~seen, 0.0, precision)
     decay = trend.RATE_DECAY
     return {
         "one_sample_var": one_sample,
@@ -231,7 +238,7 @@ def _trend_state(
         "rate_weight": decay * state.rate_weight + precision,
         "rate_size": decay * state.rate_size + precision * size,
         "rate_sum": decay * state.rate_sum + precision * rate,
-        "rate_size_sqr": decay * state.rate_size_sqr + precision * size**2,
+        "rate_size_sqr": decay * state.rate_size_sqr + precision * (size * size),
         "rate_product": decay * state.rate_product + precision * size * rate,
     }
 
@@ -239,37 +246,37 @@ def _trend_state(
 def _size_statistics_state(
     signals: Signals, state: EncoderState, loss: Array, loss_var: Array, cost_growth: Array
 ) -> dict[str, Array]:
-    size = np.log2(signals.batch_size) + np.zeros_like(loss)
-    kept = (as_array(signals.rolled_back) < 0.5) & np.isfinite(loss)
+    size = spread(np.log2(signals.batch_size), loss)
+    kept = (as_array(signals.rolled_back) < 0.5) & isfinite(loss)
     # Progress since the last chunk that was kept: what follows a rolled-back one gained nothing.
     decrease = np.log(state.kept_loss / loss)
     variance = (loss_var + state.kept_loss_var) / np.square(loss)
     rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
-    precision = np.where(np.isfinite(decrease), precision, 0.0)
+    precision = where(isfinite(decrease), precision, 0.0)
     decayed = size_statistics.DECAY * state.size_rates, size_statistics.DECAY * state.size_weights
     table = size_statistics.note(decayed, size, rate, precision)
 
     val, total = as_array(signals.val_loss), as_array(signals.total_cost)
-    validated = np.isfinite(val) & (val > 0)
+    validated = isfinite(val) & (val > 0)
     mean_size = state.val_size + size * as_array(signals.chunk_cost)
-    again = validated & np.isfinite(state.last_val)
-    val_decrease = np.where(again, np.log(state.last_val / val), 0.0)
-    val_growth = np.where(again, np.log(total / state.val_cost), 0.0)
+    again = validated & isfinite(state.last_val)
+    val_decrease = where(again, np.log(state.last_val / val), 0.0)
+    val_growth = where(again, np.log(total / state.val_cost), 0.0)
     rate, precision = trend.rate_and_precision(
-        val_decrease, val_growth, np.full_like(loss, size_statistics.VALIDATION_VARIANCE)
+        val_decrease, val_growth, spread(size_statistics.VALIDATION_VARIANCE, loss)
     )
-    where = mean_size / np.maximum(total - state.val_cost, TINY)
-    table = size_statistics.note(table, where, rate, np.where(again, precision, 0.0))
-    decay = np.where(again, RATE_DECAY, 1.0)
+    place = mean_size / maximum(total - state.val_cost, TINY)
+    table = size_statistics.note(table, place, rate, where(again, precision, 0.0))
+    decay = where(again, RATE_DECAY, 1.0)
     return {
-        "last_val": np.where(validated, val, state.last_val),
-        "lowest_val": np.where(validated, np.fmin(state.lowest_val, val), state.lowest_val),
-        "val_cost": np.where(validated, total, state.val_cost),
-        "val_size": np.where(validated, 0.0, mean_size),
+        "last_val": where(validated, val, state.last_val),
+        "lowest_val": where(validated, fmin(state.lowest_val, val), state.lowest_val),
+        "val_cost": where(validated, total, state.val_cost),
+        "val_size": where(validated, 0.0, mean_size),
         "val_rate": decay * state.val_rate + val_decrease,
         "val_growth": decay * state.val_growth + val_growth,
-        "kept_loss": np.where(kept, loss, state.kept_loss),
-        "kept_loss_var": np.where(kept, loss_var, state.kept_loss_var),
+        "kept_loss": where(kept, loss, state.kept_loss),
+        "kept_loss_var": where(kept, loss_var, state.kept_loss_var),
         "size_rates": table[0],
         "size_weights": table[1],
     }
@@ -277,10 +284,10 @@ def _size_statistics_state(
 
 def as_array(value: float | Array) -> Array:
     """Return a number or an array as an array of double precision."""
-    return np.asarray(value, dtype=np.float64)
+    return number(value)
 
 
 def finite(value: float | Array) -> Array:
     """Return the value, 0 where it is not finite."""
-    given = np.asarray(value, dtype=np.float64)
-    return np.where(np.isfinite(given), given, 0.0)  # a third of the time of np.nan_to_num
+    given = number(value)
+    return where(isfinite(given), given, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rlbatch.signals.elementwise import clip, maximum
 from rlbatch.signals.record import Array
 
 FAST_DECAY, SLOW_DECAY = 0.5, 0.85  # a chunk
@@ -38,11 +39,11 @@ def direction(
     Returns:
         log(longer mean / recent mean), and the difference in standard errors.
     """
-    recent = fast[0] / np.maximum(fast[1], _TINY)
-    longer = slow[0] / np.maximum(slow[1], _TINY)
-    error = np.sqrt(one_sample_var * (1.0 / np.maximum(fast[1], _TINY) + 1.0 / (slow[1] + _TINY)))
+    recent = fast[0] / maximum(fast[1], _TINY)
+    longer = slow[0] / maximum(slow[1], _TINY)
+    error = np.sqrt(one_sample_var * (1.0 / maximum(fast[1], _TINY) + 1.0 / (slow[1] + _TINY)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(longer / recent), (longer - recent) / np.maximum(error, _TINY)
+        return np.log(longer / recent), (longer - recent) / maximum(error, _TINY)
 
 
 def rate_and_precision(decrease: Array, growth: Array, variance: Array) -> tuple[Array, Array]:
@@ -53,7 +54,7 @@ def rate_and_precision(decrease: Array, growth: Array, variance: Array) -> tuple
         growth: Of the log cost in the chunk.
         variance: Of `decrease`.
     """
-    rate = np.clip(decrease / np.maximum(growth, 1e-6), -_MOST_RATE, _MOST_RATE)
+    rate = clip(decrease / maximum(growth, 1e-6), -_MOST_RATE, _MOST_RATE)
     return rate, np.square(growth) / (variance + 1e-4)
 
 
@@ -72,8 +73,8 @@ def slope(
         size_sqr: Of w s^2.
         product: Of w s r.
     """
-    total = np.maximum(weight, _TINY)
+    total = maximum(weight, _TINY)
     mean_size, mean_rate = size / total, rate / total
-    spread = np.maximum(size_sqr / total - np.square(mean_size), 0.0)
-    value = (product / total - mean_size * mean_rate) / np.maximum(spread, 1e-3)
+    spread = maximum(size_sqr / total - np.square(mean_size), 0.0)
+    value = (product / total - mean_size * mean_rate) / maximum(spread, 1e-3)
     return value, value * np.sqrt(weight * spread)

@@ -10,6 +10,7 @@ import numpy as np
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.wrapper import Wrapper
+from rlbatch.signals.elementwise import clip, number
 from rlbatch.signals.record import Signals
 
 
@@ -32,6 +33,6 @@ class Bounded(Wrapper):
         """Return the inner decision, clipped."""
         asked, state = self.policy.decide(observation, signals, state)
         size = np.log2(signals.batch_size)
-        change = np.asarray(asked.log2_change)
+        change = number(asked.log2_change)
         low, high = np.log2(signals.context.min_batch_size), np.log2(signals.context.max_batch_size)
-        return tools.adjusted(asked, np.clip(change, low - size, high - size), "bounds"), state
+        return tools.adjusted(asked, clip(change, low - size, high - size), "bounds"), state

@@ -11,6 +11,7 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.wrapper import Wrapper
+from rlbatch.signals.elementwise import where
 from rlbatch.signals.record import Signals
 
 
@@ -44,7 +45,8 @@ class Cooldown(Wrapper):
         """Return the inner decision, or "stay" while waiting."""
         inner, waiting = state
         asked, inner = self.policy.decide(observation, signals, inner)
-        change = np.where(np.asarray(waiting) > 0, 0.0, asked.log2_change)
+        waiting = np.asarray(waiting)
+        change = where(waiting[()] > 0, 0.0, asked.log2_change)
         changed = np.abs(change) > tools.SAME_SIZE
-        waiting = np.where(changed, self.chunks, np.maximum(np.asarray(waiting) - 1, 0))
+        waiting = np.where(changed, self.chunks, np.maximum(waiting - 1, 0))
         return tools.adjusted(asked, change, "cooldown"), (inner, waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation, Policy, noise_rate_of
 from rlbatch.policy.wrapper import Wrapper
-from rlbatch.signals.record import Signals
+from rlbatch.signals.elementwise import isfinite, where
+from rlbatch.signals.record import Array, Signals
 
 _SHOWN = 3  # features in a reason
 
@@ -84,19 +86,20 @@ class Fallback(Wrapper):
     ) -> tuple[Decision, Any]:
         """Return the first policy's decision, or what stands in for it."""
         first_state, second_state, taken_over, streak = state
-        finite = np.isfinite(observation).all(axis=-1)
-        tame = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
+        finite = np.isfinite(observation)
+        tame, finite = np.where(finite, observation, np.float32(0.0)), finite.all(axis=-1)
         first, first_state = self.policy.decide(tame, signals, first_state)
         second, second_state = self.fallback.decide(tame, signals, second_state)
         outside = self.outside(tame)
-        broken = ~finite | ~np.isfinite(first.log2_change)
+        broken = ~finite | ~isfinite(first.log2_change)
         strange = broken | (outside.sum(axis=-1) >= self.min_features)
-        streak = np.where(strange != (np.asarray(taken_over) > 0), np.asarray(streak) + 1, 0)
+        taken = np.asarray(taken_over)[()] > 0
+        streak = (np.asarray(streak)[()] + 1) * (strange != taken)
         turns = streak >= self.patience
-        taken_over = np.where(turns, strange, np.asarray(taken_over) > 0).astype(np.int64)
-        streak = np.where(turns, 0, streak)
-        by_second = broken | (taken_over > 0)
-        change = np.where(by_second, second.log2_change, np.where(strange, 0.0, first.log2_change))
+        taken = (turns & strange) | (~turns & taken)
+        streak *= ~turns
+        by_second = broken | taken
+        change = where(by_second, second.log2_change, where(strange, 0.0, first.log2_change))
         made = replace(
             first, log2_change=tools.numeric(change), fell_back=tools.flag(by_second | strange)
         )
@@ -105,15 +108,18 @@ class Fallback(Wrapper):
             said = f"fallback: {tools.describe(float(change))} ({why})"
             seconds = second.reasons if by_second else ()
             made = replace(made, reasons=(*first.reasons, *seconds, said))
-        return made, (first_state, second_state, taken_over, streak)
+        return made, (first_state, second_state, taken.astype(np.int64), streak)
 
     def outside(self, observation: Observation) -> NDArray[np.bool_]:
         """Return which features are outside of their range in training, shape (..., features)."""
         if not self.low:
             return np.zeros(observation.shape, dtype=np.bool_)
-        low = np.asarray(self.low) - self.margin
-        high = np.asarray(self.high) + self.margin
+        low, high = self._limits
         return (observation < low) | (observation > high)
+
+    @cached_property
+    def _limits(self) -> tuple[Array, Array]:
+        return np.asarray(self.low) - self.margin, np.asarray(self.high) + self.margin
 
     def _explain(
         self, seen: Observation, outside: NDArray[np.bool_], *, finite: bool, strange: bool

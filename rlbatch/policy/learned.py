@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.policy.card import PolicyCard
-from rlbatch.policy.network import Float32, Network, softmax
+from rlbatch.policy.network import Float32, Network, Stack, softmax
 from rlbatch.policy.size_limits import goodput_floor, near_base, noise_ceiling, planned_steps
+from rlbatch.signals.elementwise import isfinite, number
 from rlbatch.signals.record import Array, Signals
 
 Limit = Callable[[Array], Array]
@@ -47,6 +49,8 @@ class LearnedPolicy:
             and grows with the schedule, see `rlbatch.policy.size_limits.near_base`. Early on a
             large batch harms most, and what is left of a schedule does not make up for it (Merrill
             et al. 2025, "Critical batch size revisited").
+        values: Estimate the return, too, which takes as long as deciding does; False leaves it out
+            where nobody looks.
         masked: Leave out actions that would leave the context's [min, max] batch size. Choose it
             as in training: a policy that learnt while its actions were clipped is run with clipped
             actions (`Bounded`), not with a mask.
@@ -61,6 +65,7 @@ class LearnedPolicy:
     noise_ceiling: float | None = None
     keeps_steps: bool = False
     near_base: bool = False
+    values: bool = True
     masked: bool = False
     sample: bool = False
     seed: int = 0
@@ -78,7 +83,7 @@ class LearnedPolicy:
             )
         for name in ("goodput_slack", "noise_ceiling"):
             value = getattr(self, name)
-            if value is not None and not np.isfinite(value):
+            if value is not None and not isfinite(value):
                 raise ConfigurationError(
                     f"LearnedPolicy.{name} must be finite or None; got {value}."
                 )
@@ -125,17 +130,18 @@ class LearnedPolicy:
             index = _draw(probabilities, tools.uniform(seed, counter))
         else:
             index = probabilities.argmax(axis=-1)
-        chosen = tools.numeric(np.asarray(self.action_grid)[index])
+        chosen = tools.numeric(self._grid[index])
         single = isinstance(chosen, float)
         reasons: list[str] = []
         if single:
             reasons.append(f"learned: {tools.describe(chosen)} (p={probabilities[index]:.2f})")
-        change = np.asarray(chosen, dtype=np.float64)
+        change = number(chosen)
         for name, limit in self._limits(given, signals):
             before, change = change, limit(change)
             if single and abs(float(change) - float(before)) > tools.SAME_SIZE:  # or rounding
                 reasons.append(f"{name}: {tools.describe(float(change))}")
-        made = Decision(tools.numeric(change), probabilities, tools.numeric(value), tuple(reasons))
+        estimate = None if value is None else tools.numeric(value)
+        made = Decision(tools.numeric(change), probabilities, estimate, tuple(reasons))
         return made, (seed, np.asarray(counter) + 1)
 
     def _limits(self, observation: Float32, signals: Signals) -> Iterator[tuple[str, Limit]]:
@@ -155,9 +161,8 @@ class LearnedPolicy:
 
     def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
         """Return which actions may be taken, shape (..., actions); "stay" always may."""
-        grid = np.asarray(self.action_grid)
-        finite = np.isfinite(observation).all(axis=-1, keepdims=True)
-        legal = np.broadcast_to(finite, (*observation.shape[:-1], len(grid)))
+        grid = self._grid
+        legal = np.isfinite(observation).all(axis=-1, keepdims=True)
         if self.masked:
             size = _log2(signals.batch_size) + grid
             low = _log2(signals.context.min_batch_size) - tools.SAME_SIZE
@@ -165,18 +170,34 @@ class LearnedPolicy:
             legal = legal & (size >= low) & (size <= high)
         return legal | (grid == 0.0)
 
-    def _forward(self, observation: Float32, legal: NDArray[np.bool_]) -> tuple[Float32, Float32]:
-        inputs = np.nan_to_num(observation, nan=0.0, posinf=0.0, neginf=0.0)
+    def _forward(
+        self, observation: Float32, legal: NDArray[np.bool_]
+    ) -> tuple[Float32, Float32 | None]:
+        inputs = np.where(np.isfinite(observation), observation, np.float32(0.0))
+        if inputs.ndim == 1 and self._stack is not None:
+            logits = np.where(legal, self._stack.forward("policy", inputs), -np.inf)
+            value = None
+            if self.values:
+                value = _mean(self._stack.forward("value", inputs)[:, 0])
+            return _mean(softmax(logits)), value
         probabilities = [
             softmax(np.where(legal, member.forward("policy", inputs), -np.inf))
             for member in self.members
         ]
-        values = [member.forward("value", inputs)[..., 0] for member in self.members]
-        return _average(probabilities), _average(values)
+        values = [member.forward("value", inputs)[..., 0] for member in self.members if self.values]
+        return _mean(np.stack(probabilities)), _mean(np.stack(values)) if values else None
+
+    @cached_property
+    def _grid(self) -> Array:
+        return np.asarray(self.action_grid)
+
+    @cached_property
+    def _stack(self) -> Stack | None:
+        return Stack(self.members) if Stack.can_stack(self.members) else None
 
 
-def _average(parts: list[Float32]) -> Float32:
-    return np.asarray(np.mean(np.stack(parts), axis=0), dtype=np.float32)
+def _mean(parts: Float32) -> Float32:
+    return np.add.reduce(parts, axis=0) / np.float32(len(parts))
 
 
 def _draw(probabilities: Float32, uniform: Array) -> NDArray[np.intp]:

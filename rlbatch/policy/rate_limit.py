@@ -11,6 +11,7 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.wrapper import Wrapper
+from rlbatch.signals.elementwise import clip, number
 from rlbatch.signals.record import Signals
 
 
@@ -37,5 +38,5 @@ class RateLimited(Wrapper):
     ) -> tuple[Decision, Any]:
         """Return the inner decision, clipped."""
         asked, state = self.policy.decide(observation, signals, state)
-        change = np.clip(asked.log2_change, -self.max_log2_change, self.max_log2_change)
+        change = clip(number(asked.log2_change), -self.max_log2_change, self.max_log2_change)
         return tools.adjusted(asked, change, "rate limit"), state

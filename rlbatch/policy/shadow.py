@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.wrapper import Wrapper
+from rlbatch.signals.elementwise import spread
 from rlbatch.signals.record import Signals
 
 
@@ -31,4 +30,4 @@ class Shadow(Wrapper):
     ) -> tuple[Decision, Any]:
         """Return "stay", with the inner decision's reasons, probabilities and value."""
         asked, state = self.policy.decide(observation, signals, state)
-        return tools.adjusted(asked, np.zeros(np.shape(asked.log2_change)), "shadow"), state
+        return tools.adjusted(asked, spread(0.0, asked.log2_change), "shadow"), state

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rlbatch.observation import OBSERVATION_NAMES, step_cost_at
 from rlbatch.policy.network import Float32
+from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, number, where
 from rlbatch.signals.record import Array, RunContext, Signals
 
 _GOODPUT, _NOISE_KNOWN, _NOISE = map(
@@ -20,7 +21,7 @@ _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
 _GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
-_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH` on a full device
+_FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
 _LEAST_SAVING = 0.25  # of a sample's cost by twice the user's size, in log2: a sixth
 _GUESSED_SAVING = 0.585  # the same, where twice the user's size is guessed to be the knee
 _COST_KNOWN = 0.4  # of `Signals.step_cost_known`: more than one size was measured
@@ -33,69 +34,74 @@ def goodput_floor(change: Array, observation: Float32, slack: float) -> Array:
     That size is the argmax of Pollux's goodput (Qiao et al. 2021, section 3), as observed. A policy
     that did not ask to rise is lifted by one doubling at a time.
     """
-    lowest = _GOODPUT_SCALE * observation[..., _GOODPUT].astype(np.float64) - slack
-    lift = (observation[..., _NOISE_KNOWN] > 0.0) & (change < lowest)
-    return np.where(lift, np.maximum(change, np.minimum(lowest, _LARGEST_RAISE)), change)
+    lowest = _GOODPUT_SCALE * number(observation[..., _GOODPUT]) - slack
+    lift = (number(observation[..., _NOISE_KNOWN]) > 0.0) & (change < lowest)
+    return where(lift, maximum(change, minimum(lowest, _LARGEST_RAISE)), change)
 
 
 def noise_ceiling(change: Array, observation: Float32, signals: Signals, ceiling: float) -> Array:
     """Lower by whole doublings to so many above the noise scale, or to the user's size."""
-    noise = _NOISE_SCALE * observation[..., _NOISE].astype(np.float64)
-    most = np.maximum(np.round(noise + ceiling), _to_base(signals))
-    return np.where(observation[..., _NOISE_KNOWN] > 0.0, np.minimum(change, most), change)
+    noise = _NOISE_SCALE * number(observation[..., _NOISE])
+    most = maximum(np.rint(noise + ceiling), _to_base(signals))
+    return where(number(observation[..., _NOISE_KNOWN]) > 0.0, minimum(change, most), change)
 
 
 def planned_steps(change: Array, signals: Signals) -> Array:
     """Lower to where what is left of the plan lasts for enough of its steps."""
     context = signals.context
-    planned = np.asarray(context.planned_samples, dtype=np.float64)
+    planned = number(context.planned_samples)
     samples = planned - signals.total_samples
-    share = np.where(np.asarray(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
+    share = where(number(context.coupling_exponent) == 0.0, 1.0, _KEPT_SHARE)
     steps = share * planned / context.base_batch_size - signals.total_steps
     bound = (samples > 0) & (steps > 0) & _has_target(context)
-    most = np.log2(np.where(bound, samples, 1.0) / np.where(bound, steps, 1.0))
-    return np.where(bound, np.minimum(change, most - np.log2(signals.batch_size)), change)
+    most = np.log2(where(bound, samples, 1.0) / where(bound, steps, 1.0))
+    return where(bound, minimum(change, most - np.log2(signals.batch_size)), change)
 
 
 def near_base(change: Array, signals: Signals) -> Array:
     """Keep near the user's size as long as the schedule asks for it.
 
     By `_GROWTH` it may be at most so many doublings above before such a share of the plan. Before
-    the first share it is the user's, or half of it on a device that is full. Where a schedule moves
+    the first share it is the user's, or half of it where that costs no time. Where a schedule moves
     whose length nobody said, it is never far above; and on a device that is full, not at all.
     """
     context = signals.context
-    done = np.asarray(signals.total_samples / np.asarray(context.planned_samples))
-    moves = np.abs(np.asarray(signals.schedule_factor) - 1.0) > _STILL
-    most = np.where(np.isnan(done) & moves, _UNPLANNED, np.inf)
+    done = number(signals.total_samples) / number(context.planned_samples)
+    moves = abs(number(signals.schedule_factor) - 1.0) > _STILL
+    most = where(isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
-        most = np.where(done < share, doublings, most)
-    full = _is_full(signals)
-    most = np.where(full, np.minimum(most, 0.0), most)
-    aimed = _has_target(context) & (~np.isnan(done) | moves)
-    first = np.where(full, _FIRST_LEAST, 0.0)
-    least = np.where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
+        most = where(done < share, doublings, most)
+    most = where(_is_full(signals, above=0), minimum(most, 0.0), most)
+    aimed = _has_target(context) & (~isnan(done) | moves)
+    first = where(_is_full(signals, above=-1), _FIRST_LEAST, 0.0)
+    least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
-    return np.maximum(np.minimum(change, np.where(aimed, most, np.inf) + shift), least + shift)
+    return maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
 
 
-def _is_full(signals: Signals) -> NDArray[np.bool_]:
-    """Return whether twice the user's size is known to save too little of a sample's cost.
+def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:
+    """Return whether a doubling is known to save too little of a sample's cost.
 
     As long as the costs are known from two sizes alone, `rlbatch.signals.step_time.fit` mixes them
     with a guess, and so is what they are compared with.
+
+    Args:
+        signals: With the costs.
+        above: Doublings from the user's size to the one that is doubled.
     """
-    base = np.log2(np.asarray(signals.context.base_batch_size, dtype=np.float64))
-    one, two = (step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (0, 1))
-    known = np.asarray(signals.step_cost_known, dtype=np.float64)
+    base = np.log2(number(signals.context.base_batch_size))
+    one, two = (
+        step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (above, above + 1)
+    )
+    known = number(signals.step_cost_known)
     least = known * _LEAST_SAVING + (1.0 - known) * _GUESSED_SAVING
     return (known >= _COST_KNOWN) & (one - two < least)
 
 
 def _to_base(signals: Signals) -> Array:
     """Return the change that leads to the user's size."""
-    return np.log2(np.asarray(signals.context.base_batch_size) / signals.batch_size)
+    return np.log2(number(signals.context.base_batch_size) / signals.batch_size)
 
 
 def _has_target(context: RunContext) -> NDArray[np.bool_]:
-    return np.isfinite(np.asarray(context.target_loss, dtype=np.float64))
+    return isfinite(number(context.target_loss))

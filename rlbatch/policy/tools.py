@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Decision
+from rlbatch.signals.elementwise import isfinite, number, where
 from rlbatch.signals.record import Array, Numeric, Signals
 
 SAME_SIZE = 1e-6
@@ -26,8 +27,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def numeric(value: ArrayLike) -> Numeric:
     """Return a plain float for a single run, an array otherwise."""
-    array = np.asarray(value, dtype=np.float64)
-    return array.item() if array.ndim == 0 else array
+    found = number(value)
+    return float(found) if found.ndim == 0 else found
 
 
 def flag(value: ArrayLike) -> bool | NDArray[np.bool_]:
@@ -39,10 +40,8 @@ def flag(value: ArrayLike) -> bool | NDArray[np.bool_]:
 def change_to(size: ArrayLike, batch_size: ArrayLike) -> Array:
     """Return the change of log2(batch size) from `batch_size` to `size`; 0 where not finite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        change = np.log2(
-            np.asarray(size, dtype=np.float64) / np.asarray(batch_size, dtype=np.float64)
-        )
-    return np.where(np.isfinite(change), change, 0.0)
+        change = np.log2(number(size) / number(batch_size))
+    return where(isfinite(change), change, 0.0)
 
 
 def describe(log2_change: Numeric) -> str:
@@ -87,6 +86,8 @@ def adjusted(asked: Decision, log2_change: ArrayLike, wrapper: str) -> Decision:
     if not isinstance(change, float):
         return replace(asked, log2_change=change)
     before = float(asked.log2_change)
+    if change == before:
+        return asked
     if abs(change - before) < SAME_SIZE:
         return replace(asked, log2_change=change)
     reason = f"{wrapper}: {describe(change)} instead of {describe(before)}"
@@ -123,16 +124,17 @@ def mean_add(mean: Mean, value: ArrayLike, decay: ArrayLike) -> Mean:
             number of steps that `value` stands for.
     """
     total, weight = mean
-    number = np.asarray(value, dtype=np.float64)
-    good = np.isfinite(number)
-    keep = np.where(good, decay, 1.0)
-    return keep * total + (1.0 - keep) * np.where(good, number, 0.0), keep * weight + (1.0 - keep)
+    value = number(value)
+    good = isfinite(value)
+    keep = where(good, decay, 1.0)
+    return keep * total + (1.0 - keep) * where(good, value, 0.0), keep * weight + (1.0 - keep)
 
 
 def mean_value(mean: Mean) -> Array:
     """Return the debiased mean, NaN where nothing was added yet."""
     total, weight = mean
-    return np.asarray(total) / np.where(np.asarray(weight) > 0, weight, np.nan)
+    total, weight = number(total), number(weight)
+    return total / where(weight > 0, weight, np.nan)
 
 
 def seeds(seed: int, shape: tuple[int, ...]) -> NDArray[np.uint64]:

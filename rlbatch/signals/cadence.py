@@ -80,7 +80,9 @@ class Cadence:
 
     def chunk_steps(self, steps_done: int) -> int:
         """Return the steps of the chunk that starts after `steps_done` steps."""
-        return int(chunk_steps(steps_done, self.minimum, self.growth, self.maximum, self.first))
+        # `chunk_steps` for a single run, in plain numbers.
+        begun = min(self.minimum, self.first + math.floor(0.5 * steps_done))
+        return int(min(max(begun, math.floor(self.growth * steps_done)), self.maximum))
 
 
 def measured_among(steps: float | Array, rate: float) -> Array:

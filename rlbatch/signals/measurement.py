@@ -14,6 +14,8 @@ from rlbatch.signals.metric import GradientMetric
 from rlbatch.signals.noise_scale import summarize
 from rlbatch.signals.record import Array
 
+_NOTHING: Array = np.full((2, 2), np.nan)  # measured
+
 
 @dataclass(frozen=True)
 class ChunkMeasurement:
@@ -66,34 +68,53 @@ def chunk_measurement(
         variances: What the spread over samples says of the variance of each one's tr(Sigma);
             negative where nothing could be measured. None: all by the formula.
     """
-    known = np.ones(len(losses), dtype=bool) if known is None else known
-    finite = np.isfinite(losses) | ~known
-    bad = set(np.flatnonzero(~finite).tolist())
+    finite = np.isfinite(losses)
+    kept = losses
+    bad = set[int]()
+    if not (finite.all() and (known is None or known.all())):
+        known = np.ones(len(losses), dtype=bool) if known is None else known
+        kept = losses[finite & known]
+        bad = set(np.flatnonzero(~finite & known).tolist())
     nonfinite_losses = len(bad)
-    rows = norms.reshape(-1, 3)
-    variance = np.zeros(len(rows)) if variances is None else variances
-    there, sound = ~(variance < 0.0), np.isfinite(rows).all(axis=1)
-    bad |= {owner for owner, lost in zip(owners, there & ~sound, strict=True) if lost}
-    good = there & np.array([owner not in bad for owner in owners], dtype=bool)
-    small, big, cosine = rows[good].T
-    micro, batch = np.reshape(np.array(sizes, dtype=np.float64), (-1, 2))[good].T
-    (grad_sqr, grad_sqr_se), (noise_trace, noise_trace_se) = summarize(
-        small, big, micro, batch, variance[good]
-    )
-    kept = losses[finite & known]
+    noise, cosine, measurements = _NOTHING, math.nan, 0
+    if owners:
+        rows = norms.reshape(-1, 3)
+        variance = np.zeros(len(rows)) if variances is None else variances
+        there, sound = ~(variance < 0.0), np.isfinite(rows).all(axis=1)
+        bad |= {owner for owner, lost in zip(owners, there & ~sound, strict=True) if lost}
+        good = there & np.array([owner not in bad for owner in owners], dtype=bool)
+        small, big, cosines = rows[good].T
+        micro, batch = np.reshape(np.array(sizes, dtype=np.float64), (-1, 2))[good].T
+        noise, measurements = summarize(small, big, micro, batch, variance[good]), len(cosines)
+        cosine = float(cosines.mean()) if measurements else math.nan
+    (grad_sqr, grad_sqr_se), (noise_trace, noise_trace_se) = noise
+    mean, spread = _mean_and_spread(kept)
     return ChunkMeasurement(
         steps=len(losses),
-        train_loss=float(kept.mean()) if len(kept) else math.nan,
-        train_loss_std=float(kept.std(ddof=1)) if len(kept) > 1 else 0.0,
+        train_loss=mean,
+        train_loss_std=spread,
         grad_sqr=float(grad_sqr),
         grad_sqr_se=float(grad_sqr_se),
         noise_trace=float(noise_trace),
         noise_trace_se=float(noise_trace_se),
-        gradient_cosine=float(cosine.mean()) if len(cosine) else math.nan,
+        gradient_cosine=cosine,
         nonfinite_losses=nonfinite_losses,
         nonfinite_steps=len(bad),
-        measurements=len(cosine),
+        measurements=measurements,
     )
+
+
+def _mean_and_spread(losses: Array) -> tuple[float, float]:
+    """Return mean and standard deviation, NaN without a loss and 0 with a single one."""
+    count = len(losses)
+    if not count:
+        return math.nan, 0.0
+    # In a few microseconds; `mean` and `std` take three times as long for the same numbers.
+    mean = np.add.reduce(losses) / count
+    if count == 1:
+        return float(mean), 0.0
+    rest = losses - mean
+    return float(mean), float(np.sqrt(np.add.reduce(rest * rest) / (count - 1)))
 
 
 @dataclass

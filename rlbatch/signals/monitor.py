@@ -142,13 +142,11 @@ class ChunkMonitor:
         self._require_complete()
         steps, owners, sizes = len(self._losses), self._owners, self._sizes
         self._chunks += 1
-        changed = [
-            now._version != was for now, was in zip(self._losses, self._versions, strict=True)
-        ]
+        kept = [now._version == was for now, was in zip(self._losses, self._versions, strict=True)]
         values = self._read(self._losses, [*self._norms, *self._variances])
         self._clear()
         # What the loop has changed in place since then is no loss any more, which is no fault.
-        known = ~np.array(changed, dtype=bool)
+        known = None if all(kept) else np.array(kept, dtype=bool)
         norms = values[steps : steps + 3 * len(owners)]
         variances = values[steps + 3 * len(owners) :]
         return chunk_measurement(values[:steps], norms, owners, sizes, known, variances)

@@ -23,10 +23,11 @@ class ConvolutionProbe(LayerProbe):
     def keep(self, inputs: Tensor) -> Tensor | None:
         """See the base class."""
         layer = self.layer
-        if inputs.shape[0] != self.samples or inputs.dim() != layer.weight.dim():
+        # Nothing asks for the weight, which may be computed at each look (`LinearProbe.keep`).
+        groups, kernel = layer.groups, layer.kernel_size
+        if inputs.shape[0] != self.samples or inputs.dim() != 2 + len(kernel):
             return None
-        outputs, columns, *kernel = layer.weight.shape
-        groups: int = layer.groups
+        outputs, columns = layer.out_channels, layer.in_channels // groups
         if self._slices3 is None:
             places = self.samples * math.prod(inputs.shape[2:]) / math.prod(layer.stride)
             taps = math.prod(kernel)

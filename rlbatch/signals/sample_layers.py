@@ -41,7 +41,10 @@ class LinearProbe(LayerProbe):
             places = inputs.shape[1]
             wide = (WORK / (self.samples * places)) ** 2
             elements = self.elements * 8 if places == 1 else min(self.elements, wide)
-            (self._rows, self._columns), both = self._slices(self.layer.weight.shape, elements)
+            # Not by the weight itself, which may be computed whenever it is asked for: each look at
+            # one under spectral normalisation changes the run.
+            shape = self.layer.out_features, self.layer.in_features
+            (self._rows, self._columns), both = self._slices(shape, elements)
             self._factors = both, float(self._rows.step)
         return copied(inputs[:, :, self._columns], self._columns.step > 1)
 

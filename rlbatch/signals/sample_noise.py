@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from random import Random
 from typing import Any, NamedTuple, cast
@@ -103,7 +103,7 @@ class SampleGradients:
             probe = kind(layer, samples, elements, rng)
             probe.unscaling = unscaling
             self._probes.append(probe)
-            hook: Any = _forward_hook(probe)
+            hook: Any = _ForwardHook(probe)
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
 
     def finish(self, metric: GradientMetric | None) -> StepNoise | None:
@@ -212,16 +212,24 @@ def _seen(
     return totals, torch.stack([square.to(device, torch.float32) for square in squares])
 
 
-def _forward_hook(probe: LayerProbe) -> Callable[..., None]:
-    """Return a hook that lets the probe see a call's input, and later its output's gradient."""
+class _ForwardHook:
+    """Lets a probe see a layer's calls: their inputs, and later the gradients of their outputs.
 
-    def add(kept: Tensor, delta: Tensor) -> None:
-        if probe.usable:
-            with _careful(probe):
-                probe.add(kept, delta.detach())
+    A model that is copied or pickled within a measured step takes a hook along that sees nothing.
+    """
 
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __init__(self, probe: LayerProbe) -> None:
+        self._probe = probe
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python's own, which does nothing: such a file can be read where there is no rlbatch.
+        return getattr, (nullcontext(), "__exit__")
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         del layer
+        probe = self._probe
         if torch.compiler.is_compiling() or not probe.usable:
             return
         inputs = args[0] if args else kwargs.get("input")
@@ -235,10 +243,14 @@ def _forward_hook(probe: LayerProbe) -> Callable[..., None]:
         if kept is None:
             probe.usable = False
         else:
-            back: Any = partial(add, kept)
+            back: Any = partial(_add, probe, kept)
             cast("Any", output).register_hook(back)
 
-    return hook
+
+def _add(probe: LayerProbe, kept: Tensor, delta: Tensor) -> None:
+    if probe.usable:
+        with _careful(probe):
+            probe.add(kept, delta.detach())
 
 
 @contextmanager

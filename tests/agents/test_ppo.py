@@ -240,6 +240,7 @@ def test_a_killed_training_resumes_and_loses_at_most_one_rollout(tmp_path: Path)
     out, seen = tmp_path / "out", tmp_path / "seen.txt"
     program = (
         "import sys; from pathlib import Path\n"
+        "from rlbatch.envs.processes import keep_tensorflow_out; keep_tensorflow_out()\n"
         "from rlbatch.agents.ppo import train\n"
         "from rlbatch.agents.recipes import Recipe, Stage\n"
         "stage = Stage(timesteps=10**7, simulated=64, real=0, rollout_steps=32,\n"

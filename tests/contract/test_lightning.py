@@ -16,7 +16,7 @@ pytest.importorskip("lightning")
 from lightning.pytorch import LightningModule
 
 from rlbatch.control.guard import GuardConfig
-from rlbatch.errors import ConfigurationError
+from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.lightning import BatchSizeCallback
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.lightning_runs import MARKS, Net, Rows, Run
@@ -138,3 +138,62 @@ def _without_rate(parameters: Any) -> Any:
     for group in optimizer.param_groups:
         group["lr"] = None
     return optimizer
+
+
+# -- what goes by optimizer steps --
+
+
+class ByHand(Program):
+    """Warms up by optimizer steps, and keeps averages where Lightning zeroes gradients."""
+
+    warms_up = updates = 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.warms_up:
+            rate = 0.05 * min(1.0, (self.trainer.global_step + 1) / 9)
+            self.trainer.optimizers[0].param_groups[0]["lr"] = rate
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.updates += 1
+
+
+def test_a_rate_that_is_set_by_hand_is_warned_about() -> None:
+    net = ByHand()
+    net.warms_up = 1
+    with pytest.warns(RuntimeWarning, match="something else than the schedule"):
+        Run(ScriptedPolicy((1.0,)), net=net, loader=loader(64, 8), val=False, max_epochs=1)
+    Run("fixed", net=net, loader=loader(64, 8), val=False, max_epochs=1)  # the plain run
+
+
+def test_the_hook_before_zeroing_comes_once_a_step() -> None:
+    net = ByHand()
+    run = Run(
+        ScriptedPolicy((2.0,)), net=net, loader=loader(100, 8), val=False, max_epochs=2,
+        settings={"micro_batch_size": 8},
+    )  # fmt: skip
+    assert net.updates == run.trainer.global_step < len(net.sizes)
+
+
+def test_an_average_that_is_updated_between_parts_is_refused() -> None:
+    class Averages(Program):
+        def on_train_start(self) -> None:
+            self.average = torch.optim.swa_utils.AveragedModel(self.net)
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.average.update_parameters(self.net)
+
+    with pytest.raises(DeliveryError, match=r"AveragedModel.*on_before_zero_grad"):
+        Run(
+            ScriptedPolicy((2.0,)), net=Averages(), loader=loader(100, 8), val=False, max_epochs=2,
+            settings={"micro_batch_size": 8},
+        )  # fmt: skip
+
+
+def test_a_sum_that_grows_with_the_batch_is_said() -> None:
+    class Sums(Program):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * 0.0 + self.net(batch[1]).square().sum()
+
+    with pytest.warns(RuntimeWarning, match="with the batch size its gradient grows"):
+        Run(ScriptedPolicy((1.0,)), net=Sums(), loader=loader(64, 8), val=False, max_epochs=2)
+    Run("fixed", net=Sums(), loader=loader(60, 8), val=False, max_epochs=1)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -23,7 +22,7 @@ from tests.contract.test_divided_losses import (
     tokens_that_count,
     weight_of_classes,
 )
-from tests.rlbatch.control.rank_runs import leave, meet, whole
+from tests.rlbatch.control.rank_runs import leave, meet, spawn, whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 RANKS = 2

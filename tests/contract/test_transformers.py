@@ -53,10 +53,12 @@ class Classifier(nn.Module):
         self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
         self.loss, self.seen = loss, []
 
-    def forward(self, x: Any, labels: Any, index: Any) -> dict[str, Any]:
+    def forward(self, x: Any, index: Any, labels: Any = None) -> dict[str, Any]:
         self.seen.append(index.tolist())
         out = self.net(x)
-        return {"loss": self.loss(out, labels), "logits": out}
+        return (
+            {"logits": out} if labels is None else {"loss": self.loss(out, labels), "logits": out}
+        )
 
 
 def weighted(out: Any, labels: Any) -> Any:
@@ -89,12 +91,16 @@ def train(
     kind: Any = ControlledTrainer,
     micro: int | None = 4,
     script: tuple[float, ...] = (),
+    weight: Any = None,
+    more: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Any:
     settings: dict[str, Any] = {}
     if kind is not Trainer:
-        told = make_config(None, {"micro_batch_size": micro, "cost": "samples", "guard": None})
+        told = {"micro_batch_size": micro, "cost": "samples", "guard": None, "lr_coupling": "none"}
+        told = make_config(None, told)
         settings = {"policy": ScriptedPolicy(script) if script else "fixed", "config": told}
+        settings |= {"weight": weight} | (more or {})
     model = Classifier() if model is None else model
     args: dict[str, Any] = {
         "output_dir": str(out),
@@ -296,3 +302,122 @@ def test_a_damaged_state_is_refused_whole(tmp_path: Path) -> None:
     path.write_bytes(b"no state")
     with pytest.raises(ConfigurationError, match=r"rlbatch\.pt is damaged"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+# -- what a loss is a mean of, and batches that are left out --
+
+
+def weight_of_classes(batch: Any) -> Any:
+    return CLASS_WEIGHTS[batch["labels"]].sum()
+
+
+@pytest.mark.filterwarnings("error:rlbatch")
+def test_parts_weighted_by_what_their_loss_is_a_mean_of(tmp_path: Path) -> None:
+    """The gradient of all of a step's samples, by autograd alone."""
+    script = (1.0, 0.6, -1.0)
+    model = Classifier(weighted)
+    train(tmp_path, model, script=script, micro=3, weight=weight_of_classes)
+    assert max(map(len, model.seen)) == 3
+    whole = train(tmp_path, Classifier(weighted), script=script, micro=None).model
+    assert sum(map(len, model.seen)) == sum(map(len, whole.seen)) == SAMPLES
+    assert max(map(len, whole.seen)) > BASE
+    alone, rows = Classifier(weighted), Rows()
+    for indices in whole.seen:
+        loss = weighted(alone.net(rows.x[indices]), rows.labels[indices])
+        gradients = torch.autograd.grad(loss, list(alone.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(alone.parameters(), gradients, strict=True):
+                parameter.sub_(gradient, alpha=0.1)
+    torch.testing.assert_close(flat(model), flat(alone), rtol=0.0, atol=1e-14)
+
+
+def test_parts_of_weight_0_add_nothing(tmp_path: Path) -> None:
+    def only_first_class(out: Any, labels: Any) -> Any:
+        kept = labels == 0  # no number where there is none
+        return functional.cross_entropy(out[kept], labels[kept])
+
+    def count(batch: Any) -> Any:
+        return (batch["labels"] == 0).sum()
+
+    runs = [
+        train(tmp_path, Classifier(only_first_class), micro=micro, weight=count)
+        for micro in (2, None)
+    ]
+    assert any(not (Rows().labels[part] == 0).any() for part in runs[0].model.seen)
+    torch.testing.assert_close(flat(runs[0].model), flat(runs[1].model), rtol=0.0, atol=1e-14)
+
+
+def test_a_weight_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused(DeliveryError, "weight of 0 or more, got -1", tmp_path, weight=lambda _: -1.0)
+
+
+def test_a_loss_that_adds_up_already_needs_no_weight(tmp_path: Path) -> None:
+    def summed(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        loss = functional.cross_entropy(outputs["logits"], labels, reduction="sum")
+        return loss / num_items_in_batch
+
+    loss = {"compute_loss_func": summed, "weight": lambda batch: len(batch["labels"])}
+    refused(ConfigurationError, "divided by num_items_in_batch", tmp_path, more=loss)
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+def test_a_batch_that_is_left_out(tmp_path: Path, micro: int | None) -> None:
+    """Adam's averages would move the weights without a gradient, too."""
+    bad = 5
+
+    class Skips(ControlledTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+            if bool((inputs["index"] == bad).any()):
+                self.skip()
+                return loss * float("nan")
+            return loss
+
+    model = Classifier()
+    args: dict[str, Any] = {"optim": "adamw_torch", "max_grad_norm": 1.0}
+    trainer = train(tmp_path, model, kind=Skips, micro=micro, num_train_epochs=2, **args)
+    assert trainer.state.global_step == 2 * SAMPLES // BASE
+
+    steps = torch.tensor([i for part in model.seen for i in part]).reshape(-1, BASE).tolist()
+    alone, rows = Classifier(), Rows()
+    optimizer = torch.optim.AdamW(alone.parameters(), lr=0.1, weight_decay=0.0)
+    for indices in steps:
+        if bad in indices:
+            continue
+        optimizer.zero_grad()
+        functional.cross_entropy(alone.net(rows.x[indices]), rows.labels[indices]).backward()
+        nn.utils.clip_grad_norm_(alone.parameters(), 1.0)
+        optimizer.step()
+    torch.testing.assert_close(flat(model), flat(alone), rtol=0.0, atol=1e-12)
+
+
+def test_skipping_without_a_batch_is_refused(tmp_path: Path) -> None:
+    trainer = train(tmp_path)
+    with pytest.raises(DeliveryError, match="none under way"):
+        trainer.skip()
+
+
+# -- what goes by steps of a count of its own --
+
+
+def test_a_rate_that_a_callback_sets_is_warned_about(tmp_path: Path) -> None:
+    def decay(model: Any, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9
+
+    with pytest.warns(RuntimeWarning, match="something else than the schedule"):
+        train(tmp_path, callback=Calls(behind=decay), script=(1.0,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        train(tmp_path, callback=Calls(behind=decay))  # a fixed size: the plain run
+        train(tmp_path, script=(1.0,), lr_scheduler_type="cosine", warmup_steps=2)
+
+
+def test_an_average_that_is_updated_between_parts_is_refused(tmp_path: Path) -> None:
+    model = Classifier()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    update = lambda *_: average.update_parameters(model)  # noqa: E731
+    train(tmp_path, model, callback=Calls(behind=update), **ACCUMULATE)
+    assert int(average.n_averaged) == SAMPLES // BASE
+    callback = Calls(between=update)
+    refused(DeliveryError, "AveragedModel", tmp_path, model, callback=callback, **ACCUMULATE)

@@ -19,6 +19,7 @@ from rlbatch.controller import BatchController
 from rlbatch.errors import ConfigurationError, RlbatchError
 from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
+from tests.helpers import fuzzed
 
 CHANGES = (1.0, -1.0, 1.0, 0.0, -1.0, 1.0) * 20
 
@@ -161,10 +162,9 @@ def test_mutated_states_are_loaded_whole_or_not_at_all(saved: list[dict[str, Any
 
 
 @pytest.mark.slow
-def test_thousands_of_mutated_states_are_loaded_whole_or_not_at_all(
-    saved: list[dict[str, Any]],
-) -> None:
-    assert refusals(saved, 3000) > 1500
+def test_many_mutated_states_are_loaded_whole_or_not_at_all(saved: list[dict[str, Any]]) -> None:
+    count = fuzzed(600)
+    assert refusals(saved, count) > count / 2
 
 
 def test_a_controller_goes_on_after_the_state_of_another_policy() -> None:

@@ -77,7 +77,7 @@ def bench(task: Path, out: Path, *more: str, seeds: int = 2) -> list[str]:
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+        command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=1200
     )
 
 

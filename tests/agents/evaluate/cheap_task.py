@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,18 @@ def scheduled() -> Task:
 
 def hopeless() -> Task:
     return _replaced(target=1e-6)
+
+
+def held() -> Task:
+    """Trains with up to 8 samples a batch; a larger one waits while there is a file `hold`."""
+    hold = Path(__file__).with_name("hold")
+
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        while model.training and len(batch[0]) > 8 and hold.exists():
+            time.sleep(0.05)
+        return _loss(model, batch)
+
+    return _replaced(loss=loss)
 
 
 def broken() -> Task:

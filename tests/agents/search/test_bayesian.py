@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from werkzeug.test import Client
 
 from rlbatch.agents.search.bayesian import RATE, SIZE, STUDY, Bayesian, optimize
 from rlbatch.agents.search.goal import Goal
@@ -128,6 +130,29 @@ def test_two_objectives_give_a_front(tmp_path: Path) -> None:
     ours = {point.batch_size for point in front(points(trials, goal))}
     assert {trial.user_attrs["batch_size"] for trial in study.best_trials} == ours
     assert len(ours) > 2
+
+
+def test_optuna_dashboard_opens_the_study(tmp_path: Path) -> None:
+    """Its page, and the numbers that it draws, are those of the file."""
+    dashboard: Any = pytest.importorskip("optuna_dashboard")
+    path = tmp_path / "study.sqlite"
+    plan = Bayesian(8, 1024, 32, trials=4, startup=4, objectives=("cost", "quality"))
+    optimize(plan, Goal("epochs", 1.0, 0.2), Table(valley), path)
+
+    client = Client(dashboard.wsgi(f"sqlite:///{path}"))
+    page = client.get("/dashboard", buffered=True)  # and closed
+    assert (page.status_code, page.mimetype) == (200, "text/html")
+    summaries: Any = client.get("/api/studies").json
+    (summary,) = summaries["study_summaries"]
+    assert (summary["study_name"], summary["directions"]) == (STUDY, ["minimize", "minimize"])
+    shown: Any = client.get(f"/api/studies/{summary['study_id']}?after=0").json
+    expected = load(path).trials
+    assert len(expected) == 4
+    for trial, known in zip(shown["trials"], expected, strict=True):
+        assert trial["state"] == "Complete"
+        assert trial["values"] == known.values
+        sizes = [a["value"] for a in trial["user_attrs"] if a["key"] == "batch_size"]
+        assert sizes == [str(known.user_attrs["batch_size"])]
 
 
 @pytest.mark.parametrize(

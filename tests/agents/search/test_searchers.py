@@ -97,11 +97,20 @@ def test_in_a_benchmark_searches_stand_beside_policies(cheap: str, tmp_path: Pat
     assert again == rows
 
 
+TARGET_ONLY = "compared by what its trials cost to a target, got --objective "
+
+
+@pytest.mark.parametrize("name", ["sweep", "bayesian", "bandit:runs=10"])
 @pytest.mark.parametrize(
-    "changes", [{"tasks": ("simulated:3",)}, {"objective": "budget=3"}, {"policies": ("sweep:x",)}]
+    ("changes", "says"),
+    [
+        ({"tasks": ("simulated:3",)}, "real trainings, and simulated:3 has none"),
+        ({"objective": "budget=3"}, TARGET_ONLY + "budget=3"),
+        ({"objective": "epochs=2"}, TARGET_ONLY + "epochs=2.*rlbatch sweep --objective epochs=N"),
+    ],
 )
 def test_where_there_is_nothing_to_search_it_is_refused(
-    cheap: str, changes: dict[str, object]
+    cheap: str, changes: dict[str, object], says: str, name: str
 ) -> None:
-    with pytest.raises(ConfigurationError):
-        BenchSettings(**{"tasks": (cheap,), "policies": ("sweep",), **changes})
+    with pytest.raises(ConfigurationError, match=f"{name} .*{says}"):
+        BenchSettings(**{"tasks": (cheap,), "policies": ("fixed", name), **changes})

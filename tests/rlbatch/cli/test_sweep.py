@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -46,6 +47,8 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # A test run in the background of a script ignores SIGINT, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
@@ -136,13 +139,19 @@ def test_what_does_not_fit_is_not_recommended(tmp_path: Path) -> None:
     assert fits[found["recommended"]["batch_size"]]
 
 
+def held_task(folder: Path) -> str:
+    """Return a task whose search cannot end before the file `hold` beside it is gone."""
+    shutil.copy(cheap_task.__file__, folder)
+    (folder / "hold").touch()
+    return f"{folder / 'cheap_task.py'}:held"
+
+
 @pytest.mark.slow
 def test_a_killed_search_loses_no_trial_and_repeats_none(tmp_path: Path) -> None:
-    more = ("--tune-lr", "--seeds", "2", "--largest", "64")
-    assert main(sweep(tmp_path / "whole", *more, task="digits-cnn")) == 0
-    out = tmp_path / "killed"
-    process = start(sweep(out, *more, "--jobs", "2", task="digits-cnn"))
-    while process.poll() is None and len(finished(out)) < 4:
+    task, out = held_task(tmp_path), tmp_path / "killed"
+    more = ("--tune-lr", "--seeds", "2", "--first", "8")
+    process = start(sweep(out, *more, "--jobs", "2", task=task))
+    while process.poll() is None and len(finished(out)) < 6:  # three rates of the first size
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -150,27 +159,30 @@ def test_a_killed_search_loses_no_trial_and_repeats_none(tmp_path: Path) -> None
     time.sleep(1.5)  # worker processes notice that nobody waits for them
     kept = finished(out)
 
-    assert main(sweep(out, *more, task="digits-cnn")) == 0
+    (tmp_path / "hold").unlink()
+    assert main(sweep(out, *more, task=task)) == 0
+    assert main(sweep(tmp_path / "whole", *more, task=task)) == 0
     found, whole = result(out), result(tmp_path / "whole")
-    assert found["repeated"] == len(kept) >= 4
-    assert found["trials"] == whole["trials"]
+    assert found["repeated"] == len(kept) >= 6
+    assert found["trials"] == whole["trials"] > len(kept)
     for name in ("points", "recommended", "sentence", "search_cost"):
         assert found[name] == whole[name]
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = start(sweep(out, "--tune-lr", "--jobs", "2", task="digits-cnn"))
+    out, task = tmp_path / "out", held_task(tmp_path)
+    process = start(sweep(out, "--first", "8", "--seeds", "2", "--jobs", "2", task=task))
     while process.poll() is None and len(finished(out)) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
+    # Until all that hold its standard error are gone, so the workers, too.
     _, error = process.communicate(timeout=600)
 
     assert process.returncode == 130
     assert b"Stopped. What was finished is kept." in error
     assert b"Traceback" not in error
-    assert len(finished(out)) >= 2
+    assert [size for size, _, _ in finished(out)] == [8, 8]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -114,7 +115,7 @@ def launch(target: Callable[..., None], world_size: int, *arguments: Any) -> lis
 
     When one fails, the others are killed, as a launcher does.
     """
-    context = get_context("forkserver")
+    context = get_context("forkserver")  # torch is imported once, not by each process
     context.set_forkserver_preload([__name__])
     ranks = [
         context.Process(target=target, args=(rank, world_size, *arguments))
@@ -128,6 +129,15 @@ def launch(target: Callable[..., None], world_size: int, *arguments: Any) -> lis
                 process.kill()
         time.sleep(0.01)
     return [process.exitcode for process in ranks]
+
+
+def spawn(target: Callable[..., None], arguments: tuple[Any, ...], nprocs: int) -> None:
+    """Run `target(rank, *arguments)` on each rank as `torch.multiprocessing.spawn` does.
+
+    An error of a rank is raised here. Torch is imported once, not by each process.
+    """
+    get_context("forkserver").set_forkserver_preload([__name__])
+    start_processes(target, arguments, nprocs, start_method="forkserver")
 
 
 def meet(rank: int, world_size: int, folder: Path) -> None:

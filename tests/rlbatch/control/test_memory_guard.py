@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -23,7 +22,7 @@ from rlbatch.control.memory import HostGauge
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.control.rank_runs import Measuring, leave, meet
+from tests.rlbatch.control.rank_runs import Measuring, leave, meet, spawn
 
 ROWS, BASE, WIDTH = 75, 8, 32
 GROW = ScriptedPolicy((1.0, 0.0, 1.0, 0.5, -2.0, 2.0))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -22,7 +21,7 @@ from rlbatch.control.ranks import Ranks, WholeOrder
 from rlbatch.errors import ConfigurationError
 from rlbatch.log.episode_reader import read_episode
 from tests.helpers import tanh_network
-from tests.rlbatch.control.rank_runs import Measuring, leave, meet
+from tests.rlbatch.control.rank_runs import Measuring, leave, meet, spawn
 
 ROWS, BASE, EPOCHS = 98, 16, 4  # neither is a multiple of the other: each epoch ends with a rest
 

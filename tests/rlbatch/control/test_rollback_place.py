@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rlbatch.control import rollback
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.ranks import Ranks
+from rlbatch.control.torch_parts import torch_parts
 from rlbatch.controller import BatchController
 from rlbatch.log.episode_reader import read_episode
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.testing import ScriptedPolicy
 
 SPOILT = 28  # optimizer steps before the loss is not a number
@@ -77,3 +82,48 @@ def test_the_log_says_of_which_step_the_weights_are(
     else:
         assert back_to == ends[0]  # where the size rose
         assert said.endswith(f"of the latest copy; the chunk began after step {ends[-1]}")
+
+
+class _Silent(Ranks):
+    """Ranks that count what they ask each other."""
+
+    asked = 0
+
+    def agree_on(self, *numbers: int) -> tuple[int, ...]:
+        self.asked += 1
+        return numbers
+
+    def mean(self, values: Any) -> Any:
+        self.asked += bool(len(values))
+        return values
+
+
+def test_a_chunk_asks_the_other_ranks_once_for_its_copy_and_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = _Silent()
+    monkeypatch.setattr(rollback, "_CHEAP", 1e9)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adapter = LoopAdapter(
+        torch_parts(model, optimizer),
+        batch_size=4,
+        dataset_size=400,
+        policy=ScriptedPolicy((1.0, *(0.0,) * 50)),
+        config=ControllerConfig(cost="samples"),
+        ranks=ranks,
+    )
+    adapter.begin_epoch()
+    asked: list[int] = []
+    for _ in range(40):
+        size = adapter.batch_size
+        adapter.begin_step(size, (size,))
+        adapter.after_backward(torch.tensor(1.0))
+        adapter.end_step(size, epoch=0, position=0)
+        asked.append(ranks.asked)
+
+    # Per chunk one broadcast; the all-reduce is the rank monitor's, which is not in use here.
+    chunks = [step for step in range(1, 40) if asked[step] > asked[step - 1]]
+    assert asked[-1] == 1 + len(chunks)
+    assert len(chunks) > 5
+    assert adapter.batch_size == 8

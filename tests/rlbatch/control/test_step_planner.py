@@ -72,7 +72,8 @@ def test_each_epoch_has_each_sample_once_however_far_a_pipeline_reads_ahead(
     for epoch in range(3):
         assert sorted(seen[epoch * size : (epoch + 1) * size]) == list(range(size))
     assert [number for number, _, _ in steps] == list(range(len(steps)))
-    assert all(len(indices) <= planned for _, planned, indices in steps)
+    # A single sample that would be left at an epoch's end joins the step before it.
+    assert all(len(indices) <= planned + 1 for _, planned, indices in steps)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
@@ -206,3 +207,19 @@ def test_limits_are_allowed_sizes() -> None:
     assert limited.max_log2_change == 2.0
     with pytest.raises(ConfigurationError, match="jit_compile=False"):
         sizes.limited(ControllerConfig(max_log2_change=0.5))
+
+
+def test_a_change_leaves_no_single_sample_at_an_epochs_end() -> None:
+    """136 samples at 34 make four steps; at 45 a single one would be left."""
+    planner = StepPlanner(range(136), 136, 34)
+    sizes: list[int] = []
+    for _ in range(2):
+        planner.open_epoch()
+        for issued in planner.iterate():
+            sizes.append(len(issued.indices))
+            plan = planner.arrive(len(issued.indices))
+            planner.end_step()
+            planner.set_batch_size(45)
+            if planner.is_complete(plan):
+                break
+    assert sizes[-3:] == [45, 45, 46]

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -30,7 +29,7 @@ from rlbatch.log.episode_log import read_episode
 from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.helpers import perceptron as network
-from tests.rlbatch.control.rank_runs import leave
+from tests.rlbatch.control.rank_runs import leave, spawn
 
 SAMPLES = 75
 BASE = 8

@@ -92,7 +92,7 @@ def make_control(limit: int | None, policy: Any = "fixed", **settings: Any) -> B
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("limit", [None, 3, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_weights_are_those_of_the_plain_fit(case: str, limit: int | None) -> None:
     if case == "class weights" and not TENSORFLOW:
@@ -236,3 +236,69 @@ def test_a_batch_size_is_a_number_of_samples() -> None:
     for wrong in ("32", 0, 2.5, True):
         with pytest.raises(ConfigurationError, match="batch_size must be a whole number"):
             BatchSizeControl(wrong)  # pyright: ignore[reportArgumentType]
+
+
+def squares(true: Any, predicted: Any) -> Any:
+    ops: Any = keras.ops
+    kind = ops.one_hot(ops.cast(ops.reshape(true, (-1,)), "int32"), 4)
+    return ops.mean(ops.square(kind - predicted), axis=-1)
+
+
+def mean_of_squares(true: Any, predicted: Any) -> Any:
+    return keras.ops.mean(squares(true, predicted))
+
+
+def root_of_squares(true: Any, predicted: Any) -> Any:
+    return keras.ops.sqrt(mean_of_squares(true, predicted))
+
+
+def sum_of_squares(true: Any, predicted: Any) -> Any:
+    return keras.ops.sum(squares(true, predicted))
+
+
+def fit_in_parts(loss: Any) -> Any:
+    control, model = make_control(4), classes(loss)
+    data = control.dataset(X, KIND, shuffle=False)
+    model.fit(data, epochs=1, verbose=0, callbacks=[control])
+    return model
+
+
+def test_losses_whose_parts_do_not_add_up_are_said_without_a_trace() -> None:
+    for loss in (squares, mean_of_squares):  # a warning would be an error
+        fit_in_parts(loss)
+    found: list[Any] = []
+    for loss in (root_of_squares, sum_of_squares):
+        with pytest.warns(RuntimeWarning, match="its parts do not add up"):
+            found.append(fit_in_parts(loss))
+    # The look at them leaves no trace: the sum's gradient is that of the mean times its parts.
+    assert all(np.isfinite(w).all() for model in found for w in model.get_weights())
+
+
+def test_sums_and_pairs_are_said_or_refused() -> None:
+    model = classes(Losses.SparseCategoricalCrossentropy(reduction="sum"))
+    control = make_control(None, ScriptedPolicy((1.0,)))
+    data = control.dataset(X, KIND)
+    with pytest.warns(RuntimeWarning, match="with the batch size its gradient grows"):
+        model.fit(data, epochs=1, verbose=0, callbacks=[control])
+    with pytest.raises(ConfigurationError, match="Circle compares the samples"):
+        fit_in_parts(Losses.Circle())
+
+
+def test_frozen_weights_are_not_copied_and_statistics_are() -> None:
+    keras.utils.set_random_seed(0)
+    frozen, norm = layers.Dense(50, "tanh"), layers.BatchNormalization()
+    stack = [keras.Input((6,)), frozen, norm, layers.Dense(4, "softmax")]
+    model = keras.Sequential(stack)
+    frozen.trainable = False
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    chunks = {f"{name}_chunk_steps": 2 for name in ("first", "min", "max")}
+    control = make_control(None, ScriptedPolicy((0.5,) * 9), guard=GuardConfig(), **chunks)
+    data = control.dataset(X, KIND)
+    fit: Any = model.fit  # its annotations forget 0
+    fit(data, epochs=4, verbose=0, callbacks=[control])
+    copied = control.state_dict()["control_loop"]["guard"]["copy"]["tensors"]
+    shapes = [tuple(tensor.shape) for tensor in copied]
+    assert (6, 50) not in shapes
+    # Scale, shift and two statistics; Adam's two moments of scale, shift. The bias is frozen.
+    assert shapes.count((50,)) == 8
+    assert shapes.count((50, 4)) == 3

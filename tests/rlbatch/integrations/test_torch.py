@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.utils.data import DataLoader, DistributedSampler
 
 from rlbatch import BatchController
 from rlbatch.testing.actuator_contract import Job, LoopContract, Step, make_job
-from tests.rlbatch.control.rank_runs import leave, meet
+from tests.rlbatch.control.rank_runs import leave, meet, spawn
 
 WORLD = 2
 

@@ -262,3 +262,49 @@ class TestContractOfASampledMaskedEnsemble(PolicyContract):
         return random_policy(
             rng, members=3, masked=True, sample=True, seed=9, activations=("relu", "tanh")
         )
+
+
+def test_networks_of_one_shape_decide_together_as_each_alone() -> None:
+    policy = random_policy(np.random.default_rng(5), members=3)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        seen = rng.uniform(-1, 1, OBSERVATION_SIZE).astype(np.float32)
+        signals = random_signals((), rng)
+        together, _ = policy.decide(seen, signals, policy.initial_state())
+        alone = [
+            LearnedPolicy((member,), policy.action_grid).decide(
+                seen, signals, policy.initial_state()
+            )[0]
+            for member in policy.members
+        ]
+        mean = np.mean([probabilities(decision) for decision in alone], axis=0)
+        np.testing.assert_allclose(probabilities(together), mean, rtol=1e-5)
+        values = [decision.value for decision in alone]
+        assert together.value == pytest.approx(np.mean(np.asarray(values)), rel=1e-5, abs=1e-6)
+
+
+def test_networks_of_several_shapes_decide_too() -> None:
+    rng = np.random.default_rng(0)
+    small, large = (random_policy(rng, hidden) for hidden in ((8,), (16, 16)))
+    policy = LearnedPolicy((*small.members, *large.members), small.action_grid)
+    seen = rng.uniform(-1, 1, OBSERVATION_SIZE).astype(np.float32)
+    signals = random_signals((), rng)
+    made = [p.decide(seen, signals, p.initial_state())[0] for p in (policy, small, large)]
+
+    mean = np.mean([probabilities(decision) for decision in made[1:]], axis=0)
+    np.testing.assert_allclose(probabilities(made[0]), mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_without_values_the_same_is_decided(shape: tuple[int, ...]) -> None:
+    policy = random_policy(np.random.default_rng(7), members=2)
+    rng = np.random.default_rng(2)
+    seen = rng.uniform(-1, 1, (*shape, OBSERVATION_SIZE)).astype(np.float32)
+    signals = random_signals(shape, rng)
+    whole, _ = policy.decide(seen, signals, policy.initial_state(shape))
+    bare, _ = replace(policy, values=False).decide(seen, signals, policy.initial_state(shape))
+
+    assert whole.value is not None
+    assert bare.value is None
+    np.testing.assert_array_equal(bare.log2_change, whole.log2_change)
+    np.testing.assert_array_equal(probabilities(bare), probabilities(whole))

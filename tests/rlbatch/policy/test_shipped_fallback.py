@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,13 @@ def test_a_controller_falls_back_unless_told_not_to(
     engine = make_engine(POLICIES[name], ControllerConfig(target_loss=0.1, **settings))
 
     assert engine.decide(huge()[-1]).fell_back is expected
+
+
+def test_a_controller_estimates_the_return_only_to_show_it(tmp_path: Path) -> None:
+    silent = make_engine(POLICIES["default"], ControllerConfig(target_loss=0.1))
+    told = make_engine(POLICIES["default"], ControllerConfig(target_loss=0.1, log_dir=tmp_path))
+    first, second = (engine.decide(huge()[0]) for engine in (silent, told))
+
+    assert first.value is None
+    assert second.value is not None
+    assert (first.batch_size, first.probabilities) == (second.batch_size, second.probabilities)

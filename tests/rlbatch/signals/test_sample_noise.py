@@ -244,7 +244,7 @@ def test_blocks_are_exact_and_unbiased_for_the_whole(make_model: Callable[[], nn
             kind = probe_of(layer)
             assert kind is not None
             probes.append(kind(layer, N, 4, Random(seed)))
-        hooks: list[Any] = [sample_noise._forward_hook(probe) for probe in probes]
+        hooks: list[Any] = [sample_noise._ForwardHook(probe) for probe in probes]
         handles = [
             probe.layer.register_forward_hook(hook, with_kwargs=True)
             for probe, hook in zip(probes, hooks, strict=True)

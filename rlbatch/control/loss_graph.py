@@ -1,0 +1,300 @@
+"""Reads off autograd's graph how a loss goes over the samples of a batch.
+
+From the loss down to where it has a value for each sample. In between it has to be linear, and the
+step across a mean. What autograd does not tell (a compiled model, own kernels) stays unseen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_NODES = 48  # of the graph, behind the loss
+_MEAN, _SUM = 1, 2  # reductions, as autograd notes them
+_TOLERANCE = 1e-6  # relative
+# Linear in what stands behind them. Others end the search, but for those that are known to be not.
+_LINEAR = (
+    *("Add", "Sub", "Rsub", "Neg", "ToCopy", "Squeeze", "Unsqueeze", "View", "UnsafeView"),
+    *("ReshapeAlias", "Alias", "Stack", "Cat", "Select", "Slice", "Index", "Expand", "Permute"),
+    *("T", "Transpose", "Clone", "Unbind", "Mean", "Sum", "Trace", "MaskedSelect", "Diagonal"),
+)
+_CURVED = (
+    *("Sqrt", "Rsqrt", "Log", "Log1P", "Log2", "Log10", "Exp", "Expm1", "Pow", "Reciprocal"),
+    *("Abs", "Sigmoid", "Tanh", "Softplus", "LogSigmoid", "Relu", "Clamp", "ClampMin", "ClampMax"),
+    *("Maximum", "Minimum", "Acos", "Atan2"),
+)
+_ORDERED = (  # reductions that are no sums
+    *("Max", "Min", "Amax", "Amin", "Median", "Nanmedian", "Topk", "Kthvalue", "Logsumexp", "Var"),
+    *("Std", "VarMean", "StdMean", "Prod", "Norm", "LinalgVectorNorm"),
+)
+_PAIRS = ("Mm", "Bmm", "Cdist", "EuclideanDist")
+_FEWEST = 4  # samples of a part whose labels tell something
+
+
+class Mean(NamedTuple):
+    """What a part's loss was divided by.
+
+    Attributes:
+        operation: Autograd's name.
+        divisor: A sample.
+    """
+
+    operation: str
+    divisor: float
+
+
+@dataclass
+class Reading:
+    """What a loss was found to be.
+
+    Attributes:
+        means: What it was divided by.
+        problem: Why it is no mean over samples; None where nothing says so.
+        compares: It may compare each sample with the others, which a second part makes sure.
+        totals: What it was divided by in all, numbers beside the means and sums included.
+        sums: Those of `totals` that are of sums.
+    """
+
+    means: list[Mean] = field(default_factory=list[Mean])
+    totals: list[float] = field(default_factory=list[float])
+    sums: list[float] = field(default_factory=list[float])
+    problem: str | None = None
+    compares: bool = False
+
+
+class _Place(NamedTuple):
+    """A node on the way, with what stands between it and the loss."""
+
+    node: Any
+    curve: str | None = None  # an operation that is not linear
+    divided: float = 1.0  # by numbers
+    times: float = 1.0  # numbers
+
+    @property
+    def factor(self) -> float:
+        return self.divided / self.times if self.times else math.inf
+
+
+def read(root: Any, samples: int, counts: float | None = None) -> Reading:
+    """Return what autograd tells of a loss.
+
+    Args:
+        root: Node of the loss.
+        samples: Of the batch.
+        counts: What it is to be a mean over; None for the samples.
+    """
+    counts = samples if counts is None else counts
+    reading, ahead = Reading(), [_Place(root)]
+    for _ in range(_NODES):
+        if not ahead:
+            break
+        place = ahead.pop(0)
+        if place.node is None:
+            continue
+        if _reduces(place.node, samples):
+            _read_reduction(reading, place, samples, counts)
+        else:
+            ahead += _behind(place, samples)
+    return reading
+
+
+def _read_reduction(reading: Reading, place: _Place, samples: int, counts: float) -> None:
+    node, name = place.node, _name(place.node)
+    known = getattr(node, "_saved_reduction", None)
+    if name in _ORDERED:
+        reading.problem = f"the loss is no mean over samples ({name})"
+    elif place.curve is not None:
+        reading.problem = f"the loss is a function ({place.curve}) of a mean over samples"
+    elif known == _SUM or name == "Sum":
+        _read_sum(reading, place, counts)
+    else:
+        divisor = _divisor(node, known)
+        if divisor is not None:
+            reading.means.append(Mean(name, divisor / counts))
+            reading.totals.append(divisor * place.factor)
+    if any(_is_paired(child, samples) for child in _children(node)):
+        reading.problem = "the loss compares each sample with the others of its batch"
+    reading.compares = reading.compares or _has_classes_of_samples(node, samples)
+
+
+def _read_sum(reading: Reading, place: _Place, counts: float) -> None:
+    """Take a sum that is a mean if it was divided by the samples, or by so many of each."""
+    reading.sums.append(place.factor)
+    for divisor in (place.divided, place.factor):
+        if _is_multiple(divisor, counts):
+            reading.means.append(Mean("Sum", divisor / counts))
+            return
+    said = "and a mean is expected"
+    if place.divided != 1.0:
+        said = f"divided by {place.divided:.6g} where there are {counts:.6g} of them"
+    reading.problem = f"the loss is a sum over samples, {said}"
+
+
+def _behind(place: _Place, samples: int) -> Iterator[_Place]:
+    node, name = place.node, _name(place.node)
+    children = _children(node)
+    if name in _CURVED:
+        yield from (place._replace(node=child, curve=name) for child in children)
+    elif name in _LINEAR:
+        yield from (place._replace(node=child) for child in children)
+    elif name == "Mul" and len(children) == 1:
+        factor = _number(node, "_saved_other", "_saved_self")
+        yield place._replace(node=children[0], times=place.times * factor)
+    elif name == "Div" and len(children) == 1:
+        if node.next_functions[0][0] is None:  # a number by something
+            yield place._replace(node=children[0], curve=name)
+        else:
+            factor = _number(node, "_saved_other")
+            yield place._replace(node=children[0], divided=place.divided * factor)
+    elif name in ("Mul", "Div"):
+        both = all(_has_samples(child, samples) for child in children)
+        curves = both or (name == "Div" and _has_samples(children[1], samples))
+        curve = name if curves else place.curve
+        yield from (place._replace(node=child, curve=curve) for child in children)
+
+
+def _reduces(node: Any, samples: int) -> bool:
+    """Whether a value for each sample goes in and none comes out."""
+    if getattr(node, "_saved_reduction", None) in (_MEAN, _SUM):
+        return True
+    if _name(node) not in ("Mean", "Sum", *_ORDERED):
+        return False
+    own = _shape(node)
+    inputs = [child for child in _children(node) if not _is_of_parameter(child)]
+    if any((shape := _shape(child)) and shape[0] % samples == 0 for child in inputs):
+        return not (own and own[0] % samples == 0)
+    return not own and any(_is_picked(child) for child in inputs)
+
+
+def without_division(root: Any, divisor: float) -> Any:
+    """Return the node that a framework has divided by a number, or the node itself."""
+    if root is None or _name(root) != "Div" or _number(root, "_saved_other") != divisor:
+        return root
+    return _children(root)[0]
+
+
+def _has_samples(node: Any, samples: int) -> bool:
+    """Whether a reduction over samples stands behind a node."""
+    ahead = [node]
+    for _ in range(_NODES):
+        if not ahead:
+            return False
+        node = ahead.pop(0)
+        if _reduces(node, samples):
+            return True
+        if _name(node) in (*_LINEAR, *_CURVED, "Mul", "Div"):
+            ahead += _children(node)
+    return False
+
+
+def _is_of_parameter(node: Any) -> bool:
+    """Whether a value is computed from a parameter alone, element by element."""
+    shape = _shape(node)
+    for _ in range(8):
+        if _name(node) == "torch::autograd::AccumulateGrad":
+            return True
+        children = _children(node)
+        if not children or any(_shape(child) != shape for child in children):
+            return False
+        node = children[0]
+    return False
+
+
+def _is_picked(node: Any) -> bool:
+    """Whether values were picked out of others, as those that a mask leaves."""
+    for _ in range(8):
+        name = _name(node)
+        if name in ("Index", "MaskedSelect", "IndexSelect", "Take", "Gather"):
+            return True
+        children = _children(node)
+        if name not in (*_LINEAR, *_CURVED, "Mul", "Div") or not children:
+            return False
+        node = children[0]
+    return False
+
+
+def _is_paired(node: Any, samples: int) -> bool:
+    """Whether there is a value for each pair of samples behind a node."""
+    ahead = [node]
+    for _ in range(_NODES):
+        if not ahead:
+            return False
+        node = ahead.pop(0)
+        name = _name(node)
+        if _is_square(node, samples):
+            operands = _children(node)
+            if name in _PAIRS and len(operands) == 2:
+                if not any(_is_weight(operand) for operand in operands):
+                    return True
+                continue
+            ahead += operands
+        elif name in ("Index", "MaskedSelect", "Select", "Diagonal", "Gather"):
+            ahead += [child for child in _children(node) if _is_square(child, samples)]
+    return False
+
+
+def _is_square(node: Any, samples: int) -> bool:
+    sizes = _shape(node)[-2:]
+    return len(sizes) == 2 and sizes[0] == sizes[1] and sizes[0] % samples == 0
+
+
+def _is_weight(node: Any) -> bool:
+    while _name(node) in ("T", "Transpose", "Permute"):
+        node = _children(node)[0]
+    return _name(node) == "torch::autograd::AccumulateGrad"
+
+
+def _has_classes_of_samples(node: Any, samples: int) -> bool:
+    """Whether it is a cross entropy whose classes are the samples themselves, in their order."""
+    target = getattr(node, "_saved_target", None)
+    if not _name(node).startswith("NllLoss") or target is None:
+        return False
+    classes = node._saved_self.shape[-1]
+    if classes == samples >= _FEWEST and target.shape == (samples,):
+        return bool((target.detach().cpu() == torch.arange(samples)).all())
+    return False
+
+
+def _divisor(node: Any, reduction: int | None) -> float | None:
+    name = _name(node)
+    if name.startswith("NllLoss"):
+        return float(node._saved_total_weight)
+    if reduction == _MEAN:
+        saved = getattr(node, "_saved_self", None)
+        return float(saved.numel()) if isinstance(saved, Tensor) else None
+    return float(math.prod(_shape(_children(node)[0]))) if name == "Mean" else None
+
+
+def _number(node: Any, *names: str) -> float:
+    """Return the number that an operation had beside the loss; 1 where it is no single one."""
+    for name in names:
+        saved = getattr(node, name, None)
+        if isinstance(saved, (int, float)):
+            return float(saved)
+        if isinstance(saved, Tensor) and saved.numel() == 1:
+            return float(saved.detach())
+    return 1.0
+
+
+def _is_multiple(divisor: float, counts: float) -> bool:
+    times = divisor / counts
+    return times >= 1.0 - _TOLERANCE and abs(times - round(times)) <= _TOLERANCE * times
+
+
+def _name(node: Any) -> str:
+    return node.name().split("Backward")[0]
+
+
+def _children(node: Any) -> list[Any]:
+    return [child for child, _ in node.next_functions if child is not None]
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Return the shape of what an operation gave; empty where autograd does not tell."""
+    told = getattr(node, "_input_metadata", None)
+    return tuple(told[0].shape) if told else ()

@@ -1,0 +1,61 @@
+"""Notices, in a framework's loop, a learning rate that is set by steps of the user's own count."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class RateWatch:
+    """Compares the rates in front of each step with what the framework's schedule last set.
+
+    Where there is no such schedule, with those in front of the epoch's first step.
+    """
+
+    def __init__(self, optimizer: Optimizer, remedy: str) -> None:
+        """Watch an optimizer's rates.
+
+        Args:
+            optimizer: That of the run.
+            remedy: How to give the framework a schedule, for the message.
+        """
+        self._optimizer, self._remedy = optimizer, remedy
+        self._epoch: int | None = None
+        self._first: list[Any] = []
+        self._done = False
+
+    def look(self, epoch: int, scheduled: Sequence[Any] | None = None) -> None:
+        """A step is about to begin; warn, once, where a rate is another than expected.
+
+        Args:
+            epoch: The step's.
+            scheduled: What a schedule by steps set last; None where there is none.
+        """
+        if self._done:
+            return
+        rates = [_known(group["lr"]) for group in self._optimizer.param_groups]
+        expected = self._first if scheduled is None else [_known(rate) for rate in scheduled]
+        if scheduled is None and epoch != self._epoch:
+            self._epoch, self._first = epoch, rates
+            return
+        if all(now == was for now, was in zip(rates, expected, strict=False)):
+            return
+        self._done = True
+        warnings.warn(
+            "rlbatch: something else than the schedule sets the learning rate between optimizer "
+            f"steps. What counts these would end late or early where the batch size changes. "
+            f"{self._remedy}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _known(rate: Any) -> Any:
+    """Return a rate that is on the host; another one would be waited for."""
+    if isinstance(rate, Tensor):
+        return float(rate) if rate.is_cpu else None
+    return rate
