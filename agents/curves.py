@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.task import task_names
 from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.errors import ConfigurationError, UnknownNameError
-from rlbatch.files import replacing
+from rlbatch.files import write_atomically
 
 RANDOM_TASKS: Mapping[str, int] = {"random": 2000, "random-long": 600, "random-transformer": 40}
 """How many of each kind a policy is trained on; those behind are for evaluation."""
@@ -26,7 +27,7 @@ tell a policy, for good, of a best size that is not the best in others."""
 FIRST_SEED = 10_000
 """Benchmarks begin at zero: what they compare with is not to be known from training."""
 
-_Work = tuple[Path, str | RandomJob, int]  # table, task, seeds
+_Work = tuple[str, str | RandomJob, int]  # table's name, task, seeds
 OnTable = Callable[[str, int, int], None]
 
 
@@ -36,7 +37,8 @@ def make_curves(
     random_tasks: Mapping[str, int] = RANDOM_TASKS,
     seeds: int = SEEDS,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
+    cluster: str | None = None,
     on_table: OnTable | None = None,
 ) -> None:
     """Make the tables that are missing; one that is there is kept, so a stopped run goes on.
@@ -46,13 +48,16 @@ def make_curves(
         tasks: Built-in tasks.
         random_tasks: How many random tasks of each kind are made, too.
         seeds: Runs of each point, of built-in tasks.
-        jobs: Processes.
+        jobs: Processes; one a core if unset. On a cluster the most tables at the same time.
+        cluster: Address of a Ray cluster, as for `open_executor`. Only this process writes to
+            `out`.
         on_table: Called with a line about each table, those that are there, and the number of all.
 
     Raises:
-        ConfigurationError: A number is negative, or a name is not of a built-in task.
+        ConfigurationError: A number is negative, a name is not of a built-in task, or there is no
+            such cluster.
     """
-    if jobs < 1 or seeds < 1 or min(random_tasks.values(), default=0) < 0:
+    if (jobs is not None and jobs < 1) or seeds < 1 or min(random_tasks.values(), default=0) < 0:
         raise ConfigurationError(
             f"Expected positive jobs and seeds and no negative numbers of random tasks, got {jobs},"
             f" {seeds} and {dict(random_tasks)}."
@@ -61,24 +66,30 @@ def make_curves(
         if name not in task_names():
             raise UnknownNameError("task", name, task_names())
     out.mkdir(parents=True, exist_ok=True)
-    all_work: list[_Work] = [(out / f"{name}.npz", name, seeds) for name in tasks]
+    all_work: list[_Work] = [(name, name, seeds) for name in tasks]
     for kind, count in random_tasks.items():
         jobs_of_kind = (RandomJob(kind, number) for number in range(count))
-        all_work += [(out / f"{kind}-{job.number:04d}.npz", job, 1) for job in jobs_of_kind]
+        all_work += [(f"{kind}-{job.number:04d}", job, 1) for job in jobs_of_kind]
     queue = deque(
         (item[0], item)
         for item in all_work
-        if not item[0].exists() and not _refused(item[0]).exists()
+        if not _table(out, item[0]).exists() and not _refused(out, item[0]).exists()
     )
-    missing = len(queue)
-    with open_executor(jobs) as executor:
-        for made, (_, line) in enumerate(executor.run(_make, queue), start=1):
+    done = len(all_work) - len(queue)
+    with open_executor(jobs, cluster, apart=True) as executor:
+        for name, (content, line) in executor.run(_make, queue):
+            if content is None:
+                _refused(out, name).touch()  # so that it is not tried again
+            else:
+                write_atomically(_table(out, name), content)
+            done += 1
             if on_table is not None:
-                on_table(line, len(all_work) - missing + made, len(all_work))
+                on_table(line, done, len(all_work))
 
 
-def _make(item: _Work) -> str:
-    path, task, seeds = item
+def _make(item: _Work) -> tuple[bytes | None, str]:
+    """Return the content of a table, None where there is nothing to learn, and a line about it."""
+    name, task, seeds = item
     begun = time.perf_counter()
     table = (
         compute_table(task, range(FIRST_SEED, FIRST_SEED + seeds))
@@ -87,12 +98,15 @@ def _make(item: _Work) -> str:
     )
     seconds = time.perf_counter() - begun
     if table is None:
-        _refused(path).touch()  # so that it is not tried again
-        return f"{path.stem}: nothing to learn, {seconds:.0f} s"
-    with replacing(path) as temporary:
-        table.save(temporary)
-    return f"{path.stem}: {len(table.points)} points, {seconds:.0f} s"
+        return None, f"{name}: nothing to learn, {seconds:.0f} s"
+    content = io.BytesIO()
+    table.save(content)
+    return content.getvalue(), f"{name}: {len(table.points)} points, {seconds:.0f} s"
 
 
-def _refused(path: Path) -> Path:
-    return path.with_suffix(".refused")
+def _table(out: Path, name: str) -> Path:
+    return out / f"{name}.npz"
+
+
+def _refused(out: Path, name: str) -> Path:
+    return out / f"{name}.refused"

@@ -92,21 +92,26 @@ class Executor(Protocol):
 
 
 @contextmanager
-def open_executor(jobs: int = 1, cluster: str | None = None) -> Generator[Executor]:
+def open_executor(
+    jobs: int | None = 1, cluster: str | None = None, *, apart: bool = False
+) -> Generator[Executor]:
     """Run a block with what runs functions side by side.
 
     After an error or Ctrl-C all that still runs is ended at once.
 
     Args:
         jobs: Processes; 1 means this one. On a cluster, how many runs it has at the same time, and
-            1 means as many as it has CPUs.
+            1 means as many as it has CPUs. None means one a core, or all CPUs of the cluster.
         cluster: Address of a Ray cluster or `auto` for the one that this machine belongs to; None
             stays on this machine.
+        apart: Where it is one process, another than this one.
 
     Raises:
         ConfigurationError: `jobs` is no positive number, or there is no cluster at that address.
         MissingExtraError: A cluster is asked for, and Ray is not installed.
     """
+    if jobs is None:
+        jobs = (os.cpu_count() or 1) if cluster is None else 1
     if jobs < 1:
         raise ConfigurationError(f"jobs must be at least 1, got {jobs}.")
     if cluster is not None:
@@ -114,7 +119,7 @@ def open_executor(jobs: int = 1, cluster: str | None = None) -> Generator[Execut
 
         with open_cluster(cluster, jobs if jobs > 1 else None) as executor:
             yield executor
-    elif jobs == 1:
+    elif jobs == 1 and not apart:
         yield SerialExecutor()
     else:
         with _processes(jobs) as executor:

@@ -1,6 +1,7 @@
 """From a model of stable-baselines3 to a policy file that decides alike.
 
-PPO, A2C and other actor-critics, and DQN, with `MlpPolicy`. The value beside a decision is the
+PPO, A2C and other actor-critics, and DQN, with `MlpPolicy`; RecurrentPPO of sb3-contrib with
+`MlpLstmPolicy` (`rlbatch.agents.export_recurrent`). The value beside a decision is the
 critic's; of a DQN it is the mean of its action values, and its probabilities are their softmax.
 """
 
@@ -20,18 +21,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from rlbatch.agents.critic import PrivilegedCriticPolicy, deployable
+from rlbatch.agents.export_recurrent import RECURRENT_CLASS, action_count, recurrent_policy
 from rlbatch.agents.masking import blind
 from rlbatch.agents.progress import PROGRESS
 from rlbatch.agents.recipes import RECIPES, Recipe
-from rlbatch.agents.sb3_zip import SavedModel, class_of, from_memory, read_zip
+from rlbatch.agents.sb3_zip import SavedModel, action_grid, class_of, from_memory, read_zip
 from rlbatch.agents.weights import MODULES
-from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.errors import ConfigurationError, PolicyFileError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.card import PolicyCard
-from rlbatch.policy.file import load_policy, save_policy
+from rlbatch.policy.file import load_any_policy, load_policy, save_policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Layer, Network, softmax
+from rlbatch.policy.recurrent import RecurrentPolicy
 
 _COMPARED = 10_000
 _ROUNDING = 1e-5  # relative to the outputs: two that are closer are a tie in float32
@@ -45,7 +47,7 @@ def export_model(
     actions: Sequence[float] | None = None,
     card: PolicyCard | None = None,
     limits: bool = False,
-) -> LearnedPolicy:
+) -> LearnedPolicy | RecurrentPolicy:
     """Write the policy file of a model, and return the policy.
 
     The file is written only if it repeats the model's deterministic actions on 10,000 random
@@ -74,8 +76,15 @@ def export_model(
             f"{saved.origin} has no recipe of this rlbatch beside it ({PROGRESS}), whose limits "
             "could be added. Export it without them."
         )
+    card = card or _card(recipe)
+    if kind is _RECURRENT:
+        grid = action_grid(saved, action_count(saved), actions)
+        save_policy(path, recurrent_policy(saved, grid, activation, card))
+        return load_any_policy(path)
     network = _network(saved, kind, activation, recipe)
-    grid = _grid(saved, network, actions or (recipe.actions if recipe else None))
+    grid = action_grid(
+        saved, network.sizes("policy")[-1], actions or (recipe.actions if recipe else None)
+    )
     _compare(saved, kind, network, recipe)
     ascending = np.argsort(grid, kind="stable")
     policy = LearnedPolicy(
@@ -84,7 +93,7 @@ def export_model(
         goodput_slack=recipe.goodput_slack if limits and recipe else None,
         noise_ceiling=recipe.noise_ceiling if limits and recipe else None,
         keeps_steps=recipe.keeps_steps if limits and recipe else False,
-        card=card or _card(recipe),
+        card=card,
     )
     save_policy(path, policy)
     return load_policy(path)
@@ -98,7 +107,10 @@ class _Kind:
     activation: type[torch.nn.Module]
 
 
+_RECURRENT = _Kind(object, torch.nn.Tanh)  # not imported: sb3-contrib need not be installed
 _KINDS = {
+    RECURRENT_CLASS: _RECURRENT,
+} | {
     f"{kind.made.__module__}.{kind.made.__qualname__}": kind
     for kind in (
         _Kind(ActorCriticPolicy, torch.nn.Tanh),
@@ -113,7 +125,8 @@ def _kind(saved: SavedModel) -> _Kind:
     if kind is None:
         raise ConfigurationError(
             f"{saved.origin} has a policy of the class {saved.policy_class or '(unnamed)'}; a "
-            "policy file holds those of PPO, A2C and DQN with policy='MlpPolicy'. Train one."
+            "policy file holds those of PPO, A2C and DQN with policy='MlpPolicy', and of "
+            "RecurrentPPO with policy='MlpLstmPolicy'. Train one."
         )
     return kind
 
@@ -179,23 +192,6 @@ def _from_dqn(saved: SavedModel, activation: str) -> Network:
     last = layers[-1]
     mean = Layer(last.weight.mean(axis=0, keepdims=True), last.bias.mean(keepdims=True))
     return Network(tuple(layers), (*layers[:-1], mean), activation)
-
-
-def _grid(
-    saved: SavedModel, network: Network, actions: Sequence[float] | None
-) -> tuple[float, ...]:
-    count = network.sizes("policy")[-1]
-    grid = tuple(float(change) for change in actions or DEFAULT_ACTIONS)
-    if len(grid) != count:
-        raise ConfigurationError(
-            f"{saved.origin} has {count} actions and the action grid {len(grid)}: {grid}. Name "
-            "the environment's own changes of log2(batch size), in its order (--actions)."
-        )
-    if 0.0 not in grid or len(set(grid)) != count or not np.isfinite(grid).all():
-        raise ConfigurationError(
-            f"The action grid needs different finite numbers and 0 (stay) among them, got {grid}."
-        )
-    return grid
 
 
 def _reordered(network: Network, order: NDArray[np.intp]) -> Network:

@@ -6,14 +6,11 @@ deployed is the policy file that `rlbatch.agents.weights` writes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
@@ -21,20 +18,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.critic import PrivilegedCriticPolicy
 from rlbatch.agents.imitation import Report, imitate
-from rlbatch.agents.masking import MaskedGroups
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.regret_ppo import RegretPPO
 from rlbatch.agents.side_by_side import train_side_by_side
+from rlbatch.agents.stage_runs import Files, open_runs
 from rlbatch.agents.weights import MODULES, export_policy, load_weights
-from rlbatch.envs.budget_episode import begin_episode
-from rlbatch.envs.live_vec_env import LiveVecEnv
-from rlbatch.envs.mixed_vec_env import MixedVecEnv
-from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSampler
-from rlbatch.envs.remote_vec_env import RemoteVecEnv
-from rlbatch.envs.settings import SettingSampler
-from rlbatch.envs.simulator.pool import TaskPool, make_pool
-from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
+from rlbatch.envs.simulator.pool import make_pool
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.files import replacing
@@ -53,6 +43,7 @@ def train(
     start_from: Path | None = None,
     report: Report | None = None,
     device: str = "auto",
+    cluster: str | None = None,
 ) -> Path:
     """Train by a recipe and return the path of the policy file.
 
@@ -68,6 +59,8 @@ def train(
         report: Called after every rollout with its figures.
         device: Where the networks are: `cpu`, `cuda`, or `auto`, a GPU if there is one. The runs
             themselves are NumPy's, on the CPU.
+        cluster: Address of a Ray cluster for the real runs, as for `open_executor`; None takes
+            this machine's cores. With as many of one as of the other the result is the same.
 
     Raises:
         ConfigurationError: The folder holds another training, there is nothing to resume, the
@@ -86,7 +79,7 @@ def train(
     before, done = position(recipe, out, resume)
     if any(stage.simulated for stage in recipe.stages):
         _make_pool(recipe, out / _POOL)
-    files = _Files(out, out / _POOL, curves or out)  # which nobody reads without real runs
+    files = Files(out, out / _POOL, curves or out, cluster)  # curves are for real runs only
     for index in range(before, len(recipe.stages) - (recipe.members > 1)):
         source = out / CHECKPOINT if index or done else start_from
         _train_stage(recipe, files, index, 0, done, source, device, report)
@@ -96,7 +89,7 @@ def train(
     return out / _POLICY
 
 
-def _train_members(recipe: Recipe, files: _Files, device: str, report: Report | None) -> None:
+def _train_members(recipe: Recipe, files: Files, device: str, report: Report | None) -> None:
     """Train the members that are missing, and join all."""
     folders = [files.out / f"member{number}" for number in range(recipe.members)]
     train_side_by_side(
@@ -108,20 +101,11 @@ def _train_members(recipe: Recipe, files: _Files, device: str, report: Report | 
         report,
     )
     joined = join([load_policy(folder / _POLICY) for folder in folders])
-    save_policy(files.out / _POLICY, joined, joined.card)
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where a training, or a member's part of it, writes, and what it reads."""
-
-    out: Path
-    pool: Path
-    curves: Path
+    save_policy(files.out / _POLICY, joined)
 
 
 def _train_member(
-    recipe: Recipe, files: _Files, number: int, device: str, report: Report | None
+    recipe: Recipe, files: Files, number: int, device: str, report: Report | None
 ) -> None:
     """Train a member through the last stage, in a folder of its own, from where it had stopped."""
     use_one_thread()
@@ -134,7 +118,7 @@ def _train_member(
 
 def _train_stage(
     recipe: Recipe,
-    files: _Files,
+    files: Files,
     index: int,
     number: int,
     done: int,
@@ -155,32 +139,14 @@ def _train_stage(
         report: Called after every rollout.
     """
     stage = recipe.stages[index]
-    env = _environment(recipe, stage, recipe.seed + 1000 * (index + number), files)
-    try:
+    with open_runs(recipe, stage, recipe.seed + 1000 * (index + number), files) as env:
         model = make_model(recipe, stage, env, source, device, seed=recipe.seed + number)
         if stage.imitation and not done:
             imitate(model, stage.imitation, report)
         _learn(model, stage, index, done, recipe, files.out, report)
-    finally:
-        env.close()
     if index == len(recipe.stages) - 1:
         export_policy(model, recipe, files.out / _POLICY)
     save(model, files.out, recipe, index + 1, 0)
-
-
-def _environment(recipe: Recipe, stage: Stage, seed: int, files: _Files) -> VecEnv:
-    parts: list[VecEnv] = []
-    if stage.real:
-        workers = min(os.cpu_count() or 1, stage.real)
-        shares = [len(share) for share in np.array_split(np.arange(stage.real), workers)]
-        parts += [
-            RemoteVecEnv(partial(_live_env, files.curves, recipe, share, seed + i))
-            for i, share in enumerate(shares)
-        ]
-    if stage.simulated:
-        parts.append(_simulated_env(recipe, stage, seed, files.pool))
-    env = MixedVecEnv(parts)
-    return MaskedGroups(env, recipe.hidden) if recipe.hidden else env
 
 
 def _make_pool(recipe: Recipe, path: Path) -> None:
@@ -188,43 +154,6 @@ def _make_pool(recipe: Recipe, path: Path) -> None:
         pool = make_pool(recipe.pool_size, recipe.seed + 100)
         with replacing(path) as temporary:
             pool.save(temporary)
-
-
-def _live_env(curves: Path, recipe: Recipe, count: int, seed: int, crashes: int) -> VecEnv:
-    planned = recipe.objective == "epochs"
-    begin: Callable[[Any], Any] = PlannedEpisode if planned else begin_episode
-    if planned:
-        source = PlannedSampler(curves, recipe.tasks, known_share=recipe.known_share)
-    else:
-        source = SettingSampler(
-            curves,
-            recipe.tasks,
-            known_share=recipe.known_share,
-            budget_share=recipe.budget_share,
-            mixed_share=recipe.mixed_share,
-            plan_shares=recipe.plan_shares,
-            user_share=recipe.user_share,
-        )
-    return LiveVecEnv(
-        source,
-        count,
-        seed + 500 * crashes,
-        recipe.actions,
-        make=lambda setting: begin(replace(setting, noise_rate=recipe.noise_rate)),
-        privileged=recipe.privileged_critic,
-    )
-
-
-def _simulated_env(recipe: Recipe, stage: Stage, seed: int, pool: Path) -> VecEnv:
-    return QuadraticVecEnv(
-        TaskPool.load(pool),
-        stage.simulated,
-        seed,
-        recipe.actions,
-        privileged=recipe.privileged_critic,
-        with_regrets=not stage.real,  # the stages before have learned more than a fixed size tells
-        noise_rate=recipe.noise_rate,
-    )
 
 
 def _require_device(device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator
@@ -57,9 +58,9 @@ class RayExecutor:
         begun = 0
         try:
             while True:
-                # Beyond the CPUs so that the next is there when one ends; not all, for the
-                # scheduler's and the driver's sake.
-                room = self._most or 2 * self.width
+                # Beyond the CPUs so that the next is there when one ends, if no deadline decides
+                # about it; not all, for the scheduler's and the driver's sake.
+                room = self._most or self.width * (2 if deadline.until == math.inf else 1)
                 while queue and len(pending) < room and deadline.allows(begun):
                     key, item = queue.popleft()
                     pending[self._call.remote(function, item, os.getcwd())] = key

@@ -13,7 +13,7 @@ import io
 import json
 import pickletools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.errors import ConfigurationError, PolicyFileError
 
 _CLASS = re.compile(r"<class '([\w.]+)'>")
@@ -128,3 +129,29 @@ def class_of(keywords: Mapping[str, Any], key: str, default: str) -> str:
             "settings of their own only. Train with one of torch.nn."
         )
     return found[1]
+
+
+def action_grid(
+    saved: SavedModel, count: int, actions: Sequence[float] | None
+) -> tuple[float, ...]:
+    """Return the changes of log2(batch size) that a model's actions stand for.
+
+    Args:
+        saved: The model.
+        count: Its actions.
+        actions: The environment's; None for the default ones.
+
+    Raises:
+        ConfigurationError: They are not as many, not different, or without 0.
+    """
+    grid = tuple(float(change) for change in actions or DEFAULT_ACTIONS)
+    if len(grid) != count:
+        raise ConfigurationError(
+            f"{saved.origin} has {count} actions and the action grid {len(grid)}: {grid}. Name "
+            "the environment's own changes of log2(batch size), in its order (--actions)."
+        )
+    if 0.0 not in grid or len(set(grid)) != count or not np.isfinite(grid).all():
+        raise ConfigurationError(
+            f"The action grid needs different finite numbers and 0 (stay) among them, got {grid}."
+        )
+    return grid

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -62,7 +63,7 @@ class CurveTable:
     val_loss: NDArray[np.float32]
     planned_steps: int | None = None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | IO[bytes]) -> None:
         """Write the table as .npz."""
         np.savez_compressed(
             path,

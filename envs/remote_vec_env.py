@@ -1,4 +1,7 @@
-"""A vector environment in a process of its own, which may crash without ending the training."""
+"""A vector environment in a process of its own, which may crash without ending the training.
+
+The process is one of this machine, or what else answers alike.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
@@ -18,6 +21,62 @@ from rlbatch.errors import RlbatchError
 
 _MOST_CRASHES = 10
 
+Make = Callable[[int], VecEnv]
+"""Makes the environment from the number of processes that died before, which is to change its
+seed."""
+
+
+class Server(Protocol):
+    """A process that holds an environment: its end of a pipe, and what ends it."""
+
+    def send(self, message: tuple[str, Any]) -> None:
+        """Send a command with its arguments."""
+        ...
+
+    def receive(self) -> tuple[str, Any]:
+        """Wait for the kind of the answer, `result` or `error`, and the answer.
+
+        Raises:
+            EOFError: The process is gone.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the process."""
+        ...
+
+
+class ProcessServer:
+    """A process of this machine."""
+
+    def __init__(self, make: Make, crashes: int) -> None:
+        """Start it."""
+        self._pipe, self._process = start_process(partial(_serve, make, crashes), daemon=True)
+
+    def send(self, message: tuple[str, Any]) -> None:
+        """See `Server.send`."""
+        try:
+            self._pipe.send(message)
+        except (BrokenPipeError, OSError):
+            return  # noticed when the answer is missing
+
+    def receive(self) -> tuple[str, Any]:
+        """See `Server.receive`."""
+        try:
+            return self._pipe.recv()
+        except ConnectionError as error:
+            raise EOFError from error
+
+    def close(self) -> None:
+        """See `Server.close`."""
+        if self._process.is_alive():
+            try:
+                self._pipe.send(("close", None))
+            except (BrokenPipeError, OSError):
+                self._process.terminate()
+        self._process.join()
+        self._pipe.close()
+
 
 class RemoteVecEnv(VecEnv):
     """Runs a vector environment elsewhere; several of them advance at the same time.
@@ -26,18 +85,17 @@ class RemoteVecEnv(VecEnv):
     truncated ones without a result.
     """
 
-    def __init__(self, make: Callable[[int], VecEnv]) -> None:
+    def __init__(self, make: Make, start: Callable[[Make, int], Server] = ProcessServer) -> None:
         """Start the process.
 
         Args:
-            make: Makes the environment from the number of processes that died before, which is to
-                change its seed. It must be picklable.
+            make: Makes the environment. It must be picklable.
+            start: Starts a process, from `make` and its argument.
         """
-        self._make, self._crashes = make, 0
-        self._start()
+        self._make, self._begin, self._crashes = make, start, 0
+        self._server = start(make, 0)
         super().__init__(*self._call("spaces"))
         self._last = np.zeros((self.num_envs, *(self.observation_space.shape or ())), np.float32)
-        self._sent = False
 
     def reset(self) -> np.ndarray:
         """Begin every episode."""
@@ -46,19 +104,13 @@ class RemoteVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Send the decisions; the process begins at once."""
-        self._sent = True
-        try:
-            self._pipe.send(("step", actions))
-        except (BrokenPipeError, OSError):
-            self._sent = False  # noticed when the answer is missing
+        self._server.send(("step", actions))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the results."""
         try:
-            if not self._sent:
-                raise EOFError
             result = self._receive()
-        except (EOFError, ConnectionError):
+        except EOFError:
             return self._begin_anew()
         self._last = result[0].copy()
         return result
@@ -75,8 +127,8 @@ class RemoteVecEnv(VecEnv):
             RuntimeWarning,
             stacklevel=2,
         )
-        self._process.join()
-        self._start()
+        self._server.close()
+        self._server = self._begin(self._make, self._crashes)
         before, self._last = self._last, self._call("reset")
         infos: list[dict[str, Any]] = [
             {"terminal_observation": row, "TimeLimit.truncated": True} for row in before
@@ -86,13 +138,7 @@ class RemoteVecEnv(VecEnv):
 
     def close(self) -> None:
         """End the process."""
-        if self._process.is_alive():
-            try:
-                self._pipe.send(("close", None))
-            except (BrokenPipeError, OSError):
-                self._process.terminate()
-        self._process.join()
-        self._pipe.close()
+        self._server.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Attribute of each environment."""
@@ -112,30 +158,41 @@ class RemoteVecEnv(VecEnv):
         """No environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
-    def _start(self) -> None:
-        serve = partial(_serve, self._make, self._crashes)
-        self._pipe, self._process = start_process(serve, daemon=True)
-
     def _call(self, command: str, arguments: Any = None) -> Any:
-        self._pipe.send((command, arguments))
+        self._server.send((command, arguments))
         return self._receive()
 
     def _receive(self) -> Any:
-        kind, value = self._pipe.recv()
+        kind, value = self._server.receive()
         if kind == "error":
             raise RlbatchError(f"A process with training runs failed: {value}")
         return value
 
 
-def _serve(make: Callable[[int], VecEnv], crashes: int, pipe: Connection) -> None:
-    use_one_thread()
+class Served:
+    """The environment in its process, which is made at the first command."""
+
+    def __init__(self, make: Make, crashes: int) -> None:
+        """Make nothing yet."""
+        self._make, self._crashes = make, crashes
+        self._env: VecEnv | None = None
+
+    def answer(self, command: str, arguments: Any) -> Any:
+        """Return what a command gives."""
+        if self._env is None:
+            use_one_thread()
+            self._env = self._make(self._crashes)
+        return _answer(self._env, command, arguments)
+
+
+def _serve(make: Make, crashes: int, pipe: Connection) -> None:
+    served = Served(make, crashes)
     try:
-        env = make(crashes)
         while True:
             command, arguments = pipe.recv()
             if command == "close":
                 return
-            pipe.send(("result", _answer(env, command, arguments)))
+            pipe.send(("result", served.answer(command, arguments)))
     except (EOFError, KeyboardInterrupt):
         return  # the training is over
     except Exception as error:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -257,7 +258,8 @@ def _execute(path: Path, spec: str) -> ModuleType:
         del sys.modules[name]
         raise RlbatchError(
             f"Task {spec!r}: {path} must import without error, but raised "
-            f"{type(error).__name__}: {error}. Run `python {path}` to find the cause."
+            f"{type(error).__name__}: {error}. Run `python {shlex.quote(str(path))}` to find the "
+            "cause."
         ) from error
     return module
 

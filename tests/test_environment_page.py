@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from rlbatch.observation import OBSERVATION_NAMES
-from rlbatch.policy.file import load_policy
+from rlbatch.policy.file import load_any_policy
+from rlbatch.policy.recurrent import RecurrentPolicy
 
 PAGE = (Path(__file__).parents[1] / "docs" / "environment.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# environment: (\w+)\n(.*?)```", PAGE, re.DOTALL))
 
 
 def test_every_example_is_found() -> None:
-    assert len(EXAMPLES) == PAGE.count("```python") == 7
+    assert len(EXAMPLES) == PAGE.count("```python") == 8
 
 
 # TensorFlow, where it is installed, would be imported by each of them, for TensorBoard.
@@ -27,6 +28,8 @@ WITHOUT_TENSORFLOW = "import rlbatch.envs.processes as p; p.keep_tensorflow_out(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    if "sb3_contrib" in EXAMPLES[name]:
+        pytest.importorskip("sb3_contrib")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WITHOUT_TENSORFLOW + EXAMPLES[name]],
         cwd=tmp_path,
@@ -38,4 +41,8 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     files = list(tmp_path.glob("*.safetensors"))
     assert bool(files) == ("export_model" in EXAMPLES[name])
     for file in files:
-        assert load_policy(file).members[0].sizes("policy")[0] == len(OBSERVATION_NAMES)
+        policy = load_any_policy(file)
+        if isinstance(policy, RecurrentPolicy):
+            assert policy.memory[0].inputs.shape[1] == len(OBSERVATION_NAMES)
+        else:
+            assert policy.members[0].sizes("policy")[0] == len(OBSERVATION_NAMES)

@@ -21,6 +21,9 @@ from rlbatch.signals.record import Array, Coupling
 MAX_STEPS = 20_000
 """Optimizer steps after which a run counts as unreached while no size has reached the target."""
 
+WITHOUT_SCHEDULE = " without schedule"
+"""Ends the name of a task whose runs say how long its schedule is to be."""
+
 SCHEDULE_MARGIN = 1.5
 """A schedule is planned for this multiple of the steps of the default run without it."""
 
@@ -190,7 +193,7 @@ def planned_steps(setting: FixedSetting, store: CurveStore) -> int | None:
     plain = replace(
         setting,
         task=replace(setting.task, scheduler=None),
-        task_id=f"{setting.task_id} without schedule",
+        task_id=f"{setting.task_id}{WITHOUT_SCHEDULE}",
     )
     curves = FixedCurves(plain, store, setting.task.target, None)
     curve = curves.curve(setting.task.batch_size, curves.longest)

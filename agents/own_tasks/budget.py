@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,14 +15,16 @@ _TIME_FILE, _DIVISION_FILE = "time.json", "division.json"
 CURVES_SHARE = 0.3
 """Of all time; the first seed of the fixed runs is made whatever it takes."""
 
-SCHEDULES_SHARE = 0.4
+SCHEDULES_SHARE = 0.65
 """Of the time for learning."""
 
-FIRST_SEEDS, MOST_SEEDS = 2, 6
-"""Validation seeds of every candidate, and of the few best ones in the end."""
+FIRST_ROUNDS, MOST_ROUNDS = 2, 8
+"""Of the validation of every candidate, and of the few best ones in the end; a round is a run from
+each start."""
 
 SHORTLIST = 5
 _RESERVED_SHARE = 0.6  # for choosing and testing, at most, of what the first comparison leaves
+_NOTED_EVERY = 5.0  # seconds
 _FEWEST_TESTS = 2  # seeds: with one there is no interval
 
 
@@ -32,6 +35,7 @@ class Budget:
         """Go on with what the folder's training has spent."""
         self._path, self._total = out / _TIME_FILE, 60.0 * minutes
         self._before, self._begun = 0.0, time.monotonic()
+        self._noted = self._begun
         if self._path.is_file():
             try:
                 self._before = float(json.loads(self._path.read_text())["seconds"])
@@ -53,9 +57,16 @@ class Budget:
         """Not less than 0."""
         return max(self._total - self.spent, 0.0)
 
-    def save(self) -> None:
-        """Note what is spent."""
-        write_atomically(self._path, json.dumps({"seconds": self.spent}))
+    def note(self) -> None:
+        """Note what is spent, on the disk if that has room: without the note time is all lost."""
+        self._noted = time.monotonic()
+        with suppress(OSError):
+            write_atomically(self._path, json.dumps({"seconds": self.spent}))
+
+    def note_at_times(self) -> None:
+        """Note it every few seconds: a killed process cannot."""
+        if time.monotonic() - self._noted > _NOTED_EVERY:
+            self.note()
 
 
 @dataclass(frozen=True)
@@ -63,13 +74,13 @@ class Division:
     """What is done with the time after the first validation.
 
     Attributes:
-        validation_seeds: Of the few best candidates.
+        validation_rounds: Of the few best candidates.
         test_seeds: Of the evaluation.
         reserved: Seconds that both take.
         test_seconds: Those of the evaluation.
     """
 
-    validation_seeds: int
+    validation_rounds: int
     test_seeds: int
     reserved: float
     test_seconds: float
@@ -102,16 +113,16 @@ def divide(
     """
 
     def seconds(validated: int, tested: int) -> float:
-        more = max(validated - FIRST_SEEDS, 0) * SHORTLIST * tasks * starts
+        more = max(validated - FIRST_ROUNDS, 0) * SHORTLIST * tasks * starts
         return run_seconds * (more + tested * (sizes + SHORTLIST * tasks * starts))
 
     choices = [
         (validated, tested)
-        for validated in range(MOST_SEEDS, FIRST_SEEDS - 1, -1)
+        for validated in range(MOST_ROUNDS, FIRST_ROUNDS - 1, -1)
         for tested in range(seeds, min(seeds, _FEWEST_TESTS) - 1, -1)
     ]
-    choices.sort(key=lambda choice: -(choice[0] / MOST_SEEDS + choice[1] / seeds))
+    choices.sort(key=lambda choice: -(choice[0] / MOST_ROUNDS + choice[1] / seeds))
     fitting = [choice for choice in choices if seconds(*choice) <= _RESERVED_SHARE * left]
     validated, tested = (fitting or choices[-1:])[0]
-    test_seconds = seconds(FIRST_SEEDS, tested)
+    test_seconds = seconds(FIRST_ROUNDS, tested)
     return Division(validated, tested, seconds(validated, tested), test_seconds)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-import time
+import socket
+import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ from rlbatch.agents.evaluate.reference import find_references
 from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import Deadline, Executor
 from rlbatch.agents.own_tasks.plan import CURVE_SEED, Plan
+from rlbatch.agents.own_tasks.target_watch import TargetWatch
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
+from rlbatch.files import append_bytes
 from rlbatch.signals.record import Coupling
 
 _FEWEST_STEPS = 10  # of the default run: with fewer there is nothing to decide
@@ -32,12 +35,29 @@ cached_task = functools.cache(resolve_task)
 
 
 class CurveWork(NamedTuple):
-    """The fixed sizes of one task, with one seed."""
+    """The fixed sizes of one task, with one seed.
+
+    Attributes:
+        plan: Of the training.
+        task: Its name.
+        number: Of the seed.
+        folder: Of the curves.
+        identity: What `task_identity` says of the task where the training is.
+        known: Content of the file of curves, where the folder is out of reach; else None.
+    """
 
     plan: Plan
     task: str
     number: int
     folder: Path
+    identity: str
+    known: bytes | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file of its curves."""
+        seed = CURVE_SEED + self.number
+        return curve_path(self.folder, self.identity, self.plan.coupling, seed)
 
 
 @dataclass(frozen=True)
@@ -48,13 +68,13 @@ class CurveResult:
         costs: By size, of those that reached the target.
         planned: Length of the task's schedule in steps; None without one.
         curves: Runs that were made now, and not found on the disk.
-        seconds: That they took.
+        added: What is to be appended to the file of curves, where that is out of reach.
     """
 
     costs: dict[int, float]
     planned: int | None
     curves: int
-    seconds: float
+    added: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -87,28 +107,59 @@ class TaskCosts:
         return self.costs[self.best_size]
 
 
+def own_task(name: str, identity: str) -> Task:
+    """Return a task, which is to be the same on every machine.
+
+    Args:
+        name: Of the task.
+        identity: What `task_identity` says of it where the training is.
+
+    Raises:
+        ConfigurationError: This machine has other files.
+    """
+    task = cached_task(name)
+    if _identity_here(name) != identity:
+        raise ConfigurationError(
+            f"{socket.gethostname()} has another task {name!r} than the machine that asked. Install"
+            " the same version and put the same files at the same paths on every node."
+        )
+    return task
+
+
+@functools.cache
+def _identity_here(name: str) -> str:
+    return task_identity(name, cached_task(name))
+
+
 def run_curves(work: CurveWork) -> CurveResult:
     """Run the fixed sizes of a task with a seed; what is on the disk is not run again."""
-    plan, task = work.plan, cached_task(work.task)
-    seed = CURVE_SEED + work.number
+    if work.known is None:
+        return _run_curves(work, work.path)
+    with tempfile.TemporaryDirectory(prefix="rlbatch-") as folder:
+        path = Path(folder) / work.path.name
+        path.write_bytes(work.known)
+        result = _run_curves(work, path)
+        return replace(result, added=path.read_bytes()[len(work.known) :])
+
+
+def _run_curves(work: CurveWork, path: Path) -> CurveResult:
+    plan, task = work.plan, own_task(work.task, work.identity)
     setting = FixedSetting(
         task,
-        task_identity(work.task, task),
-        seed,
+        work.identity,
+        CURVE_SEED + work.number,
         Coupling(plan.coupling),
         backend=fastest_backend,
     )
-    store = open_curves(curve_path(work.folder, setting.task_id, plan.coupling, seed))
+    store = open_curves(path)
     low, high = min(plan.starts), max(plan.starts)
     wanted = [size for size in size_grid(task) if low <= size / task.batch_size <= high]
     made: list[int] = []
-    begun = time.perf_counter()
     found = find_references(
         setting, [plan.clock], start_sizes=wanted, store=store, on_curve=made.append
     )[plan.clock.name]
     costs = found.costs if found.reached else {}
-    planned = planned_steps(setting, store)
-    return CurveResult(costs, planned, len(made), time.perf_counter() - begun)
+    return CurveResult(costs, planned_steps(setting, store), len(made))
 
 
 def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCosts:
@@ -142,7 +193,13 @@ def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCos
 
 
 def all_costs(
-    plan: Plan, folder: Path, executor: Executor, *, until: float, tick: Callable[[], None]
+    plan: Plan,
+    folder: Path,
+    executor: Executor,
+    *,
+    until: float,
+    patience: float,
+    tick: Callable[[], None],
 ) -> list[TaskCosts]:
     """Run the fixed sizes of all tasks: with the first seed, then with more as time permits.
 
@@ -151,21 +208,46 @@ def all_costs(
         folder: Of the curves.
         executor: Where they run.
         until: When no further seed is begun, by `time.monotonic`.
+        patience: Seconds in which some run of each task is to reach its target.
         tick: Called now and then.
+
+    Raises:
+        ConfigurationError: A task's target is out of reach, or reached at once.
     """
-    works = deque(
-        ((name, number), CurveWork(plan, name, number, folder))
+    works = {
+        (name, number): _work(plan, name, number, folder, executor.shares_files)
         for number in range(plan.seeds)
         for name in plan.tasks
-    )
+    }
     found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
-    deadline = Deadline(until, needed=len(plan.tasks))
-    for (name, number), result in executor.run(run_curves, works, tick, deadline):
+    needed = len(plan.tasks)
+    rounds = math.ceil(needed / executor.width)  # some tasks wait for others
+    first = {name: works[name, 0].path for name in plan.tasks}
+    watch = TargetWatch(first, rounds * patience)
+
+    def look() -> None:
+        tick()
+        watch.look()
+
+    queue, deadline = deque(works.items()), Deadline(until, needed)
+    for (name, number), result in executor.run(run_curves, queue, look, deadline):
         found[name][number] = result
+        if result.added:
+            append_bytes(works[name, number].path, result.added)
+        watch.ended(name)
     return [
         mean_costs(plan, name, [found[name][number] for number in sorted(found[name])])
         for name in plan.tasks
     ]
+
+
+def _work(plan: Plan, name: str, number: int, folder: Path, shares_files: bool) -> CurveWork:
+    identity = task_identity(name, cached_task(name))
+    work = CurveWork(plan, name, number, folder, identity)
+    if shares_files:
+        return work
+    open_curves(work.path)  # begins it with what ships
+    return work._replace(known=work.path.read_bytes() if work.path.exists() else b"")
 
 
 def count_curves(folder: Path) -> int:

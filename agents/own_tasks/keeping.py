@@ -19,7 +19,7 @@ POLICY_FILE, CARD_FILE = "policy.safetensors", "policy.md"
 _KINDS = {
     "learned": "A network that was trained on these tasks.",
     "shipped": "The policy that ships with rlbatch, unchanged: on the validation seeds nothing "
-    "that was learned here was better.",
+    "that was learned here was surely better (by two standard errors).",
     "schedule": "A batch size that follows the loss and the steps, found by a search on these "
     "tasks and written as a policy; its name has log2 of the size over the task's at the end, "
     "and its change for each e-fold of the loss above the target and for each doubling of the "

@@ -1,8 +1,9 @@
 """Learning from live runs of one's own tasks, in segments that each end with a policy file.
 
-The first segments are rounds of a regression on what every action's size costs from start to end
-(`rlbatch.agents.imitation`), on runs decided by what was learned before. PPO goes on from the best
-of them with what the runs themselves show.
+The first segment is a regression (`rlbatch.agents.imitation`) after which the network decides as
+the best schedule or size that was found before, or, where the shipped policy was better than these,
+by what every action's size costs from start to end. PPO goes on from there with what the runs
+themselves show.
 """
 
 from __future__ import annotations
@@ -26,22 +27,27 @@ from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
 from rlbatch.agents.ppo import make_model
 from rlbatch.agents.progress import EpisodeFigures
+from rlbatch.agents.ray_runs import Start
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.weights import export_policy, load_weights
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
+from rlbatch.envs.privileged import LARGEST_REGRET
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
 from rlbatch.files import replacing
+from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
+from rlbatch.policy.network import Network
 
-ROUNDS = 2
+ROUNDS = 1
 """Segments of regression."""
 
 _RUNS = 4  # side by side in a process
 _FEWEST_ROWS, _MOST_ROWS = 256, 12_000
-_UPDATES, _FIT_MINIBATCH, _MOST_PASSES = 600, 1024, 200
+_UPDATES, _FIT_MINIBATCH, _MOST_PASSES = 300, 1024, 200
 _ROLLOUT = 32
+_TEACHER_SHARPNESS = 16.0  # of its odds for each factor of two that an action counts as dearer
 
 Report = Callable[[str, float], None]
 """Told what is being done, and the share of it that is."""
@@ -59,7 +65,6 @@ def recipe_of(plan: Plan) -> Recipe:
         learning_rate=1e-4,
         entropy=0.001,
         clip=0.1,
-        regret_weight=1.0,
     )
     layers: dict[str, Any] = {}
     if plan.start_from is not None:
@@ -94,12 +99,14 @@ class Segment:
         source: Checkpoint whose weights to begin with; None takes the plan's.
         policy: The policy file that it ends with.
         seconds: That it may take.
+        teacher: Policy file that a regression is to decide as; None: by the costs of fixed sizes.
     """
 
     number: int
     source: Path | None
     policy: Path
     seconds: float
+    teacher: Path | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -110,7 +117,9 @@ class Segment:
 class Learner:
     """Live runs in processes, and the network that decides in them."""
 
-    def __init__(self, plan: Plan, tasks: Sequence[TaskCosts], out: Path, workers: int) -> None:
+    def __init__(
+        self, plan: Plan, tasks: Sequence[TaskCosts], out: Path, workers: int, start: Start
+    ) -> None:
         """Start the runs.
 
         Args:
@@ -118,13 +127,16 @@ class Learner:
             tasks: With the costs of their fixed sizes.
             out: Folder for what is learned from, and TensorBoard's events.
             workers: Processes.
+            start: Starts one.
         """
         out.mkdir(parents=True, exist_ok=True)
         self._plan, self._out, self.recipe = plan, out, recipe_of(plan)
         sampler = OwnTaskSampler(plan, tasks)
         self._env = MixedVecEnv(
             [
-                RemoteVecEnv(partial(_live_env, sampler, self.recipe, plan.seed + 100 * place))
+                RemoteVecEnv(
+                    partial(_live_env, sampler, self.recipe, plan.seed + 100 * place), start
+                )
                 for place in range(workers)
             ]
         )
@@ -188,7 +200,10 @@ class Learner:
         report("learning", 0.8)
         parts = max(len(every) // _FIT_MINIBATCH, 1)
         passes = min(max(_UPDATES // parts, 1), _MOST_PASSES)
-        fit(model, every, labels(model.policy, every), passes)
+        wanted = labels(model.policy, every)
+        if segment.teacher is not None:
+            wanted = taught(load_policy(segment.teacher).members[0], every)
+        fit(model, every, wanted, passes)
         model.policy.optimizer.state.clear()  # Adam's moments are of a net that is no more
         for name, value in figures.values().items():
             model.logger.record(name, value)
@@ -203,11 +218,26 @@ class Learner:
             left = max((end - time.monotonic()) / max(seconds, 1e-9), 0.0)
             report("reinforcement learning", 1.0 - left)
             model.lr_schedule = partial(_constant, stage.learning_rate * max(left, 0.1))
-            model.regret_weight = stage.regret_weight * left
             figures.left = left * seconds
             model.learn(rollout, callback=figures, reset_num_timesteps=False)
             if time.monotonic() >= end:
                 return
+
+
+def taught(teacher: Network, told: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return, as `labels`, how much dearer every action counts than the teacher's choice, in log2.
+
+    Args:
+        teacher: Of `rule_networks`: the odds of an action are minus the square of how far it leads
+            from the goal, which makes neighbouring sizes count little.
+        told: What an environment tells, shape (n, features).
+
+    Returns:
+        Shape (n, actions).
+    """
+    odds = teacher.forward("policy", told[:, :OBSERVATION_SIZE])
+    below = (odds.max(axis=1, keepdims=True) - odds) / _TEACHER_SHARPNESS
+    return np.minimum(below, LARGEST_REGRET).astype(np.float32)
 
 
 class _Figures(BaseCallback, EpisodeFigures):

@@ -1,14 +1,17 @@
-"""A search for a good schedule of sizes, by successive halving on runs that all share their seeds.
+"""A search for a good schedule of sizes, by races in which all candidates share their seeds.
 
-Three numbers are few enough to be found with some hundred runs, where a network takes more. (Li et
-al. 2018, "Hyperband", section 3, describes the halving.)
+Three numbers are few enough to be found with some hundred runs, where a network takes more. A race
+halves its candidates (Li et al. 2018, "Hyperband", section 3); each further one is among the
+neighbours of the best so far.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rlbatch.agents.executor import Executor
@@ -20,8 +23,8 @@ from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 
 _SLOPES = ((0.0, 0.0), (-1.0, 0.0), (-0.5, 0.0), (0.0, 0.125), (0.0, 0.25), (0.0, 0.5))
-_HALVINGS = ((1, 8), (3, 4))  # seeds, and how many are left
-_LAST_SEEDS = 6
+_LEVELS = (1, 2, 4, 8)  # rounds after which the worse half is left out
+_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class ScheduleSearch:
 
     def run(
         self,
-        best_shift: int,
+        best_shifts: Sequence[int],
         executor: Executor,
         on_progress: Callable[[int, int], None],
         until: float,
@@ -52,35 +55,51 @@ class ScheduleSearch:
         """Return the best schedules that were found in the time, two at most, the best first.
 
         Args:
-            best_shift: log2 of the best fixed size over the task's.
+            best_shifts: log2 of the best fixed sizes over the task's, the best first; they are no
+                schedules.
             executor: Where they run.
-            on_progress: Called with the runs that are done and all of them, in each round.
+            on_progress: Called with the runs that are done and all of them, in each part of a race.
             until: When to stop, by `time.monotonic`.
         """
         path = self.folder / "runs.jsonl"
-        found = Validation(self.plan, self.tasks, path, TRAINING_SEED)
+        found = Validation(self.plan, self.tasks, path, TRAINING_SEED, smoothed=True)
+        race = partial(self._race, found, executor, on_progress, until)
         end = self._end_steps()
-        pool = [
-            Schedule(best_shift + more, *slopes, end)
+        fresh = [
+            Schedule(best_shifts[0] + more, *slopes, end)
             for slopes in _SLOPES
             for more in (0, 1, -1, 2)
         ]
-        schedules = {self._candidate(one).name: one for one in pool}
-        best: list[Schedule] = []
-        for seeds, left in (*_HALVINGS, (_LAST_SEEDS, 2)):
-            candidates = [self._candidate(one) for one in pool]
-            found.run(candidates, seeds, executor, on_progress, until=until)
-            made = [one for one in candidates if found.seeds_of(one.name) >= seeds]
-            if not made:
+        tried, best = set(fresh), list[Schedule]()
+        while fresh:
+            best = race(best, fresh)
+            if time.monotonic() >= until:
                 break
-            made.sort(key=lambda one: found.score(one.name, seeds))
-            pool = [schedules[one.name] for one in made[:left]]
-            best = pool[:2]
-            if seeds < _HALVINGS[-1][0]:
-                near = [one for one in _neighbours(pool[0]) if one not in pool]
-                schedules |= {self._candidate(one).name: one for one in near}
-                pool += near
-        return [self._candidate(one) for one in best]
+            fresh = [one for one in _neighbours(best[0]) if one not in tried]
+            tried |= set(fresh)
+        sizes = [Schedule(shift, end_steps=end) for shift in best_shifts]
+        return [self._candidate(one) for one in best if one not in sizes]
+
+    def _race(
+        self,
+        found: Validation,
+        executor: Executor,
+        on_progress: Callable[[int, int], None],
+        until: float,
+        holders: Sequence[Schedule],
+        fresh: Sequence[Schedule],
+    ) -> list[Schedule]:
+        """Return the best of the holders and the fresh, who are fewer from level to level."""
+        schedules = {self._candidate(one).name: one for one in (*holders, *fresh)}
+        held = [self._candidate(one) for one in holders]
+        pool = [self._candidate(one) for one in fresh]
+        for rounds in _LEVELS:
+            found.run([*held, *pool], rounds, executor, on_progress, until=until)
+            pool = found.ranked(pool)
+            if time.monotonic() >= until:
+                break
+            pool = pool[: max(len(pool) // 2, _KEPT)]
+        return [schedules[one.name] for one in found.ranked([*held, *pool])[:_KEPT]]
 
     def _candidate(self, schedule: Schedule) -> Candidate:
         """Return a schedule as a policy file."""
@@ -102,12 +121,12 @@ class ScheduleSearch:
 
 def _neighbours(schedule: Schedule) -> list[Schedule]:
     """Return schedules that differ a little from one."""
-    loss, steps = schedule.by_loss, schedule.by_steps
+    end, loss, steps = schedule.end, schedule.by_loss, schedule.by_steps
+    changes = (
+        *((1.0, 0.0, 0.125), (0.0, 0.0, 0.125), (0.0, 0.0, -0.125), (0.5, 0.0, 0.0)),
+        *((0.0, -0.25, 0.0), (0.0, 0.25, 0.0), (0.0, -0.5, 0.125), (-0.5, 0.0, 0.0)),
+    )
     return [
-        replace(schedule, end=schedule.end + 1, by_steps=steps + 0.125),
-        replace(schedule, by_steps=steps + 0.125),
-        replace(schedule, by_steps=steps - 0.0625),
-        replace(schedule, by_loss=loss - 0.25),
-        replace(schedule, by_loss=loss + 0.25),
-        replace(schedule, by_loss=loss - 0.5, by_steps=steps + 0.125),
+        replace(schedule, end=end + more, by_loss=loss + by_loss, by_steps=steps + by_steps)
+        for more, by_loss, by_steps in changes
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,29 @@ import numpy as np
 from rlbatch.agents.evaluate.curve_store import append_line, cut_torn_line, read_lines
 from rlbatch.agents.evaluate.rows import run_ratio
 from rlbatch.agents.evaluate.run import controlled_run
+from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import Deadline, Executor
-from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, cached_task
+from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, own_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
+from rlbatch.envs.live import Validation as Seen
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
 from rlbatch.envs.perceptron import fastest_backend
+from rlbatch.policy.base import Policy
 from rlbatch.policy.registry import resolve_policy
 from rlbatch.signals.record import Coupling
 
 Key = tuple[str, str, float, int]  # candidate, task, start, number of the seed
-cached_policy = functools.cache(resolve_policy)
+
+
+@functools.cache
+def _policy(name: str, content: bytes | None) -> Policy:
+    """Return a policy, from a file's content where the file itself is out of reach."""
+    if content is None:
+        return resolve_policy(name)
+    with tempfile.TemporaryDirectory(prefix="rlbatch-") as folder:
+        path = Path(folder) / "policy.safetensors"
+        path.write_bytes(content)
+        return resolve_policy(str(path))
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,12 @@ class Candidate:
 class _Work(NamedTuple):
     plan: Plan
     policy: str
+    content: bytes | None
     costs: TaskCosts
+    identity: str
     key: Key
     first_seed: int
+    smoothed: bool
 
 
 def _run(work: _Work) -> tuple[float, bool]:
@@ -57,8 +74,8 @@ def _run(work: _Work) -> tuple[float, bool]:
     plan, costs, (_, _, start, number) = work.plan, work.costs, work.key
     clock = plan.clock
     result = controlled_run(
-        cached_task(costs.name),
-        cached_policy(work.policy),
+        own_task(costs.name, work.identity),
+        _policy(work.policy, work.content),
         seed=work.first_seed + number,
         coupling=Coupling(plan.coupling),
         profile=clock.profile,
@@ -69,7 +86,28 @@ def _run(work: _Work) -> tuple[float, bool]:
         curve_known=clock.told,
         backend=fastest_backend,
     )
+    if work.smoothed and result.reached:
+        return smoothed_cost(result.validations, costs.task.target) / costs.reference, True
     return run_ratio(result, costs.reference), result.reached
+
+
+def smoothed_cost(validations: Sequence[Seen], target: float) -> float:
+    """Return the geometric mean of the costs at which a run met its target and some just above it.
+
+    When a run meets one number is in part luck. What it costs to meet several that lie within 15%
+    of the target, and within a tenth of the way from the first loss, varies less from seed to seed
+    and ranks policies alike.
+
+    Args:
+        validations: Of a run that met its target.
+        target: The target.
+    """
+    most = min(0.15 * target, 0.1 * max(validations[0].loss - target, 0.0))
+    costs = [
+        next(seen.cost for seen in validations if seen.loss <= target + share * most)
+        for share in (0.0, 1 / 3, 2 / 3, 1.0)
+    ]
+    return float(np.exp(np.log(costs).mean()))
 
 
 class Validation:
@@ -81,6 +119,8 @@ class Validation:
         tasks: Sequence[TaskCosts],
         path: Path,
         first_seed: int = VALIDATION_SEED,
+        *,
+        smoothed: bool = False,
     ) -> None:
         """Read what is there.
 
@@ -89,8 +129,10 @@ class Validation:
             tasks: With the costs of their fixed sizes.
             path: The file.
             first_seed: Of the runs.
+            smoothed: Ratios are of `smoothed_cost`, to rank by and for nothing else.
         """
         self._plan, self._tasks, self._path, self._first = plan, tasks, path, first_seed
+        self._smoothed = smoothed
         cut_torn_line(path)
         lines: list[Any] = read_lines(path) if path.exists() else []
         self._ratios: dict[Key, float] = {
@@ -98,40 +140,44 @@ class Validation:
             for row in lines
         }
 
-    def keys(self, candidate: str, seeds: Iterable[int]) -> list[Key]:
-        """Return the runs of a candidate with these seeds."""
+    def keys(self, candidate: str, rounds: Iterable[int]) -> list[Key]:
+        """Return the runs of a candidate in these rounds: one from each start, each of a seed.
+
+        From other starts a run of the same seed comes to nearly the same: what differs is the
+        first chunk. Seeds of their own tell three times as much.
+        """
+        starts = self._plan.starts
         return [
-            (candidate, costs.name, start, seed)
-            for seed in seeds
+            (candidate, costs.name, start, len(starts) * number + place)
+            for number in rounds
             for costs in self._tasks
-            for start in self._plan.starts
+            for place, start in enumerate(starts)
         ]
 
     def run(
         self,
         candidates: Sequence[Candidate],
-        seeds: int,
+        rounds: int,
         executor: Executor,
         on_progress: Callable[[int, int], None],
         *,
         until: float = math.inf,
     ) -> None:
-        """Run what is missing of candidates on the first seeds.
+        """Run what is missing of candidates in the first rounds.
 
         Args:
             candidates: To be compared.
-            seeds: Their number.
+            rounds: Their number.
             executor: Where they run.
             on_progress: Called with the runs that are done and all of them.
             until: When, by `time.monotonic`, no more are begun; by default all are made.
         """
-        by_name = {costs.name: costs for costs in self._tasks}
-        policies = {candidate.name: candidate.policy for candidate in candidates}
+        made = functools.partial(self._item, carried=not executor.shares_files)
         queue = deque(
-            (key, _Work(self._plan, policies[key[0]], by_name[key[1]], key, self._first))
-            for seed in range(seeds)
+            (key, made(candidate, key))
+            for number in range(rounds)
             for candidate in candidates
-            for key in self.keys(candidate.name, [seed])
+            for key in self.keys(candidate.name, [number])
             if key not in self._ratios
         )
         total = len(queue)
@@ -144,18 +190,62 @@ class Validation:
             append_line(self._path, {**row, "ratio": ratio, "reached": reached})
             on_progress(done, total)
 
-    def seeds_of(self, candidate: str) -> int:
-        """Return with how many seeds a candidate was run in full."""
-        seeds = 0
-        while all(key in self._ratios for key in self.keys(candidate, [seeds])):
-            seeds += 1
-        return seeds
+    def _item(self, candidate: Candidate, key: Key, *, carried: bool) -> _Work:
+        costs = next(costs for costs in self._tasks if costs.name == key[1])
+        path = Path(candidate.policy)
+        content = path.read_bytes() if carried and path.is_file() else None
+        identity = task_identity(costs.name, costs.task)
+        return _Work(
+            self._plan,
+            candidate.policy,
+            content,
+            costs,
+            identity,
+            key,
+            self._first,
+            self._smoothed,
+        )
 
-    def score(self, candidate: str, seeds: int) -> float:
-        """Return the geometric mean of a candidate's ratios on the first seeds."""
-        ratios = [self._ratios[key] for key in self.keys(candidate, range(seeds))]
+    def rounds_of(self, candidate: str) -> int:
+        """Return how many rounds a candidate was run through."""
+        rounds = 0
+        while all(key in self._ratios for key in self.keys(candidate, [rounds])):
+            rounds += 1
+        return rounds
+
+    def score(self, candidate: str, rounds: int) -> float:
+        """Return the geometric mean of a candidate's ratios in the first rounds."""
+        ratios = [self._ratios[key] for key in self.keys(candidate, range(rounds))]
         return float(np.exp(np.log(ratios).mean()))
 
-    def best(self, candidates: Iterable[Candidate], seeds: int) -> Candidate:
+    def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Return candidates, the best first, by the rounds that all of them were run through.
+
+        Those that were run through none are left out; of equal ones the first comes first.
+        """
+        begun = [one for one in candidates if self.rounds_of(one.name)]
+        rounds = min((self.rounds_of(one.name) for one in begun), default=0)
+        return sorted(begun, key=lambda one: self.score(one.name, rounds))
+
+    def best(self, candidates: Iterable[Candidate], rounds: int) -> Candidate:
         """Return the candidate with the least score; of equal ones the first."""
-        return min(candidates, key=lambda candidate: self.score(candidate.name, seeds))
+        return min(candidates, key=lambda candidate: self.score(candidate.name, rounds))
+
+    def surest(self, base: Candidate, candidates: Iterable[Candidate], rounds: int) -> Candidate:
+        """Return the candidate that is most surely better than a base, or the base itself.
+
+        What counts is the mean of log(ratio / base's ratio) plus twice its standard error, over
+        pairs of a seed: the least mean of many is in part luck.
+        """
+        found, least = base, 0.0
+        for candidate in candidates:
+            pairs = zip(
+                self.keys(candidate.name, range(rounds)),
+                self.keys(base.name, range(rounds)),
+                strict=True,
+            )
+            logs = [np.log(self._ratios[ours] / self._ratios[theirs]) for ours, theirs in pairs]
+            bound = float(np.mean(logs) + 2.0 * np.std(logs) / max(len(logs) - 1, 1) ** 0.5)
+            if bound < least:
+                found, least = candidate, bound
+        return found

@@ -29,9 +29,12 @@ def prepare(plan: Plan | None, out: Path, resume: bool, tasks: Sequence[str]) ->
         tasks: Those that were named, with whole paths.
 
     Raises:
-        ConfigurationError: The folder holds something else, or nothing to resume.
+        ConfigurationError: The folder holds something else, or nothing to resume; or a task cannot
+            be trained for a step.
     """
+    from rlbatch.agents.own_tasks.fixed_costs import cached_task
     from rlbatch.agents.own_tasks.plan import PLAN_FILE, load_plan, save_plan
+    from rlbatch.envs.task_check import check_task
     from rlbatch.errors import ConfigurationError
 
     if plan is None or resume:
@@ -42,28 +45,33 @@ def prepare(plan: Plan | None, out: Path, resume: bool, tasks: Sequence[str]) ->
             "folder with --out; nothing is overwritten."
         )
     _shared.require_new_folder(out)
+    for name in plan.tasks:
+        check_task(cached_task(name))
     out.mkdir(parents=True, exist_ok=True)
     save_plan(plan, out)
     return plan
 
 
-def run(plan: Plan, out: Path, minutes: float, jobs: int | None) -> Outcome:
+def run(plan: Plan, out: Path, minutes: float, jobs: int | None, cluster: str | None) -> Outcome:
     """Train, and show the progress.
 
     Raises:
-        KeyboardInterrupt: It was stopped; what is kept so far has been named.
+        KeyboardInterrupt: It was stopped; what is kept so far, if anything, has been named.
     """
     from rlbatch.agents.own_tasks.training import train_on_tasks
 
-    count = jobs or os.cpu_count() or 1
     try:
         with _display() as display:
-            return train_on_tasks(plan, out, minutes=minutes, jobs=count, display=display)
+            return train_on_tasks(
+                plan, out, minutes=minutes, jobs=jobs, display=display, cluster=cluster
+            )
     except KeyboardInterrupt:
-        _shared.note(
-            f"{out / 'policy.safetensors'} is what is best so far; {out / 'policy.md'} says what. "
-            "--resume goes on."
-        )
+        if (out / "policy.safetensors").is_file():
+            _shared.note(
+                f"{out / 'policy.safetensors'} is what is best so far; {out / 'policy.md'} says "
+                "what."
+            )
+        _shared.note("--resume goes on.")
         raise
 
 

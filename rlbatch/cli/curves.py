@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +32,9 @@ class Command:
     """Runs of each size of a built-in task."""
     jobs: int | None = None
     """Processes; one a core if unset."""
+    cluster: str | None = None
+    """Address of a Ray cluster (HOST:PORT, or `auto` on one of its machines) for the runs; --jobs
+    then limits how many it has at the same time. Needs rlbatch[ray] on every node."""
 
     def run(self) -> int:
         """Make what is missing."""
@@ -56,7 +58,8 @@ class Command:
                     "random-transformer": self.random_transformer,
                 },
                 self.seeds,
-                jobs=self.jobs or os.cpu_count() or 1,
+                jobs=self.jobs,
+                cluster=self.cluster,
                 on_table=on_table,
             )
         _shared.say(str(self.out))

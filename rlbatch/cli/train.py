@@ -47,6 +47,10 @@ class Command:
     """With --task: begin with random weights, not with those of the shipped policy."""
     jobs: int | None = None
     """With --task: processes; one a core if unset."""
+    cluster: str | None = None
+    """Address of a Ray cluster (HOST:PORT, or `auto` on one of its machines) for the runs; --jobs
+    then limits how many it has at the same time. Needs rlbatch[ray], and task files at the same
+    paths, on every node."""
     recipe: str | None = None
     """Without --task: `default` (how the shipped policy begins), `ordinary` (on from one of
     its networks to runs of ordinary length, with --start-from), `simulated` (the simulator only),
@@ -76,7 +80,7 @@ class Command:
 
         self._check_own()
         keep_tensorflow_out()
-        _shared.note(f"At most about {self.minutes:g} minutes.")
+        _shared.note(f"About {self.minutes:g} min, longer where a part that is needed takes it.")
         with needs_extra("train", "stable-baselines3"):
             import_module("rlbatch.agents.own_tasks.training")  # all that is imported later
             from rlbatch.agents.own_tasks.plan import absolute
@@ -84,7 +88,7 @@ class Command:
             tasks = tuple(absolute(name) for name in self.task)
             out = self.out.resolve()
             plan = _own_tasks.prepare(self._plan(tasks), out, self.resume, tasks)
-            outcome = _own_tasks.run(plan, out, self.minutes, self.jobs)
+            outcome = _own_tasks.run(plan, out, self.minutes, self.jobs, self.cluster)
         _own_tasks.print_outcome(plan, outcome)
         return 0
 
@@ -152,6 +156,7 @@ class Command:
             start_from=self.start_from,
             report=_report,
             device=self.device,
+            cluster=self.cluster,
         )
         _shared.say(str(path))
         return 0

@@ -15,6 +15,7 @@ from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 from rlbatch.policy.learned import LearnedPolicy
+from rlbatch.policy.recurrent import RecurrentPolicy
 from rlbatch.policy.registry import DEFAULT, FOR_EPOCHS, policy_for, resolve_policy
 from rlbatch.signals.assemble import run_context
 from rlbatch.signals.record import Coupling
@@ -72,7 +73,7 @@ def fallback_for(policy: Policy, name: str | None = AUTO) -> Policy | None:
         UnknownNameError: There is no policy of that name.
     """
     if name == AUTO:
-        name = FALLBACK if isinstance(policy, LearnedPolicy) else None
+        name = FALLBACK if isinstance(policy, LearnedPolicy | RecurrentPolicy) else None
     return None if name is None else resolve_policy(name)
 
 

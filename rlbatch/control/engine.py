@@ -23,6 +23,7 @@ from rlbatch.policy.cooldown import Cooldown
 from rlbatch.policy.fallback import Fallback
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.rate_limit import RateLimited
+from rlbatch.policy.recurrent import RecurrentPolicy
 from rlbatch.policy.shadow import Shadow
 from rlbatch.policy.state import pack_state, unpack_state
 from rlbatch.signals.record import RunContext, Signals
@@ -203,7 +204,7 @@ class DecisionEngine:
 def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:
     inner: Policy = asked
     if config.fallback is not None:
-        if isinstance(policy, LearnedPolicy):
+        if isinstance(policy, LearnedPolicy | RecurrentPolicy):
             card = policy.card
             low, high = card.observation_low, card.observation_high
             inner = Fallback(inner, config.fallback, low=low, high=high)

@@ -10,6 +10,7 @@ metadata, and only then it reads weights. Metadata entries, all JSON strings:
 | `layer_sizes` | one `{"policy": [...], "value": [...]}` a member, inputs first |
 | `activation` | of all members, or a list of theirs |
 | `action_grid`, `masked`, `sample` | how outputs become a decision |
+| `memory_sizes` | of a recurrent policy, format 2: units of its memory's layers, inputs first |
 | the fields of `PolicyCard` | how the policy was made, what it achieved |
 | `checksum` | SHA-256 of all of the above and of the weights |
 
@@ -25,11 +26,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,8 @@ from rlbatch.observation import OBSERVATION_NAMES, SCHEMA_VERSION
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.container import (
     MAX_HEADER,
-    Header,
     Tensors,
     parse_json,
-    read_header,
-    read_tensors,
 )
 from rlbatch.policy.file_checks import (
     DAMAGED,
@@ -54,18 +51,28 @@ from rlbatch.policy.file_checks import (
     check_entries,
     check_infos,
     check_versions,
-    complain,
     parse,
 )
+from rlbatch.policy.file_reading import opened, read_any_header, read_weights
 from rlbatch.policy.learned import LearnedPolicy
-from rlbatch.policy.metadata import CARD_KEYS, NETS, complaints, expected_shapes
+from rlbatch.policy.metadata import (
+    CARD_KEYS,
+    NETS,
+    complaints,
+    expected_shapes,
+    memory_shapes,
+)
 from rlbatch.policy.network import Layer, Network
+from rlbatch.policy.recurrent import RecurrentPolicy
+from rlbatch.policy.recurrent_file import memory_entries, memory_layers, memory_tensors
 
 _LARGEST_OUTPUT = 1e30  # float32 ends at 3e38; sums of some members' outputs stay far below
 
 
 def save_policy(
-    path: str | os.PathLike[str], policy: LearnedPolicy, card: PolicyCard | None = None
+    path: str | os.PathLike[str],
+    policy: LearnedPolicy | RecurrentPolicy,
+    card: PolicyCard | None = None,
 ) -> None:
     """Write a policy file; a crash leaves either the old file or the new one, never a part.
 
@@ -81,11 +88,13 @@ def save_policy(
     card = replace(policy.card if card is None else card, rlbatch_version=rlbatch.__version__)
     tensors: Tensors = {
         f"member.{number}.{net}.{index}.{part}": array
-        for number, member in enumerate(policy.members)
+        for number, member in enumerate(_members(policy))
         for net in NETS
         for index, layer in enumerate(getattr(member, net))
         for part, array in zip(("weight", "bias"), layer, strict=True)
     }
+    if isinstance(policy, RecurrentPolicy):
+        tensors |= memory_tensors(policy)
     metadata = _metadata(policy, card)
     metadata["checksum"] = json.dumps(_checksum(metadata, tensors))
     file = Path(path)
@@ -94,20 +103,37 @@ def save_policy(
 
 
 def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
-    """Read a policy file.
+    """Read a policy file of networks alone.
 
     Raises:
         PolicyFileError: The file does not exist, is no policy file, belongs to another version,
-            or its content is incomplete, inconsistent or damaged.
+            its content is incomplete, inconsistent or damaged, or it holds a recurrent policy.
+    """
+    policy = load_any_policy(path)
+    if isinstance(policy, RecurrentPolicy):
+        raise PolicyFileError(
+            f"{path}: a policy without a memory was expected, and this one is recurrent: it "
+            "decides (rlbatch.resolve_policy reads it), but cannot be joined or trained further."
+        )
+    return policy
+
+
+def load_any_policy(path: str | os.PathLike[str]) -> LearnedPolicy | RecurrentPolicy:
+    """Read a policy file of either kind.
+
+    Raises:
+        PolicyFileError: As `load_policy`, recurrent policies excepted.
     """
     path = Path(path)
-    with _opened(path) as file:
-        header = _read(path, file)
+    with opened(path) as file:
+        header = read_any_header(path, file)
         content = parse(path, header.texts)
         check_versions(path, content)
         check_entries(path, content)
-        check_infos(path, expected_shapes(content["layer_sizes"]), header.tensors)
-        tensors = _read_weights(path, file, header)
+        shapes = expected_shapes(content["layer_sizes"])
+        shapes |= memory_shapes(content.get("memory_sizes"))
+        check_infos(path, shapes, header.tensors)
+        tensors = read_weights(path, file, header)
     if content["checksum"] != _checksum(header.texts, tensors):
         raise PolicyFileError(f"{path}: the content does not match its checksum. {DAMAGED}")
     try:
@@ -118,22 +144,22 @@ def load_policy(path: str | os.PathLike[str]) -> LearnedPolicy:
         ) from error
 
 
-def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
+def _members(policy: LearnedPolicy | RecurrentPolicy) -> tuple[Network, ...]:
+    return (policy.network,) if isinstance(policy, RecurrentPolicy) else policy.members
+
+
+def _metadata(policy: LearnedPolicy | RecurrentPolicy, card: PolicyCard) -> dict[str, str]:
     """Return every metadata entry but the checksum."""
-    activations = [member.activation for member in policy.members]
+    members = _members(policy)
+    activations = [member.activation for member in members]
     content = {
         "format_version": FORMAT_VERSION,
         "schema_version": SCHEMA_VERSION,
         "observation_names": OBSERVATION_NAMES,
-        "layer_sizes": [{net: member.sizes(net) for net in NETS} for member in policy.members],
+        "layer_sizes": [{net: member.sizes(net) for net in NETS} for member in members],
         "activation": activations[0] if len(set(activations)) == 1 else activations,
         "action_grid": policy.action_grid,
-        "goodput_slack": policy.goodput_slack,
-        "noise_ceiling": policy.noise_ceiling,
-        "keeps_steps": policy.keeps_steps,
-        "near_base": policy.near_base,
-        "masked": policy.masked,
-        "sample": policy.sample,
+        **(memory_entries(policy) if isinstance(policy, RecurrentPolicy) else _limits(policy)),
         **{key: getattr(card, key) for key in CARD_KEYS},
     }
     try:
@@ -151,8 +177,13 @@ def _metadata(policy: LearnedPolicy, card: PolicyCard) -> dict[str, str]:
     return texts
 
 
-def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
-    names = content["observation_names"]
+def _limits(policy: LearnedPolicy) -> dict[str, Any]:
+    names = ("goodput_slack", "noise_ceiling", "keeps_steps", "near_base", "masked", "sample")
+    return {name: getattr(policy, name) for name in names}
+
+
+def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy | RecurrentPolicy:
+    names, memory = content["observation_names"], content.get("memory_sizes")
 
     def chain(number: int, net: str) -> tuple[Layer, ...]:
         prefix = f"member.{number}.{net}"
@@ -161,7 +192,9 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
             Layer(tensors[f"{prefix}.{i}.weight"], tensors[f"{prefix}.{i}.bias"])
             for i in range(count)
         )
-        return Layer(_widened(first.weight, names, 0.0), first.bias), *rest
+        if memory is None:
+            first = Layer(_widened(first.weight, names, 0.0), first.bias)
+        return first, *rest
 
     count, activations = len(content["layer_sizes"]), content["activation"]
     if isinstance(activations, str):
@@ -170,12 +203,12 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
         _in_range(Network(chain(number, "policy"), chain(number, "value"), activation))
         for number, activation in zip(range(count), activations, strict=True)
     ]
-    card: dict[str, Any] = {key: content[key] for key in CARD_KEYS}
-    for key in ("objectives", "couplings"):
-        card[key] = tuple(card[key])
-    for key, extreme in (("observation_low", -1.0), ("observation_high", 1.0)):
-        seen = np.asarray(card[key], dtype=np.float64)
-        card[key] = tuple(_widened(seen, names, extreme).tolist()) if seen.size else ()
+    if memory is not None:
+        layers = memory_layers(memory, tensors)
+        first = layers[0]._replace(inputs=_widened(layers[0].inputs, names, 0.0))
+        (network,) = members
+        grid = tuple(content["action_grid"])
+        return RecurrentPolicy((first, *layers[1:]), network, grid, _card(content, names))
     return LearnedPolicy(
         members=tuple(members),
         action_grid=tuple(content["action_grid"]),
@@ -185,8 +218,18 @@ def _build(content: Mapping[str, Any], tensors: Tensors) -> LearnedPolicy:
         near_base=bool(content.get("near_base")),
         masked=bool(content["masked"]),
         sample=bool(content["sample"]),
-        card=PolicyCard(**card),
+        card=_card(content, names),
     )
+
+
+def _card(content: Mapping[str, Any], names: list[str]) -> PolicyCard:
+    card: dict[str, Any] = {key: content[key] for key in CARD_KEYS}
+    for key in ("objectives", "couplings"):
+        card[key] = tuple(card[key])
+    for key, extreme in (("observation_low", -1.0), ("observation_high", 1.0)):
+        seen = np.asarray(card[key], dtype=np.float64)
+        card[key] = tuple(_widened(seen, names, extreme).tolist()) if seen.size else ()
+    return PolicyCard(**card)
 
 
 def _in_range(network: Network) -> Network:
@@ -209,65 +252,6 @@ def _widened(values: NDArray[Any], names: list[str], unseen: float) -> NDArray[A
     wide = np.full((*values.shape[:-1], len(OBSERVATION_NAMES)), unseen, dtype=values.dtype)
     wide[..., [OBSERVATION_NAMES.index(name) for name in names]] = values
     return wide
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a file, and nothing that would be waited for, such as a pipe."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise PolicyFileError(
-                f"{path}: a policy file (.safetensors) was expected, and this is no regular file. "
-                "Copy it to one."
-            )
-        return path.open("rb")
-    except FileNotFoundError:
-        raise PolicyFileError(f"{path}: there is no such policy file. Check the path.") from None
-    except (OSError, ValueError) as error:  # ValueError: no path can have such a name
-        raise PolicyFileError(
-            f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}. Name a policy "
-            "file (.safetensors) that may be read."
-        ) from error
-
-
-def _read(path: Path, file: BinaryIO) -> Header:
-    """Return the header of a safetensors file, whatever it is of."""
-    try:
-        start = file.read(4)
-        if not start.startswith(b"PK"):
-            file.seek(0)
-            return read_header(file)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    raise PolicyFileError(
-        f"{path}: a policy file (.safetensors) was expected, and this is a zip archive, like a "
-        "checkpoint of a training. Name the policy.safetensors beside it, which a training "
-        f"writes at its end; one that was stopped goes on with: rlbatch train --resume --out "
-        f"{path.parent}"
-    )
-
-
-def _read_weights(path: Path, file: BinaryIO, header: Header) -> Tensors:
-    try:
-        tensors = read_tensors(file, header)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    complain(
-        path,
-        [
-            f"{name} has entries that are not finite"
-            for name in sorted(tensors)
-            if not np.isfinite(tensors[name]).all()
-        ],
-    )
-    return tensors
-
-
-def _unreadable(path: Path, error: Exception) -> PolicyFileError:
-    return PolicyFileError(
-        f"{path}: cannot be read as a .safetensors file of a policy ({error}). It is truncated, "
-        "damaged or of another kind. Fetch it again, or make one with: rlbatch train"
-    )
 
 
 def _checksum(texts: Mapping[str, str], tensors: Tensors) -> str:

@@ -13,7 +13,9 @@ from rlbatch.policy.container import TensorInfo, parse_json
 from rlbatch.policy.metadata import KEYS, LATER_KEYS, complaints, is_count
 from rlbatch.text import shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, RECURRENT_VERSION = 1, 2
+"""Of files of networks alone, and of those with a memory: what knows only the first kind refuses
+the other."""
 OLDEST_SCHEMA = 1
 
 DAMAGED = "The file is damaged; fetch it again, or train one anew."
@@ -39,7 +41,7 @@ def parse(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
 def check_versions(path: Path, content: Mapping[str, Any]) -> None:
     """Refuse a file of another format, or whose network sees something else."""
     for key, oldest, newest in (
-        ("format_version", FORMAT_VERSION, FORMAT_VERSION),
+        ("format_version", FORMAT_VERSION, RECURRENT_VERSION),
         ("schema_version", OLDEST_SCHEMA, SCHEMA_VERSION),
     ):
         if not is_count(content[key]) or not oldest <= content[key] <= newest:
@@ -49,6 +51,11 @@ def check_versions(path: Path, content: Mapping[str, Any]) -> None:
                 f"({rlbatch.__version__}) reads {reads}; the file was written by rlbatch "
                 f"{shown(content['rlbatch_version'])}. Use that version, or train the policy again."
             )
+    if (content["format_version"] == RECURRENT_VERSION) != bool(content.get("memory_sizes")):
+        raise PolicyFileError(
+            f"{path}: format_version is {content['format_version']} and memory_sizes "
+            f"{shown(repr(content.get('memory_sizes')))}, which do not go together. {DAMAGED}"
+        )
     names = content["observation_names"]
     listed = list(map(str, cast(list[Any], names))) if isinstance(names, list) else list[str]()
     theirs, ours = set(listed), set(OBSERVATION_NAMES)

@@ -24,6 +24,7 @@ LATER_KEYS = (
     "goodput_slack",
     "noise_ceiling",
     "keeps_steps",
+    "memory_sizes",
     "near_base",
 )  # files without them are older, and mean none
 
@@ -55,6 +56,21 @@ def expected_shapes(layer_sizes: list[dict[str, list[int]]]) -> dict[str, tuple[
             for index, (inputs, outputs) in enumerate(pairwise(member[net])):
                 name = f"member.{number}.{net}.{index}"
                 shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+    return shapes
+
+
+def memory_shapes(sizes: list[int] | None) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each tensor of a memory; nothing of a policy without one.
+
+    Args:
+        sizes: Units of its layers, the inputs of the first one before them.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, (inputs, units) in enumerate(pairwise(sizes or [])):
+        name = f"memory.{index}"
+        shapes[f"{name}.inputs"] = (4 * units, inputs)
+        shapes[f"{name}.recurrent"] = (4 * units, units)
+        shapes[f"{name}.bias"] = (4 * units,)
     return shapes
 
 
@@ -111,6 +127,10 @@ def _is_slack(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
+def _is_memory(value: Any) -> bool:
+    return value is None or _list_of(_is_size, 2, MOST_LAYERS + 1)(value)
+
+
 _NUMBERS = (_list_of(_is_number, 0, _MOST_FEATURES), "a list of finite numbers")
 _NAMES = (_list_of(_is_text, 0, 16), "a list of a few names")
 _BOOL = (_is_bool, "true or false")
@@ -132,6 +152,10 @@ _CHECKS: dict[str, _Check] = {
     "near_base": _BOOL,
     "goodput_slack": (_is_slack, "a finite number or null"),
     "noise_ceiling": (_is_slack, "a finite number or null"),
+    "memory_sizes": (
+        _is_memory,
+        f"null, or the units of 2 to {MOST_LAYERS + 1} layers, 1 to {MOST_UNITS} each",
+    ),
     "objectives": _NAMES,
     "couplings": _NAMES,
     "noise_rate": (_is_number, "a finite number"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlbatch.errors import ConfigurationError, PolicyFileError, UnknownNameError
 from rlbatch.policy.base import Policy
-from rlbatch.policy.file import load_policy as load_policy_file
+from rlbatch.policy.file import load_any_policy as load_policy_file
 from rlbatch.policy.parameters import parse_parameters
 from rlbatch.policy.plugins import find_plugins, load_plugin, make_plugin
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rlbatch import observation
 from rlbatch.envs.episode import LiveEpisode
 from rlbatch.envs.live_vec_env import LiveVecEnv
 from rlbatch.envs.profiles import resolve_profile
-from rlbatch.envs.remote_vec_env import RemoteVecEnv
+from rlbatch.envs.remote_vec_env import ProcessServer, RemoteVecEnv
 from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.errors import RlbatchError
 from rlbatch.signals.record import Coupling
@@ -82,6 +83,11 @@ def test_runs_side_by_side_are_episodes_one_by_one() -> None:
     assert ends >= 3
 
 
+def running(there: RemoteVecEnv) -> BaseProcess:
+    assert isinstance(there._server, ProcessServer)
+    return there._server._process
+
+
 @pytest.mark.slow
 def test_another_process_gives_the_same_and_may_die() -> None:
     here, there = make(), RemoteVecEnv(make)
@@ -92,7 +98,7 @@ def test_another_process_gives_the_same_and_may_die() -> None:
             actions = np.array([0, 1, 2])
             for ours, theirs in zip(here.step(actions)[:3], there.step(actions)[:3], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
-        process = there._process
+        process = running(there)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -107,7 +113,7 @@ def test_another_process_gives_the_same_and_may_die() -> None:
     finally:
         there.close()
     deadline = time.monotonic() + 60
-    while there._process.is_alive():
+    while running(there).is_alive():
         assert time.monotonic() < deadline
 
 

@@ -37,7 +37,7 @@ def test_a_stopped_training_leaves_a_policy_and_goes_on(tmp_path: Path) -> None:
     shutil.copy(CHEAP_FILE, folder / "a task.py")
     out = folder / "out of it"
     begin = ["--task", "~/a task.py:make", "--out", "out of it", "--jobs", "2"]
-    short = ["--minutes", "4", "--seeds", "2", "--start", "0.5", "1"]
+    short = ["--minutes", "6", "--seeds", "2", "--start", "0.5", "1"]
 
     process = started([*begin, *short], folder)
     while not list(out.glob("learning/segment1/events.*")):  # in the middle of learning

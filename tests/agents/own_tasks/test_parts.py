@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlbatch.agents.evaluate.fixed_curves import WITHOUT_SCHEDULE
+from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import SerialExecutor
 from rlbatch.agents.own_tasks.baselines import best_shifts
-from rlbatch.agents.own_tasks.budget import FIRST_SEEDS, Budget, divide, load_division
+from rlbatch.agents.own_tasks.budget import FIRST_ROUNDS, MOST_ROUNDS, Budget, divide, load_division
 from rlbatch.agents.own_tasks.evaluation import scores
 from rlbatch.agents.own_tasks.fixed_costs import (
     CurveResult,
@@ -21,12 +23,19 @@ from rlbatch.agents.own_tasks.fixed_costs import (
     mean_costs,
     run_curves,
 )
+from rlbatch.agents.own_tasks.learning import taught
 from rlbatch.agents.own_tasks.plan import Plan, absolute, load_plan, save_plan
+from rlbatch.agents.own_tasks.rule_networks import size_policy
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
-from rlbatch.agents.own_tasks.validation import Candidate, Validation
+from rlbatch.agents.own_tasks.target_watch import TargetWatch
+from rlbatch.agents.own_tasks.validation import Candidate, Validation, smoothed_cost
 from rlbatch.envs.fixed_run import fixed_run_curve
+from rlbatch.envs.live import Validation as Seen
+from rlbatch.envs.privileged import LARGEST_REGRET
 from rlbatch.envs.task import resolve_task
 from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.policy.card import PolicyCard
 from rlbatch.signals.record import Coupling
 
 CHEAP = f"{Path(__file__).parents[1] / 'evaluate' / 'cheap_task.py'}:make"
@@ -34,7 +43,7 @@ PLAN = Plan(tasks=(CHEAP,), starts=(0.5, 1.0), seeds=2)
 
 
 def result(**costs: float) -> CurveResult:
-    return CurveResult({int(size[1:]): cost for size, cost in costs.items()}, None, 1, 0.1)
+    return CurveResult({int(size[1:]): cost for size, cost in costs.items()}, None, 1)
 
 
 def test_costs_are_geometric_means_in_which_a_failure_counts_four_times_the_best() -> None:
@@ -55,9 +64,9 @@ def test_a_task_without_anything_to_decide_is_refused() -> None:
 
 
 def test_curves_cost_what_plain_runs_do_and_are_made_once(tmp_path: Path) -> None:
-    work = CurveWork(PLAN, CHEAP, 1, tmp_path)
-    made = run_curves(work)
     task = resolve_task(CHEAP)
+    work = CurveWork(PLAN, CHEAP, 1, tmp_path, task_identity(CHEAP, task))
+    made = run_curves(work)
     plain = fixed_run_curve(
         task, 4, seed=10_001, coupling=Coupling.SQRT, max_steps=20_000, target_loss=task.target
     )
@@ -66,6 +75,17 @@ def test_curves_cost_what_plain_runs_do_and_are_made_once(tmp_path: Path) -> Non
     assert made.curves > 2
     again = run_curves(work)
     assert (again.curves, again.costs) == (0, made.costs)
+
+    # Where the folder is out of reach, what is known is sent along and what was made comes back.
+    content = work.path.read_bytes()
+    known = content[: content.index(b"\n") + 1]
+    elsewhere = work._replace(folder=tmp_path / "unknown", known=known)
+    sent = run_curves(elsewhere)
+    assert (sent.curves, sent.costs) == (made.curves - 1, made.costs)
+    assert known + sent.added == content
+    assert not elsewhere.path.exists()
+    with pytest.raises(ConfigurationError, match="has another task"):
+        run_curves(work._replace(identity="another"))
 
 
 def test_draws_are_of_the_plan() -> None:
@@ -90,11 +110,13 @@ def test_validation_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(lines) == 2 == counts[0]
     path.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote
     again = Validation(PLAN, [costs], path)
-    assert again.seeds_of("stay") == 0
+    assert again.rounds_of("stay") == 0
     again.run([candidate], 2, SerialExecutor(), on_progress)
     assert counts[-1] == 3
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {(row["start"], row["seed"]) for row in rows} == {(0.5, 0), (1.0, 1), (0.5, 2), (1.0, 3)}
     ratios = [json.loads(line)["ratio"] for line in path.read_text().splitlines()]
-    assert again.seeds_of("stay") == 2
+    assert again.rounds_of("stay") == 2
     assert again.score("stay", 2) == pytest.approx(float(np.exp(np.mean(np.log(ratios)))))
 
 
@@ -110,9 +132,9 @@ def test_seeds_are_fewer_where_time_is_short(tmp_path: Path) -> None:
     rich = divide(10_000.0, 1.0, tasks=1, starts=3, seeds=4, sizes=10)
     poor = divide(200.0, 1.0, tasks=1, starts=3, seeds=4, sizes=10)
     none = divide(0.0, 1.0, tasks=1, starts=3, seeds=4, sizes=10)
-    assert (rich.validation_seeds, rich.test_seeds) == (6, 4)
+    assert (rich.validation_rounds, rich.test_seeds) == (MOST_ROUNDS, 4)
     assert poor.reserved <= 0.6 * 200.0
-    assert (none.validation_seeds, none.test_seeds) == (FIRST_SEEDS, 2)
+    assert (none.validation_rounds, none.test_seeds) == (FIRST_ROUNDS, 2)
     poor.save(tmp_path)
     assert load_division(tmp_path) == poor
 
@@ -168,3 +190,81 @@ def test_scores_are_by_start_and_over_all() -> None:
     assert score.by_start == (pytest.approx(2.0), pytest.approx(2.0))
     assert (score.all.value, score.reached) == (pytest.approx(2.0), 0.75)
     assert score.kept
+
+
+def seen(*points: tuple[float, float]) -> list[Seen]:
+    return [Seen(step, 8 * step, cost, loss) for step, (cost, loss) in enumerate(points, start=1)]
+
+
+def test_smoothed_costs_are_of_the_target_and_just_above_it() -> None:
+    run = seen((1.0, 3.0), (2.0, 1.14), (3.0, 1.06), (4.0, 1.01), (8.0, 1.0))
+    # At 1.15, 1.1, 1.05 and 1.0.
+    assert smoothed_cost(run, 1.0) == pytest.approx((2.0 * 3.0 * 4.0 * 8.0) ** 0.25)
+    near = seen((1.0, 1.01), (2.0, 1.001), (4.0, 1.0))  # no further than a tenth of the way
+    assert smoothed_cost(near, 1.0) == pytest.approx((2.0 * 4.0**3) ** 0.25)
+    assert smoothed_cost(seen((5.0, 0.5)), 1.0) == pytest.approx(5.0)
+
+
+def validated(path: Path, ratios: dict[str, list[float]]) -> Validation:
+    rows = [
+        {"candidate": name, "task": CHEAP, "start": PLAN.starts[seed % 2], "seed": seed}
+        | {"ratio": ratio, "reached": True}
+        for name, each in ratios.items()
+        for seed, ratio in enumerate(each)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Validation(PLAN, [TaskCosts(CHEAP, {8: 1.0}, None)], path)
+
+
+def test_a_lucky_candidate_is_not_taken_for_a_better_one(tmp_path: Path) -> None:
+    base, lucky, better = (Candidate(name, name, "learned") for name in ("base", "lucky", "better"))
+    validation = validated(
+        tmp_path / "runs.jsonl",
+        {
+            "base": [1.0, 1.2, 0.9, 1.1],
+            "lucky": [0.5, 1.2, 1.0, 1.1],  # the least mean, by one run
+            "better": [0.95, 1.13, 0.86, 1.05],
+        },
+    )
+    candidates = [base, lucky, better]
+    assert validation.best(candidates, 2) is lucky
+    assert validation.surest(base, candidates, 2) is better
+    assert validation.surest(base, [base, lucky], 2) is base
+
+
+def test_candidates_are_ranked_by_the_rounds_that_all_have(tmp_path: Path) -> None:
+    ratios = {"a": [1.0, 1.0, 9.0, 9.0], "b": [2.0, 2.0], "c": [3.0]}
+    validation = validated(tmp_path / "runs.jsonl", ratios)
+    a, b, c = (Candidate(name, name, "schedule") for name in ratios)
+    assert validation.ranked([c, b, a]) == [a, b]  # c is in the middle of its first round
+
+
+def curve_line(task: str, losses: list[float], reached: bool) -> str:
+    curve = {"steps": [10, 20], "samples": [80, 160], "val_loss": losses, "reached": reached}
+    return json.dumps({"key": {"task": task, "batch_size": 8}, "curve": curve}) + "\n"
+
+
+def test_a_target_that_nothing_reaches_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    patient, hasty = TargetWatch({"t": path}, 1e9), TargetWatch({"t": path}, 0.0)
+    path.write_text(curve_line(f"t{WITHOUT_SCHEDULE}", [2.0, 1.0], reached=True))
+    patient.look()
+    with pytest.raises(ConfigurationError, match="The first run has not ended yet"):
+        hasty.look()
+    path.write_text(path.read_text() + curve_line("t", [2.0, 0.75], reached=False))
+    patient.look()
+    with pytest.raises(ConfigurationError, match=r"was 0\.75, at batch size 8 with 20 steps"):
+        hasty.look()
+    path.write_text(path.read_text() + curve_line("t", [2.0, 0.5], reached=True))
+    hasty.look()
+    path.write_text("")
+    hasty.look()  # what has been reached once is not looked at again
+
+
+def test_a_network_is_taught_what_a_schedule_decides() -> None:
+    actions = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    teacher = size_policy(1.0, actions, PolicyCard()).members[0]
+    told = np.zeros((1, OBSERVATION_SIZE), np.float32)  # at the task's size: one doubling to go
+    distances = np.array([3.0, 2.0, 1.0, 0.0, 1.0])
+    wanted = np.minimum(distances**2 / 4.0, LARGEST_REGRET)
+    np.testing.assert_allclose(taught(teacher, told), [wanted], atol=1e-6)

@@ -98,3 +98,20 @@ def test_curves_refuses_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Did you mean 'digits-mlp'" in capsys.readouterr().err
     assert main([*arguments, "--seeds", "0"]) == 2
     assert not (tmp_path / "c").exists()
+
+
+def test_a_wrong_task_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cheap = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
+    shape, unpacking = tmp_path / "my task.py", tmp_path / "another task.py"
+    shape.write_text(cheap.read_text().replace(".mean()", ""))
+    unpacking.write_text(cheap.read_text().replace("x, y = batch", "x, y, z = batch"))
+    before = sorted(tmp_path.iterdir())
+    for task, code, message in (
+        (shape, 2, "must return a scalar tensor"),
+        (unpacking, 1, "another task.py, line "),
+    ):
+        assert main(["train", "--task", f"{task}:make", "--out", str(tmp_path / "out")]) == code
+        assert message in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
