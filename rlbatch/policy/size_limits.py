@@ -89,10 +89,12 @@ def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:
         signals: With the costs.
         above: Doublings from the user's size to the one that is doubled.
     """
-    base = np.log2(number(signals.context.base_batch_size))
-    one, two = (
-        step_cost_at(signals.step_cost_curve, base + shift) - shift for shift in (above, above + 1)
-    )
+    curve, base = signals.step_cost_curve, np.log2(number(signals.context.base_batch_size))
+    if np.ndim(base) != np.ndim(curve) - 1:  # the one of many runs, the other common to them
+        shape = np.broadcast_shapes(np.shape(base), np.shape(curve)[:-1])
+        base = np.broadcast_to(base, shape)
+        curve = np.broadcast_to(curve, (*shape, np.shape(curve)[-1]))
+    one, two = (step_cost_at(curve, base + shift) - shift for shift in (above, above + 1))
     known = number(signals.step_cost_known)
     least = known * _LEAST_SAVING + (1.0 - known) * _GUESSED_SAVING
     return (known >= _COST_KNOWN) & (one - two < least)

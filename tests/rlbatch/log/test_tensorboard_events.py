@@ -68,7 +68,7 @@ def test_every_curve_says_what_it_is_and_what_x_is(seen: Any) -> None:
 def test_reasons_are_text(seen: Any) -> None:
     why = seen.Tensors("decision/why")
 
-    assert why[0].tensor_proto.string_val[0].decode() == "learned: x8 \\(p=0.99\\)"
+    assert why[0].tensor_proto.string_val[0].decode() == "learned: x8 \\(p=0.97\\)"
     assert [event.step for event in why][:2] == [4, 36]
     assert seen.Tensors("decision/event")[0].tensor_proto.string_val == [b"end"]
 

@@ -70,3 +70,15 @@ def test_each_of_many_runs_is_limited_as_it_is_alone() -> None:
     ]
     np.testing.assert_array_equal(many, alone)
     assert np.any(many != wanted)
+
+
+def test_what_is_common_to_many_runs_need_not_be_repeated() -> None:
+    curves = np.stack([FULL, simple_signals().step_cost_curve])
+    common = {"planned_samples": PLAN, "total_samples": 1000.0}
+    np.testing.assert_array_equal(
+        near_base(np.asarray(3.0), simple_signals(step_cost_curve=curves, **common)), [0.0, 1.0]
+    )
+    sizes = np.array([64.0, 128.0])
+    np.testing.assert_array_equal(
+        near_base(np.asarray(3.0), simple_signals(base_batch_size=sizes, **common)), [1.0, 2.0]
+    )
