@@ -150,7 +150,9 @@ def test_the_batches_that_reach_the_model_are_those_of_the_log(
     assert {6, 8, 16, 23, 34} == set(decided)
     ends = set(watch.steps_of_epochs)
     for step, (size, expected) in enumerate(zip(watch.sizes, decided, strict=True)):
-        assert size == expected or (step + 1 in ends and 0 < size < expected)
+        # An epoch's rest is a smaller step, and a single sample goes with the step before.
+        at_end = step + 1 in ends and (1 < size < expected or size == expected + 1)
+        assert size == expected or at_end
     for epoch, seen in enumerate(watch.epochs):
         np.testing.assert_array_equal(seen, np.full(SAMPLES, epoch + 1.0))
     lag = LAG if ahead else 0
@@ -864,7 +866,8 @@ def test_sums_over_a_batch_are_not_computed_in_parts() -> None:
     model = network(loss=keras.losses.MeanSquaredError(reduction="sum"))
     refused("reduction='sum'", model, settings={"micro_batch_size": 4})
     whole = control(Noisy(()), noise_rate=np.inf)  # which divides nothing that fits
-    fit(model, whole, whole.dataset(X, Y), 1)
+    with pytest.warns(RuntimeWarning, match="with the batch size its gradient grows"):
+        fit(model, whole, whole.dataset(X, Y), 1)
     assert whole.components["traces"]["part"] == 0
 
 
