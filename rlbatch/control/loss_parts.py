@@ -66,6 +66,7 @@ class LossParts:
             root: Autograd's node of the mean, where a framework has divided it since.
             counts: What the part is weighted by; None for its samples.
         """
+        divided = root is not None
         root = loss.grad_fn if root is None else root
         if delivered.micro_batches == 1:
             self._look_at_whole(loss, root, delivered.micro_size)
@@ -74,7 +75,8 @@ class LossParts:
             return
         self._left -= delivered.is_last
         reading = read(root, delivered.micro_size, counts)
-        problem = reading.problem or self._times_samples(reading, delivered)
+        # Where a framework has divided, its factors cannot be told from the user's.
+        problem = reading.problem or (None if divided else self._times_samples(reading, delivered))
         self._compared = self._compared + 1 if reading.compares else 0
         if self._compared > 1:
             problem = "the loss compares each sample with the others of its batch"

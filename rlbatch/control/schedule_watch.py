@@ -6,7 +6,6 @@ import gc
 import warnings
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from rlbatch.data.delivery import Delivered
@@ -100,10 +99,8 @@ class ScheduleWatch:
         warnings.warn(f"rlbatch: {text}", RuntimeWarning, stacklevel=6)
 
     def _places(self) -> list[Any]:
-        places: list[Any] = []
-        for group in self._optimizer.param_groups:
-            rate = group["lr"]
-            places.append(rate._version if isinstance(rate, Tensor) else rate)
+        # A rate in a tensor is changed in place by the coupling, and put back.
+        places: list[Any] = [float(group["lr"]) for group in self._optimizer.param_groups]
         found = (scheduler for scheduler in self._schedulers if not follows_a_metric(scheduler))
         return [*places, *(scheduler.last_epoch for scheduler in found)]
 
