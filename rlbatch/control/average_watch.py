@@ -27,11 +27,13 @@ class AverageWatch:
         if self._calls == self._next_search:
             self._next_search *= 4
             self._found = [weakref.ref(average) for average in _averages()]
-        self._seen = [(ref, _updates(ref())) for ref in self._found]
+        found = ((ref, ref()) for ref in self._found)
+        self._seen = [(ref, _updates(average)) for ref, average in found if average is not None]
 
     def updated(self) -> bool:
-        """Return whether one was updated since `remember`."""
-        return any(_updates(ref()) != updates for ref, updates in self._seen)
+        """Return whether one that is still there was updated since `remember`."""
+        averages = ((ref(), updates) for ref, updates in self._seen)
+        return any(a is not None and _updates(a) != updates for a, updates in averages)
 
     def forget(self) -> None:
         """The step is complete."""
@@ -44,4 +46,4 @@ def _averages() -> list[Any]:
 
 
 def _updates(average: Any) -> int:
-    return -1 if average is None else average.n_averaged._version
+    return average.n_averaged._version

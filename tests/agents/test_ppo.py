@@ -49,11 +49,12 @@ def test_a_training_goes_on_when_a_process_with_runs_dies(tmp_path: Path) -> Non
     stage = Stage(timesteps=48, simulated=0, real=2, rollout_steps=4, minibatch=8, epochs=1)
     recipe = Recipe("e", (stage,), tasks=NAMES, policy_layers=(8,))
     seen: list[float] = []
+    others = set(multiprocessing.active_children())
 
     def kill_one(figures: dict[str, float]) -> None:
         seen.append(figures["timesteps"])
         if len(seen) == 2:
-            process = multiprocessing.active_children()[0]
+            process = next(p for p in multiprocessing.active_children() if p not in others)
             process.kill()
             process.join()
 

@@ -20,13 +20,15 @@ ROOT = Path(__file__).parents[3]
 
 
 def started(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: PLW1509 - no threads run here
         [sys.executable, "-m", "rlbatch", "train", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background lets them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
