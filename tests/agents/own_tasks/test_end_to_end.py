@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def started(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(  # noqa: PLW1509 - no threads run here
+    return subprocess.Popen(
         [sys.executable, "-m", "rlbatch", "train", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)},
@@ -28,7 +28,9 @@ def started(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # A shell that runs the tests in the background lets them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(  # noqa: PLW1509 - no threads run here
+            signal.SIGINT, signal.default_int_handler
+        ),
     )
 
 
