@@ -186,8 +186,8 @@ class SettingSampler:
         steps = np.inf if default is None else table.steps_to(default, target)
         if not np.isfinite(steps):
             return None
-        conditions = rate_shift, coupling, profile, weights
-        costs = table.costs(target, *conditions, task.batch_size)
+        conditions = rate_shift, coupling, profile, weights, task.batch_size  # the table's
+        costs = table.costs(target, *conditions)
         shift = self._draw_shift(rng)
         planned, plan_known = self._plan(table, steps, rng)
         moved = 0
@@ -213,7 +213,7 @@ class SettingSampler:
             curve_known=self._known_share >= 1.0 or bool(rng.random() < self._known_share),
         )
         if self._budget_share and rng.random() < self._budget_share:
-            return _with_budget(setting, partial(_least_cost, table, *conditions, task.batch_size))
+            return _with_budget(setting, partial(_least_cost, table, *conditions))
         return setting
 
     def _draw_costs(self, rng: np.random.Generator) -> tuple[DeviceProfile, CostWeights, bool]:

@@ -118,6 +118,18 @@ def test_a_run_that_diverges_counts_four(guard: bool) -> None:
     assert total == pytest.approx(float(disutility(first) - disutility(4.0)))
 
 
+def test_a_budget_is_the_same_at_a_size_that_a_user_might_have_chosen(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    sampler = SettingSampler(tmp_path, NAMES, budget_share=1.0, user_share=1.0)
+    rng = np.random.default_rng(0)
+    drawn = [sampler(rng) for _ in range(40)]
+    assert any(not isinstance(setting.task, str) for setting in drawn)  # the size was moved
+    for setting in drawn:
+        assert isinstance(setting, BudgetSetting)
+        least = setting.cost_of_loss(setting.target_loss)
+        assert least == pytest.approx(setting.reference_cost)
+
+
 def test_samplers_draw_budgets_and_mixes_in_their_shares(tmp_path: Path) -> None:
     write_tables(tmp_path)
     sampler = SettingSampler(tmp_path, NAMES, budget_share=0.3, mixed_share=0.4)
