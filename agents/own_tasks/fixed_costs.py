@@ -118,7 +118,7 @@ def own_task(name: str, identity: str) -> Task:
         ConfigurationError: This machine has other files.
     """
     task = cached_task(name)
-    if _identity_here(name) != identity:
+    if identity_here(name) != identity:
         raise ConfigurationError(
             f"{socket.gethostname()} has another task {name!r} than the machine that asked. Install"
             " the same version and put the same files at the same paths on every node."
@@ -127,7 +127,8 @@ def own_task(name: str, identity: str) -> Task:
 
 
 @functools.cache
-def _identity_here(name: str) -> str:
+def identity_here(name: str) -> str:
+    """Return what `task_identity` says of a task on this machine, asked once a process."""
     return task_identity(name, cached_task(name))
 
 
@@ -242,7 +243,7 @@ def all_costs(
 
 
 def _work(plan: Plan, name: str, number: int, folder: Path, shares_files: bool) -> CurveWork:
-    identity = task_identity(name, cached_task(name))
+    identity = identity_here(name)
     work = CurveWork(plan, name, number, folder, identity)
     if shares_files:
         return work

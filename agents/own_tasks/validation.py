@@ -16,9 +16,8 @@ import numpy as np
 from rlbatch.agents.evaluate.curve_store import append_line, cut_torn_line, read_lines
 from rlbatch.agents.evaluate.rows import run_ratio
 from rlbatch.agents.evaluate.run import controlled_run
-from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import Deadline, Executor
-from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, own_task
+from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, identity_here, own_task
 from rlbatch.agents.own_tasks.plan import VALIDATION_SEED, Plan
 from rlbatch.envs.live import Validation as Seen
 from rlbatch.envs.objectives import UNREACHED_RATIO, Objective
@@ -194,13 +193,12 @@ class Validation:
         costs = next(costs for costs in self._tasks if costs.name == key[1])
         path = Path(candidate.policy)
         content = path.read_bytes() if carried and path.is_file() else None
-        identity = task_identity(costs.name, costs.task)
         return _Work(
             self._plan,
             candidate.policy,
             content,
             costs,
-            identity,
+            identity_here(costs.name),
             key,
             self._first,
             self._smoothed,

@@ -74,13 +74,9 @@ class LearnedPolicy:
     needs_gradient_noise = True
 
     def __post_init__(self) -> None:
-        grid = tuple(float(action) for action in self.action_grid)
+        grid = tools.checked_grid("LearnedPolicy", self.action_grid)
         object.__setattr__(self, "action_grid", grid)
         object.__setattr__(self, "members", tuple(self.members))
-        if 0.0 not in grid or list(grid) != sorted(set(grid)) or not np.all(np.isfinite(grid)):
-            raise ConfigurationError(
-                f"LearnedPolicy.action_grid must ascend and hold 0 (stay); got {grid!r}."
-            )
         for name in ("goodput_slack", "noise_ceiling"):
             value = getattr(self, name)
             if value is not None and not isfinite(value):
@@ -118,12 +114,7 @@ class LearnedPolicy:
             signals: Read for the bounds when `masked`.
             state: From `initial_state` or the previous call.
         """
-        given = np.asarray(observation, dtype=np.float32)
-        if given.ndim == 0 or given.shape[-1] != OBSERVATION_SIZE:
-            raise ConfigurationError(
-                f"LearnedPolicy expected {OBSERVATION_SIZE} features in the last axis of the "
-                f"observation (rlbatch.observation.encode makes them); got shape {given.shape}."
-            )
+        given = tools.checked_observation("LearnedPolicy", observation)
         seed, counter = state
         probabilities, value = self._forward(given, self._legal(given, signals))
         if self.sample:

@@ -83,12 +83,8 @@ class RecurrentPolicy:
 
     def __post_init__(self) -> None:
         """Refuse layers that do not fit, and numbers out of range."""
-        grid = tuple(float(action) for action in self.action_grid)
+        grid = tools.checked_grid("RecurrentPolicy", self.action_grid)
         object.__setattr__(self, "action_grid", grid)
-        if 0.0 not in grid or list(grid) != sorted(set(grid)) or not np.all(np.isfinite(grid)):
-            raise ConfigurationError(
-                f"RecurrentPolicy.action_grid must ascend and hold 0 (stay); got {grid!r}."
-            )
         object.__setattr__(self, "memory", tuple(_checked(layer) for layer in self.memory))
         sizes = [OBSERVATION_SIZE, *(layer.units for layer in self.memory)]
         wanted = [layer.inputs.shape[1] for layer in self.memory]
@@ -128,12 +124,7 @@ class RecurrentPolicy:
             signals: Not read.
             state: From `initial_state` or the previous call.
         """
-        given = np.asarray(observation, dtype=np.float32)
-        if given.ndim == 0 or given.shape[-1] != OBSERVATION_SIZE:
-            raise ConfigurationError(
-                f"RecurrentPolicy expected {OBSERVATION_SIZE} features in the last axis of the "
-                f"observation (rlbatch.observation.encode makes them); got shape {given.shape}."
-            )
+        given = tools.checked_observation("RecurrentPolicy", observation)
         logits, after = self.advance(np.nan_to_num(given, nan=0.0, posinf=0.0, neginf=0.0), state)
         grid = np.asarray(self.action_grid)
         legal = np.isfinite(given).all(axis=-1, keepdims=True) | (grid == 0.0)

@@ -68,11 +68,13 @@ def near_base(change: Array, signals: Signals) -> Array:
     context = signals.context
     done = number(signals.total_samples) / number(context.planned_samples)
     moves = abs(number(signals.schedule_factor) - 1.0) > _STILL
+    aimed = _has_target(context) & (~isnan(done) | moves)
+    if not np.any(aimed):
+        return change
     most = where(isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = where(done < share, doublings, most)
     most = where(_is_full(signals, above=0), minimum(most, 0.0), most)
-    aimed = _has_target(context) & (~isnan(done) | moves)
     first = where(_is_full(signals, above=-1), _FIRST_LEAST, 0.0)
     least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)

@@ -6,12 +6,14 @@ All work on arrays with free leading axes (one entry a run) and on plain numbers
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.base import Decision
 from rlbatch.signals.elementwise import isfinite, number, where
 from rlbatch.signals.record import Array, Numeric, Signals
@@ -23,6 +25,43 @@ Mean = tuple[Array, Array]
 """A debiased running mean: (decayed sum, decayed weight)."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def checked_grid(owner: str, action_grid: Sequence[float]) -> tuple[float, ...]:
+    """Return an action grid as plain numbers.
+
+    Args:
+        owner: Whose it is, for the message.
+        action_grid: Changes of log2(batch size).
+
+    Raises:
+        ConfigurationError: They do not ascend, are not finite, or 0 is not among them.
+    """
+    grid = tuple(float(action) for action in action_grid)
+    if 0.0 not in grid or list(grid) != sorted(set(grid)) or not np.all(np.isfinite(grid)):
+        raise ConfigurationError(
+            f"{owner}.action_grid must ascend and hold 0 (stay); got {grid!r}."
+        )
+    return grid
+
+
+def checked_observation(owner: str, observation: ArrayLike) -> NDArray[np.float32]:
+    """Return an observation in single precision, shape (..., OBSERVATION_SIZE).
+
+    Args:
+        owner: Who is to decide, for the message.
+        observation: Of one run or many.
+
+    Raises:
+        ConfigurationError: It has another number of features.
+    """
+    given = np.asarray(observation, dtype=np.float32)
+    if given.ndim == 0 or given.shape[-1] != OBSERVATION_SIZE:
+        raise ConfigurationError(
+            f"{owner} expected {OBSERVATION_SIZE} features in the last axis of the "
+            f"observation (rlbatch.observation.encode makes them); got shape {given.shape}."
+        )
+    return given
 
 
 def numeric(value: ArrayLike) -> Numeric:

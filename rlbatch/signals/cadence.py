@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals import elementwise
 from rlbatch.signals.record import Array
 
 NOISE_RATE = 0.6
@@ -45,10 +46,10 @@ def chunk_steps(
         maximum: Most steps of a chunk.
         first: Steps of the first chunk, at most `minimum`.
     """
-    steps_done = np.asarray(steps_done, dtype=np.float64)
-    begun = np.minimum(minimum, first + np.floor(0.5 * steps_done))
-    wanted = np.maximum(begun, np.floor(growth * steps_done))
-    return cast("Array", np.minimum(wanted, maximum))
+    steps_done = elementwise.number(steps_done)
+    begun = elementwise.minimum(minimum, first + np.floor(0.5 * steps_done))
+    wanted = elementwise.maximum(begun, np.floor(growth * steps_done))
+    return elementwise.minimum(wanted, maximum)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ class Cadence:
 
     def chunk_steps(self, steps_done: int) -> int:
         """Return the steps of the chunk that starts after `steps_done` steps."""
-        # `chunk_steps` for a single run, in plain numbers.
-        begun = min(self.minimum, self.first + math.floor(0.5 * steps_done))
-        return int(min(max(begun, math.floor(self.growth * steps_done)), self.maximum))
+        return int(chunk_steps(steps_done, self.minimum, self.growth, self.maximum, self.first))
 
 
 def measured_among(steps: float | Array, rate: float) -> Array:
