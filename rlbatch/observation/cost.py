@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 from rlbatch.observation.state import as_array
 from rlbatch.signals.elementwise import number
@@ -24,6 +27,8 @@ def step_cost_at(curve: Array, log2_size: Array) -> Array:
 
 def interpolated(curve: Array, log2_sizes: Array) -> Array:
     """Return `step_cost_at` several sizes of each run, which lie along the last axis."""
+    if curve.ndim == 1 and log2_sizes.ndim == 1:
+        return _interpolated_one(curve, log2_sizes.tolist())
     position = np.minimum(np.maximum(log2_sizes, 0.0), _LAST)
     lower = np.minimum(position.astype(np.int64), _LAST - 1)
     if curve.ndim == 1:
@@ -32,6 +37,25 @@ def interpolated(curve: Array, log2_sizes: Array) -> Array:
         left = np.take_along_axis(curve, lower, axis=-1)
         right = np.take_along_axis(curve, lower + 1, axis=-1)
     return left + (right - left) * (position - lower)
+
+
+def _interpolated_one(curve: Array, log2_sizes: list[float]) -> Array:
+    """Return `interpolated` of a single run: Python is quicker with few numbers than NumPy."""
+    known: list[float] = curve.tolist()
+    costs: list[float] = []
+    for size in log2_sizes:
+        position = min(max(size, 0.0), float(_LAST))
+        lower = min(int(position), _LAST - 1)
+        left = known[lower]
+        costs.append(left + (known[lower + 1] - left) * (position - lower))
+    return np.array(costs)
+
+
+@lru_cache(maxsize=16)
+def _allowed(smallest: float, largest: float) -> NDArray[np.bool_]:
+    """Return which of `COST_CURVE_SIZES` lie within a run's limits, to half a doubling."""
+    sizes = _LOG2_SIZES
+    return (sizes >= np.log2(smallest) - 0.5) & (sizes <= np.log2(largest) + 0.5)
 
 
 def goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> Array:
@@ -47,7 +71,11 @@ def goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> A
     score = (
         -np.log2(1.0 + 2.0 ** (number(noise_scale)[..., None] - sizes)) - signals.step_cost_curve
     )
-    low = np.log2(context.min_batch_size)[..., None] - 0.5
-    high = np.log2(context.max_batch_size)[..., None] + 0.5
-    score = np.where((sizes >= low) & (sizes <= high), score, -np.inf)
+    smallest, largest = context.min_batch_size, context.max_batch_size
+    if smallest.__class__ is float and largest.__class__ is float:
+        allowed = _allowed(smallest, largest)
+    else:
+        low, high = np.log2(smallest)[..., None] - 0.5, np.log2(largest)[..., None] + 0.5
+        allowed = (sizes >= low) & (sizes <= high)
+    score = np.where(allowed, score, -np.inf)
     return sizes[score.argmax(axis=-1)]

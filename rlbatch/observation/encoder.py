@@ -10,6 +10,8 @@ and cosines enter.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,12 +40,14 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
         moment = Moment(signals, state, after)
         shapes = np.shape(after.last_size), np.shape(after.chunks)
         if any(shapes):
-            observation = np.empty((*np.broadcast_shapes(*shapes), len(FEATURES)), np.float32)
-            for index, feature in enumerate(FEATURES):
-                observation[..., index] = feature.compute(moment)
+            # Feature by feature in memory: the runs of one lie side by side while it is written.
+            table = np.empty((len(FEATURES), *np.broadcast_shapes(*shapes)), np.float32)
+            for row, feature in zip(table, FEATURES, strict=True):
+                row[...] = feature.compute(moment)
+            observation = np.ascontiguousarray(np.moveaxis(table, 0, -1))
         else:  # a live run's: single numbers
-            values = [feature.compute(moment) for feature in FEATURES]
-            observation = np.array(values, dtype=np.float32)
+            values = array("d", [feature.compute(moment) for feature in FEATURES])
+            observation = np.frombuffer(values).astype(np.float32)
     np.minimum(np.maximum(observation, _LOWEST, out=observation), _HIGHEST, out=observation)
     np.copyto(observation, 0.0, where=np.isnan(observation))
     return observation, after

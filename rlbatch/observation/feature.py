@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,20 @@ from rlbatch.signals.record import Array, RunContext, Signals
 SIGNED, SHARE = (-1.0, 1.0), (0.0, 1.0)
 
 _SHIFTS: Array = np.array([0.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0])  # of log2 size, where costs count
+
+
+Value = TypeVar("Value")
+
+
+class _Lazy(Generic[Value]):
+    """`functools.cached_property` without its lock, which a decision would take fifteen times."""
+
+    def __init__(self, compute: Callable[[Any], Value]) -> None:
+        self._compute, self._name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, owner: Any, kind: Any = None) -> Value:
+        value = owner.__dict__[self._name] = self._compute(owner)
+        return value
 
 
 class Moment:
@@ -37,54 +51,54 @@ class Moment:
         self.context: RunContext = signals.context
         self.size = after.last_size
 
-    @cached_property
+    @_Lazy
     def target(self) -> Array:
         """Loss to be reached; NaN without a target."""
         return as_array(self.context.target_loss)
 
-    @cached_property
+    @_Lazy
     def planned(self) -> Array:
         """Samples for which the run is planned; NaN where nobody said."""
         return as_array(self.context.planned_samples)
 
-    @cached_property
+    @_Lazy
     def val_loss(self) -> Array:
         """Validation loss of this chunk; NaN without one."""
         return as_array(self.signals.val_loss)
 
-    @cached_property
+    @_Lazy
     def has_val(self) -> NDArray[np.bool_]:
         """Whether this chunk had a usable validation."""
         return isfinite(self.val_loss) & (self.val_loss > 0)
 
-    @cached_property
+    @_Lazy
     def to_go(self) -> Array:
         """Log of the loss, validated where possible, over the target."""
         return np.log(where(self.has_val, self.val_loss, self.after.last_loss) / self.target)
 
-    @cached_property
+    @_Lazy
     def rate(self) -> Array:
         """Recent decrease of the log loss for each e-fold of cost."""
         return self.after.rate / maximum(self.after.rate_cost, 1e-3)
 
-    @cached_property
+    @_Lazy
     def elasticities(self) -> Array:
         """Slopes of log step cost against log size towards other sizes, shape (..., 6)."""
         costs = interpolated(self.signals.step_cost_curve, self.size[..., None] + _SHIFTS)
         return (costs[..., 1:] - costs[..., :1]) / _SHIFTS[1:]
 
-    @cached_property
+    @_Lazy
     def noise_measured(self) -> NDArray[np.bool_]:
         """Whether the gradient noise was ever measured."""
         return self.after.noise_weight > 0
 
-    @cached_property
+    @_Lazy
     def mean_gradient(self) -> tuple[Array, Array]:
         """Averaged |G|^2 and its standard error."""
         weight = maximum(self.after.noise_weight, TINY)
         return self.after.grad_sqr / weight, np.sqrt(self.after.grad_sqr_var) / weight
 
-    @cached_property
+    @_Lazy
     def noise_scale(self) -> Array:
         """log2 of tr(Sigma) / |G|^2, in samples.
 
@@ -95,25 +109,25 @@ class Moment:
         scale = np.log2(maximum(trace, TINY) / maximum(grad_sqr, maximum(0.5 * error, TINY)))
         return clip(scale, -8.0, 24.0)
 
-    @cached_property
+    @_Lazy
     def goodput_size(self) -> Array:
         """log2 of the size of most progress per cost."""
         return goodput_size(self.signals, self.context, self.noise_scale)
 
-    @cached_property
+    @_Lazy
     def direction(self) -> tuple[Array, Array]:
         """`trend.direction` of the recent loss."""
         state = self.after
         fast, slow = (state.fast_loss, state.fast_weight), (state.slow_loss, state.slow_weight)
         return trend.direction(fast, slow, state.one_sample_var)
 
-    @cached_property
+    @_Lazy
     def recent_to_go(self) -> Array:
         """Log of the recent mean loss over the target."""
         state = self.after
         return np.log(state.fast_loss / maximum(state.fast_weight, TINY) / self.target)
 
-    @cached_property
+    @_Lazy
     def size_slope(self) -> tuple[Array, Array]:
         """`trend.slope`: what a doubling of the batch size did to progress."""
         state = self.after
@@ -125,7 +139,7 @@ class Moment:
             state.rate_product,
         )
 
-    @cached_property
+    @_Lazy
     def size_rates(self) -> tuple[Array, Array]:
         """Bounded rates seen at sizes around this one, and how well each is known."""
         table = self.after.size_rates, self.after.size_weights

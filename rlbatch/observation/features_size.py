@@ -30,16 +30,21 @@ def _noise_trend(m: Moment) -> Array:
     return where(known, (m.after.noise_fast - m.noise_scale) / 6, 0.0)
 
 
+def _at(values: Array, column: int) -> Array:
+    """The column of each run; a number of a single run's, and not an array of one."""
+    return values[column] if values.ndim == 1 else values[..., column]
+
+
 def _elasticity(column: int) -> Callable[[Moment], Array]:
-    return lambda m: m.elasticities[..., column]
+    return lambda m: _at(m.elasticities, column)
 
 
 def _rate(column: int) -> Callable[[Moment], Array]:
-    return lambda m: m.size_rates[0][..., column]
+    return lambda m: _at(m.size_rates[0], column)
 
 
 def _known(column: int) -> Callable[[Moment], Array]:
-    return lambda m: m.size_rates[1][..., column]
+    return lambda m: _at(m.size_rates[1], column)
 
 
 COST = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlbatch.signals.elementwise import maximum, minimum, where
+from rlbatch.signals.elementwise import isfinite, maximum, minimum, where
 from rlbatch.signals.record import COST_CURVE_SIZES, Array
 
 TABLE_SIZES = len(COST_CURVE_SIZES)
@@ -38,8 +38,16 @@ def note(
         precision: Inverse variance of the rate.
     """
     column = minimum(maximum(np.rint(log2_size), 0), TABLE_SIZES - 1)
-    share = (column[..., None] == _COLUMNS) * precision[..., None]
     rates, weights = table
+    if rates.ndim == 1 and isfinite(precision) and isfinite(column):  # a live run's
+        if precision == 0.0:
+            return table
+        if isfinite(rate):  # one entry changes
+            rates, weights, place = rates.copy(), weights.copy(), int(column)
+            rates[place] += precision * rate
+            weights[place] += precision
+            return rates, weights
+    share = (column[..., None] == _COLUMNS) * precision[..., None]
     return rates + share * where(precision > 0.0, rate, 0.0)[..., None], weights + share
 
 
@@ -49,13 +57,28 @@ def around(table: tuple[Array, Array], log2_size: Array) -> tuple[Array, Array]:
     Both have shape (..., len(OFFSETS)); a rate of which nothing is known is 0.
     """
     rates, weights = table
+    if rates.ndim == 1:  # a live run's
+        return _around_one(
+            rates.tolist(), weights.tolist(), int(np.rint(log2_size).astype(np.int64))
+        )
     columns = np.rint(log2_size).astype(np.int64)[..., None] + _OFFSETS
     places = np.minimum(np.maximum(columns, 0), TABLE_SIZES - 1)
     outside = places != columns
-    if rates.ndim > 1:
-        places += np.arange(0, rates.size, TABLE_SIZES).reshape(*rates.shape[:-1], 1)
-    # Much quicker for a single run than np.take_along_axis.
+    places += np.arange(0, rates.size, TABLE_SIZES).reshape(*rates.shape[:-1], 1)
     rate, weight = rates.ravel()[places], weights.ravel()[places]
     np.copyto(weight, 0.0, where=outside)
     rate = np.where(weight > _TINY, rate / np.maximum(weight, _TINY), 0.0)
     return rate, weight / (weight + _HALF_KNOWN)
+
+
+def _around_one(rates: list[float], weights: list[float], column: int) -> tuple[Array, Array]:
+    """Return `around` for a single run: Python is quicker with seven numbers than NumPy."""
+    found, known = [0.0] * len(OFFSETS), [0.0] * len(OFFSETS)
+    for place, offset in enumerate(OFFSETS):
+        size = column + offset
+        if 0 <= size < TABLE_SIZES:
+            weight = weights[size]
+            known[place] = weight / (weight + _HALF_KNOWN)
+            if weight > _TINY:
+                found[place] = rates[size] / weight
+    return np.array(found), np.array(known)

@@ -94,7 +94,7 @@ def initial_state(shape: tuple[int, ...] = ()) -> EncoderState:
 
 def as_numbers(state: EncoderState) -> EncoderState:
     """Return a single run's state, as it may come from a checkpoint, with scalars for numbers."""
-    if state.chunks.__class__ is np.float64:
+    if state.chunks.__class__ is np.float64 or np.ndim(state.chunks):
         return state
     return EncoderState(*(number(value) for value in state))
 

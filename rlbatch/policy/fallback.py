@@ -86,13 +86,15 @@ class Fallback(Wrapper):
     ) -> tuple[Decision, Any]:
         """Return the first policy's decision, or what stands in for it."""
         first_state, second_state, taken_over, streak = state
-        finite = np.isfinite(observation)
-        tame, finite = np.where(finite, observation, np.float32(0.0)), finite.all(axis=-1)
+        numbers = np.isfinite(observation)
+        finite, tame = numbers.all(axis=-1), observation
+        if observation.ndim > 1 or not finite:  # or else it is what it would be made
+            tame = np.where(numbers, observation, np.float32(0.0))
         first, first_state = self.policy.decide(tame, signals, first_state)
         second, second_state = self.fallback.decide(tame, signals, second_state)
         outside = self.outside(tame)
         broken = ~finite | ~isfinite(first.log2_change)
-        strange = broken | (outside.sum(axis=-1) >= self.min_features)
+        strange = broken | (np.add.reduce(outside, axis=-1, dtype=np.intp) >= self.min_features)
         taken = np.asarray(taken_over)[()] > 0
         streak = (np.asarray(streak)[()] + 1) * (strange != taken)
         turns = streak >= self.patience

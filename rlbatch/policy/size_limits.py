@@ -34,16 +34,16 @@ def goodput_floor(change: Array, observation: Float32, slack: float) -> Array:
     That size is the argmax of Pollux's goodput (Qiao et al. 2021, section 3), as observed. A policy
     that did not ask to rise is lifted by one doubling at a time.
     """
-    lowest = _GOODPUT_SCALE * number(observation[..., _GOODPUT]) - slack
-    lift = (number(observation[..., _NOISE_KNOWN]) > 0.0) & (change < lowest)
+    lowest = _GOODPUT_SCALE * _feature(observation, _GOODPUT) - slack
+    lift = (_feature(observation, _NOISE_KNOWN) > 0.0) & (change < lowest)
     return where(lift, maximum(change, minimum(lowest, _LARGEST_RAISE)), change)
 
 
 def noise_ceiling(change: Array, observation: Float32, signals: Signals, ceiling: float) -> Array:
     """Lower by whole doublings to so many above the noise scale, or to the user's size."""
-    noise = _NOISE_SCALE * number(observation[..., _NOISE])
+    noise = _NOISE_SCALE * _feature(observation, _NOISE)
     most = maximum(np.rint(noise + ceiling), _to_base(signals))
-    return where(number(observation[..., _NOISE_KNOWN]) > 0.0, minimum(change, most), change)
+    return where(_feature(observation, _NOISE_KNOWN) > 0.0, minimum(change, most), change)
 
 
 def planned_steps(change: Array, signals: Signals) -> Array:
@@ -79,6 +79,11 @@ def near_base(change: Array, signals: Signals) -> Array:
     least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
     return maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
+
+
+def _feature(observation: Float32, place: int) -> Array:
+    """Return a feature of each run, of a single one as a number."""
+    return number(float(observation[place]) if observation.ndim == 1 else observation[..., place])
 
 
 def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:
