@@ -103,7 +103,9 @@ class BatchController:
         """
         require_samples("batch_size", batch_size)
         self.config = make_config(config, settings)
+        self._finds_limit = self.config.limits.micro_batch_size == "auto"
         checks.check_training(model, optimizer)
+        self._ousted = False  # by a newer controller of the same model
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
         self.policy, self._policy_name = named_policy(policy, self.config)
@@ -215,15 +217,14 @@ class BatchController:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
                 of the parts before it were touched.
         """
-        memory = self._memory
-        if memory is not None and self._finds_limit and not memory.active:
+        if self._finds_limit and self._memory is not None and not self._memory.active:
             raise DeliveryError(
                 "micro_batch_size='auto' needs forward and backward pass in the block of `with "
                 "controller.within_memory():`."
             )
         accumulator = self._accumulator
         accumulator.backward(loss, weight)
-        if self._averages(self._run.ranks) and accumulator.batch_complete:
+        if self._finds_limit and self._averages(self._run.ranks) and accumulator.batch_complete:
             if not self._settle():
                 return
             accumulator.correct()
@@ -293,7 +294,8 @@ class BatchController:
         if self._repeating:
             self._repeating = False
             return 0
-        checks.require_owner(self.model, self)
+        if self._ousted:
+            checks.require_owner(self.model, self)
         delivered = self._accumulator.step(self._rate.applied(), clip_norm)
         if delivered is None:
             return 0
@@ -301,7 +303,8 @@ class BatchController:
             if not self._averages(self._run.ranks):
                 self._guard.settle()
             self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        samples, position = delivered.step_samples, delivered.step_end
+        samples = delivered.step_samples
+        position = delivered.step_start + samples
         self._run.end_step(samples, epoch=delivered.epoch, position=position)
         return StepSamples.of(samples, self.base_batch_size, self._plain_steps.advance(position))
 
@@ -411,7 +414,8 @@ class BatchController:
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
-        checks.require_owner(self.model, self)
+        if self._ousted:
+            checks.require_owner(self.model, self)
         self._accumulator.arrive(delivered)
         if delivered.position == 0:
             self._begin_step(delivered)
@@ -443,10 +447,6 @@ class BatchController:
         stays = keeps_size(self._policy_name, self.config)
         self._accumulator.changes = not stays
         return None if stays and not divides else ScheduleWatch(self.optimizer, self._dataset_size)
-
-    @property
-    def _finds_limit(self) -> bool:
-        return self.config.limits.micro_batch_size == "auto"
 
     def _averages(self, ranks: Ranks) -> bool:
         """Whether gradients are averaged here, once all ranks have theirs."""

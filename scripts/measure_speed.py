@@ -1,10 +1,11 @@
-"""Where the time goes: a decision, the simulated environment, and what the controller costs a step.
+"""Where the time goes: a decision, simulated and real runs, and what the controller costs a step.
 
-    python scripts/measure_speed.py [--parts decision environment overhead] [--runs 1024]
+    python scripts/measure_speed.py [--parts decision environment live overhead] [--runs 1024]
 
 One thread, and the processor time of that thread, so that other work on the machine disturbs
-little; of a decision the least of many repeats, of the environment the median. Prints one Markdown
-table a part. Beside each part stands what bounds it from below: memory or random numbers.
+little; of a decision the least of many repeats, of the others the median of turns that alternate.
+Prints one Markdown table a part. Beside each part stands what bounds it from below: memory, random
+numbers or arithmetic.
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader
 
 from rlbatch import observation
 from rlbatch.control.build import fallback_for, make_engine
 from rlbatch.control.config import ControllerConfig
+from rlbatch.envs.live import LiveRun
+from rlbatch.envs.objectives import Objective
 from rlbatch.envs.threads import use_one_thread
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.registry import DEFAULT, resolve_policy
-from rlbatch.signals.record import Signals
+from rlbatch.signals.cadence import Cadence
+from rlbatch.signals.record import Coupling, Signals
 from rlbatch.testing import simple_signals
 
-PARTS = ("decision", "environment", "overhead")
+PARTS = ("decision", "environment", "live", "overhead")
 _CHUNKS, _STEPS = 20, 64
+_LIVE_TASK, _LIVE_CHUNKS = "digits-mlp", 40
 Work = Callable[[], object]
 
 
@@ -43,7 +49,10 @@ def main() -> None:
         table("A decision of `default`", ("", "us"), decision())
     if "environment" in arguments.parts:
         rows = environment(arguments.runs, arguments.repeats)
-        table(f"{arguments.runs} simulated runs", ("", "steps/s"), rows)
+        table(f"{arguments.runs} simulated runs", ("", "steps/s", "time over the floor's"), rows)
+    if "live" in arguments.parts:
+        head = ("", "chunks/s", "over the plain loop")
+        table(f"A real run of `{_LIVE_TASK}`", head, live(arguments.repeats))
     if "overhead" in arguments.parts:
         head = ("model", "part", "plain step, us", "own, us", "over a plain step [95%]")
         table("The controller beside a plain loop", head, overhead(arguments.rounds))
@@ -136,11 +145,93 @@ def environment(count: int, repeats: int) -> Iterator[tuple[str, ...]]:
         "+ observation, reward and ends": (lambda: episodes.step(changes), 1),
         "+ episodes that begin anew": (lambda: env.step(actions), 1),
         "+ PPO's decisions and updates": (lambda: model.learn(_STEPS * count), _STEPS),
+        "floor of PPO: its updates alone": (model.train, _STEPS),
     }
+    first = next(iter(layers))
     for name, (work, steps) in layers.items():
         calls = repeats if steps > 1 else repeats * _STEPS
-        seconds = statistics.median(nanoseconds(work) for _ in range(calls)) / 1e9
-        yield name, f"{steps * count / seconds:,.0f}"
+        # Beside each, the floor anew: what else the machine does meanwhile slows both.
+        pairs = [(nanoseconds(work), nanoseconds(layers[first][0])) for _ in range(calls)]
+        seconds, floor = (statistics.median(times) / 1e9 for times in zip(*pairs, strict=True))
+        yield name, f"{steps * count / seconds:,.0f}", f"{seconds / steps / floor:.1f}"
+
+
+def live(repeats: int) -> Iterator[tuple[str, ...]]:
+    """Yield the chunks a second of a small network's run, in the plain loop and in environments."""
+    from rlbatch.envs.backend import TorchBackend
+    from rlbatch.envs.perceptron import PerceptronBackend
+    from rlbatch.envs.task import resolve_task
+
+    task = resolve_task(_LIVE_TASK)
+    lengths, done = list[int](), 0
+    for _ in range(_LIVE_CHUNKS):
+        lengths.append(Cadence().chunk_steps(done))
+        done += lengths[-1]
+    arms: dict[str, Work] = {
+        "plain loop: torch, a DataLoader": lambda: plain_run(task, done),
+        "run on torch": lambda: live_run(task, TorchBackend),
+        "run on NumPy": lambda: live_run(task, PerceptronBackend),
+        "floor: the matrix products": matrix_products(task, done),
+    }
+    times: dict[str, list[int]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, work in arms.items():
+            times[name].append(nanoseconds(work))
+    plain = next(iter(times.values()))
+    for name, spent in times.items():
+        ratio = statistics.median(p / t for p, t in zip(plain, spent, strict=True))
+        yield name, f"{_LIVE_CHUNKS / statistics.median(spent) * 1e9:,.0f}", f"{ratio:.2f}"
+
+
+def plain_run(task: Any, steps: int) -> None:
+    """Train as a user does, without anything that looks: no validation, no measurement."""
+    model = task.model()
+    optimizer = task.optimizer(model.parameters())
+    loader = DataLoader(
+        task.train_set, batch_size=task.batch_size, shuffle=True, collate_fn=task.collate
+    )
+    while True:
+        for batch in loader:
+            task.loss(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps -= 1
+            if not steps:
+                return
+
+
+def live_run(task: Any, backend: Any) -> None:
+    """Train the same steps as an environment does: with validations and measured steps."""
+    run = LiveRun(
+        task,
+        seed=0,
+        coupling=Coupling.NONE,
+        profile=None,
+        objective=Objective(budget=1e9),
+        planned_steps=10_000,
+        backend=backend,
+    )
+    for _ in range(_LIVE_CHUNKS):
+        run.advance(task.batch_size)
+
+
+def matrix_products(task: Any, steps: int) -> Work:
+    """Return the products of forward and backward passes alone, as NumPy makes them."""
+    weights = [p.detach().numpy().T.copy() for p in task.model().parameters() if p.ndim == 2]
+    inputs = [np.ones((task.batch_size, len(weight)), np.float32) for weight in weights]
+    deltas = [np.ones((task.batch_size, weight.shape[1]), np.float32) for weight in weights]
+
+    def products() -> None:
+        for _ in range(steps):
+            for place, (weight, value, delta) in enumerate(
+                zip(weights, inputs, deltas, strict=True)
+            ):
+                value @ weight
+                value.T @ delta
+                if place:
+                    delta @ weight.T
+
+    return products
 
 
 def overhead(rounds: int) -> Iterator[tuple[str, ...]]:

@@ -66,7 +66,8 @@ def descend(
     # what the *unsharpened* curvature bears by the factor `catapult` is fatal (Cohen et al.
     # 2021; Lewkowycz et al. 2020).
     ratio = y.max(axis=1) / limit
-    flat_ratio = (step * t.curvature).max(axis=1) / limit
+    flat = step * t.curvature
+    flat_ratio = flat.max(axis=1) / limit
     fatal = flat_ratio > t.catapult
     # A rise of the step size beyond the edge throws the run back; what it lost it has to learn
     # again.
@@ -80,7 +81,7 @@ def descend(
     # property of the large directions of the noise-free motion, so that it does not raise the
     # injected noise either.
     y = np.minimum(y, _EDGE * limit[:, None])
-    flat = np.minimum(step * t.curvature, y)
+    flat = np.minimum(flat, y)
     noise = np.square(flat) * t.noise * (runs.noise_level() / batch_size)[:, None]
     moved = damaged, y, momentum, noise, steps[:, None]
     if runs.exact:

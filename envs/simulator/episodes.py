@@ -17,6 +17,8 @@ from rlbatch.envs.simulator.runs import QuadraticRuns
 from rlbatch.signals.cadence import NOISE_RATE
 from rlbatch.signals.record import Signals
 
+_FRESH = observation.initial_state()  # of each run
+
 
 @dataclass(frozen=True)
 class Transition:
@@ -53,17 +55,19 @@ class QuadraticEpisodes:
         rng: np.random.Generator,
         *,
         noise_rate: float = NOISE_RATE,
+        tasks: NDArray[np.int64] | None = None,
     ) -> None:
-        """Prepare `count` episodes; call `begin` before the first `step`.
+        """Prepare `count` episodes.
 
         Args:
             pool: Tasks.
             count: Episodes side by side.
             rng: Source of the measurement noise.
             noise_rate: Measures the gradient noise, which is charged; 0 for none.
+            tasks: At whose start the episodes stand; None: call `begin` before the first `step`.
         """
         self.pool, self.rng = pool, rng
-        self.task_index = np.zeros(count, dtype=np.int64)
+        self.task_index = np.zeros(count, dtype=np.int64) if tasks is None else tasks.copy()
         self.runs = QuadraticRuns(pool.tasks.take(self.task_index), rng, noise_rate=noise_rate)
         self.runs.target_loss = pool.target_loss[self.task_index]
         self.reference = pool.reference_cost
@@ -86,9 +90,7 @@ class QuadraticEpisodes:
             values[index] = getattr(self.pool.tasks, name)[tasks]
         self.runs.target_loss[index] = self.pool.target_loss[tasks]  # type: ignore[index]
         self.runs.start(index)
-        for current, fresh in zip(
-            self.state, observation.initial_state((len(index),)), strict=True
-        ):
+        for current, fresh in zip(self.state, _FRESH, strict=True):
             current[index] = fresh
 
     def step(self, log2_change: Array | None) -> Transition:

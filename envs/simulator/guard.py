@@ -21,7 +21,10 @@ from rlbatch.control.guard import (
 from rlbatch.envs.simulator.arrays import Array
 
 _START = astuple(GuardState())
-_KINDS = [(f.name, np.asarray(v).dtype) for f, v in zip(fields(GuardState), _START, strict=True)]
+_KIND = np.dtype(
+    [(f.name, np.asarray(v).dtype) for f, v in zip(fields(GuardState), _START, strict=True)]
+)
+_FRESH = np.array(_START, dtype=_KIND)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class ChunkLosses:
 
 def initial_states(count: int) -> NDArray[np.void]:
     """Return the states of so many guards, a structured array with `GuardState`'s fields."""
-    return np.full(count, np.array(_START, dtype=_KINDS))
+    states = np.empty(count, dtype=_KIND)
+    states[:] = _FRESH
+    return states
 
 
 def judge_all(

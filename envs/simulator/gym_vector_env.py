@@ -155,9 +155,8 @@ class QuadraticGymVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], ND
         info: dict[str, NDArray[Any]],
     ) -> tuple[QuadraticEpisodes, NDArray[np.bool_]]:
         """Return new runs after their first chunk, and which have ended; write what they show."""
-        fresh = QuadraticEpisodes(self._pool, len(index), self.np_random)
         tasks = self.np_random.integers(len(self._pool), size=len(index))
-        fresh.begin(np.arange(len(index)), tasks)
+        fresh = QuadraticEpisodes(self._pool, len(index), self.np_random, tasks=tasks)
         first = fresh.step(None)
         observation[index] = first.observation
         _tell(info, index, fresh, fresh.runs.cost / fresh.reference[tasks], first.reached)

@@ -108,7 +108,8 @@ class QuadraticRuns:
         self.smallest_size[index] = np.inf
         self.largest_size[index] = 0.0
         # The step size is drawn for the network that has come to life, as users tune it.
-        squared = self.squared_gradient(t.base_batch_size, np.ones(len(t)))[index]
+        noise = (self._noise_level(index) / t.base_batch_size[index])[:, None]
+        squared = t.curvature[index] * (self.loss[index] / t.noise[index] + noise)
         precondition = np.where(t.adaptive[index, None] > 0, 1.0 / np.sqrt(squared + _TINY), 1.0)
         sharpest = (precondition * t.curvature[index]).max(axis=1)
         limit = dynamics.stability_limit(t.momentum[index])
@@ -122,8 +123,11 @@ class QuadraticRuns:
         """Share of the first gradient noise that is left."""
         if self._held is not None:
             return self._held[0]
-        t = self.tasks
-        return 1.0 - t.interpolation + t.interpolation * np.minimum(self.loss.sum(axis=1), 1.0)
+        return self._noise_level(slice(None))
+
+    def _noise_level(self, index: Array | slice) -> Array:
+        share = self.tasks.interpolation[index]
+        return 1.0 - share + share * np.minimum(self.loss[index].sum(axis=1), 1.0)
 
     def liveliness(self) -> Array:
         """Factor of every curvature: a network that has learned nothing yet hardly responds.
@@ -247,7 +251,7 @@ class QuadraticRuns:
         damaged, judged = judge_all(self.guard, _GUARD, losses)
         released = self.released.copy()
         self.diverged = losses.exploded & released
-        self.guard = np.where(released, self.guard, judged)
+        self.guard = np.where(released, self.guard, judged) if released.any() else judged
         return damaged & ~released
 
     def _measured(self, batch_size: Array, steps: Array) -> Array:

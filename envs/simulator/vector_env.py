@@ -94,13 +94,16 @@ class QuadraticVecEnv(LocalVecEnv):
         return regrets(self.pool.fixed_cost[index], 0.0, now, wanted)
 
     def _begin(self, index: np.ndarray) -> None:
-        self.episodes.begin(index, self.rng.integers(len(self.pool), size=len(index)))
+        # All else of the runs comes from their first chunk.
+        self.episodes.task_index[index] = self.rng.integers(len(self.pool), size=len(index))
         self.returns[index], self.lengths[index] = 0.0, 0
 
     def _first_chunk(self, index: np.ndarray) -> None:
         """Run the first chunk of some episodes only: on a small copy of just those."""
-        fresh = QuadraticEpisodes(self.pool, len(index), self.rng, noise_rate=self._noise_rate)
-        fresh.begin(np.arange(len(index)), self.episodes.task_index[index])
+        tasks = self.episodes.task_index[index]
+        fresh = QuadraticEpisodes(
+            self.pool, len(index), self.rng, noise_rate=self._noise_rate, tasks=tasks
+        )
         first = fresh.step(None)
         self._observation[index] = first.observation
         self.returns[index] = first.reward
@@ -139,8 +142,9 @@ class QuadraticVecEnv(LocalVecEnv):
 
 
 def copy_runs(source: QuadraticEpisodes, target: QuadraticEpisodes, index: np.ndarray) -> None:
-    """Copy every per-run array of `source` to these positions of `target`."""
-    for owner, other in ((source, target), (source.runs, target.runs)):
+    """Copy every per-run array of `source` to these positions of `target`, the tasks' included."""
+    owners = (source, target), (source.runs, target.runs), (source.runs.tasks, target.runs.tasks)
+    for owner, other in owners:
         for name, values in vars(owner).items():
             if isinstance(values, np.ndarray) and name != "reference":
                 getattr(other, name)[index] = values

@@ -35,6 +35,9 @@ class LossParts:
     Autograd notes what a loss was divided by: class weights, labels that are left out, a mask's
     sum, the elements of a mean. Where that is not the same for each sample of each part, the parts'
     means are not weighted by samples. What a program computes in other ways is not seen.
+
+    Attributes:
+        sizes: Of undivided steps that were looked at; another one of these need not be shown.
     """
 
     def __init__(self, telling: str = _BACKWARD) -> None:
@@ -47,7 +50,7 @@ class LossParts:
         self._left = _STEPS
         self._means: list[Mean] | None = None  # of the first part that was seen
         self._part: tuple[int, list[float]] | None = None  # the one before, in the same step
-        self._sizes: set[int] = set()  # of undivided steps that were looked at
+        self.sizes: set[int] = set()
         self._first: tuple[int, list[float], float] | None = None  # of them, and its loss
         self._compared = 0  # parts in a row whose classes are their samples
 
@@ -105,9 +108,9 @@ class LossParts:
 
     def _look_at_whole(self, loss: Tensor, root: Any, samples: int) -> None:
         """Warn where the gradient of an undivided batch grows with its size."""
-        if samples in self._sizes or len(self._sizes) == _SIZES or root is None:
+        if samples in self.sizes or len(self.sizes) == _SIZES or root is None:
             return
-        self._sizes.add(samples)
+        self.sizes.add(samples)
         first, sums = self._first, read(root, samples).sums
         if not sums:
             return
@@ -120,7 +123,7 @@ class LossParts:
         grown = max(ratio, 1e-300) if samples > first[0] else 1.0 / max(ratio, 1e-300)
         times = max(samples, first[0]) / min(samples, first[0])
         if grown > math.sqrt(times):
-            self._sizes.update(range(-_SIZES, 0))  # said
+            self.sizes.update(range(-_SIZES, 0))  # said
             warnings.warn(f"rlbatch: {_GROWS}", RuntimeWarning, stacklevel=5)
 
 

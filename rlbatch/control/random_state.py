@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_IS_BUILT = torch.backends.cuda.is_built()
+
 
 class RandomState(NamedTuple):
     """Torch's global random states.
@@ -22,7 +24,7 @@ class RandomState(NamedTuple):
     @classmethod
     def now(cls) -> RandomState:
         """Return the states of now."""
-        in_use = torch.cuda.is_initialized()
+        in_use = _IS_BUILT and torch.cuda.is_initialized()
         # Not by torch.get_rng_state: it is taken in every step.
         return cls(
             torch.default_generator.get_state(), torch.cuda.get_rng_state_all() if in_use else []

@@ -37,6 +37,9 @@ class ScheduleWatch:
     Between the first two steps, and from the first step of each epoch to its end: a schedule may
     begin late. Schedules by epochs move between epochs, and those that the controller steps are
     known.
+
+    Attributes:
+        waits: The next step is one to be told of.
     """
 
     def __init__(self, optimizer: Optimizer, samples: int = 0) -> None:
@@ -53,6 +56,7 @@ class ScheduleWatch:
         self._metric: list[int] = []  # places of those that follow a metric, then
         self._is_second = False  # the step that comes, of the first epoch that has one
         self._begins, self._is_new, self._done = True, True, False
+        self.waits = True
 
     def after_step(self) -> None:
         """The optimizer has stepped: note where its schedules stand, if the step is the first."""
@@ -61,12 +65,13 @@ class ScheduleWatch:
             self._look_for_schedulers()
             self._before, self._metric = self._places(), self._metric_places()
             self._is_second = self._is_new
+        self.waits = self._is_second
 
     def before_step(self, delivered: Delivered) -> None:
         """The optimizer is about to step; warn where a schedule has moved since its first step."""
         if not self._is_second or self._before is None:
             return
-        self._is_second = self._is_new = False
+        self._is_second = self._is_new = self.waits = False
         if self._metric_places() != self._metric:
             self._say(_EVERY_METRIC.format(self._named(metric=True)))
         elif self._has_moved() and not self._by_place(delivered.step_start):
@@ -84,6 +89,7 @@ class ScheduleWatch:
     def begin_epoch(self) -> None:
         """An epoch begins: what has moved before it does not count."""
         self._before, self._begins, self._is_second = None, True, False
+        self.waits = True
 
     def _has_moved(self) -> bool:
         return self._places() != self._before and not counts_samples(self._optimizer)

@@ -201,7 +201,7 @@ class ElasticSource:
         return left if 0 < left - size < self.least_rest else size
 
     def _step(
-        self, planned: IssuedStep | None, samples: int, start: int, tail: Sequence[str]
+        self, planned: IssuedStep | None, samples: int, start: int, tail: Sequence[Any]
     ) -> IssuedStep:
         """Return the step that is issued now, with the samples that there were for it."""
         if planned is None:

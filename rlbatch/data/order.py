@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
+from rlbatch.data.delivery import appearance
 from rlbatch.data.randomness import Randomness
 from rlbatch.errors import ConfigurationError
 
@@ -56,7 +57,8 @@ class ShuffledSampler(Sampler[int]):
 
 
 _DETERMINISTIC = (SequentialSampler, ShuffledSampler, DistributedSampler, list, tuple, range)
-_TAIL = 8  # samples by which an order is recognised
+TAIL = 8
+"""Samples by which an order is recognised."""
 
 
 class EpochOrder:
@@ -111,7 +113,7 @@ class EpochOrder:
         Args:
             state: From `state_dict`.
             position: How many samples to pass over.
-            tail: What `appearance` said of the last of them.
+            tail: What the last of them look like.
 
         Raises:
             ConfigurationError: The order is another one this time.
@@ -184,7 +186,7 @@ class EpochOrder:
         passed = list(islice(indices, position))
         # A sampler draws its order when it is first asked: ask it now, also at position 0.
         head = list(islice(indices, 0 if position else 1))
-        found = appearance(passed)[-len(tail) :] if tail else []
+        found = appearance(passed[-len(tail) :]) if tail else []
         if found != list(tail) or len(passed) != position:
             raise ConfigurationError(
                 f"Expected the {type(self.sampler).__name__} to repeat the order of the saved "
@@ -247,11 +249,6 @@ class Lookahead:
             )
         step, self._ahead = left, []
         return step
-
-
-def appearance(step: Sequence[Any]) -> list[str]:
-    """Return what the last samples of a step look like: enough to recognise its place."""
-    return list(map(repr, step[-_TAIL:]))
 
 
 def _chain(head: list[int], rest: Iterator[int]) -> Iterator[int]:

@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from rlbatch.data.delivery import IssuedStep
 from rlbatch.data.elastic import ElasticSource
-from rlbatch.data.order import EpochOrder, Lookahead, ShuffledSampler, appearance
+from rlbatch.data.order import TAIL, EpochOrder, Lookahead, ShuffledSampler
 from rlbatch.data.step_plan import check_ranks, plan_step, share_start
 from rlbatch.errors import ConfigurationError
 
@@ -86,7 +86,7 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         start = self._queue.position
         while True:
             planned, size = self._next_planned() if self._planned else (None, self._requested)
-            if planned is None and self._world_size == 1:
+            if planned is None and self._world_size == 1 and size != self._first_size:
                 size = self._joined(size, start)
             step = steps.take(size)
             if not step:
@@ -141,7 +141,11 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         return Lookahead(indices, self._world_size, self.drop_last, self.least_rest)
 
     def _issue(self, planned: IssuedStep | None, step: list[int], start: int) -> list[list[int]]:
-        issued = self._step(planned, len(step), start, appearance(step))
+        tail = step[-TAIL:]
+        if planned is None:  # nearly always
+            issued = IssuedStep(self._requested, len(step), self._micro_limit, start, tail)
+        else:
+            issued = self._step(planned, len(step), start, tail)
         plan = _plan_step(
             issued.samples,
             issued.micro_batch_size,

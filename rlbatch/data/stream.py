@@ -17,7 +17,7 @@ from torch.utils.data import (
     default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from rlbatch.data.delivery import IssuedStep
+from rlbatch.data.delivery import IssuedStep, Seen
 from rlbatch.data.elastic import ElasticSource
 from rlbatch.data.loader import check_in_order, check_owner, loader_options
 from rlbatch.data.randomness import Randomness
@@ -171,7 +171,7 @@ class ElasticIterable(ElasticSource):
         return stream
 
     def _issue(self, planned: IssuedStep | None, step: list[Any], start: int) -> Iterator[Any]:
-        issued = self._step(planned, len(step), start, (fingerprint(step[-1]),))
+        issued = self._step(planned, len(step), start, (Seen(fingerprint(step[-1])),))
         plan = plan_step(issued.samples, issued.micro_batch_size)
         self._queue.issue(issued, plan, 0)
         offset = 0

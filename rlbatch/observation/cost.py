@@ -34,8 +34,10 @@ def interpolated(curve: Array, log2_sizes: Array) -> Array:
     if curve.ndim == 1:
         left, right = curve[lower], curve[lower + 1]
     else:
-        left = np.take_along_axis(curve, lower, axis=-1)
-        right = np.take_along_axis(curve, lower + 1, axis=-1)
+        # Quicker than np.take_along_axis.
+        lower_place = lower + np.arange(0, curve.size, _LAST + 1).reshape(*curve.shape[:-1], 1)
+        flat = curve.ravel()
+        left, right = flat.take(lower_place), flat.take(lower_place + 1)
     return left + (right - left) * (position - lower)
 
 

@@ -57,6 +57,7 @@ class ChunkMonitor:
         self._optimizer = optimizer
         self._scaler = scaler
         self._step: Window | None = None
+        self._asked = False  # for the noise of the step under way
         self._samples = None if model is None else SampleGradients(model)
         self._chunks = 0
         self._clear()
@@ -76,6 +77,7 @@ class ChunkMonitor:
             self._require_complete()
         if len(micro_batch_sizes) == 1 and micro_batch_sizes[0] > 0:
             self._step = _WHOLE  # nearly all steps: they have to cost next to nothing
+            self._asked = measured
             if measured:
                 self._begin_whole(round(micro_batch_sizes[0]))
             return
@@ -109,7 +111,7 @@ class ChunkMonitor:
             )
         loss = loss.detach()
         if step is _WHOLE:
-            if self._is_measuring:
+            if self._asked and self._is_measuring:
                 self._measure_whole()
             if not loss.is_cpu:  # a CUDA graph writes the next one over it
                 loss = loss.clone()

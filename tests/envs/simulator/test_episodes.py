@@ -46,6 +46,20 @@ def test_the_reference_is_the_cheapest_fixed_size_by_brute_force(pool: TaskPool)
         assert best == pytest.approx(pool.reference_cost[task], rel=1e-6)
 
 
+def test_episodes_made_for_tasks_are_those_that_begin_them(pool: TaskPool) -> None:
+    tasks = np.array([3, 1, 4, 1, 5])
+    made = QuadraticEpisodes(pool, 5, np.random.default_rng(0), tasks=tasks)
+    begun = QuadraticEpisodes(pool, 5, np.random.default_rng(0))
+    begun.begin(np.arange(5), tasks[::-1])
+    begun.step(None)
+    begun.rng = begun.runs.rng = np.random.default_rng(0)
+    begun.begin(np.arange(5), tasks)
+    for _ in range(20):
+        one, other = made.step(np.ones(5)), begun.step(np.ones(5))
+        for name in vars(one):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
 def counted(ratio: float) -> float:
     """What a ratio counts in the reward."""
     return ratio if ratio <= 1.0 else 1.0 + math.log(ratio)

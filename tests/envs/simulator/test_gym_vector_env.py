@@ -75,6 +75,19 @@ def test_an_ended_run_is_replaced_in_the_next_step() -> None:
     assert ends > 16
 
 
+def test_a_run_that_is_replaced_is_of_the_task_that_it_is_said_to_be() -> None:
+    envs = QuadraticGymVectorEnv(16)
+    envs.reset(seed=0)
+    ended = np.zeros(16, dtype=bool)
+    for _ in range(60):
+        _, _, terminated, truncated, info = envs.step(np.full(16, STAY))
+        ended |= terminated | truncated
+    assert ended.sum() > 8
+    runs, tasks = envs._episodes.runs, envs._pool.tasks.take(info["task"])
+    for name, wanted in vars(tasks).items():
+        np.testing.assert_array_equal(getattr(runs.tasks, name), wanted, err_msg=name)
+
+
 def test_gymnasiums_episode_statistics_add_up() -> None:
     envs = RecordEpisodeStatistics(gymnasium.make_vec(ID, 16))
     envs.reset(seed=0)

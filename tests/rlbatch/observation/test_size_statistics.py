@@ -62,5 +62,5 @@ def test_many_runs_have_a_table_each() -> None:
     for i in range(5):
         alone = filled([(float(a[i]), float(b[i]), float(c[i])) for a, b, c in rows])
         mine = size_statistics.around(alone, size[i])
-        np.testing.assert_allclose(rates[i], mine[0])
-        np.testing.assert_allclose(known[i], mine[1])
+        np.testing.assert_array_equal(rates[i], mine[0])  # one run goes another way to this
+        np.testing.assert_array_equal(known[i], mine[1])
