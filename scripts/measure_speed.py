@@ -129,9 +129,8 @@ def environment(count: int, repeats: int) -> Iterator[tuple[str, ...]]:
     shape = episodes.runs.loss.shape
     degrees = np.broadcast_to(0.5 * (episodes.runs.tasks.directions[:, None] - 1.0), shape)
     changes = rng.choice([-1.0, 0.0, 1.0], size=count)
-    actions = rng.integers(len(DEFAULT_ACTIONS), size=count)
+    actions, size = rng.integers(len(DEFAULT_ACTIONS), size=count), min(4096, _STEPS * count)
     nets: dict[str, Any] = {"net_arch": {"pi": [96, 96], "vf": [128, 128]}}
-    size = min(4096, _STEPS * count)
     model = PPO(
         "MlpPolicy", env, n_steps=_STEPS, batch_size=size, n_epochs=6, policy_kwargs=nets,
         device="cpu",

@@ -66,8 +66,7 @@ def descend(
     # what the *unsharpened* curvature bears by the factor `catapult` is fatal (Cohen et al.
     # 2021; Lewkowycz et al. 2020).
     ratio = y.max(axis=1) / limit
-    flat = step * t.curvature
-    flat_ratio = flat.max(axis=1) / limit
+    flat_ratio = (flat := step * t.curvature).max(axis=1) / limit
     fatal = flat_ratio > t.catapult
     # A rise of the step size beyond the edge throws the run back; what it lost it has to learn
     # again.

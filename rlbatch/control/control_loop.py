@@ -116,9 +116,8 @@ class ControlLoop:
             self.guard.resume_chunk(touched=self._touched, step=self.steps)
         self._resumed = False
         # Where a step is divided anyway its noise is known for nothing.
-        self._asks = self._measures and (
-            len(sizes) > 1 or is_measured(self.steps, self._noise_rate)
-        )
+        divided = len(sizes) > 1
+        self._asks = self._measures and (divided or is_measured(self.steps, self._noise_rate))
         self._monitor.begin_step(sizes, measured=self._asks)
 
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:

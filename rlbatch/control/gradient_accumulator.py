@@ -175,12 +175,10 @@ class GradientAccumulator:
         # Few steps are divided: the others are spared the accumulator.
         whole = delivered.micro_batches == 1 and self._world_size == 1
         if whole:
-            factor = None
             self._parts.forget_weights()
-            if self.changes and delivered.micro_size not in self._loss_parts.sizes:
-                self._loss_parts.look(loss, delivered)
-        else:
-            factor = self._factor(loss, delivered, weight)
+        if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
+            self._loss_parts.look(loss, delivered)
+        factor = None if whole else self._factor(loss, delivered, weight)
         self._failed = True  # until it is known that it has not
         self._watched_backward(loss, factor)
         self._backward_done, self._failed = True, False
@@ -211,13 +209,6 @@ class GradientAccumulator:
         watch = self._steps
         if watch is None:
             self._run_backward(loss, factor)
-            return
-        if watch.is_checked and factor is None:  # most steps
-            watch.in_backward = True
-            try:
-                self._run_backward(loss, None)
-            finally:
-                watch.in_backward = False
             return
         watch.begin_backward()
         try:
@@ -302,12 +293,11 @@ class GradientAccumulator:
         if count > 1 or self._world_size > 1:
             self._parts.close()
             self._watch.forget()
-        schedules = self.schedules if self.schedules is not None and self.schedules.waits else None
-        if schedules is not None:
-            schedules.before_step(delivered)
+        if self.schedules is not None and self.schedules.waits:
+            self.schedules.before_step(delivered)
         self._make_step(applied)
-        if schedules is not None:
-            schedules.after_step()
+        if self.schedules is not None and self.schedules.waits:
+            self.schedules.after_step()
         self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
         return delivered

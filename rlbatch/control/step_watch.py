@@ -27,7 +27,6 @@ class StepWatch:
     Attributes:
         stepping: The step that comes is the controller's own.
         in_backward: A backward pass runs.
-        is_checked: The first one is over, and was checked.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class StepWatch:
             ends: Where another optimizer may step, for the message.
         """
         self._steps, self._ends = steps, ends
-        self.stepping = self.in_backward = self.is_checked = False
+        self.stepping = self.in_backward = False
         self._optimizer, self._watched = optimizer, weakref.ref(watched)
         held = {id(parameter) for parameter in parameters_of(optimizer)}
         self._held = held | {id(parameter) for parameter in model.parameters()}
@@ -100,7 +99,6 @@ class StepWatch:
     def check_backward(self) -> None:
         """Behind the first backward pass: refuse hooks that changed parameters in it."""
         versions, self._versions = self._versions, None
-        self.is_checked = True
         if versions and any(version_of(parameter) != was for parameter, was in versions):
             raise ConfigurationError(self._in_backward("A hook"))
 
