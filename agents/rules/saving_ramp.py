@@ -67,13 +67,17 @@ class SavingRamp:
         return costs, (tools.mean_start(shape), tools.mean_start(shape))
 
     @np.errstate(divide="ignore", invalid="ignore", over="ignore")
+    def next_state(self, signals: Signals, state: Any) -> Any:
+        """Return the state behind a chunk, as `decide` does: whoever needs no decision is quick."""
+        costs, means = state
+        return _noted(signals, tuple(number(cost) for cost in costs)), _averaged(signals, means)
+
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def decide(
         self, observation: Observation, signals: Signals, state: Any
     ) -> tuple[Decision, Any]:
         """Return the change to the multiple in force; "stay" where the length is unknown."""
-        costs, means = state
-        costs = _noted(signals, tuple(number(cost) for cost in costs))
-        means = _averaged(signals, means)
+        costs, means = self.next_state(signals, state)
         context = signals.context
         done = number(signals.total_samples) / context.planned_samples
         double, quadruple = self._pays(signals, costs)

@@ -29,8 +29,9 @@ class Fallback(Wrapper):
     ordinary ones in a row give it back, so that the two do not pull the size to and fro. An
     observation or a decision that is not finite is replaced by the fallback's at once.
 
-    Both policies decide after every chunk, so that the second one's averages are current when it is
-    needed; probabilities and value stay those of the first.
+    Both policies see every chunk, so that the second one's averages are current when it is needed;
+    probabilities and value stay those of the first. Where a single run does not need the second's
+    decision, its `next_state(signals, state)` is asked in place of `decide`, if it has that.
 
     Attributes:
         policy: The policy that normally decides.
@@ -91,7 +92,6 @@ class Fallback(Wrapper):
         if observation.ndim > 1 or not finite:  # or else it is what it would be made
             tame = np.where(numbers, observation, np.float32(0.0))
         first, first_state = self.policy.decide(tame, signals, first_state)
-        second, second_state = self.fallback.decide(tame, signals, second_state)
         outside = self.outside(tame)
         broken = ~finite | ~isfinite(first.log2_change)
         strange = broken | (np.add.reduce(outside, axis=-1, dtype=np.intp) >= self.min_features)
@@ -101,6 +101,11 @@ class Fallback(Wrapper):
         taken = (turns & strange) | (~turns & taken)
         streak *= ~turns
         by_second = broken | taken
+        next_state = getattr(self.fallback, "next_state", None)
+        if next_state is not None and observation.ndim == 1 and not by_second:
+            second, second_state = first, next_state(signals, second_state)
+        else:
+            second, second_state = self.fallback.decide(tame, signals, second_state)
         change = where(by_second, second.log2_change, where(strange, 0.0, first.log2_change))
         made = replace(
             first, log2_change=tools.numeric(change), fell_back=tools.flag(by_second | strange)

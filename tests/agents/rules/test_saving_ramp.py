@@ -11,7 +11,7 @@ from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.base import Policy
 from rlbatch.policy.state import pack_state, unpack_state
 from rlbatch.signals.record import COST_CURVE_SIZES
-from rlbatch.testing import simple_signals
+from rlbatch.testing import random_signals, simple_signals
 from rlbatch.testing.policy_contract import PolicyContract
 
 NOTHING = np.zeros(OBSERVATION_SIZE, np.float32)
@@ -21,6 +21,16 @@ PLANNED = 12_000.0
 class TestSavingRamp(PolicyContract):
     def make_policy(self) -> Policy:
         return SavingRamp(early=0.05, first=0.1, second=0.6, saving=0.2)
+
+
+def test_the_state_without_a_decision_is_that_of_one() -> None:
+    policy, rng = SavingRamp(), np.random.default_rng(0)
+    decided = remembered = policy.initial_state()
+    for _ in range(20):
+        signals = random_signals((), rng)
+        _, decided = policy.decide(NOTHING, signals, decided)
+        remembered = policy.next_state(signals, remembered)
+        assert pack_state(remembered) == pack_state(decided)
 
 
 def sizes(

@@ -1,10 +1,13 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
-from rlbatch.policy.base import Decision, Policy
+from rlbatch.policy.base import Decision, Observation, Policy
 from rlbatch.policy.fallback import Fallback
+from rlbatch.signals.record import Signals
 from rlbatch.testing import ScriptedPolicy, random_policy, random_signals
 from rlbatch.testing.policy_contract import PolicyContract
 
@@ -117,6 +120,36 @@ def test_the_fallback_goes_on_deciding_meanwhile() -> None:
         decision, state = policy.decide(observation, signals, state)
         changes.append(decision.log2_change)
     assert changes == [1.0, 1.0, -3.0]
+
+
+class Counting:
+    """Counts the chunks that it saw, and asks for as many doublings where it has to decide."""
+
+    needs_gradient_noise = False
+    decisions = 0
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> int:
+        return 0
+
+    def next_state(self, signals: Signals, state: int) -> int:
+        return state + 1
+
+    def decide(self, observation: Observation, signals: Signals, state: int) -> Any:
+        self.decisions += 1
+        return Decision(np.full(observation.shape[:-1], state + 1.0)[()]), state + 1
+
+
+def test_a_fallback_that_can_is_asked_for_a_decision_only_where_one_is_needed() -> None:
+    counting = Counting()
+    policy = Fallback(ScriptedPolicy((0.0,) * 6), counting, LOW, HIGH, patience=2)
+    signals, state = random_signals((), np.random.default_rng(0)), policy.initial_state()
+    changes: list[object] = []
+    for seen in (observe(), observe(np.nan), observe(), observe(1, 1), observe(1, 1), observe()):
+        decision, state = policy.decide(seen, signals, state)
+        changes.append(decision.log2_change)
+    assert changes == [0.0, 2.0, 0.0, 0.0, 5.0, 6.0]
+    assert counting.decisions == 3
+    assert ask(policy, np.stack([observe(), observe(np.nan)])).log2_change[1] == 1.0
 
 
 def test_without_ranges_only_finite_values_are_checked() -> None:
