@@ -72,6 +72,7 @@ class PerceptronBackend:
         self._scale = np.empty_like(self.weights)
         self._scales = _views(self._scale, linear)
         self._ones = np.ones(len(self._train[0]), np.float32)
+        self._rows = np.arange(max(len(self._train[0]), len(self._val[0])))
         self._adaptive = not isinstance(self.optimizer, SGD)
         self._steps = 0
         self._saved: tuple[Any, ...] = ()
@@ -159,12 +160,13 @@ class PerceptronBackend:
             loss = float(np.dot(outputs[:, 0], outputs[:, 0])) / count
             outputs *= 2.0 / count
             return loss
-        rows = np.arange(count)
-        outputs -= outputs.max(axis=1, keepdims=True)
+        rows = self._rows[:count]
+        # The reductions themselves: the methods of arrays take as long again to get there.
+        outputs -= np.maximum.reduce(outputs, axis=1, keepdims=True)
         chosen = outputs[rows, targets]
         np.exp(outputs, out=outputs)
-        total = outputs.sum(axis=1, keepdims=True)
-        loss = float(np.log(total[:, 0]).sum() - chosen.sum()) / count
+        total = np.add.reduce(outputs, axis=1, keepdims=True)
+        loss = float(np.add.reduce(np.log(total[:, 0])) - np.add.reduce(chosen)) / count
         if derivative:
             outputs /= total
             outputs[rows, targets] -= 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from rlbatch.signals.record import Array, Signals
 NOISE_DECAY = 0.7  # a chunk: with the default cadence a chunk is about a tenth of the run so far
 RATE_DECAY = 0.6
 TINY = 1e-30
+
+_ZERO: Array = np.zeros(())[()]  # a number as NumPy's others are
 
 
 class EncoderState(NamedTuple):
@@ -282,12 +285,13 @@ def _size_statistics_state(
     }
 
 
-def as_array(value: float | Array) -> Array:
-    """Return a number or an array as an array of double precision."""
-    return number(value)
+as_array = number
+"""Returns a number or an array as an array of double precision."""
 
 
 def finite(value: float | Array) -> Array:
     """Return the value, 0 where it is not finite."""
     given = number(value)
+    if given.__class__ is np.float64:
+        return given if math.isfinite(given) else _ZERO
     return where(isfinite(given), given, 0.0)

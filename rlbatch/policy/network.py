@@ -243,8 +243,8 @@ class Stack:
 
 def softmax(logits: Float32) -> Float32:
     """Return probabilities over the last axis; -inf becomes exactly 0."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+    weights = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
+    return (weights / np.add.reduce(weights, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def _frozen_layer(layer: Layer, net: str) -> Layer:
