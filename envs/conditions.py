@@ -8,7 +8,7 @@ from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.cadence import NOISE_RATE
+from rlbatch.signals.cadence import NOISE_RATE, measuring_rate
 from rlbatch.signals.record import Coupling
 
 
@@ -74,7 +74,7 @@ class RunConditions:
     @property
     def measuring_rate(self) -> float:
         """`noise_rate`, or the usual one where the coupling cannot do without."""
-        return self.noise_rate or NOISE_RATE * (self.coupling is Coupling.ADASCALE)
+        return measuring_rate(self.noise_rate, self.coupling)
 
     @property
     def guard_limits(self) -> GuardConfig | None:

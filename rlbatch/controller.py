@@ -22,7 +22,7 @@ from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_mod
 from rlbatch.control.memory import make_gauge
 from rlbatch.control.memory_guard import MemoryGuard
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.saved_state import all_or_nothing, check_state, require_like
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.torch_parts import torch_parts
@@ -32,7 +32,7 @@ from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.loop_adapter import LoopAdapter, check_state
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 _NO_LOADER = (

@@ -128,7 +128,7 @@ def test_a_measured_run_is_the_plain_one(kind: str) -> None:
     plain, ours = Run(make).train(loss), Run(make, Measuring((0.0,) * 50))
     ours.train(loss)
     assert torch.equal(state(ours.model), state(plain.model))
-    assert ours.controller._run._loop._noise_seen
+    assert ours.controller._run._loop.progress.noise_seen
 
 
 def test_a_model_copied_in_a_measured_step_keeps_no_hook_that_sees_anything() -> None:
