@@ -222,8 +222,7 @@ class AcceleratedController:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        controller: Any = self.controller
-        return self._schedule_steps * controller._plain_steps.total
+        return self._schedule_steps * self.controller.plain_steps
 
 
 def _check(accelerator: Accelerator) -> None:

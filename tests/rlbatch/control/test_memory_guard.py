@@ -176,7 +176,7 @@ def needed(samples: int, dropout: float = 0.3) -> int:
     """The bytes that a pass of so many samples saves, as the gauge counts them."""
     model = Failing(dropout=dropout)
     run = Run(model=model, micro_batch_size="auto", memory_limit=10**9)
-    gauge: Any = run.controller._guard._gauge
+    gauge: Any = run.controller._run.passes._guard._gauge
     x, y = Rows().x[:samples].clone(), Rows().y[:samples].clone()
     with gauge.watch():
         nn.functional.mse_loss(run.model(x), y).backward()
