@@ -194,9 +194,9 @@ class BatchController:
             if not passes.settle():
                 return
             accumulator.correct()
-        if accumulator.is_weighted:
+        if accumulator.parts.is_weighted:
             self._run.adapter.leave_unmeasured()
-            loss = accumulator.told(loss)
+            loss = accumulator.parts.told(loss, accumulator.delivered)
         self._run.adapter.after_backward(loss)
 
     def within_memory(self) -> AbstractContextManager[None]:

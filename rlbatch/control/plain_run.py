@@ -114,7 +114,7 @@ class PlainLoop:
         checks.check_loader_size(batch_size, ranks.world_size, self.batch_size)
         passes = MemoryPasses(self.model, self.config.limits, self.batch_size, ranks)
         accumulator = self.make_accumulator(ranks, synchronises=not passes.averages)
-        accumulator.ranks = ranks
+        accumulator.parts.ranks = ranks
         self._watch_schedules(accumulator, ranks, dataset_size)
         count = SampleCount(self.batch_size, dataset_size, bool(loader.drop_last))
         parts = torch_parts(self.model, self.optimizer, scaler=self.scaler, ranks=ranks)

@@ -104,7 +104,7 @@ class Run:
     @property
     def _begins_anew(self) -> bool:
         accumulator: Any = self.controller._accumulator
-        return not accumulator._parts.is_open
+        return not accumulator.parts.is_open
 
     @property
     def weights(self) -> Tensor:
@@ -334,7 +334,7 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
 
 
 def _open(controller: Any) -> bool:
-    return controller._accumulator._parts.is_open
+    return controller._accumulator.parts.is_open
 
 
 @pytest.mark.slow
