@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from rlbatch.agents.critic import PrivilegedCriticPolicy, deployable, privileged
 from rlbatch.agents.masking import blind
 from rlbatch.agents.recipes import Recipe
 from rlbatch.errors import ConfigurationError
-from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Network
@@ -50,14 +50,7 @@ def export_policy(
             f"{type(model.policy).__name__} with {used}. For models that were trained by other "
             "means there is rlbatch.agents.export.export_model."
         )
-    card = PolicyCard(
-        objectives=recipe.objectives,
-        couplings=("none", "sqrt", "linear", "adascale"),
-        noise_rate=recipe.noise_rate,
-        recipe=recipe.name,
-        recipe_hash=recipe.digest(),
-        results=results or {},
-    )
+    card = replace(recipe.card(), results=results or {})
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
     network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), activation)
     policy = LearnedPolicy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.objectives import Cadence, Objective
@@ -70,6 +70,10 @@ class RunConditions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1 step, got {value}.")
+
+    def unwatched(self) -> RunConditions:
+        """Return those of a run at one size, to compare with: without measuring or a guard."""
+        return replace(self, noise_rate=0.0, guard=False)
 
     @property
     def measuring_rate(self) -> float:

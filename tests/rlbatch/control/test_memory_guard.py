@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rlbatch
 import rlbatch.controller
+from rlbatch.control import memory_passes
 from rlbatch.control.memory import HostGauge
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_reader import read_episode
@@ -149,7 +150,7 @@ def test_what_a_failed_pass_held_is_free_before_the_memory_is_given_back(
         def release(self) -> None:
             at_release.append(model.held[-1]() is None)
 
-    monkeypatch.setattr(rlbatch.controller, "make_gauge", lambda device, limit: Gauge())
+    monkeypatch.setattr(memory_passes, "make_gauge", lambda device, limit: Gauge())
     controller = rlbatch.BatchController(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
