@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from stable_baselines3 import PPO
@@ -34,9 +32,7 @@ MODULES = {
 """torch's of `rlbatch.policy.network.ACTIVATIONS`, with their default settings."""
 
 
-def export_policy(
-    model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None
-) -> None:
+def export_policy(model: PPO, recipe: Recipe, path: Path) -> None:
     """Write the deployable policy file of a model that was trained by a recipe.
 
     Raises:
@@ -50,7 +46,7 @@ def export_policy(
             f"{type(model.policy).__name__} with {used}. For models that were trained by other "
             "means there is rlbatch.agents.export.export_model."
         )
-    card = replace(recipe.card(), results=results or {})
+    card = recipe.card()
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
     network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), activation)
     policy = LearnedPolicy(
