@@ -25,14 +25,11 @@ with needs_extra("keras", "keras"):
 
 from rlbatch.integrations._keras_backup import Backup
 from rlbatch.integrations._keras_checks import check_backend
-from rlbatch.integrations._keras_data import (
-    Indexed,
-    Source,
-    Stream,
+from rlbatch.integrations._keras_data import Indexed, Source, Stream, make_source
+from rlbatch.integrations._keras_pipeline import (
     check_reading_ahead,
     draw_as_keras_does,
     make_pipeline,
-    make_source,
 )
 from rlbatch.integrations._keras_run import TrainFunction
 
