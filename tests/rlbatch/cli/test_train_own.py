@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,18 @@ def test_join_averages_probabilities(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "already exists" in capsys.readouterr().err
     assert main(["join", str(files[0]), "-o", str(tmp_path / "new.safetensors")]) == 2
     assert "two or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_export_says_what_it_has_to_say_and_no_more(tmp_path: Path) -> None:
+    """TensorFlow, which TensorBoard would import where it is installed, greets at length."""
+    (tmp_path / "model.zip").write_text("no zip")
+    command = [sys.executable, "-m", "rlbatch", "export", "model.zip", "-o", "p.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rlbatch: model.zip")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
 
 
 def test_curves_refuses_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
