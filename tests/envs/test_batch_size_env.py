@@ -178,6 +178,8 @@ def test_the_start_is_an_option_of_one_run() -> None:
     assert env.reset(seed=0)[1]["batch_size"] == 32
     with pytest.raises(ConfigurationError, match="start multiplies"):
         env.reset(options={"start": 0})
+    with pytest.raises(ConfigurationError, match="pool must be a TaskPool"):
+        QuadraticEnv(pool=512)  # pyright: ignore[reportArgumentType]
     single = QuadraticEnv()
     assert single.reset(seed=0, options={"task": 5})[1]["task"] == 5
     with pytest.raises(ConfigurationError, match="from 0 to 511"):
