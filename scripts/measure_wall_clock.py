@@ -78,7 +78,7 @@ class Turns:
 def race(task: Task, policy: str, start: float, seed: int, planned: int | None) -> dict[str, Any]:
     """Return what both runs of a pair took."""
     ours, staying = (Turns(task, name, start, seed, planned) for name in (policy, STAYING))
-    both, limit = (ours, staying), math.inf
+    both, limit, arrived = (ours, staying), math.inf, list[float]()
     while True:
         going = [one for one in both if not one.over and one.run.cost < limit]
         if not going:
