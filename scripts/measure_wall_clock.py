@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,7 @@ def race(task: Task, policy: str, start: float, seed: int, planned: int | None) 
         "staying_reached": staying.run.reached,
         "steps": ours.run.steps,
         "staying_steps": staying.run.steps,
-        "sizes": [size for place, size in enumerate(ours.sizes) if size != ours.sizes[place - 1]]
-        or ours.sizes[:1],
+        "sizes": [size for size, _ in groupby(ours.sizes)],
     }
 
 
