@@ -100,9 +100,9 @@ def race(task: Task, policy: str, start: float, seed: int, planned: int | None) 
     }
 
 
-def planned_length(name: str) -> int | None:
-    """Return the steps that a job's user gave it; None of other tasks."""
-    return field_job(name).planned_steps() if name.startswith(PREFIX) else None
+def planned_length(name: str, task: Task) -> int | None:
+    """Return the steps that a job's or a task's user gave it; None without a schedule."""
+    return field_job(name).planned_steps() if name.startswith(PREFIX) else task.planned_steps()
 
 
 def measure(
@@ -117,7 +117,7 @@ def measure(
             for seed in range(seeds):
                 if (name, start, seed) in done:
                     continue
-                found = race(task, policy, start, seed, planned_length(name))
+                found = race(task, policy, start, seed, planned_length(name, task))
                 line = json.dumps({"task": name, "start": start, "seed": seed, **found})
                 print(line, flush=True)
                 with out.open("a") as file:
