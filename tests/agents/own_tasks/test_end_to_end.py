@@ -55,19 +55,9 @@ def test_a_stopped_training_leaves_a_policy_and_goes_on(tmp_path: Path) -> None:
     assert "(kept)" not in stdout
     load_policy(out / "policy.safetensors")
 
-    # From another folder, without naming the task again; stopped in the test, and resumed.
-    again = ["--out", str(out), "--resume", "--minutes", "0.1", "--jobs", "2"]
-    process = started(again, tmp_path)
-    while not (out / "evaluation" / "bench.json").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=400)
-    assert process.returncode == 130, stderr
-    compared = (out / "validation.jsonl").read_text()
-    process = started(again, tmp_path)
+    # From another folder, without naming the task again.
+    process = started(["--out", str(out), "--resume", "--minutes", "0.1", "--jobs", "2"], tmp_path)
     stdout, stderr = process.communicate()
-    assert (out / "validation.jsonl").read_text() == compared
     assert process.returncode == 0, stderr
     assert "(kept)" in stdout
     assert {path.name for path in folder.iterdir()} == {"a task.py", "out of it"}
