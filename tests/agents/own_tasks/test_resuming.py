@@ -34,7 +34,7 @@ def train(out: Path, stop_in: str) -> Outcome | None:
             raise KeyboardInterrupt
 
     try:
-        return train_on_tasks(PLAN, out, minutes=0.1, jobs=1, display=display)
+        return train_on_tasks(PLAN, out, minutes=1.0, jobs=1, display=display)
     except KeyboardInterrupt:
         load_policy(out / "policy.safetensors")  # usable, at any moment
         return None
@@ -46,6 +46,7 @@ def test_a_training_goes_on_from_wherever_it_was_stopped(
 ) -> None:
     monkeypatch.setattr(f"{MODULE}.open_executor", serial)
     monkeypatch.setattr(f"{MODULE}._SHORTEST_SEGMENT", 1e9)  # no network: that is tested elsewhere
+    monkeypatch.setattr(f"{MODULE}.SCHEDULES_SHARE", 0.05)  # seconds are enough
     monkeypatch.setattr(time, "monotonic", time.process_time)  # whatever else the machine does
     save_plan(PLAN, tmp_path)
     stages = ("fixed sizes", "comparing", "schedules", "testing")
