@@ -52,6 +52,9 @@ class Stage:
             falls linearly to nothing in the stage. Needs the recipe's `privileged_critic`.
         imitation: Environment steps before these, from which the actor learns by regression what
             every action would cost, see `rlbatch.agents.imitation`. Needs the same.
+        held_share: Share of a known plan in which none of the runs that the regression is recorded
+            from goes above the user's batch size; 0 holds none. A policy that does not go there
+            either (`Recipe.near_base`) then learns from runs like its own.
     """
 
     timesteps: int
@@ -65,6 +68,7 @@ class Stage:
     clip: float = 0.2
     regret_weight: float = 0.0
     imitation: int = 0
+    held_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a stage without runs, and negative weights."""
@@ -76,6 +80,8 @@ class Stage:
         for name in ("imitation", "entropy", "regret_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.held_share <= 1:
+            raise ConfigurationError(f"held_share is from 0 to 1, got {self.held_share}.")
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Recipe:
             goes without.
         noise_ceiling: Likewise.
         keeps_steps: Likewise.
+        near_base: Likewise.
         objective: `target` (and budgets), or `epochs` for runs of so many samples, all real.
     """
 
@@ -136,6 +143,7 @@ class Recipe:
     goodput_slack: float | None = 1.0
     noise_ceiling: float | None = 2.0
     keeps_steps: bool = True
+    near_base: bool = True
     objective: str = "target"
 
     def __post_init__(self) -> None:
@@ -222,7 +230,7 @@ _EPOCHS = replace(
 )
 
 # Goes on from a network of the recipe `default` (`--start-from`) to runs of ordinary length.
-_ORDINARY = replace(_REAL, timesteps=0, simulated=32, real=96, imitation=136_000)
+_ORDINARY = replace(_REAL, timesteps=0, simulated=32, real=96, imitation=136_000, held_share=0.05)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -243,6 +251,8 @@ RECIPES: dict[str, Recipe] = {
             known_share=0.25,
             goodput_slack=None,
             noise_ceiling=None,
+            keeps_steps=False,  # it and the next one act on the way to a target only
+            near_base=False,
             objective="epochs",
         ),
         Recipe(

@@ -138,7 +138,7 @@ class _Training:
         tick()
         return all_costs(
             *(plan, self._curves, self._executor),
-            until=time.monotonic() + CURVES_SHARE * total,
+            until=time.monotonic() + CURVES_SHARE * total - self._budget.spent,
             patience=max(CURVES_SHARE * total, _PATIENCE),
             tick=tick,
         )
