@@ -114,21 +114,21 @@ def test_a_trial_costs_its_steps_and_an_epoch_s_rest_is_a_step() -> None:
 class Point(nn.Module):
     """One parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.at = nn.Parameter(torch.tensor([5.0], dtype=torch.float64))
+        self.at = nn.Parameter(torch.tensor([5.0], dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.at - x
 
 
-def quadratic(spread: float, rate: float = 0.02) -> Task:
+def quadratic(spread: float, rate: float = 0.02, dtype: torch.dtype = torch.float64) -> Task:
     """Samples around 0 and the loss (theta - x)^2 / 2: tr(Sigma) / |G|^2 = spread^2 / theta^2."""
     x = spread * np.random.default_rng(0).standard_normal(4096)
-    data = TensorDataset(torch.from_numpy(x - x.mean()))
+    data = TensorDataset(torch.from_numpy(x - x.mean()).to(dtype))
     return Task(
         name="quadratic",
-        model=Point,
+        model=partial(Point, dtype),
         train_set=data,
         val_set=data,
         loss=lambda model, batch: 0.5 * model(batch[0]).square().mean(),
@@ -158,7 +158,8 @@ def test_the_loss_of_a_trial_is_that_of_a_loop_by_hand(size: int, coupling: Coup
 
 
 def test_a_lost_trial_is_infinite_and_the_run_is_not_lost() -> None:
-    run = run_of(quadratic(1.0, rate=1.5), coupling=Coupling.LINEAR, planned_steps=None)
+    task = quadratic(1.0, rate=1.5, dtype=torch.float32)
+    run = run_of(task, coupling=Coupling.LINEAR, planned_steps=None)
     run.advance(8)
     assert run.trial(1024, 65536) == math.inf
     run.advance(8)
