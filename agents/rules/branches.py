@@ -49,11 +49,14 @@ class Branches:
         stretch: Length of a branch, relative to the planned samples where they are known.
         margin: How far above the lowest loss a branch may be, relative to that loss.
         first: First trial, in samples over the user's batch size.
+        doubling: Only double, and only where the critical size is more than twice the size in
+            force, as the source plans its schedule; else the critical size is taken at once.
     """
 
     stretch: float = 0.003
     margin: float = 0.004
     first: int = 64
+    doubling: bool = False
 
     needs_gradient_noise = False
 
@@ -131,4 +134,6 @@ class _OnRun:
             if not losses[-1] <= highest < math.inf:
                 break
             found = candidate
+        if self._rule.doubling:
+            found = 2 * size if found > 2 * size else size
         return found, losses

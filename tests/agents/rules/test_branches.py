@@ -97,10 +97,10 @@ class Told:
         return self.losses[batch_size]
 
 
-def asked(losses: dict[int, float], **context: Any) -> tuple[float, Told]:
+def asked(losses: dict[int, float], **changes: Any) -> tuple[float, Told]:
     run = Told(losses)
-    rule = Branches(margin=0.01).on(run)
-    signals = simple_signals(total_samples=64.0 * 64, batch_size=64.0, **context)
+    rule = Branches(margin=0.01, **changes).on(run)
+    signals = simple_signals(total_samples=64.0 * 64, batch_size=64.0)
     decision, state = rule.decide(np.zeros(0, np.float32), signals, rule.initial_state())
     again, _ = rule.decide(np.zeros(0, np.float32), signals, state)
     assert float(again.log2_change) == 0.0  # due at twice the samples only
@@ -112,6 +112,15 @@ def test_the_first_that_falls_behind_ends_the_trials() -> None:
     assert change == pytest.approx(1.0)
     assert [size for size, _ in run.asked] == [64, 128, 256]
     assert len({samples for _, samples in run.asked}) == 1
+
+
+@pytest.mark.parametrize(("critical", "change"), [(1, 0.0), (2, 0.0), (4, 1.0), (8, 1.0)])
+def test_by_doubling_the_critical_size_has_to_be_more_than_twice_the_size(
+    critical: int, change: float
+) -> None:
+    losses = {64 * k: 1.0 if k <= critical else 1.1 for k in (1, 2, 4, 8)}
+    assert asked(losses, doubling=True)[0] == change
+    assert asked(losses)[0] == math.log2(critical)
 
 
 def test_lost_branches_are_not_followed() -> None:
