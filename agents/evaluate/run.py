@@ -144,12 +144,11 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     run = LiveRun(task, conditions, backend=backend)
     if isinstance(policy, Branches):
         decider = DecisionEngine(policy.on(run), engine)
-    limit = math.inf if max_cost is None else max_cost
     grid = getattr(policy, "action_grid", None)
     head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
     log = nullcontext() if log_dir is None else RunLog(log_dir, run, seed, profile, head)
     with log as opened:
-        return _drive(run, decider, limit, opened)
+        return _drive(run, decider, math.inf if max_cost is None else max_cost, opened)
 
 
 def _config(engine: EngineConfig | None) -> dict[str, str]:
