@@ -144,16 +144,16 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     run = LiveRun(task, conditions, backend=backend)
     if isinstance(policy, Branches):
         decider = DecisionEngine(policy.on(run), engine)
-    grid = getattr(policy, "action_grid", None)
-    head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
+    head = {**_head(policy, engine), **(run_info or {})}
     log = nullcontext() if log_dir is None else RunLog(log_dir, run, seed, profile, head)
     with log as opened:
         return _drive(run, decider, math.inf if max_cost is None else max_cost, opened)
 
 
-def _config(engine: EngineConfig | None) -> dict[str, str]:
-    """Return what the log says of the wrappers, for a replay."""
-    return {"fallback": AUTO} if engine is None else {}
+def _head(policy: Policy, engine: EngineConfig | None) -> dict[str, object]:
+    """Return what the log says of the policy and its wrappers, for a replay."""
+    grid = getattr(policy, "action_grid", None)
+    return {"action_grid": grid, "config": {"fallback": AUTO} if engine is None else {}}
 
 
 def _drive(run: LiveRun, decider: DecisionEngine, limit: float, log: RunLog | None) -> RunResult:
