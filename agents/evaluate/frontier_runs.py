@@ -18,7 +18,7 @@ import numpy as np
 from rlbatch.agents.evaluate.clocks import CostClock
 from rlbatch.agents.evaluate.curve_files import open_curves
 from rlbatch.agents.evaluate.curve_store import CurveKey, CurveStore
-from rlbatch.agents.evaluate.fixed_curves import FixedSetting, size_grid
+from rlbatch.agents.evaluate.fixed_curves import FixedSetting, cadence_key, size_grid
 from rlbatch.agents.evaluate.frontier import FixedEnd, Frontier
 from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 
