@@ -274,12 +274,4 @@ def _recipe_of(path: Path) -> Recipe | None:
 
 
 def _card(recipe: Recipe | None) -> PolicyCard:
-    if recipe is None:
-        return PolicyCard(recipe="stable-baselines3")
-    return PolicyCard(
-        objectives=recipe.objectives,
-        couplings=("none", "sqrt", "linear", "adascale"),
-        noise_rate=recipe.noise_rate,
-        recipe=recipe.name,
-        recipe_hash=recipe.digest(),
-    )
+    return PolicyCard(recipe="stable-baselines3") if recipe is None else recipe.card()

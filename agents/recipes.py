@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.tasks.random_job import LONG, RANDOM
 from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.network import ACTIVATIONS
+
+COUPLINGS = ("none", "sqrt", "linear", "adascale")
+"""Which random runs have."""
 
 SMALL_TASKS = (
     "digits-mlp",
@@ -177,6 +181,16 @@ class Recipe:
             return ("epochs",)
         budgets = self.budget_share > 0.0 and self.has_real_runs
         return ("target", "budget") if budgets else ("target",)
+
+    def card(self, couplings: tuple[str, ...] = COUPLINGS) -> PolicyCard:
+        """Return the card of a policy that was trained so, with these couplings."""
+        return PolicyCard(
+            objectives=self.objectives,
+            couplings=couplings,
+            noise_rate=self.noise_rate,
+            recipe=self.name,
+            recipe_hash=self.digest(),
+        )
 
     def digest(self) -> str:
         """Hash of everything that the recipe says."""

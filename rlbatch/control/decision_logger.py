@@ -49,9 +49,10 @@ class DecisionLogger:
         log: Where lines go; None drops them.
     """
 
-    def __init__(self, log: EpisodeLog | None) -> None:
-        """Write to this log."""
-        self.log = log
+    def __init__(self) -> None:
+        """Write nowhere before `open`."""
+        self.log: EpisodeLog | None = None
+        self._known = 0  # lines, while no log is open
         self._trackers: list[Tracker] = []
         self._values = RecordValues({})
 
@@ -59,6 +60,25 @@ class DecisionLogger:
     def position(self) -> int:
         """Lines so far."""
         return 0 if self.log is None else self.log.position
+
+    @property
+    def known(self) -> int:
+        """Lines that the run's state knows of, whether a log is open or not."""
+        return self.position or self._known
+
+    @known.setter
+    def known(self, lines: int) -> None:
+        self._known = lines
+
+    def open(self, log: EpisodeLog) -> None:
+        """Write to this log from now on, after the lines that the state knows of."""
+        log.truncate_to(self._known)
+        self.log = log
+
+    def drop_later(self) -> None:
+        """Drop the lines that a loaded state does not know of."""
+        if self.log is not None:
+            self.log.truncate_to(self._known)
 
     def track(self, trackers: Sequence[Tracker], run: Mapping[str, Any]) -> None:
         """Tell these trackers, too, from now on.
@@ -122,8 +142,6 @@ class DecisionLogger:
         *,
         counts: tuple[int, int, float],
         batch_sizes: tuple[int, int],
-        signals: Signals | None = None,
-        learning_rate_factor: float = 1.0,
     ) -> None:
         """Write that something happened which is no decision.
 
@@ -133,8 +151,6 @@ class DecisionLogger:
             place: Where.
             counts: Optimizer steps, samples and cost so far.
             batch_sizes: Before and after.
-            signals: Of the chunk that ended with it, if they are to be kept.
-            learning_rate_factor: The coupling's at the batch size after.
         """
         if self.log is None and not self._trackers:
             return
@@ -146,8 +162,8 @@ class DecisionLogger:
                 batch_size_before=before,
                 batch_size=after,
                 applied_log2_change=math.log2(after / before) if event == "rollback" else 0.0,
-                learning_rate_factor=learning_rate_factor,
-                signals={} if signals is None else signal_values(signals),
+                learning_rate_factor=1.0,
+                signals={},
                 reasons=(reason,),
                 step=steps,
                 effective_step=None if event == "end" else place.next_step,
@@ -186,6 +202,8 @@ class DecisionLogger:
                 log.close()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; a log that is opened later goes on after the lines so far."""
+        self._known = self.position
         if self.log is not None:
             self.log.close()
+        self.log = None
