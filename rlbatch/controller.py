@@ -186,9 +186,8 @@ class BatchController:
                 of the parts before it were touched.
         """
         accumulator = self._accumulator
-        passes = None
-        if self._parts is not None and self._parts.passes.finds_limit:
-            passes = self._parts.passes
+        passes = None if self._parts is None else self._parts.passes
+        if passes is not None and passes.finds_limit:
             passes.require_watched()
         accumulator.backward(loss, weight)
         if passes is not None and passes.averages and accumulator.batch_complete:

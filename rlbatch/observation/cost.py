@@ -74,7 +74,7 @@ def goodput_size(signals: Signals, context: RunContext, noise_scale: Array) -> A
         -np.log2(1.0 + 2.0 ** (number(noise_scale)[..., None] - sizes)) - signals.step_cost_curve
     )
     smallest, largest = context.min_batch_size, context.max_batch_size
-    if smallest.__class__ is float and largest.__class__ is float:
+    if isinstance(smallest, float) and isinstance(largest, float):
         allowed = _allowed(smallest, largest)
     else:
         low, high = np.log2(smallest)[..., None] - 0.5, np.log2(largest)[..., None] + 0.5

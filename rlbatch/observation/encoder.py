@@ -11,6 +11,7 @@ and cosines enter.
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +43,12 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
         if any(shapes):
             # Feature by feature in memory: the runs of one lie side by side while it is written.
             table = np.empty((len(FEATURES), *np.broadcast_shapes(*shapes)), np.float32)
-            for row, feature in zip(table, FEATURES, strict=True):
-                row[...] = feature.compute(moment)
+            for index, feature in enumerate(FEATURES):
+                table[index] = feature.compute(moment)
             observation = np.ascontiguousarray(np.moveaxis(table, 0, -1))
         else:  # a live run's: single numbers
-            values = array("d", [feature.compute(moment) for feature in FEATURES])
-            observation = np.frombuffer(values).astype(np.float32)
+            values: Any = [feature.compute(moment) for feature in FEATURES]
+            observation = np.frombuffer(array("d", values)).astype(np.float32)
     np.minimum(np.maximum(observation, _LOWEST, out=observation), _HIGHEST, out=observation)
     np.copyto(observation, 0.0, where=np.isnan(observation))
     return observation, after
