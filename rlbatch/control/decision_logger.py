@@ -142,6 +142,8 @@ class DecisionLogger:
         *,
         counts: tuple[int, int, float],
         batch_sizes: tuple[int, int],
+        signals: Signals | None = None,
+        learning_rate_factor: float = 1.0,
     ) -> None:
         """Write that something happened which is no decision.
 
@@ -151,6 +153,8 @@ class DecisionLogger:
             place: Where.
             counts: Optimizer steps, samples and cost so far.
             batch_sizes: Before and after.
+            signals: Of the chunk that ended with it, if they are to be kept.
+            learning_rate_factor: The coupling's at the batch size after.
         """
         if self.log is None and not self._trackers:
             return
@@ -162,8 +166,8 @@ class DecisionLogger:
                 batch_size_before=before,
                 batch_size=after,
                 applied_log2_change=math.log2(after / before) if event == "rollback" else 0.0,
-                learning_rate_factor=1.0,
-                signals={},
+                learning_rate_factor=learning_rate_factor,
+                signals={} if signals is None else signal_values(signals),
                 reasons=(reason,),
                 step=steps,
                 effective_step=None if event == "end" else place.next_step,
