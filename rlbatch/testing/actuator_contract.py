@@ -10,159 +10,23 @@ It holds "delivered is decided": what reaches the model is what is reported, fro
 named, and each epoch visits each sample exactly once. `LoopContract` asks for more, of a loop with
 a controller: it counts in samples, goes on after any step as if nothing had happened, and with the
 policy `fixed` it is the plain loop.
+
+Tests that look at the same run share it: `train` is called once for each class and seed.
 """
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from rlbatch.policy import tools
-from rlbatch.policy.base import Policy
+from rlbatch.testing.jobs import LEARNING_RATE, IndexedDataset, Job, Step, make_job
 
-LEARNING_RATE = 0.125
-LARGEST = 24
-
-
-class IndexedDataset(Dataset[tuple[Tensor, Tensor, int]]):
-    """Inputs, targets and the index, so that who sees a batch knows what it is made of."""
-
-    def __init__(self, size: int) -> None:
-        """Draw the data of so many samples from a fixed seed."""
-        generator = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(size, 3, generator=generator, dtype=torch.float64)
-        self.targets = self.inputs.square().sum(1, keepdim=True)
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return self.inputs[index], self.targets[index], index
-
-
-@dataclass(frozen=True)
-class Follow:
-    """A policy that asks for the batch size that a function of the steps made returns.
-
-    Attributes:
-        decide_size: From the optimizer steps made to a batch size.
-    """
-
-    decide_size: Callable[[int], int]
-    needs_gradient_noise = False
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> Any:
-        """Return nothing: there is no state."""
-        return ()
-
-    def decide(self, observation: Any, signals: Any, state: Any) -> tuple[Any, Any]:
-        """Return the change to that size."""
-        size = self.decide_size(int(signals.total_steps))
-        change = math.log2(size / float(signals.batch_size))
-        return tools.decision(change, "follow"), state
-
-
-@dataclass(frozen=True)
-class Job:
-    """What `train` is to do.
-
-    Attributes:
-        dataset: To train on, shuffled, keeping the last partial batch.
-        model: Model in float64; its loss is the mean squared error.
-        batch_size: First batch size.
-        micro_batch_size: Most samples of one forward pass.
-        decide: Given the number of optimizer steps made, the batch size to ask for from then on.
-        epochs: Passes over the data.
-        learning_rate: For SGD without momentum.
-        fixed: Train with the policy `fixed`.
-        seed: What `make_job` was given.
-    """
-
-    dataset: IndexedDataset
-    model: nn.Module
-    batch_size: int
-    micro_batch_size: int
-    decide: Callable[[int], int]
-    epochs: int
-    learning_rate: float = LEARNING_RATE
-    fixed: bool = False
-    seed: int | None = None
-
-    @property
-    def policy(self) -> Policy | str:
-        """What a controller decides by."""
-        return "fixed" if self.fixed else Follow(self.decide)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings of a controller that decides after every step and does nothing else."""
-        return {
-            "micro_batch_size": self.micro_batch_size,
-            "min_batch_size": 1,
-            "max_batch_size": LARGEST,
-            "first_chunk_steps": 1,
-            "min_chunk_steps": 1,
-            "max_chunk_steps": 1,
-            "on_error": "raise",
-            "cost": "samples",
-            "guard": None,
-            "lr_coupling": "none",
-        }
-
-
-@dataclass(frozen=True)
-class Step:
-    """What `train` reports of one optimizer step.
-
-    Attributes:
-        batch_size: The batch size that was in force, as it would be logged.
-        epoch: The epoch, from 0.
-        micro_batches: The indices in each of its forward passes.
-        parameters: Copies of the model's parameters right after the step.
-        samples_seen: Samples of the run after the step, as the controller counts them; None where
-            there is no controller.
-    """
-
-    batch_size: int
-    epoch: int
-    micro_batches: list[list[int]]
-    parameters: list[Tensor] = field(repr=False)
-    samples_seen: int | None = None
-
-    @property
-    def indices(self) -> list[int]:
-        """All indices of the step."""
-        return [index for batch in self.micro_batches for index in batch]
-
-
-def make_job(seed: int | None, size: int = 53, epochs: int = 3, multiple: int = 1) -> Job:
-    """Return a job with random batch sizes, or with the first one all along.
-
-    Args:
-        seed: Of the sizes; None for the first one.
-        size: Samples of the data set.
-        epochs: Passes over it.
-        multiple: Of which all sizes are multiples.
-    """
-
-    def decide(step: int) -> int:
-        if seed is None:
-            return 8
-        return multiple * random.Random(1000 * seed + step).randint(1, LARGEST // multiple)
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    return Job(IndexedDataset(size), model, 8, 5, decide, epochs, seed=seed)
+__all__ = ["ActuatorContract", "IndexedDataset", "Job", "LoopContract", "Step", "make_job"]
 
 
 class ActuatorContract:
@@ -178,9 +42,23 @@ class ActuatorContract:
     size, multiple = 53, 1
     """Samples of an epoch, and of what the batch sizes are multiples: of the number of ranks."""
 
+    _runs: ClassVar[dict[int | None, list[Step]]] = {}
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Give each class runs of its own."""
+        super().__init_subclass__(**settings)
+        cls._runs = {}
+
     def train(self, job: Job) -> list[Step]:
         """Train and report every optimizer step."""
         raise NotImplementedError("Override train in the subclass.")
+
+    def trained(self, seed: int | None) -> list[Step]:
+        """Return the steps of the job of a seed, which is trained when a test first asks for it."""
+        if seed not in self._runs:
+            torch.manual_seed(7)
+            self._runs[seed] = self.train(self.job(seed))
+        return self._runs[seed]
 
     def is_close(self, got: Tensor, expected: Tensor) -> bool:
         """Return whether two parameters differ by rounding alone."""
@@ -194,7 +72,7 @@ class ActuatorContract:
     def test_each_epoch_visits_each_sample_once(self, seed: int | None) -> None:
         """No size change skips or repeats a sample."""
         job = self.job(seed)
-        steps = self.train(job)
+        steps = self.trained(seed)
         for epoch in range(job.epochs):
             seen = [i for step in steps if step.epoch == epoch for i in step.indices]
             _require(
@@ -208,7 +86,7 @@ class ActuatorContract:
     def test_what_is_reported_is_what_was_decided_and_delivered(self, seed: int | None) -> None:
         """Sizes are those asked for, late by `lag` at most, and short only at an epoch's end."""
         job = self.job(seed)
-        steps = self.train(job)
+        steps = self.trained(seed)
         asked = [job.batch_size, *(job.decide(made) for made in range(1, len(steps)))]
         for number, step in enumerate(steps):
             allowed = asked[max(0, number - self.lag) : number + 1]
@@ -230,7 +108,7 @@ class ActuatorContract:
         """The parameters are those of plain SGD on the whole batches."""
         job = self.job(seed)
         reference = self.job(seed).model
-        for number, step in enumerate(self.train(job)):
+        for number, step in enumerate(self.trained(seed)):
             _plain_step(reference, job.dataset, step.indices)
             for got, expected in zip(step.parameters, reference.parameters(), strict=True):
                 _require(
@@ -243,7 +121,7 @@ class ActuatorContract:
     def test_no_forward_pass_exceeds_the_limit(self, seed: int | None) -> None:
         """Memory is bounded by the micro-batch, whatever the batch size."""
         job = self.job(seed)
-        for number, step in enumerate(self.train(job)):
+        for number, step in enumerate(self.trained(seed)):
             largest = max(map(len, step.micro_batches))
             _require(
                 largest <= job.micro_batch_size,
@@ -270,7 +148,7 @@ class LoopContract(ActuatorContract):
     @pytest.mark.parametrize("seed", [None, 0])
     def test_progress_is_counted_in_samples(self, seed: int | None) -> None:
         """What the controller says it has seen is what reached the model."""
-        steps = self.train(self.job(seed))
+        steps = self.trained(seed)
         expected = accumulate(len(step.indices) for step in steps)
         for number, (step, samples) in enumerate(zip(steps, expected, strict=True)):
             _require(
@@ -282,8 +160,7 @@ class LoopContract(ActuatorContract):
     @pytest.mark.parametrize("after", [1, 6])
     def test_a_resumed_run_goes_on_alike(self, after: int) -> None:
         """Sizes, samples and parameters are those of the run that was never interrupted."""
-        torch.manual_seed(7)
-        whole = self.train(self.job(0))
+        whole = self.trained(0)
         torch.manual_seed(7)
         parts = self.resume(self.job(0), after)
         _require(len(parts) == len(whole), f"{len(parts)} steps in place of {len(whole)}")

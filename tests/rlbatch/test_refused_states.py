@@ -163,7 +163,7 @@ def test_mutated_states_are_loaded_whole_or_not_at_all(saved: list[dict[str, Any
 
 @pytest.mark.slow
 def test_many_mutated_states_are_loaded_whole_or_not_at_all(saved: list[dict[str, Any]]) -> None:
-    count = fuzzed(600)
+    count = fuzzed(300)
     assert refusals(saved, count) > count / 2
 
 
