@@ -116,8 +116,8 @@ def test_a_package_of_the_training_extra_is_named(
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_tasks_are_listed_without_the_packages_of_their_data() -> None:
-    done = without(OPTIONAL - set(EXTRAS["cli"]), "-m", "rlbatch", "tasks", "--json")
+def test_tasks_are_listed_without_the_packages_of_their_data(python: Preloaded) -> None:
+    done = with_torch(python, OPTIONAL - set(EXTRAS["cli"]), "-m", "rlbatch", "tasks", "--json")
 
     rows = done.stdout.splitlines()
     assert done.returncode == 0
