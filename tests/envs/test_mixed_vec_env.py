@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,7 +115,9 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
 @pytest.mark.slow
 def test_environments_in_other_processes_step_side_by_side_and_are_closed() -> None:
     get_context("forkserver").set_forkserver_preload([Counter.__module__])
-    counters = [partial(Counter, number) for number in (2, 3)]
+    counters: list[Callable[[], gymnasium.Env[Any, Any]]] = [
+        partial(Counter, number) for number in (2, 3)
+    ]
     outside = SubprocVecEnv(counters, start_method="forkserver")
     mixed, whole = MixedVecEnv([dummy(0, 1), outside]), dummy(0, 1, 2, 3)
     try:
