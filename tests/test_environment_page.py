@@ -27,7 +27,8 @@ def test_every_example_is_found() -> None:
 IMPORTS = """
 from rlbatch.envs.processes import keep_tensorflow_out
 keep_tensorflow_out()
-import gymnasium, stable_baselines3
+import gymnasium, stable_baselines3, torch
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much when first made
 """
 
 
