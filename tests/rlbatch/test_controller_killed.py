@@ -168,8 +168,8 @@ def test_a_run_killed_fifty_times_decides_by_the_same_bits(tmp_path: Path) -> No
     text = FORKED.replace("\ndef train(", BITS + "def train(", 1)
     text = text.replace("ScriptedPolicy((1.0, -1.0, 1.5, 0.0, -0.5) * 9)", "Bits(())")
     # More steps than fifty kills let pass, with checkpoints close enough to move on.
-    text = text.replace("samples < 2500", "samples < 20000").replace("% 5 == 0", "% 2 == 0")
-    assert text.count("Bits(())") == text.count("samples < 20000") == text.count("% 2 == 0") == 1
+    text = text.replace("samples < 2500", "samples < 40000").replace("% 5 == 0", "% 2 == 0")
+    assert text.count("Bits(())") == text.count("samples < 40000") == text.count("% 2 == 0") == 1
     script.write_text(text)
     command = [sys.executable, script, whole, killed, "0", "50", "2"]
     with (tmp_path / "codes").open("w") as out:
