@@ -36,13 +36,10 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def _in_float64() -> Iterator[None]:
-    # The policy of layers is made of the float type once, when it is first asked for.
-    before, policy = keras.config.floatx(), keras.config.dtype_policy()
+    before = keras.config.floatx()
     keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx(before)
-    keras.config.set_dtype_policy(policy)
 
 
 class Noting(Layer):
