@@ -24,9 +24,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlbatch.testing.jobs import LEARNING_RATE, Follow, IndexedDataset, Job, Step, make_job
-
-__all__ = ["ActuatorContract", "Follow", "Job", "LoopContract", "Step", "make_job"]
+from rlbatch.testing.training_job import LEARNING_RATE, IndexedDataset, Job, Step, make_job
 
 
 class ActuatorContract:

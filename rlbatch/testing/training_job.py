@@ -1,4 +1,4 @@
-"""What the contract of training loops has them train, and what they report of it."""
+"""A small training for the contracts of loops: what it is made of, and what is reported of it."""
 
 from __future__ import annotations
 
