@@ -200,7 +200,7 @@ def test_a_state_that_is_loaded_before_the_loader_is_made_and_refused_is_forgott
 
 
 def _steps(controller: BatchController, model: nn.Module) -> Any:
-    loader = controller._require_loader()
+    loader = controller._run.loader
     for x, y in loader:
         controller.backward(nn.functional.mse_loss(model(x), y))
         yield controller.step()
