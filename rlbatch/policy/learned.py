@@ -37,9 +37,10 @@ class LearnedPolicy(Trained):
             where the gradient noise is known; None: as far as it likes. Small tasks teach that
             small batches do no harm; where samples are dear and noisy, they do.
         noise_ceiling: How far above the gradient noise scale, in log2, it may choose a batch size
-            where that is known; None: as far as it likes. The task's own size is always allowed.
-            Far beyond the noise scale a larger batch does not shorten a run (McCandlish et al.
-            2018), but a device that is not full makes it look free.
+            where that is known and the run has a schedule or a known length; None: as far as it
+            likes. The task's own size is always allowed. Far beyond the noise scale a larger batch
+            does not shorten a run (McCandlish et al. 2018), but a device that is not full makes it
+            look free.
         keeps_steps: Where the learning rate has a schedule (the context's planned samples are
             known), it chooses no size with which the rest of the schedule is over before as many
             steps are done as were planned; a quarter of them, where the learning rate follows the

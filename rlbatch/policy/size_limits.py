@@ -40,10 +40,16 @@ def goodput_floor(change: Array, observation: Float32, slack: float) -> Array:
 
 
 def noise_ceiling(change: Array, observation: Float32, signals: Signals, ceiling: float) -> Array:
-    """Lower by whole doublings to so many above the noise scale, or to the user's size."""
+    """Lower by whole doublings to so many above the noise scale, or to the user's size.
+
+    Only in runs of a known length or with a schedule. Elsewhere what a large batch loses in samples
+    it may gain in time, and it can be taken back; a schedule that has decayed cannot.
+    """
+    bound = isfinite(number(signals.context.planned_samples)) | _moves(signals)
     noise = _NOISE_SCALE * number(observation[..., _NOISE])
     most = maximum(np.rint(noise + ceiling), _to_base(signals))
-    return where(number(observation[..., _NOISE_KNOWN]) > 0.0, minimum(change, most), change)
+    known = number(observation[..., _NOISE_KNOWN]) > 0.0
+    return where(known & bound, minimum(change, most), change)
 
 
 def planned_steps(change: Array, signals: Signals) -> Array:
@@ -67,7 +73,7 @@ def near_base(change: Array, signals: Signals) -> Array:
     """
     context = signals.context
     done = number(signals.total_samples) / number(context.planned_samples)
-    moves = abs(number(signals.schedule_factor) - 1.0) > _STILL
+    moves = _moves(signals)
     aimed = _has_target(context) & (~isnan(done) | moves)
     if not np.any(aimed):
         return change
@@ -79,6 +85,10 @@ def near_base(change: Array, signals: Signals) -> Array:
     least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
     return maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
+
+
+def _moves(signals: Signals) -> NDArray[np.bool_]:
+    return abs(number(signals.schedule_factor) - 1.0) > _STILL
 
 
 def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:

@@ -50,12 +50,28 @@ def test_sizes_stay_within_so_many_noise_scales(
     wanted: float, ceiling: float | None, noise: float, known: float, base: float, expected: float
 ) -> None:
     decider = policy(wanted, ceiling)
-    signals = simple_signals(base_batch_size=base)
+    signals = simple_signals(base_batch_size=base, planned_samples=1e6)
 
     made, _ = decider.decide(observed(noise, known), signals, decider.initial_state())
 
     assert made.log2_change == expected
     assert any("noise ceiling" in reason for reason in made.reasons) == (expected != wanted)
+
+
+@pytest.mark.parametrize(
+    ("run", "bound"),
+    [
+        ({}, False),  # a constant rate for nobody knows how long: what is too large is taken back
+        ({"planned_samples": 1e6}, True),
+        ({"schedule_factor": 0.5}, True),
+    ],
+)
+def test_only_a_plan_or_a_schedule_bounds_the_size(run: dict[str, float], bound: bool) -> None:
+    decider = policy(3.0, 2.0)
+
+    made, _ = decider.decide(observed(-2.0, 0.5), simple_signals(**run), decider.initial_state())
+
+    assert made.log2_change == (0.0 if bound else 3.0)
 
 
 def test_the_ceiling_is_kept_in_the_file(tmp_path: Path) -> None:
