@@ -271,7 +271,7 @@ def test_a_block_that_fails_leaves_no_trace() -> None:
     loop = training.controller._run.adapter._loop
 
     def spoil(error: BaseException) -> None:
-        loop.steps = 7
+        loop.progress.steps = 7
         loop.__dict__["new"] = 1
         sampler: Any = training.loader.sampler
         sampler._queue.tail = ["x"]
@@ -291,5 +291,5 @@ def test_a_block_that_fails_leaves_no_trace() -> None:
         spoil(KeyboardInterrupt())
     assert same(training.everything(), before)
     with all_or_nothing(loop):
-        loop.steps = 7
-    assert loop.steps == 7
+        loop.progress.steps = 7
+    assert loop.progress.steps == 7
