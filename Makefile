@@ -3,7 +3,7 @@
 #   make demo         install what the demonstration needs and run it
 #   make test         every test, slow ones too
 #   make test-quick   without the slow tests
-#   make check        format, lint and types
+#   make check        format, lint and types (make lint, make types)
 #   make gpu          check and measure one CUDA GPU in nine minutes (docs/gpu.md)
 #   make clean        remove .venv and caches
 
@@ -42,7 +42,7 @@ ifneq ($(HEALTHY),yes)
 $(shell rm -f $(VENV)/.installed-demo $(VENV)/.installed-dev)
 endif
 
-.PHONY: demo test test-quick check gpu format venv clean
+.PHONY: demo test test-quick check lint types gpu format venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -54,9 +54,13 @@ test: $(VENV)/.installed-dev
 test-quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow" $(ARGS)
 
-check: $(VENV)/.installed-dev
+check: lint types
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/python -m pyright
 
 # A rehearsal without a GPU: make gpu ARGS="--device cpu --tiny"

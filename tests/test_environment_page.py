@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from rlbatch.observation import OBSERVATION_NAMES
 from rlbatch.policy.file import load_any_policy
 from rlbatch.policy.recurrent import RecurrentPolicy
+from tests.preloaded import Preloaded
 
 PAGE = (Path(__file__).parents[1] / "docs" / "environment.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# environment: (\w+)\n(.*?)```", PAGE, re.DOTALL))
@@ -21,22 +22,29 @@ def test_every_example_is_found() -> None:
     assert len(EXAMPLES) == PAGE.count("```python") == 8
 
 
-# TensorFlow, where it is installed, would be imported by each of them, for TensorBoard.
-WITHOUT_TENSORFLOW = "import rlbatch.envs.processes as p; p.keep_tensorflow_out(); del p\n"
+# TensorFlow, where it is installed, would be imported for TensorBoard. Of rlbatch only what keeps
+# it out is imported before an example, which has to import the rest itself.
+IMPORTS = """
+from rlbatch.envs.processes import keep_tensorflow_out
+keep_tensorflow_out()
+import gymnasium, stable_baselines3, torch
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much when first made
+"""
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[Preloaded]:
+    more = "import sb3_contrib" if importlib.util.find_spec("sb3_contrib") else ""
+    with Preloaded(IMPORTS + more, ["-W", "error"]) as python:
+        yield python
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs(name: str, tmp_path: Path) -> None:
+def test_an_example_runs(name: str, python: Preloaded, tmp_path: Path) -> None:
     if "sb3_contrib" in EXAMPLES[name]:
         pytest.importorskip("sb3_contrib")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_TENSORFLOW + EXAMPLES[name]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python.run(EXAMPLES[name], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     files = list(tmp_path.glob("*.safetensors"))
     assert bool(files) == ("export_model" in EXAMPLES[name])

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from rlbatch.cli import command_names
 from rlbatch.errors import MissingExtraError
 from rlbatch.extras import EXTRAS, missing_extra, needs_extra
+from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[1]
 CHEAP = f"{ROOT / 'tests' / 'agents' / 'evaluate' / 'cheap_task.py'}:make"
@@ -30,11 +32,28 @@ INTEGRATIONS = {
 }
 
 
-def without(hidden: frozenset[str] | set[str], *command: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, str(ROOT / "tests" / "missing.py"), ",".join(sorted(hidden))]
+MISSING = ROOT / "tests" / "missing.py"
+Hidden = frozenset[str] | set[str]
+
+
+def without(hidden: Hidden, *command: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, str(MISSING), ",".join(sorted(hidden))]
     return subprocess.run(
         [*program, *command], capture_output=True, text=True, check=False, cwd=ROOT
     )
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[Preloaded]:
+    """What needs torch in any case runs where it is imported already; no optional package is."""
+    with Preloaded("import torch") as python:
+        yield python
+
+
+def with_torch(
+    python: Preloaded, hidden: Hidden, *command: str
+) -> subprocess.CompletedProcess[str]:
+    return python.run(MISSING.read_text(), ",".join(sorted(hidden)), *command, cwd=ROOT)
 
 
 def requirements(extra: str) -> set[str]:
@@ -82,12 +101,12 @@ def test_each_command_names_the_extra_that_it_needs(hidden: str, name: str) -> N
     ],
 )
 def test_a_package_of_the_training_extra_is_named(
-    hidden: str, package: str, arguments: list[str], tmp_path: Path
+    hidden: str, package: str, arguments: list[str], python: Preloaded, tmp_path: Path
 ) -> None:
     policy = ["--policy", "fixed"] if arguments[0] in ("run", "bench") else []
     arguments = [argument.format(tmp_path) for argument in arguments]
 
-    done = without({hidden}, "-m", "rlbatch", *arguments, *policy)
+    done = with_torch(python, {hidden}, "-m", "rlbatch", *arguments, *policy)
 
     assert done.stderr == (
         f"rlbatch: {package} is needed here and is not installed. "
@@ -97,8 +116,8 @@ def test_a_package_of_the_training_extra_is_named(
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_tasks_are_listed_without_the_packages_of_their_data() -> None:
-    done = without(OPTIONAL - set(EXTRAS["cli"]), "-m", "rlbatch", "tasks", "--json")
+def test_tasks_are_listed_without_the_packages_of_their_data(python: Preloaded) -> None:
+    done = with_torch(python, OPTIONAL - set(EXTRAS["cli"]), "-m", "rlbatch", "tasks", "--json")
 
     rows = done.stdout.splitlines()
     assert done.returncode == 0
@@ -109,11 +128,13 @@ def test_tasks_are_listed_without_the_packages_of_their_data() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_extra_is_enough_to_list_and_inspect(tmp_path: Path) -> None:
+def test_the_command_line_extra_is_enough_to_list_and_inspect(
+    python: Preloaded, tmp_path: Path
+) -> None:
     hidden = OPTIONAL - set(EXTRAS["cli"])
     log = tmp_path / "log"
     run = ["run", "--task", CHEAP, "--policy", "fixed", "--out", str(log)]
-    assert without(set(), "-m", "rlbatch", *run).returncode == 0
+    assert with_torch(python, set(), "-m", "rlbatch", *run).returncode == 0
 
     for arguments in (["tasks"], ["policies"], ["inspect", str(log)], ["--help"]):
         done = without(hidden, "-m", "rlbatch", *arguments)
@@ -121,7 +142,9 @@ def test_the_command_line_extra_is_enough_to_list_and_inspect(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_training_extra_is_enough_for_the_other_commands(tmp_path: Path) -> None:
+def test_the_training_extra_is_enough_for_the_other_commands(
+    python: Preloaded, tmp_path: Path
+) -> None:
     hidden = OPTIONAL - set(EXTRAS["train"])
     plain = ["--task", CHEAP, "--policy", "fixed"]
     for arguments in (
@@ -129,17 +152,17 @@ def test_the_training_extra_is_enough_for_the_other_commands(tmp_path: Path) -> 
         ["bench", *plain, "--seeds", "1", "--out", str(tmp_path / "bench")],
         ["train", "--recipe", "smoke", "--out", str(tmp_path / "train")],
     ):
-        done = without(hidden, "-m", "rlbatch", *arguments)
+        done = with_torch(python, hidden, "-m", "rlbatch", *arguments)
         assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "bench").glob("*.png"))
 
 
 @pytest.mark.parametrize("name", INTEGRATIONS)
-def test_an_integration_names_its_extra(name: str) -> None:
+def test_an_integration_names_its_extra(name: str, python: Preloaded) -> None:
     package, extra = INTEGRATIONS[name]
     program = f"import rlbatch.integrations.{name}"
 
-    done = without({name}, "-c", program)
+    done = with_torch(python, {name}, "-c", program)
 
     assert done.stderr.splitlines()[-1] == (
         f"rlbatch.errors.MissingExtraError: {package} is needed here and is not installed. "
@@ -148,10 +171,10 @@ def test_an_integration_names_its_extra(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_framework_that_lacks_its_backend_names_the_backend() -> None:
+def test_a_framework_that_lacks_its_backend_names_the_backend(python: Preloaded) -> None:
     pytest.importorskip("keras")
 
-    done = without({"tensorflow"}, "-c", "import rlbatch.integrations.keras")
+    done = with_torch(python, {"tensorflow"}, "-c", "import rlbatch.integrations.keras")
 
     assert done.stderr.splitlines()[-1].startswith(
         "rlbatch.errors.MissingExtraError: tensorflow is needed here"

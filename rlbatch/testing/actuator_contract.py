@@ -10,12 +10,15 @@ It holds "delivered is decided": what reaches the model is what is reported, fro
 named, and each epoch visits each sample exactly once. `LoopContract` asks for more, of a loop with
 a controller: it counts in samples, goes on after any step as if nothing had happened, and with the
 policy `fixed` it is the plain loop.
+
+Tests that look at the same run share it: `train` is called once for each class and seed.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -37,9 +40,23 @@ class ActuatorContract:
     size, multiple = 53, 1
     """Samples of an epoch, and of what the batch sizes are multiples: of the number of ranks."""
 
+    _runs: ClassVar[dict[int | None, list[Step]]] = {}
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Give each class runs of its own."""
+        super().__init_subclass__(**settings)
+        cls._runs = {}
+
     def train(self, job: Job) -> list[Step]:
         """Train and report every optimizer step."""
         raise NotImplementedError("Override train in the subclass.")
+
+    def trained(self, seed: int | None) -> list[Step]:
+        """Return the steps of the job of a seed, which is trained when a test first asks for it."""
+        if seed not in self._runs:
+            torch.manual_seed(7)
+            self._runs[seed] = self.train(self.job(seed))
+        return self._runs[seed]
 
     def is_close(self, got: Tensor, expected: Tensor) -> bool:
         """Return whether two parameters differ by rounding alone."""
@@ -53,7 +70,7 @@ class ActuatorContract:
     def test_each_epoch_visits_each_sample_once(self, seed: int | None) -> None:
         """No size change skips or repeats a sample."""
         job = self.job(seed)
-        steps = self.train(job)
+        steps = self.trained(seed)
         for epoch in range(job.epochs):
             seen = [i for step in steps if step.epoch == epoch for i in step.indices]
             _require(
@@ -67,7 +84,7 @@ class ActuatorContract:
     def test_what_is_reported_is_what_was_decided_and_delivered(self, seed: int | None) -> None:
         """Sizes are those asked for, late by `lag` at most, and short only at an epoch's end."""
         job = self.job(seed)
-        steps = self.train(job)
+        steps = self.trained(seed)
         asked = [job.batch_size, *(job.decide(made) for made in range(1, len(steps)))]
         for number, step in enumerate(steps):
             allowed = asked[max(0, number - self.lag) : number + 1]
@@ -89,7 +106,7 @@ class ActuatorContract:
         """The parameters are those of plain SGD on the whole batches."""
         job = self.job(seed)
         reference = self.job(seed).model
-        for number, step in enumerate(self.train(job)):
+        for number, step in enumerate(self.trained(seed)):
             _plain_step(reference, job.dataset, step.indices)
             for got, expected in zip(step.parameters, reference.parameters(), strict=True):
                 _require(
@@ -102,7 +119,7 @@ class ActuatorContract:
     def test_no_forward_pass_exceeds_the_limit(self, seed: int | None) -> None:
         """Memory is bounded by the micro-batch, whatever the batch size."""
         job = self.job(seed)
-        for number, step in enumerate(self.train(job)):
+        for number, step in enumerate(self.trained(seed)):
             largest = max(map(len, step.micro_batches))
             _require(
                 largest <= job.micro_batch_size,
@@ -129,7 +146,7 @@ class LoopContract(ActuatorContract):
     @pytest.mark.parametrize("seed", [None, 0])
     def test_progress_is_counted_in_samples(self, seed: int | None) -> None:
         """What the controller says it has seen is what reached the model."""
-        steps = self.train(self.job(seed))
+        steps = self.trained(seed)
         expected = accumulate(len(step.indices) for step in steps)
         for number, (step, samples) in enumerate(zip(steps, expected, strict=True)):
             _require(
@@ -141,8 +158,7 @@ class LoopContract(ActuatorContract):
     @pytest.mark.parametrize("after", [1, 6])
     def test_a_resumed_run_goes_on_alike(self, after: int) -> None:
         """Sizes, samples and parameters are those of the run that was never interrupted."""
-        torch.manual_seed(7)
-        whole = self.train(self.job(0))
+        whole = self.trained(0)
         torch.manual_seed(7)
         parts = self.resume(self.job(0), after)
         _require(len(parts) == len(whole), f"{len(parts)} steps in place of {len(whole)}")

@@ -88,26 +88,35 @@ def _regret(policy: LearnedPolicy) -> float:
     return total
 
 
-def test_members_begin_alike_and_go_their_own_ways(trained: Path, tmp_path: Path) -> None:
-    (stage,) = TINY.stages
+(STAGE,) = TINY.stages
+# Members that go their own ways for long enough to be stopped in the middle.
+LONG = replace(TINY, name="long", stages=(STAGE, replace(STAGE, timesteps=6 * ROLLOUT)), members=2)
 
-    def members(name: str, rate: float) -> tuple[Network, ...]:
-        last = replace(stage, timesteps=ROLLOUT, learning_rate=rate)
-        recipe = replace(TINY, name=name, stages=(stage, last), members=2)
-        policy = load_policy(train(recipe, tmp_path / name))
-        assert policy.card.recipe_hash == recipe.digest()
-        again = load_policy(train(recipe, tmp_path / name, resume=True))
-        assert [w.tolist() for w in _weights(again.members)] == [
-            w.tolist() for w in _weights(policy.members)
-        ]
-        return policy.members
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the members' training that nothing stopped."""
+    out = tmp_path_factory.mktemp("members") / "whole"
+    train(LONG, out)
+    return out
+
+
+def test_members_begin_alike_and_go_their_own_ways(
+    trained: Path, whole: Path, tmp_path: Path
+) -> None:
+    last = replace(STAGE, timesteps=ROLLOUT, learning_rate=1e-9)
+    still = replace(TINY, name="still", stages=(STAGE, last), members=2)
     (shared,) = _weights(load_policy(trained / "policy.safetensors").members)
-    for weights in _weights(members("still", 1e-9)):
+    for weights in _weights(load_policy(train(still, tmp_path / "still")).members):
         np.testing.assert_allclose(weights, shared, atol=1e-6)
-    first, second = _weights(members("moving", 1e-2))
+
+    policy = load_policy(whole / "policy.safetensors")
+    assert policy.card.recipe_hash == LONG.digest()
+    first, second = _weights(policy.members)
     assert min(np.abs(first - shared).max(), np.abs(second - shared).max()) > 1e-3
     assert np.abs(first - second).max() > 1e-3
+    again = load_policy(train(LONG, whole, resume=True))
+    assert [w.tolist() for w in _weights(again.members)] == [first.tolist(), second.tolist()]
 
 
 def _weights(members: tuple[Network, ...]) -> list[np.ndarray]:
@@ -115,13 +124,9 @@ def _weights(members: tuple[Network, ...]) -> list[np.ndarray]:
 
 
 def test_a_member_is_resumed_from_its_own_checkpoint_or_begins_with_the_shared_one(
-    tmp_path: Path,
+    whole: Path, tmp_path: Path
 ) -> None:
-    """Stopped when the first member had ended and the second was at its second rollout."""
-    (stage,) = TINY.stages
-    long = replace(stage, timesteps=6 * ROLLOUT)
-    recipe = replace(TINY, name="stopped", stages=(stage, long), members=2)
-    whole = load_policy(train(recipe, tmp_path / "whole"))
+    """Stopped when one member was at its second rollout, whatever the other had done."""
 
     class StopError(Exception):
         pass
@@ -135,7 +140,7 @@ def test_a_member_is_resumed_from_its_own_checkpoint_or_begins_with_the_shared_o
 
     out = tmp_path / "out"
     with pytest.raises(StopError):
-        train(recipe, out, report=stop)
+        train(LONG, out, report=stop)
     assert seen[:2] == [(-1.0, ROLLOUT), (-1.0, 2 * ROLLOUT)]
     assert json.loads((out / "progress.json").read_text())["stage"] == 1
     member = int(seen[-1][0])
@@ -146,7 +151,7 @@ def test_a_member_is_resumed_from_its_own_checkpoint_or_begins_with_the_shared_o
     rest: list[tuple[float, float]] = []
     policy = load_policy(
         train(
-            recipe,
+            LONG,
             out,
             resume=True,
             report=lambda figures: rest.append((figures["member"], figures["timesteps"])),
@@ -159,7 +164,8 @@ def test_a_member_is_resumed_from_its_own_checkpoint_or_begins_with_the_shared_o
         steps for steps in ((i + 1) * ROLLOUT for i in range(6)) if steps > saved["timesteps"]
     ]
     np.testing.assert_array_equal(
-        _weights(policy.members)[1 - member], _weights(whole.members)[1 - member]
+        _weights(policy.members)[1 - member],
+        _weights(load_policy(whole / "policy.safetensors").members)[1 - member],
     )
 
 

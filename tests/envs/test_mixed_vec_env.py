@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import gymnasium
@@ -15,35 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.errors import ConfigurationError
-
-
-class Counter(gymnasium.Env[np.ndarray, np.int64]):
-    """Counts up by its action and a random number; an episode ends beyond its number."""
-
-    def __init__(self, number: int, actions: int = 3) -> None:
-        self.observation_space = gymnasium.spaces.Box(-1e9, 1e9, (2,), np.float32)
-        self.action_space = gymnasium.spaces.Discrete(actions)
-        self.number, self.total, self.calls, self.note = number, 0, 0, ""
-        self.render_mode = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.total = (options or {}).get("total", 0)
-        return self._seen(), {"begun": self.number}
-
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.total += int(action) + int(self.np_random.integers(3))
-        ended = self.total > 3 + self.number
-        return self._seen(), float(self.total), ended, False, {"number": self.number}
-
-    def called(self, amount: int, *, times: int = 1) -> int:
-        self.calls += amount * times
-        return self.calls
-
-    def _seen(self) -> np.ndarray:
-        return np.array([self.number, self.total], dtype=np.float32)
+from tests.envs.counter import Counter
 
 
 def dummy(*numbers: int) -> DummyVecEnv:
@@ -140,7 +114,11 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
 
 @pytest.mark.slow
 def test_environments_in_other_processes_step_side_by_side_and_are_closed() -> None:
-    outside = SubprocVecEnv([partial(Counter, number) for number in (2, 3)], start_method="spawn")
+    get_context("forkserver").set_forkserver_preload([Counter.__module__])
+    counters: list[Callable[[], gymnasium.Env[Any, Any]]] = [
+        partial(Counter, number) for number in (2, 3)
+    ]
+    outside = SubprocVecEnv(counters, start_method="forkserver")
     mixed, whole = MixedVecEnv([dummy(0, 1), outside]), dummy(0, 1, 2, 3)
     try:
         drive(mixed, whole)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlbatch.envs.curves import COUPLINGS
 from rlbatch.envs.random_fit import fitted_table, level
 from rlbatch.envs.tasks.random_job import RandomJob
 from rlbatch.signals.record import Coupling
@@ -31,16 +30,6 @@ def test_one_lucky_validation_hardly_moves_the_level() -> None:
     lucky[17] = 1.0
     assert level(calm) == 2.0
     assert level(lucky) == pytest.approx(1.8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_curves_of_a_transformer_serve_one_coupling(number: int) -> None:
-    table = fitted_table(RandomJob("random-transformer", number))
-    assert table is not None
-    assert table.couplings(0) == [COUPLINGS[number]]
-    sizes = {size for size, _ in table.points.tolist()}
-    assert len(table.points) == len(sizes) > 5
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -18,11 +20,22 @@ FILES = sorted(path.name for path in recordings.DATA.glob("signals-*.npz"))
 CLOSE = 2e-6
 
 
-@pytest.fixture(params=FILES)
-def recorded(request: pytest.FixtureRequest) -> tuple[list[Signals], dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class Recorded:
+    """A file's signals, what was decided by them, and their observations as they are now."""
+
+    signals: list[Signals]
+    decided: dict[str, np.ndarray]
+    observations: np.ndarray
+
+
+@pytest.fixture(params=FILES, scope="module")
+def recorded(request: pytest.FixtureRequest) -> Recorded:
     signals = recordings.unstack(dict(np.load(recordings.DATA / request.param)))
     decided = np.load(recordings.DATA / request.param.replace("signals-", "decided-"))
-    return signals, dict(decided)
+    now = recordings.observations(signals)
+    now.setflags(write=False)
+    return Recorded(signals, dict(decided), now)
 
 
 def test_there_are_recordings_of_a_few_hundred_chunks() -> None:
@@ -32,26 +45,20 @@ def test_there_are_recordings_of_a_few_hundred_chunks() -> None:
     assert any("live" in name for name in FILES)
 
 
-def test_observations_are_as_recorded_name_by_name(
-    recorded: tuple[list[Signals], dict[str, np.ndarray]],
-) -> None:
-    signals, decided = recorded
-    seen = recordings.observations(signals)
-
+def test_observations_are_as_recorded_name_by_name(recorded: Recorded) -> None:
+    decided = recorded.decided
     for column, name in enumerate(decided["names"]):
-        now = seen[..., observation.OBSERVATION_NAMES.index(str(name))]
+        now = recorded.observations[..., observation.OBSERVATION_NAMES.index(str(name))]
         np.testing.assert_allclose(
             now, decided["observations"][..., column], rtol=0, atol=CLOSE, err_msg=str(name)
         )
 
 
 @pytest.mark.parametrize("name", recordings.POLICIES)
-def test_policies_decide_as_recorded(
-    recorded: tuple[list[Signals], dict[str, np.ndarray]], name: str
-) -> None:
-    signals, decided = recorded
+def test_policies_decide_as_recorded(recorded: Recorded, name: str) -> None:
+    signals, decided = recorded.signals, recorded.decided
     policy = resolve_policy(name)
-    now = recordings.changes(policy, signals, recordings.observations(signals))
+    now = recordings.changes(policy, signals, recorded.observations)
 
     np.testing.assert_allclose(now, decided[f"change.{name}"], rtol=0, atol=1e-9)
     if f"size.{name}" in decided:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from rlbatch.cli import main
+
 pytest.importorskip("ray", reason="needs Ray: pip install 'rlbatch[ray]'")
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -81,6 +83,11 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+def here(command: list[str]) -> int:
+    """Run a command in this process alone, and return its exit code."""
+    return main([*command[len(rlbatch()) :], "--jobs", "1"])
+
+
 def begun(task: Path) -> list[list[str]]:
     """Return the process of every run that was begun, and its parent: one a node, of Ray's."""
     path = task.with_name("begun.txt")
@@ -96,19 +103,20 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 
 def test_sweeps_are_the_same_and_errors_reach_the_caller(
-    nodes: TwoNodes, task: Path, tmp_path: Path
+    nodes: TwoNodes, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = ("--cluster", nodes.address)
-    found: list[dict[str, object]] = []
-    for name, more in (("here", ()), ("cluster", cluster)):
-        done = run(
-            rlbatch(
-                *("sweep", "--task", f"{task}:make", "--profile", "cpu", "--seeds", "2"),
-                *("--first", "8", "--json", "--out", tmp_path / name, *more),
-            )
+
+    def sweep(name: str, *more: str) -> list[str]:
+        return rlbatch(
+            *("sweep", "--task", f"{task}:make", "--profile", "cpu", "--seeds", "2"),
+            *("--first", "8", "--json", "--out", tmp_path / name, *more),
         )
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
+
+    assert here(sweep("here")) == 0
+    done = run(sweep("cluster", *cluster))
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(capsys.readouterr().out), json.loads(done.stdout)]
     for one in found:
         for name in [name for name in one if "seconds" in name]:
             del one[name]
@@ -124,7 +132,7 @@ def test_sweeps_are_the_same_and_errors_reach_the_caller(
 def test_a_killed_worker_and_a_killed_node_change_no_result(
     nodes: TwoNodes, task: Path, tmp_path: Path
 ) -> None:
-    assert run(bench(task, tmp_path / "here")).returncode == 0
+    assert here(bench(task, tmp_path / "here")) == 0
     alone = len(begun(task))
     task.with_name("begun.txt").unlink()
     task.with_name("slow").touch()

@@ -7,6 +7,8 @@ import os
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# On a busy machine a node needs more than 30. Ray spells its settings in lower case.
+os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
 
 from ray.cluster_utils import Cluster
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlbatch.envs.curves import CurveTable
+from rlbatch.envs.curves import COUPLINGS, CurveTable
 from rlbatch.envs.random_fit import fitted_table
 from rlbatch.envs.task import resolve_task
 from rlbatch.envs.tasks import random_transformer
@@ -88,11 +88,28 @@ def _most_common_share(source: np.ndarray, target: np.ndarray, symbol: int) -> f
     return np.bincount(written).max() / len(written) if len(written) else 1.0
 
 
-@pytest.mark.slow
-def test_a_fitted_task_learns_and_reaches_its_target() -> None:
-    job = RandomJob("random-transformer", 8)
+# Short ones, with a constant rate and with a schedule.
+@pytest.fixture(scope="module", params=[111, 47])
+def fitted(request: pytest.FixtureRequest) -> tuple[RandomJob, CurveTable]:
+    job = RandomJob("random-transformer", request.param)
     table = fitted_table(job)
-    assert isinstance(table, CurveTable)
+    assert table is not None
+    return job, table
+
+
+@pytest.mark.slow
+def test_curves_serve_one_coupling(fitted: tuple[RandomJob, CurveTable]) -> None:
+    job, table = fitted
+    assert table.couplings(0) == [COUPLINGS[job.number % 3]]
+    sizes = {size for size, _ in table.points.tolist()}
+    assert len(table.points) == len(sizes) > 5
+
+
+@pytest.mark.slow
+def test_a_fitted_task_learns_and_reaches_its_target(
+    fitted: tuple[RandomJob, CurveTable],
+) -> None:
+    job, table = fitted
     row = table.row(0, 0)
     assert row is not None
     task = resolve_task(table.task)

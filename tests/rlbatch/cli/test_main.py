@@ -256,24 +256,6 @@ def test_ctrl_c_ends_with_one_sentence_and_keeps_the_results(tmp_path: Path, job
     assert (out / "results.jsonl").read_bytes().count(b"\n") >= 1
 
 
-@pytest.mark.slow
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    program = f"{sys.executable} -m rlbatch tasks --json"
-    done = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f"set -o pipefail; {program} | (exec 0<&-; sleep 0); echo ${{PIPESTATUS[0]}}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert done.stdout == "0\n"
-    assert done.stderr == ""
-
-
 def test_python_dash_m_runs_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rlbatch", "--version"], capture_output=True, text=True, check=True

@@ -26,10 +26,13 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import rlbatch
 from rlbatch.control import rollback
+from rlbatch.envs.processes import keep_tensorflow_out
 from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_reader import read_episode
 from rlbatch.testing import ScriptedPolicy
 from tests.rlbatch.integrations.steered import ByBits
+
+keep_tensorflow_out()  # of what else is started from the same fork server
 
 ROWS, BASE = 98, 16  # neither is a multiple of the other: each epoch ends with a rest
 losses = nn.MSELoss()

@@ -6,6 +6,7 @@ A process has one backend: `test_keras.py` runs this file in a process for each.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 
 import pytest
@@ -92,15 +93,23 @@ def make_control(limit: int | None, policy: Any = "fixed", **settings: Any) -> B
     )  # fmt: skip
 
 
+@functools.cache
+def plain_weights(case: str) -> list[Any]:
+    """Return the weights of a case's model after its `fit` without a controller."""
+    make, data, more = CASES[case]
+    plain = make()
+    names = dict(zip(("x", "y", "sample_weight"), data, strict=False))
+    plain.fit(**names, batch_size=BASE, epochs=2, shuffle=False, verbose=0, **more)
+    return plain.get_weights()
+
+
 @pytest.mark.parametrize("limit", [None, 3, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_weights_are_those_of_the_plain_fit(case: str, limit: int | None) -> None:
     if case == "class weights" and not TENSORFLOW:
         pytest.skip("Keras refuses class_weight with a DataLoader")
     make, data, more = CASES[case]
-    plain = make()
-    names = dict(zip(("x", "y", "sample_weight"), data, strict=False))
-    plain.fit(**names, batch_size=BASE, epochs=2, shuffle=False, verbose=0, **more)
+    plain = plain_weights(case)
 
     control, model = make_control(limit), make()
     model.fit(
@@ -108,7 +117,7 @@ def test_weights_are_those_of_the_plain_fit(case: str, limit: int | None) -> Non
     )
     assert control.components["traces"]["part"] > 0 or limit is None
     start = make()
-    for a, b, c in zip(model.get_weights(), plain.get_weights(), start.get_weights(), strict=True):
+    for a, b, c in zip(model.get_weights(), plain, start.get_weights(), strict=True):
         moved = float(np.abs(b - c).max())
         assert float(np.abs(a - b).max()) < 2e-5 * max(moved, 1.0)  # of float32
         assert moved > 1e-3
@@ -197,18 +206,37 @@ def test_a_roll_back_restores_the_moving_average_and_what_was_named() -> None:
     assert all(bool(np.isfinite(w).all()) for w in model.get_weights())
 
 
-@pytest.mark.parametrize("damage", ["policy", "missing", "fit"])
-def test_a_state_that_is_refused_leaves_the_control_as_it_was(damage: str) -> None:
-    def fit(control: Any, data: Any, epochs: int = 2) -> Any:
-        model = classes()
-        model.fit(data, epochs=epochs, verbose=0, callbacks=[control])
-        return model
+def scripted() -> BatchSizeControl:
+    return make_control(None, ScriptedPolicy((1.0, -1.0)))
 
-    policy = ScriptedPolicy((1.0, -1.0))
-    saved, fresh = make_control(None, policy), make_control(None, policy)
-    fit(saved, saved.dataset(X, KIND), 1)
-    whole = fit(fresh, fresh.dataset(X, KIND))
-    state = copy.deepcopy(saved.state_dict())
+
+def fit_classes(control: Any, data: Any, epochs: int = 2) -> Any:
+    model = classes()
+    model.fit(data, epochs=epochs, verbose=0, callbacks=[control])
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved() -> Any:
+    """Return the state after an epoch."""
+    control = scripted()
+    fit_classes(control, control.dataset(X, KIND), 1)
+    return control.state_dict()
+
+
+@pytest.fixture(scope="module")
+def fresh() -> tuple[int, list[Any]]:
+    """Return the steps of a run that nothing was loaded into, and the weights after it."""
+    control = scripted()
+    whole = fit_classes(control, control.dataset(X, KIND))
+    return control.steps, whole.get_weights()
+
+
+@pytest.mark.parametrize("damage", ["policy", "missing", "fit"])
+def test_a_state_that_is_refused_leaves_the_control_as_it_was(
+    damage: str, saved: Any, fresh: tuple[int, list[Any]]
+) -> None:
+    state = copy.deepcopy(saved)
     if damage == "policy":
         state["control_loop"]["engine"] = {"policy": 3}
     elif damage == "missing":
@@ -216,19 +244,20 @@ def test_a_state_that_is_refused_leaves_the_control_as_it_was(damage: str) -> No
     else:
         state["fit"] = {}
 
-    control = make_control(None, policy)
+    control = scripted()
     data = control.dataset(X, KIND)
 
     def resume() -> None:
         control.load_state_dict(state)
-        fit(control, data)
+        fit_classes(control, data)
 
     with pytest.raises(RlbatchError, match="state"):
         resume()
-    model = fit(control, data)
-    assert control.steps == fresh.steps
+    model = fit_classes(control, data)
+    steps, weights = fresh
+    assert control.steps == steps
     assert control.samples_seen == 2 * SAMPLES
-    for a, b in zip(model.get_weights(), whole.get_weights(), strict=True):
+    for a, b in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

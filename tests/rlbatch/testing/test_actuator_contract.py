@@ -63,6 +63,9 @@ class Broken(ActuatorContract):
     def __init__(self, **wrong: Any) -> None:
         self.wrong = wrong
 
+    def trained(self, seed: int | None) -> list[Step]:
+        return self.train(self.job(seed))  # each one breaks in its own way
+
     def train(self, job: Job) -> list[Step]:
         if self.wrong.get("deaf"):
             return plain_loop(replace(job, decide=lambda _: job.batch_size))
