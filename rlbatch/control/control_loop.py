@@ -77,7 +77,7 @@ class ControlLoop:
         """
         self.ranks = Ranks() if ranks is None else ranks
         self.config, self.context, self._engine = config, context, engine
-        self._logger, self._log_position = DecisionLogger(None), 0
+        self._logger, self._log_position = DecisionLogger(), 0
         self._learning_rate, self._monitor = parts.rate, parts.monitor
         self.base_batch_size = round(float(context.base_batch_size))
         coupling = Coupling(config.lr_coupling)
@@ -130,6 +130,7 @@ class ControlLoop:
         self.steps += 1
         self.samples_seen += samples
         self.cost_tracker.step(samples)
+        self._logger.reached((self.steps, self.samples_seen), self.cost_tracker.so_far, place)
         if not self.watching:
             return
         self.watching = False
@@ -167,8 +168,7 @@ class ControlLoop:
 
     def open_log(self, log: EpisodeLog) -> None:
         """Write to this log from now on, behind the lines that a loaded state knows of."""
-        log.truncate_to(self._log_position)
-        self._logger.log = log
+        self._logger.open(log, self._log_position, self.batch_size)
 
     def track(self, run: dict[str, Any]) -> None:
         """Tell the trackers of the settings, on rank 0; `run` is what `run.json` says."""
@@ -177,9 +177,9 @@ class ControlLoop:
 
     def close(self, place: Place) -> None:
         """Note the end of the run and close the log; one that is opened later continues it."""
-        self._note("end", "end of the run", place, self.batch_size)
-        self._logger.close()
-        self._log_position, self._logger.log = self._logger.position, None
+        counts = self.steps, self.samples_seen
+        cost = self.cost_tracker.so_far
+        self._log_position = self._logger.end(counts, cost, place, self.batch_size)
 
     def _note(self, event: Event, reason: str, place: Place, before: int) -> None:
         counts = self.steps, self.samples_seen, self.cost_tracker.total
@@ -343,8 +343,7 @@ class ControlLoop:
             if error is not None:
                 raise error
             require_agreement(latest, -earliest, refused=bool(refused))
-            if self._logger.log is not None:
-                self._logger.log.truncate_to(self._log_position)
+            self._logger.go_back(self._log_position, self.batch_size)
 
     def _taken(self, state: dict[str, Any]) -> Exception | None:
         """Take a state and return what is wrong with it, if anything is."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rlbatch.control.engine import AppliedDecision
+from rlbatch.control.run_end import CLOSED, Reached, UnclosedEnd
 from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import DecisionRecord, Event
 from rlbatch.log.episode_log import EpisodeLog
@@ -49,11 +50,47 @@ class DecisionLogger:
         log: Where lines go; None drops them.
     """
 
-    def __init__(self, log: EpisodeLog | None) -> None:
-        """Write to this log."""
+    def __init__(self, log: EpisodeLog | None = None) -> None:
+        """Write to this log, which whoever opened it ends; or see `open`."""
         self.log = log
+        self._unclosed: UnclosedEnd | None = None
         self._trackers: list[Tracker] = []
         self._values = RecordValues({})
+        self._reached: Reached | None = None
+
+    def open(self, log: EpisodeLog, position: int, batch_size: int) -> None:
+        """Write to a log, behind its first lines.
+
+        Args:
+            log: Where lines go.
+            position: How many of its lines are kept.
+            batch_size: In force, in samples.
+        """
+        log.truncate_to(position)
+        self.log, self._reached = log, None
+        self._unclosed = UnclosedEnd(self, log)
+        self._unclosed.batch_size = batch_size
+
+    def go_back(self, position: int, batch_size: int) -> None:
+        """Drop the lines behind a position: a state was loaded that knows no more."""
+        self._reached = None
+        if self.log is not None and self._unclosed is not None:
+            self.log.truncate_to(position)
+            self._unclosed.reached, self._unclosed.batch_size = None, batch_size
+
+    def reached(self, counts: tuple[int, int], cost: float, place: Callable[[], Place]) -> None:
+        """Take note of an optimizer step, for the line that ends the run.
+
+        Args:
+            counts: Steps and samples so far.
+            cost: So far.
+            place: Returns where that is.
+        """
+        if self.log is None and not self._trackers:
+            return
+        self._reached = Reached(*counts, cost, place().epoch)
+        if self._unclosed is not None:
+            self._unclosed.reached = self._reached
 
     @property
     def position(self) -> int:
@@ -150,16 +187,40 @@ class DecisionLogger:
                 signals={} if signals is None else signal_values(signals),
                 reasons=(reason,),
                 step=steps,
-                effective_step=None if event == "end" else place.next_step,
+                effective_step=place.next_step,
                 epoch=place.epoch,
                 samples_seen=samples,
                 cost=cost,
             )
         )
 
+    def end(self, counts: tuple[int, int], cost: float, place: Place, batch_size: int) -> int:
+        """Write that the run is over and close the log.
+
+        Args:
+            counts: Steps and samples so far.
+            cost: So far, where no step of this process says it.
+            place: Where.
+            batch_size: In force, in samples.
+
+        Returns:
+            The number of its lines.
+        """
+        position = self.position
+        if self.log is not None and not self.log.is_open:
+            self.log = None  # another controller of this process goes on with it
+        if self.log is not None or self._trackers:
+            reached = self._reached or Reached(*counts, cost, place.epoch)
+            self._write(reached.record(position, batch_size, CLOSED))
+            position = self.position
+        self.close()
+        return position
+
     def _write(self, record: DecisionRecord) -> None:
         if self.log is not None:
             self.log.write(record)
+        if self._unclosed is not None:
+            self._unclosed.batch_size = record.batch_size
         values, texts = self._values.of(record)
         for tracker in tuple(self._trackers):
             self._tell(
@@ -180,12 +241,14 @@ class DecisionLogger:
 
     def give_up(self) -> None:
         """Drop a log that cannot be written, and keep quiet about it from now on."""
-        log, self.log = self.log, None
-        if log is not None:
-            with contextlib.suppress(EpisodeLogError):
-                log.close()
+        with contextlib.suppress(EpisodeLogError):
+            self.close()
 
     def close(self) -> None:
         """Flush and close."""
-        if self.log is not None:
-            self.log.close()
+        unclosed, self._unclosed = self._unclosed, None
+        if unclosed is not None:
+            unclosed.cancel()
+        log, self.log = self.log, None
+        if log is not None:
+            log.close()
