@@ -55,6 +55,7 @@ def draw(
 ) -> None:
     viewport = {"width": size[0], "height": size[1]}
     opened = browser.new_page(viewport=viewport, color_scheme=scheme)
+    opened.set_default_timeout(300_000)  # of a machine with other work
     opened.goto(page.as_uri())
     clip = None
     if not full:
