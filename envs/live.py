@@ -93,7 +93,7 @@ class LiveRun:
         )
         self._rate = TorchRate(self.optimizer)
         self._coupling = CoupledRate(self._rate, given.coupling, task.batch_size)
-        self._noise_rate, self._guard = given.measuring_rate, given.guard_limits
+        self._measuring_rate, self._guard = given.measuring_rate, given.guard_limits
         self._guard_state = GuardState()
         self._next_validation = self.cadence.validation_steps(0)
         self.context = self._constants(low, high, size)
@@ -198,7 +198,7 @@ class LiveRun:
         planned = self.objective.planned_samples or math.inf
         self._clock.start()
         for _ in range(steps):
-            self._train_step(is_measured(self.steps, self._noise_rate))
+            self._train_step(is_measured(self.steps, self._measuring_rate))
             self.exhausted = (
                 self.cost >= budget or self.steps >= last or self.samples_seen >= planned
             )

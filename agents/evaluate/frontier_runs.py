@@ -51,7 +51,7 @@ def planned_length(epochs: float, dataset_size: int, batch_size: int) -> int:
     return max(1, math.ceil(epochs * dataset_size / batch_size))
 
 
-def plans(setting: FixedSetting, planned: int, lengths: Sequence[float] = LENGTHS) -> list[Plan]:
+def plans(setting: FixedSetting, planned: int) -> list[Plan]:
     """Return the fixed runs that make a frontier, the user's own size and length first.
 
     Small sizes are followed as far as `MOST_STEPS` allows: on no device do they pay at lengths
@@ -60,12 +60,11 @@ def plans(setting: FixedSetting, planned: int, lengths: Sequence[float] = LENGTH
     Args:
         setting: Of the task.
         planned: Steps of the user's run at the task's batch size.
-        lengths: As `LENGTHS`.
     """
     base = setting.task.batch_size
     sizes = [s for s in size_grid(setting.task) if round(math.log2(s / base)) in SIZE_SHIFTS]
     found: list[Plan] = []
-    for length in sorted(lengths, key=lambda length: abs(math.log(length))):
+    for length in sorted(LENGTHS, key=lambda length: abs(math.log(length))):
         steps = max(1, round(length * planned))
         for size in sizes:
             taken = steps * base / size

@@ -143,16 +143,16 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
     run = LiveRun(task, conditions, backend=backend)
     limit = math.inf if max_cost is None else max_cost
     charged = profile is None and objective.weights.seconds == 1.0
-    grid = getattr(policy, "action_grid", None)
-    head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
+    head = {**_head(policy, engine), **(run_info or {})}
     log = nullcontext() if log_dir is None else RunLog(log_dir, run, seed, profile, head)
     with log as opened:
         return _drive(run, decider, limit, opened, charged=charged)
 
 
-def _config(engine: EngineConfig | None) -> dict[str, str]:
-    """Return what the log says of the wrappers, for a replay."""
-    return {"fallback": AUTO} if engine is None else {}
+def _head(policy: Policy, engine: EngineConfig | None) -> dict[str, object]:
+    """Return what the log says of the policy and its wrappers, for a replay."""
+    grid = getattr(policy, "action_grid", None)
+    return {"action_grid": grid, "config": {"fallback": AUTO} if engine is None else {}}
 
 
 def _drive(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rlbatch.control.engine import AppliedDecision
+from rlbatch.control.loop_progress import LoopProgress
 from rlbatch.control.run_end import CLOSED, Reached, UnclosedEnd
 from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import DecisionRecord, Event
@@ -51,51 +52,55 @@ class DecisionLogger:
     """
 
     def __init__(self, log: EpisodeLog | None = None) -> None:
-        """Write to this log, which whoever opened it ends; or see `open`."""
+        """Write to this log, which whoever opened it ends; None: nowhere before `open`."""
         self.log = log
+        self._known = 0  # lines, while no log is open
+        self._reached: Reached | None = None
         self._unclosed: UnclosedEnd | None = None
         self._trackers: list[Tracker] = []
         self._values = RecordValues({})
-        self._reached: Reached | None = None
-
-    def open(self, log: EpisodeLog, position: int, batch_size: int) -> None:
-        """Write to a log, behind its first lines.
-
-        Args:
-            log: Where lines go.
-            position: How many of its lines are kept.
-            batch_size: In force, in samples.
-        """
-        log.truncate_to(position)
-        self.log, self._reached = log, None
-        self._unclosed = UnclosedEnd(self, log)
-        self._unclosed.batch_size = batch_size
-
-    def go_back(self, position: int, batch_size: int) -> None:
-        """Drop the lines behind a position: a state was loaded that knows no more."""
-        self._reached = None
-        if self.log is not None and self._unclosed is not None:
-            self.log.truncate_to(position)
-            self._unclosed.reached, self._unclosed.batch_size = None, batch_size
-
-    def reached(self, counts: tuple[int, int], cost: float, place: Callable[[], Place]) -> None:
-        """Take note of an optimizer step, for the line that ends the run.
-
-        Args:
-            counts: Steps and samples so far.
-            cost: So far.
-            place: Returns where that is.
-        """
-        if self.log is None and not self._trackers:
-            return
-        self._reached = Reached(*counts, cost, place().epoch)
-        if self._unclosed is not None:
-            self._unclosed.reached = self._reached
 
     @property
     def position(self) -> int:
         """Lines so far."""
         return 0 if self.log is None else self.log.position
+
+    @property
+    def known(self) -> int:
+        """Lines that the run's state knows of, whether a log is open or not."""
+        return self.position or self._known
+
+    @known.setter
+    def known(self, lines: int) -> None:
+        self._known = lines
+
+    def open(self, log: EpisodeLog) -> None:
+        """Write to this log from now on, after the lines that the state knows of."""
+        log.truncate_to(self._known)
+        self.log, self._reached = log, None
+        self._unclosed = UnclosedEnd(self, log)
+
+    def drop_later(self) -> None:
+        """Drop the lines that a loaded state does not know of."""
+        self._reached = None
+        if self.log is not None:
+            self.log.truncate_to(self._known)
+        if self._unclosed is not None:
+            self._unclosed.reached = None
+
+    def reached(self, at: LoopProgress, cost: float, place: Callable[[], Place]) -> None:
+        """Take note of an optimizer step, for the line that ends the run.
+
+        Args:
+            at: How far the run is.
+            cost: So far.
+            place: Returns where that is.
+        """
+        if self.log is None and not self._trackers:
+            return
+        self._reached = Reached(at.steps, at.samples_seen, cost, place().epoch)
+        if self._unclosed is not None:
+            self._unclosed.reached, self._unclosed.batch_size = self._reached, at.batch_size
 
     def track(self, trackers: Sequence[Tracker], run: Mapping[str, Any]) -> None:
         """Tell these trackers, too, from now on.
@@ -187,34 +192,27 @@ class DecisionLogger:
                 signals={} if signals is None else signal_values(signals),
                 reasons=(reason,),
                 step=steps,
-                effective_step=place.next_step,
+                effective_step=None if event == "end" else place.next_step,
                 epoch=place.epoch,
                 samples_seen=samples,
                 cost=cost,
             )
         )
 
-    def end(self, counts: tuple[int, int], cost: float, place: Place, batch_size: int) -> int:
+    def end(self, at: LoopProgress, cost: float, place: Place) -> None:
         """Write that the run is over and close the log.
 
         Args:
-            counts: Steps and samples so far.
+            at: How far the run is.
             cost: So far, where no step of this process says it.
             place: Where.
-            batch_size: In force, in samples.
-
-        Returns:
-            The number of its lines.
         """
-        position = self.position
         if self.log is not None and not self.log.is_open:
             self.log = None  # another controller of this process goes on with it
         if self.log is not None or self._trackers:
-            reached = self._reached or Reached(*counts, cost, place.epoch)
-            self._write(reached.record(position, batch_size, CLOSED))
-            position = self.position
+            reached = self._reached or Reached(at.steps, at.samples_seen, cost, place.epoch)
+            self._write(reached.record(self.position, at.batch_size, CLOSED))
         self.close()
-        return position
 
     def _write(self, record: DecisionRecord) -> None:
         if self.log is not None:
@@ -245,7 +243,8 @@ class DecisionLogger:
             self.close()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; a log that is opened later goes on after the lines so far."""
+        self._known = self.position
         unclosed, self._unclosed = self._unclosed, None
         if unclosed is not None:
             unclosed.cancel()
