@@ -7,11 +7,10 @@ runs do not depend on the clock: cost follows from steps, and one set serves eve
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from rlbatch.agents.evaluate.clocks import CostClock
 from rlbatch.agents.evaluate.curve_files import open_curves
 from rlbatch.agents.evaluate.curve_store import CurveKey, CurveStore
-from rlbatch.agents.evaluate.fixed_curves import FixedSetting, size_grid
+from rlbatch.agents.evaluate.fixed_curves import FixedSetting, cadence_key, size_grid
 from rlbatch.agents.evaluate.frontier import FixedEnd, Frontier
 from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 
@@ -106,7 +105,7 @@ class FrontierRuns:
             seed=setting.seed,
             coupling=setting.coupling.value,
             batch_size=plan.batch_size,
-            cadence=json.dumps(asdict(setting.cadence)),
+            cadence=cadence_key(setting.cadence),
             planned_steps=plan.planned_steps,
             target=None,
         )
