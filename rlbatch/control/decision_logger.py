@@ -51,9 +51,9 @@ class DecisionLogger:
         log: Where lines go; None drops them.
     """
 
-    def __init__(self, log: EpisodeLog | None = None) -> None:
-        """Write to this log, which whoever opened it ends; None: nowhere before `open`."""
-        self.log = log
+    def __init__(self) -> None:
+        """Write nowhere before `open`."""
+        self.log: EpisodeLog | None = None
         self._known = 0  # lines, while no log is open
         self._reached: Reached | None = None
         self._unclosed: UnclosedEnd | None = None
