@@ -39,6 +39,7 @@ def main() -> None:
         page = Path(folder) / "page.html"
         for name, logs, size, scheme in (
             ("report-desktop", two, (1280, 1000), "light"),
+            ("report-tablet", two, (820, 1180), "light"),
             ("report-dark", one, (1280, 1000), "dark"),
             ("report-phone", two, (390, 1400), "light"),
         ):
@@ -54,14 +55,24 @@ def draw(
 ) -> None:
     viewport = {"width": size[0], "height": size[1]}
     opened = browser.new_page(viewport=viewport, color_scheme=scheme)
+    opened.set_default_timeout(300_000)  # of a machine with other work
     opened.goto(page.as_uri())
+    clip = None
     if not full:
         opened.wait_for_selector("html[data-ready]")
+        clip = {"x": 0, "y": 0, "width": size[0], "height": whole_charts(opened, size[1])}
     path = PICTURES / f"{name}.png"
-    opened.screenshot(path=str(path), full_page=full)
+    opened.screenshot(path=str(path), full_page=True, clip=clip)
     opened.close()
     Image.open(path).convert("RGB").quantize(COLORS).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def whole_charts(opened: Any, height: int) -> float:
+    """Return where the last chart ends that a picture of this height, or a little more, shows."""
+    boxes = [chart.bounding_box() for chart in opened.locator(".chart").all()]
+    ends = [box["y"] + box["height"] for box in boxes]
+    return min((end for end in ends if end >= height), default=float(height)) + 8.0
 
 
 def terminal() -> str:

@@ -241,6 +241,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for ax, field in ((step, "steps"), (sample, "samples")):
             found = mean(rows, "steps", task, field)
             ax.plot(list(found), list(found.values()), "o-", color=color, label=task)
+        missed = [one for one in rows if one["task"] == task and one.get("samples", 0) is None]
+        given_up = [one["size"] for one in missed], [one["max_samples"] for one in missed]
+        sample.plot(*given_up, "^", color=color, fillstyle="none", label=f"{task}, given up")
         for field, style in (("train", "o:"), ("val", "o-")):
             found = mean(rows, "gap", task, field)
             label = f"{task}, {'training' if field == 'train' else 'validation'}"

@@ -70,7 +70,10 @@ def _front(ax: Any, good: Sequence[Point], result: Result) -> None:
     """Draw cost against loss with the front and the chosen point on it."""
     for point in good:
         ax.plot(point.cost.value, point.loss.value, ".", color="0.6")
-        ax.annotate(str(point.batch_size), (point.cost.value, point.loss.value), fontsize=6)
+        at, beside = (point.cost.value, point.loss.value), (8, 5)  # not under the star
+        ax.annotate(
+            str(point.batch_size), at, xytext=beside, textcoords="offset points", fontsize=6
+        )
     keys = set(result.front)
     line = sorted((p for p in good if p.key in keys), key=lambda p: p.cost.value)
     if line:

@@ -21,6 +21,8 @@ FAILED, WRONG_USE = 1, 2
 TRACEBACK = "RLBATCH_TRACEBACK"
 
 _FRAME = re.compile(r'^ *(?:\|  *)?File "(.+?)", line (\d+)', re.MULTILINE)
+# What SQLite says where nothing is wrong with the statement.
+_OUTSIDE = re.compile(r"is full|disk I/O error|is locked|readonly|unable to open")
 _REMEDIES = {
     errno.ENOSPC: "Make room and repeat the command; what was finished is kept.",
     errno.EDQUOT: "Make room and repeat the command; what was finished is kept.",
@@ -61,8 +63,29 @@ def sentence(error: BaseException) -> str:
         where = "" if error.filename is None else f" of {error.filename}"
         remedy = _REMEDIES.get(error.errno or 0, f"It happened in {_place(error)}.")
         return f"Reading or writing{where} failed: {error.strerror}. {remedy}"
+    if (said := _of_database(error)) is not None:
+        return (
+            f"Reading or writing a database failed: {said}. Make room or free it, and repeat the "
+            "command; what was finished is kept."
+        )
     what = type(error).__name__ + (f": {error}" if str(error) else "")
     return f"Failed with {what} in {_place(error)}. {TRACEBACK}=1 shows how it came to that."
+
+
+def _of_database(error: BaseException | None) -> str | None:
+    """Return what SQLite says of a disk that is full or a database that is held, if it is that.
+
+    SQLAlchemy and Optuna wrap its errors in their own.
+    """
+    import sqlite3  # here, since most commands have no database
+
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, sqlite3.OperationalError) and _OUTSIDE.search(str(error)):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _place(error: BaseException) -> str:

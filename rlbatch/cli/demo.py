@@ -74,7 +74,7 @@ class Command:
         if picture is not None:
             _shared.say(f"Picture of the batch sizes over time: {picture}")
         _explain(demo.starts[0])
-        _next(demo)
+        _next(demo, out)
         return 0
 
     def _check(self) -> None:
@@ -182,7 +182,7 @@ def _explain(start: Start) -> None:
     _shared.say(f"    rlbatch inspect {shlex.quote(start.log)} --step {step}")
 
 
-def _next(demo: Demo) -> None:
+def _next(demo: Demo, out: Path) -> None:
     log, task = shlex.quote(demo.starts[0].log), shlex.quote(demo.task)
     profile, policy = shlex.quote(demo.profile), shlex.quote(demo.policy)
     print("\nNext:")
@@ -195,3 +195,5 @@ def _next(demo: Demo) -> None:
     )
     _shared.say("  Inspect a run, every decision with its reason:")
     _shared.say(f"    rlbatch inspect {log}")
+    _shared.say("  See its runs on a page, over each other:")
+    _shared.say(f"    rlbatch report {shlex.quote(str(out))} -o rlbatch-demo.html")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from rlbatch.agents.search.profiling import Measured
 
+_SCATTERED = 0.3  # mean relative error of a fit; beyond it a curve says little
+
 
 @dataclass(frozen=True)
 class Command:
@@ -160,6 +162,8 @@ def print_measured(found: Measured) -> None:
     for name, (low, high) in fitted.intervals.items():
         print(f"{name}: {getattr(profile, name):.4g} [{low:.4g}, {high:.4g}]")
     print(f"The fit is off by {fitted.error:.1%} on average; throughput turns at {knee:,.0f}.")
+    if fitted.error > _SCATTERED:
+        print("The timings scatter: was there other work? Measure again without it.")
     largest = found.largest
     how = "tried" if largest.tested else "foretold from smaller ones, which took long already"
     how = "no larger one was looked for" if largest.bounded else how

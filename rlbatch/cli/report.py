@@ -20,8 +20,8 @@ class Command:
     """Make one page of runs that opens in a browser without a network.
 
     Losses, batch sizes, learning rates, noise scales and costs over steps, samples or cost; every
-    decision with its reason. Several runs are drawn over each other. A folder of `rlbatch bench`
-    gives the tables of its results.
+    decision with its reason. Several runs are drawn over each other. A folder of `rlbatch bench` or
+    `rlbatch demo` gives the tables of its results, and its logged runs of the first seed.
 
     For example: rlbatch report runs/first runs/second -o report.html
     """
@@ -44,7 +44,10 @@ class Command:
 
         self._check()
         logs, benchmarks = self._read()
-        page = build_page(logs, benchmarks, self.title)
+        title = self.title
+        if title is None and len(benchmarks) == len(self.folders):
+            title = ", ".join(benchmark.name for benchmark in benchmarks)
+        page = build_page(logs, benchmarks, title)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out, page)
         print(f"{self.out}: {len(page.encode()) / 1000:,.0f} kB, {_counted(logs, benchmarks)}")
@@ -80,12 +83,33 @@ class Command:
         from rlbatch.inspect.report.benchmarks import is_benchmark, read_benchmark
 
         benches = [folder for folder in self.folders if is_benchmark(folder)]
-        logs = read_logs([folder for folder in self.folders if folder not in benches])
+        runs = [folder for folder in self.folders if folder not in benches]
+        logs = read_logs(runs)
         if len(logs) > _MANY:
             raise ConfigurationError(
                 f"{len(logs)} runs over each other cannot be told apart: name {_MANY} at most."
             )
-        return logs, [read_benchmark(folder) for folder in benches]
+        logs += self._runs_of(benches, _MANY - len(logs))
+        return logs, list(map(read_benchmark, benches))
+
+    def _runs_of(self, benches: list[Path], room: int) -> list[RunLog]:
+        """Return the logged runs of benchmarks that there is room for, and say which are not."""
+        from rlbatch.cli._shared import note
+        from rlbatch.inspect.reading import read_logs
+        from rlbatch.inspect.report.benchmarks import named_by_difference, run_folders
+
+        found: list[RunLog] = []
+        for bench in benches:
+            runs, count = run_folders(bench)
+            drawn = runs if len(found) + len(runs) <= room else []
+            if len(drawn) < count:
+                which = "those of the first seed are" if drawn else "none of them is"
+                note(
+                    f"rlbatch: {bench} has {count} logged runs, and {which} drawn. Name up to "
+                    f"{_MANY} folders of {bench / 'runs'} for others."
+                )
+            found += named_by_difference(read_logs(drawn))
+        return found
 
 
 def _is_report(path: Path) -> bool:

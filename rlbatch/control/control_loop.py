@@ -124,6 +124,7 @@ class ControlLoop:
         at = self.progress
         at.count_step(samples)
         self.cost_tracker.step(samples)
+        self.logger.reached(at, self.cost_tracker.so_far, place)
         if not self.watching:
             return
         self.watching = False
@@ -158,8 +159,7 @@ class ControlLoop:
 
     def close(self, place: Place) -> None:
         """Note the end of the run and close the log; one that is opened later continues it."""
-        self.note("end", "end of the run", place)
-        self.logger.close()
+        self.logger.end(self.progress, self.cost_tracker.so_far, place)
 
     def note(self, event: Event, reason: str, place: Place, before: int | None = None) -> None:
         """Note in the log what is no decision; `before` is the batch size before it, if another."""

@@ -39,6 +39,14 @@ class CostTracker:
         self._chunk_seconds = 0.0
         self.total = 0.0
 
+    @property
+    def so_far(self) -> float:
+        """The total, with what the wall clock says since it was last added to."""
+        if self._step_cost is not None:
+            return self.total
+        running = 0.0 if self._since is None else self._now() - self._since
+        return self.total + self._seconds + running
+
     def resume(self) -> None:
         """Let the wall clock run."""
         if self._since is None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rlbatch.control.engine import AppliedDecision
+from rlbatch.control.loop_progress import LoopProgress
+from rlbatch.control.run_end import CLOSED, Reached, UnclosedEnd
 from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import DecisionRecord, Event
 from rlbatch.log.episode_log import EpisodeLog
@@ -53,6 +55,8 @@ class DecisionLogger:
         """Write nowhere before `open`."""
         self.log: EpisodeLog | None = None
         self._known = 0  # lines, while no log is open
+        self._reached: Reached | None = None
+        self._unclosed: UnclosedEnd | None = None
         self._trackers: list[Tracker] = []
         self._values = RecordValues({})
 
@@ -73,12 +77,30 @@ class DecisionLogger:
     def open(self, log: EpisodeLog) -> None:
         """Write to this log from now on, after the lines that the state knows of."""
         log.truncate_to(self._known)
-        self.log = log
+        self.log, self._reached = log, None
+        self._unclosed = UnclosedEnd(self, log)
 
     def drop_later(self) -> None:
         """Drop the lines that a loaded state does not know of."""
+        self._reached = None
         if self.log is not None:
             self.log.truncate_to(self._known)
+        if self._unclosed is not None:
+            self._unclosed.reached = None
+
+    def reached(self, at: LoopProgress, cost: float, place: Callable[[], Place]) -> None:
+        """Take note of an optimizer step, for the line that ends the run.
+
+        Args:
+            at: How far the run is.
+            cost: So far.
+            place: Returns where that is.
+        """
+        if self.log is None and not self._trackers:
+            return
+        self._reached = Reached(at.steps, at.samples_seen, cost, place().epoch)
+        if self._unclosed is not None:
+            self._unclosed.reached, self._unclosed.batch_size = self._reached, at.batch_size
 
     def track(self, trackers: Sequence[Tracker], run: Mapping[str, Any]) -> None:
         """Tell these trackers, too, from now on.
@@ -177,9 +199,26 @@ class DecisionLogger:
             )
         )
 
+    def end(self, at: LoopProgress, cost: float, place: Place) -> None:
+        """Write that the run is over and close the log.
+
+        Args:
+            at: How far the run is.
+            cost: So far, where no step of this process says it.
+            place: Where.
+        """
+        if self.log is not None and not self.log.is_open:
+            self.log = None  # another controller of this process goes on with it
+        if self.log is not None or self._trackers:
+            reached = self._reached or Reached(at.steps, at.samples_seen, cost, place.epoch)
+            self._write(reached.record(self.position, at.batch_size, CLOSED))
+        self.close()
+
     def _write(self, record: DecisionRecord) -> None:
         if self.log is not None:
             self.log.write(record)
+        if self._unclosed is not None:
+            self._unclosed.batch_size = record.batch_size
         values, texts = self._values.of(record)
         for tracker in tuple(self._trackers):
             self._tell(
@@ -200,14 +239,15 @@ class DecisionLogger:
 
     def give_up(self) -> None:
         """Drop a log that cannot be written, and keep quiet about it from now on."""
-        log, self.log = self.log, None
-        if log is not None:
-            with contextlib.suppress(EpisodeLogError):
-                log.close()
+        with contextlib.suppress(EpisodeLogError):
+            self.close()
 
     def close(self) -> None:
         """Flush and close; a log that is opened later goes on after the lines so far."""
         self._known = self.position
-        if self.log is not None:
-            self.log.close()
-        self.log = None
+        unclosed, self._unclosed = self._unclosed, None
+        if unclosed is not None:
+            unclosed.cancel()
+        log, self.log = self.log, None
+        if log is not None:
+            log.close()

@@ -135,7 +135,7 @@ def _short_outcome(outcome: str | None) -> str:
         return "no end noted"
     if outcome.startswith("target") and outcome.endswith("reached"):
         return "not reached" if "not reached" in outcome else "reached"
-    return outcome[:16]
+    return outcome[:16].rstrip(", ")
 
 
 def _losses(logs: Sequence[RunLog], name: str, found: Sequence[dict[str, Any]]) -> Table:

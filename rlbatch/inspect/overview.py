@@ -15,7 +15,7 @@ from rlbatch.inspect.text import NO_VALUE, compact, number, printable
 _LABEL = 13  # columns
 _MOST = 6  # interventions that are listed
 _LEAST_NAME = 8  # columns of a run's name in a table
-_OPEN = "no end in the log: the run goes on, was stopped, or did not call controller.close()"
+_OPEN = "no end in the log: the run goes on, or its process was killed"
 
 
 def title(log: RunLog) -> str:

@@ -15,6 +15,7 @@ import contextlib
 import os
 import platform
 import warnings
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -38,6 +39,9 @@ from rlbatch.log.tensorboard_events import TensorBoardEvents
 
 __all__ = ["DecisionRecord", "Episode", "EpisodeLog", "Event", "read_episode"]
 
+# Which log of this process writes to a folder: the lock keeps only other processes away.
+_WRITERS: weakref.WeakValueDictionary[Path, EpisodeLog] = weakref.WeakValueDictionary()
+
 
 class EpisodeLog:
     """Appends the decisions of one run to a folder.
@@ -49,6 +53,9 @@ class EpisodeLog:
         resume: Go on with the log in the folder, if there is one; its `run.json` is kept. Without
             it, a folder that holds a log is refused.
         tensorboard: Also write TensorBoard events, where tensorboard is installed.
+
+    In one process the latest log of a folder writes to it: an earlier one that was not closed, of a
+    controller that is gone but not yet collected, is closed as it is.
 
     Raises:
         EpisodeLogError: The folder holds a log and `resume` is False, it holds something else,
@@ -89,10 +96,19 @@ class EpisodeLog:
             )
         header = dumps(_header(run_info), indent=2) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_from_earlier()
         self._lock = lock_folder(self.folder)
         if not exists:
             write_atomically(run, header)
         self._descriptor = os.open(lines, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _take_from_earlier(self) -> None:
+        """Close this process's earlier log of the folder: its lock would go with its descriptor."""
+        place = self.folder.resolve()
+        earlier = _WRITERS.pop(place, None)
+        if earlier is not None:
+            earlier._release()
+        _WRITERS[place] = self
 
     def _take_over(self, tensorboard: bool) -> None:
         """Read what the log holds and cut off a torn last line."""
@@ -108,6 +124,11 @@ class EpisodeLog:
         for record, size in lines:
             self._offsets.append(self._offsets[-1] + size)
             yield record
+
+    @property
+    def is_open(self) -> bool:
+        """Whether lines can be written; not any more behind `close`, or once opened anew."""
+        return self._descriptor is not None
 
     @property
     def position(self) -> int:

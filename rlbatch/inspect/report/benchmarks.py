@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from rlbatch.inspect.reading import RunLog
 from rlbatch.inspect.text import printable
+from rlbatch.log.episode_reader import RUN_FILE
 
 _WIDTH, _HEIGHT = 180, 18  # of an interval's picture, pixels
-_RESULTS = "results.jsonl"
+_RESULTS, _LOGS = "results.jsonl", "runs"
+_DIFFERENCES = {"task": "", "policy": "", "lr_coupling": "", "start_batch_size": "from "}
 _NAMES = ("policy", "first", "second")  # columns of texts
 
 
@@ -44,6 +49,35 @@ def read_benchmark(folder: Path) -> Benchmark:
     from rlbatch.agents.evaluate.summary import to_json
 
     return Benchmark(printable(folder.resolve().name, 80), to_json(read_results(folder)))
+
+
+def run_folders(folder: Path) -> tuple[list[Path], int]:
+    """Return the folders of the runs of a benchmark's first seed, and how many runs it has logged.
+
+    Where it was told to write no logs there are none. What cannot be read is left out.
+    """
+    seeds: dict[Path, object] = {}
+    for path in sorted((folder / _LOGS).glob(f"*/{RUN_FILE}")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            seeds[path.parent] = json.loads(path.read_bytes()).get("seed")
+    first = min((seed for seed in seeds.values() if isinstance(seed, int)), default=None)
+    return [path for path, seed in seeds.items() if seed == first], len(seeds)
+
+
+def named_by_difference(logs: Sequence[RunLog]) -> list[RunLog]:
+    """Return runs of one benchmark named by what tells them apart, where that does: policy, size.
+
+    Their folders' names say all that a run is, and are too long for a legend.
+    """
+    names = {key: {printable(log.run.get(key), 40) for log in logs} for key in _DIFFERENCES}
+    apart = [key for key, values in names.items() if len(values) > 1]
+    words = [
+        " ".join(_DIFFERENCES[key] + printable(log.run.get(key), 40) for key in apart)
+        for log in logs
+    ]
+    if len(set(words)) < len(words) or not apart:
+        return list(logs)
+    return [replace(log, name=name) for log, name in zip(logs, words, strict=True)]
 
 
 def benchmark_html(benchmark: Benchmark) -> str:

@@ -138,7 +138,8 @@ def test_demo_measures_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "the controller took as much time as staying" in told
     assert f"{start['best']['mean']:.2f}" in told
     assert "the batch size was left at 8" in told  # the decision in words
-    for command in ("rlbatch train --task", "rlbatch run --task", f"rlbatch inspect {out}"):
+    commands = "rlbatch train --task", "rlbatch run --task", f"rlbatch inspect {out}"
+    for command in (*commands, f"rlbatch report {out} -o"):
         assert command in told.replace("\\\n", "")
 
 

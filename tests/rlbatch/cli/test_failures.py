@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -144,6 +145,18 @@ def test_impossible_sizes_in_a_task_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def of_database(statements: str) -> sqlite3.OperationalError:
+    """Return what SQLite raises at these statements."""
+    with pytest.raises(sqlite3.OperationalError) as raised:
+        sqlite3.connect(":memory:").executescript(statements)
+    return raised.value
+
+
+FULL = of_database("PRAGMA max_page_count=1; CREATE TABLE a (b); CREATE TABLE c (d);")
+WRAPPED = RuntimeError("of a library that keeps a database")
+WRAPPED.__cause__ = FULL
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
@@ -158,6 +171,9 @@ def test_impossible_sizes_in_a_task_are_named(
         (OSError("odd"), 1, "OSError: odd in"),
         (MemoryError(), 1, "not enough memory"),
         (BrokenProcessPool("a process died"), 1, "A worker process was killed"),
+        (FULL, 1, "database failed: database or disk is full. Make room"),
+        (WRAPPED, 1, "database failed: database or disk is full. Make room"),
+        (of_database("SELECT a FROM b"), 1, "OperationalError: no such table: b in"),
         (KeyError("loss"), 1, "KeyError: 'loss' in"),
         (AssertionError(), 1, "AssertionError in"),
     ],

@@ -50,6 +50,39 @@ def test_a_benchmarks_folder_gives_its_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_demonstrations_runs_of_the_first_seed_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, page = tmp_path / "bench", tmp_path / "report.html"
+    task = Path(__file__).parents[2] / "agents" / "evaluate" / "cheap_task.py"
+    command = ["demo", "--task", f"{task}:make", "--policy", "fixed", "--seeds", "2"]
+    assert main([*command, "--start", "1", "--jobs", "1", "--out", str(bench)]) == 0
+    capsys.readouterr()
+
+    assert main(["report", str(bench), "-o", str(page)]) == 0
+
+    told = capsys.readouterr()
+    assert "2 runs with" in told.out
+    assert "4 logged runs, and those of the first seed are drawn" in told.err
+    text = page.read_text()
+    assert 'id="charts"' in text
+    assert "Benchmark bench" in text
+    assert "<h1>bench</h1>" in text
+    assert '"name": "fixed"' in text.replace('":"', '": "')
+
+    for number in range(11):
+        shutil.copytree(EXAMPLE, tmp_path / "more" / f"run{number}")
+    assert main(["report", str(bench), str(tmp_path / "more"), "-o", str(page)]) == 0
+    told = capsys.readouterr()
+    assert "11 runs with" in told.out
+    assert "none of them is drawn" in told.err
+    (bench / "runs" / "broken").mkdir()
+    (bench / "runs" / "broken" / "run.json").write_text("[")
+    assert main(["report", str(bench), "-o", str(page)]) == 0
+    assert "2 runs with" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_figures_beside_the_page(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     arguments = ["report", str(EXAMPLE), "-o", str(tmp_path / "r.html")]

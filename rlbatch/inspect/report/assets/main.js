@@ -120,7 +120,7 @@
       const texts = shownRuns().map((run) => {
         const x = cursorX === null ? Infinity : cursorX, i = Math.max(lastAt(run[state.axis], x), 0);
         const values = chart.id === "noise" ? [noiseText(run, i)] : chart.lines.map((line) => (line.label ? line.label + " " : "") + compact(latest(run[line.of], i)));
-        return (all.length > 1 ? run.name + " " : "") + values.join(", ");
+        return (all.length > 1 ? run.name + ": " : "") + values.join(", ");
       });
       read.textContent = texts.join("; ");
     }
