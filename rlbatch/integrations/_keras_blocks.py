@@ -8,7 +8,7 @@ TensorFlow one trace serves all steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,15 @@ class Draw:
             strides[axis] = stride
             elements = elements / ceil((size - offset) / stride)
         return [found[axis] for axis in range(len(dims))], [strides[a] for a in range(len(dims))]
+
+
+def cut(tensor: Any, slices: Mapping[int, Any]) -> Any:
+    """Return a part of a tensor, by the slices of some axes."""
+    whole = slice(None)
+    part = tensor[tuple(slices.get(axis, whole) for axis in range(len(tensor.shape)))]
+    if keras.backend.backend() == "tensorflow":  # which knows no shape of what it cuts so
+        part.set_shape([None if axis in slices else n for axis, n in enumerate(tensor.shape)])
+    return part
 
 
 def _numbers() -> Any:

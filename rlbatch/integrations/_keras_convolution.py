@@ -12,6 +12,7 @@ from rlbatch.integrations._keras_blocks import (
     Draw,
     View,
     block_of_rows,
+    cut,
     index,
     larger,
     product,
@@ -37,10 +38,11 @@ def convolution(tap: Tap, draw: Draw) -> list[Block]:
     sums: list[Any] = []
     for call, whole in zip(tap.calls, deltas, strict=True):
         size = ops.shape(whole)
-        delta = wide(ops.reshape(whole, (size[0], -1, groups, outputs))[..., row])
+        delta = wide(cut(ops.reshape(whole, (size[0], -1, groups, outputs)), {3: row}))
         delta = ops.transpose(delta, (0, 2, 1, 3))
         inputs = channels_last(layer, call.inputs)
-        inputs = ops.reshape(inputs, (*ops.shape(inputs)[:-1], groups, columns))[..., column]
+        inputs = ops.reshape(inputs, (*ops.shape(inputs)[:-1], groups, columns))
+        inputs = cut(inputs, {len(inputs.shape) - 1: column})
         seen = [_at_tap(layer, inputs, at, size[1:-1]) for at in _taps(layer)]
         # [samples, groups, columns, places] x [samples, groups, places, rows]
         parts = [ops.matmul(ops.transpose(x, (0, 2, 3, 1)), delta) for x in seen]
@@ -49,9 +51,9 @@ def convolution(tap: Tap, draw: Draw) -> list[Block]:
 
     def view(tensor: Any) -> Any:
         tensor = ops.reshape(tensor, (taps, columns, groups, outputs))
-        return ops.transpose(tensor[:, column, :, row], (0, 2, 1, 3))
+        return ops.transpose(cut(tensor, {1: column, 3: row}), (0, 2, 1, 3))
 
-    bias: View = lambda tensor: ops.reshape(tensor, (groups, outputs))[:, row]  # noqa: E731
+    bias: View = lambda tensor: cut(ops.reshape(tensor, (groups, outputs)), {1: row})  # noqa: E731
     found = block_of_rows(kernel, view, strides[0] * strides[1], rows)
     return found + block_of_rows(layer.bias, bias, strides[1], sums)
 

@@ -15,6 +15,7 @@ from rlbatch.integrations._keras_blocks import (
     Draw,
     View,
     block_of_rows,
+    cut,
     larger,
     outer_block,
     product,
@@ -48,7 +49,7 @@ def blocks_of(layer: Any) -> Blocks | None:
         (layers.Conv2D, _always, convolution),
         (layers.Embedding, _always, _embedding),
         (layers.LayerNormalization, lambda layer: not layer.rms_scaling, _normalisation),
-        (layers.RMSNormalization, lambda layer: layer.axis == -1, _normalisation),
+        (layers.RMSNormalization, _always, _normalisation),
         (layers.GroupNormalization, _always, _normalisation),
         (layers.BatchNormalization, lambda layer: not layer.renorm, _normalisation),
     ]
@@ -78,7 +79,7 @@ def leads_with(samples: Any, call: Call, layer: Any) -> list[Any]:
     """
     shape = ops.shape(call.inputs)
     leading = shape if isinstance(layer, layers.Embedding) else shape[:-1]
-    if isinstance(layer, layers.LayerNormalization):
+    if isinstance(layer, (layers.LayerNormalization, layers.RMSNormalization)):
         axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
         axes = sorted(axis % len(shape) for axis in axes)
         leading = shape[: axes[0]] if axes == list(range(axes[0], len(shape))) else ()
@@ -160,9 +161,11 @@ def _map(
         elements = smaller(draw.elements, (WORK / places) ** 2)
     (column, row), strides = draw.slices((columns, rows), elements)
     factor, found = strides[0] * strides[1], list[Block]()
-    pairs = [(wide(inputs[:, :, column]), wide(delta[:, :, row])) for inputs, delta in pairs]
+    pairs = [
+        (wide(cut(inputs, {2: column})), wide(cut(delta, {2: row}))) for inputs, delta in pairs
+    ]
     sums = [ops.sum(delta, 1) for _, delta in pairs]
-    chosen: View = lambda tensor: view(tensor)[column, row]  # noqa: E731
+    chosen: View = lambda tensor: cut(view(tensor), {0: column, 1: row})  # noqa: E731
     if layer._kernel.trainable:
         if len(pairs) == 1 and not sequence:
             inputs, delta = pairs[0]
@@ -171,7 +174,7 @@ def _map(
             parts = [ops.matmul(ops.transpose(a, (0, 2, 1)), delta) for a, delta in pairs]
             found += block_of_rows(layer._kernel, chosen, factor, parts)
     if layer.bias is not None and product(layer.bias.shape) == rows:
-        found += block_of_rows(layer.bias, lambda t: view(t)[row], strides[1], sums)
+        found += block_of_rows(layer.bias, lambda t: cut(view(t), {0: row}), strides[1], sums)
     return found
 
 
@@ -189,8 +192,8 @@ def _embedding(tap: Tap, draw: Draw) -> list[Block]:
     deltas = [_flat(call.delta) for call in tap.calls]
     places = larger(float(table.shape[0]), product(ops.shape(tokens[0])))
     (column,), (stride,) = draw.slices((table.shape[1],), larger(WORK / places, 1.0))
-    chosen = [wide(delta[:, :, column]) for delta in deltas]
-    view: View = lambda tensor: tensor[:, column]  # noqa: E731
+    chosen = [wide(cut(delta, {2: column})) for delta in deltas]
+    view: View = lambda tensor: cut(tensor, {1: column})  # noqa: E731
     together = ops.concatenate(tokens, 1), ops.concatenate(chosen, 1)
     return [tokens_block(table, view, stride, *together)] if table.trainable else []
 
@@ -215,11 +218,11 @@ def _normalisation(tap: Tap, draw: Draw) -> list[Block]:
     shifts: list[Any] = []
     for call in tap.calls:
         normalised, delta = (
-            wide(tensor[:, :, chosen]) for tensor in _normalised(layer, call, channels)
+            wide(cut(tensor, {2: chosen})) for tensor in _normalised(layer, call, channels)
         )
         scales.append(ops.sum(delta * normalised, 1))
         shifts.append(ops.sum(delta, 1))
-    view: View = lambda tensor: ops.reshape(tensor, (-1,))[chosen]  # noqa: E731
+    view: View = lambda tensor: cut(ops.reshape(tensor, (-1,)), {0: chosen})  # noqa: E731
     found = block_of_rows(gamma, view, stride, scales)
     return found + block_of_rows(beta, view, stride, shifts)
 
