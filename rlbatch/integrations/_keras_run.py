@@ -160,7 +160,7 @@ class TrainFunction:
 
     def _whole(self, data: Any) -> dict[str, Any]:
         drawn = self._monitor.drawn
-        if drawn is None:
+        if drawn is None or self.steps.draws_by_place:
             logs, loss = self.steps.whole(data)
         else:
             logs, loss, found = self.steps.measured(data, drawn)

@@ -24,6 +24,12 @@ tree: Any = keras.tree
 
 Logs = dict[str, Any]
 
+_DRAWS = {
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+    *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoissonV2", "Multinomial"),
+    "RandomShuffle",
+}
+
 
 class Steps:
     """Makes steps with the model's own `train_step`, whoever wrote it.
@@ -34,6 +40,8 @@ class Steps:
 
     Attributes:
         traces: How often each kind of step was traced, or made where nothing is compiled.
+        draws_by_place: Whether it has random operations of TensorFlow's that are seeded by their
+            place in the traced step: in another one they draw other numbers.
     """
 
     def __init__(self, model: Any, noise: SampleNoise) -> None:
@@ -45,6 +53,7 @@ class Steps:
         """
         self._model, self._noise = model, noise
         self.traces = {"whole": 0, "measured": 0, "part": 0, "apply": 0}
+        self.draws_by_place = False
         self._functions: dict[str, Any] = {}
         self._specs: Any = None
 
@@ -120,6 +129,7 @@ class Steps:
     def _whole(self, data: Any) -> tuple[Logs, Any]:
         with _losses(self._model) as losses:
             logs = self._model.train_step(data)
+        self.draws_by_place = self.draws_by_place or _draws_by_place()
         return logs, _total(losses)
 
     def _measured(self, data: Any, drawn: Any) -> tuple[Logs, Any, Any]:
@@ -176,6 +186,19 @@ def parts_of(data: Any, sizes: list[int]) -> Generator[Any]:
 
 def _first(data: Any) -> Any:
     return next(leaf for leaf in tree.flatten(data) if leaf is not None)
+
+
+def _draws_by_place() -> bool:
+    """Whether the graph being traced has random operations with a state; Keras's have none."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return False
+    graph: Any = tf.compat.v1.get_default_graph().as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return any(node.op in _DRAWS for node in nodes)
 
 
 def _spec(array: Any) -> Any:
