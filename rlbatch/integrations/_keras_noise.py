@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import torch
 
 from rlbatch.integrations._keras_blocks import Block, Draw
 from rlbatch.integrations._keras_layers import blocks_of, leads_with, places_fit
@@ -106,7 +107,11 @@ class SampleNoise:
             variables = self._model.trainable_weights
             variables = variables if trainable_variables is None else list(trainable_variables)
             grads = list(grads)
-            results.append(self._found(taps, variables, grads, samples, drawn))
+            try:
+                with torch.no_grad():
+                    results.append(self._found(taps, variables, grads, samples, drawn))
+            except torch.OutOfMemoryError:  # the training itself has what it needs
+                results.append(ops.convert_to_tensor(UNMEASURED))
             return original(grads, trainable_variables)
 
         def found() -> Any:  # a train_step of several optimizer steps tells nothing of one

@@ -58,6 +58,7 @@ class Tap:
         if torch.compiler.is_compiling() or not known or _graph() is not self._graph:
             self.usable = False
         elif self.usable:
+            inputs = inputs.detach() if isinstance(inputs, torch.Tensor) else inputs
             self._calls.append(Call(inputs, kwargs.get("training")))
         return self.usable
 
