@@ -124,3 +124,16 @@ def test_a_job_is_the_plain_one(make: Any) -> None:
     assert control.samples_seen == SAMPLES * len(history["loss"])
     assert control.components["traces"]["measured"] > 0
     assert np.isfinite(history["loss"]).all()
+
+
+def test_a_run_that_another_callback_resumes_is_said() -> None:
+    """Keras's BackupAndRestore restores weights and the epoch, and nothing of the controller."""
+    x = layers.Input((6,))
+    model = keras.Model(x, layers.Dense(1)(x))
+    model.compile("sgd", "mse")
+    control = BatchSizeControl(BASE, "fixed")
+    data = control.dataset(X, Y)
+    with pytest.warns(RuntimeWarning, match=r"control\.backup\(folder\) in the place"):
+        model.fit(data, epochs=2, initial_epoch=1, verbose=0, callbacks=[control])
+    model.fit(data, epochs=3, initial_epoch=2, verbose=0, callbacks=[control])
+    assert control.samples_seen == 2 * SAMPLES
