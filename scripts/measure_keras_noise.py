@@ -100,11 +100,12 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     given = parser.parse_args()
     print(f"Keras {keras.__version__} on {keras.backend.backend()}, batch size {given.batch_size}")
     print("| model | plain step | measured step | ratio |\n|---|---|---|---|")
-    for name, make in MODELS.items():
-        plain, measured, ratio = measure(make, given.batch_size, given.rounds)
+    for name in given.model:
+        plain, measured, ratio = measure(MODELS[name], given.batch_size, given.rounds)
         print(f"| {name} | {plain:.1f} ms | {measured:.1f} ms | {ratio:.2f} |", flush=True)
 
 

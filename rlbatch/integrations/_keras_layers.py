@@ -217,9 +217,7 @@ def _normalisation(tap: Tap, draw: Draw) -> list[Block]:
     scales: list[Any] = []
     shifts: list[Any] = []
     for call in tap.calls:
-        normalised, delta = (
-            wide(cut(tensor, {2: chosen})) for tensor in _normalised(layer, call, channels)
-        )
+        normalised, delta = _normalised(layer, call, channels, chosen)
         scales.append(ops.sum(delta * normalised, 1))
         shifts.append(ops.sum(delta, 1))
     view: View = lambda tensor: cut(ops.reshape(tensor, (-1,)), {0: chosen})  # noqa: E731
@@ -227,30 +225,42 @@ def _normalisation(tap: Tap, draw: Draw) -> list[Block]:
     return found + block_of_rows(beta, view, stride, shifts)
 
 
-def _normalised(layer: Any, call: Call, channels: int) -> tuple[Any, Any]:
-    """Return the inputs before scale and shift, and the gradient: [samples, places, channels]."""
-    inputs, delta = wide(call.inputs), call.delta
-    if isinstance(layer, (layers.LayerNormalization, layers.RMSNormalization)):
-        inputs, delta = (_last(tensor, channels) for tensor in (inputs, delta))
-        if isinstance(layer, layers.RMSNormalization):
-            mean, variance = 0.0, ops.mean(ops.square(inputs), -1, keepdims=True)
-        else:
-            mean, variance = ops.moments(inputs, -1, keepdims=True)
+def _normalised(layer: Any, call: Call, channels: int, chosen: Any) -> tuple[Any, Any]:
+    """Return the inputs before scale and shift, and the gradient: [samples, places, chosen]."""
+    inputs, delta = call.inputs, call.delta
+    over_last = isinstance(layer, (layers.LayerNormalization, layers.RMSNormalization))
+    if not over_last:
+        axis = layer.axis % len(inputs.shape)
+        order = [*(other for other in range(len(inputs.shape)) if other != axis), axis]
+        inputs, delta = (ops.transpose(tensor, order) for tensor in (inputs, delta))
+    inputs, delta = _last(inputs, channels), wide(cut(_last(delta, channels), {2: chosen}))
+    if isinstance(layer, layers.BatchNormalization):  # each channel is for itself
+        inputs = wide(cut(inputs, {2: chosen}))
+        mean, variance = (wide(cut(ops.convert_to_tensor(v), {0: chosen})) for v in _moved(layer))
+        if call.training and layer.trainable:
+            mean, variance = ops.moments(inputs, (0, 1), keepdims=True)
         return (inputs - mean) * ops.rsqrt(variance + layer.epsilon), delta
-    order = [axis for axis in range(len(inputs.shape)) if axis != layer.axis % len(inputs.shape)]
-    order.append(layer.axis % len(inputs.shape))
-    inputs, delta = (_last(ops.transpose(t, order), channels) for t in (inputs, delta))
-    if isinstance(layer, layers.GroupNormalization):
-        shape = ops.shape(inputs)
-        grouped = ops.reshape(inputs, (*shape[:2], layer.groups, -1))
-        mean, variance = ops.moments(grouped, (1, 3), keepdims=True)
-        normalised = (grouped - mean) * ops.rsqrt(variance + layer.epsilon)
-        return ops.reshape(normalised, shape), delta
-    if call.training and layer.trainable:
-        mean, variance = ops.moments(inputs, (0, 1), keepdims=True)
-    else:
-        mean, variance = layer.moving_mean, layer.moving_variance
-    return (inputs - mean) * ops.rsqrt(variance + layer.epsilon), delta
+    inputs = wide(inputs)
+    normalised = _by_root(inputs, -1, layer) if over_last else _by_groups(inputs, layer)
+    return cut(normalised, {2: chosen}), delta
+
+
+def _moved(layer: Any) -> tuple[Any, Any]:
+    return layer.moving_mean, layer.moving_variance
+
+
+def _by_root(inputs: Any, axes: Any, layer: Any) -> Any:
+    """Return inputs over their root mean square, of all but RMSNormalization around their mean."""
+    if isinstance(layer, layers.RMSNormalization):
+        return inputs * ops.rsqrt(ops.mean(ops.square(inputs), axes, keepdims=True) + layer.epsilon)
+    mean, variance = ops.moments(inputs, axes, keepdims=True)
+    return (inputs - mean) * ops.rsqrt(variance + layer.epsilon)
+
+
+def _by_groups(inputs: Any, layer: Any) -> Any:
+    shape = ops.shape(inputs)
+    grouped = ops.reshape(inputs, (*shape[:2], layer.groups, -1))
+    return ops.reshape(_by_root(grouped, (1, 3), layer), shape)
 
 
 def _last(tensor: Any, channels: int) -> Any:
