@@ -346,14 +346,15 @@ class Noisy(ScriptedPolicy):
 
 
 def mixed() -> Any:
-    """Convolution, table, normalisation and dropout at once."""
+    """Convolution, table, normalisation, spectral normalisation and dropout at once."""
     keras.utils.set_random_seed(0)
     image, words = layers.Input((6, 6, 2)), layers.Input((4,), dtype="int32")
     y = layers.Conv2D(6, 3, activation="relu", padding="same")(image)
     y = layers.Flatten()(layers.BatchNormalization()(layers.Conv2D(3, 3, strides=2)(y)))
     z = layers.LayerNormalization()(layers.Embedding(7, 5)(words))
     z = layers.Flatten()(layers.Dense(4, "gelu")(z))
-    y = layers.Dropout(0.3)(layers.Dense(9, "relu")(layers.Concatenate()([y, z])))
+    spectral = layers.SpectralNormalization(layers.Dense(9, "relu"))
+    y = layers.Dropout(0.3)(spectral(layers.Concatenate()([y, z])))
     return compiled(keras.Model([image, words], layers.Dense(3)(y)), keras.optimizers.Adam(0.01))
 
 
