@@ -60,7 +60,8 @@ def lists_of_arrays() -> Any:
     """Several inputs and targets in lists, as `fit` takes them."""
     first, second = layers.Input((6,)), layers.Input((3,))
     hidden = layers.Dense(8, "tanh")(layers.Concatenate()([first, second]))
-    model = keras.Model([first, second], [layers.Dense(1)(hidden), layers.Dense(3)(hidden)])
+    outputs = [layers.Dense(1, name="a")(hidden), layers.Dense(3, name="b")(hidden)]
+    model = keras.Model([first, second], outputs)
     model.compile(optimizers.SGD(0.1, momentum=0.9), ["mse", cross_entropy()])
     return model, ([X, Z], [Y, KINDS]), {}
 
@@ -118,7 +119,8 @@ def test_a_job_is_the_plain_one(make: Any) -> None:
     fixed, history, _ = trained("fixed")
     for left, right in zip(plain.get_weights(), fixed.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
-    assert {name: history[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-6, err_msg=name)
 
     _, history, control = trained(Noisy((1.0, 0.0, -1.0, 1.0)))
     assert control.samples_seen == SAMPLES * len(history["loss"])
