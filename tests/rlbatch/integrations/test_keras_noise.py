@@ -339,6 +339,26 @@ def test_what_cannot_be_measured_is_not() -> None:
     assert not measured_steps(compiled(shared))._noise.layers
 
 
+class Shaken(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        import tensorflow as tf
+
+        return x + tf.random.normal(tf.shape(x))
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="of TensorFlow's random operations")
+def test_steps_that_draw_by_their_place_in_a_trace_are_known() -> None:
+    """Another trace of them draws other numbers; Keras's own layers draw by seeds."""
+    for layer, is_one in ((Shaken(), True), (layers.Dropout(0.3), False)):
+        x = layers.Input((5,))
+        model = compiled(keras.Model(x, layers.Dense(3)(layers.GaussianNoise(0.1)(layer(x)))))
+        steps = measured_steps(model)
+        steps.whole(
+            (ops.convert_to_tensor(inputs_of(model)), ops.convert_to_tensor(labels_of(model)))
+        )
+        assert steps.draws_by_place is is_one
+
+
 class Noisy(ScriptedPolicy):
     """A script that wants the gradient noise measured."""
 
