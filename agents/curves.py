@@ -57,14 +57,7 @@ def make_curves(
         ConfigurationError: A number is negative, a name is not of a built-in task, or there is no
             such cluster.
     """
-    if (jobs is not None and jobs < 1) or seeds < 1 or min(random_tasks.values(), default=0) < 0:
-        raise ConfigurationError(
-            f"Expected positive jobs and seeds and no negative numbers of random tasks, got {jobs},"
-            f" {seeds} and {dict(random_tasks)}."
-        )
-    for name in tasks:
-        if name not in task_names():
-            raise UnknownNameError("task", name, task_names())
+    _require_known(tasks, random_tasks, seeds, jobs)
     out.mkdir(parents=True, exist_ok=True)
     all_work: list[_Work] = [(name, name, seeds) for name in tasks]
     for kind, count in random_tasks.items():
@@ -85,6 +78,25 @@ def make_curves(
             done += 1
             if on_table is not None:
                 on_table(line, done, len(all_work))
+
+
+def _require_known(
+    tasks: Sequence[str], random_tasks: Mapping[str, int], seeds: int, jobs: int | None
+) -> None:
+    for what, number in (("jobs", jobs), ("seeds", seeds)):
+        if number is not None and number < 1:
+            raise ConfigurationError(f"{what} must be at least 1, got {number}.")
+    for kind, number in random_tasks.items():
+        if number < 0:
+            raise ConfigurationError(f"Expected no less than 0 tasks of {kind}, got {number}.")
+    for name in tasks:
+        if ":" in name:
+            raise ConfigurationError(
+                f"These curves are for recipes, which train on built-in tasks; got {name!r}. For a "
+                "task of your own `rlbatch train --task` makes what it needs itself."
+            )
+        if name not in task_names():
+            raise UnknownNameError("task", name, task_names())
 
 
 def _make(item: _Work) -> tuple[bytes | None, str]:

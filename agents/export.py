@@ -59,8 +59,9 @@ def export_model(
         actions: The environment's changes of log2(batch size), in the order of its actions; None
             for the default ones. A zip does not hold them.
         card: How the policy was made; None for what is known.
-        limits: Of the checkpoint of `rlbatch train`: add its recipe's `goodput_slack` and
-            `keeps_steps`, as the training does at its end. They act beside the network.
+        limits: Of the checkpoint of `rlbatch train`: add its recipe's `goodput_slack`,
+            `noise_ceiling`, `keeps_steps` and `near_base`, as the training does at its end. They
+            act beside the network.
 
     Raises:
         PolicyFileError: The zip cannot be read, or the file would decide otherwise.
@@ -93,6 +94,7 @@ def export_model(
         goodput_slack=recipe.goodput_slack if limits and recipe else None,
         noise_ceiling=recipe.noise_ceiling if limits and recipe else None,
         keeps_steps=recipe.keeps_steps if limits and recipe else False,
+        near_base=recipe.near_base if limits and recipe else False,
         card=card,
     )
     save_policy(path, policy)
@@ -272,12 +274,4 @@ def _recipe_of(path: Path) -> Recipe | None:
 
 
 def _card(recipe: Recipe | None) -> PolicyCard:
-    if recipe is None:
-        return PolicyCard(recipe="stable-baselines3")
-    return PolicyCard(
-        objectives=recipe.objectives,
-        couplings=("none", "sqrt", "linear", "adascale"),
-        noise_rate=recipe.noise_rate,
-        recipe=recipe.name,
-        recipe_hash=recipe.digest(),
-    )
+    return PolicyCard(recipe="stable-baselines3") if recipe is None else recipe.card()

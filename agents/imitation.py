@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from rlbatch.agents.critic import known_regrets
 from rlbatch.envs.privileged import LARGEST_REGRET
-from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 SHARPNESS = 8.0
 """Log odds of an action for each factor of two that it is expected to cost less than another."""
@@ -33,11 +33,22 @@ ROUNDS = 2
 _PASSES, _MINIBATCH, _RATE, _DECAY = 16, 1024, 2e-3, 0.05
 _DROPOUT = 0.2  # without, a regression over few tasks learns them by heart
 _REPORT_EVERY = 50  # steps of all runs
+_SIZE, _PLAN_KNOWN, _PLAN_DONE = map(
+    OBSERVATION_NAMES.index, ("size_vs_base", "plan_known", "plan_done")
+)
+_SIZE_SCALE = 8.0  # doublings of that observation at 1
+_SAME_SIZE = 0.02  # doublings: sizes are rounded to whole numbers
 
 Report = Callable[[dict[str, float]], None]
 
 
-def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
+def imitate(
+    model: PPO,
+    steps: int,
+    report: Report | None = None,
+    *,
+    hold: Callable[[NDArray[Any], NDArray[np.float32]], NDArray[Any]] | None = None,
+) -> None:
     """Have the actor's log odds say what the actions are known to cost.
 
     The runs that are learned from are decided by the actor itself, as it is in each of the `ROUNDS`
@@ -49,6 +60,8 @@ def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
         model: Of an `PrivilegedCriticPolicy`, with its environment.
         steps: Environment steps in all.
         report: Called from time to time with figures.
+        hold: Changes actions, given them and what the environment tells, before they are taken; as
+            `held`. What is learned is what all of them would cost, all the same.
     """
     env: Any = model.get_env()
     begun, told = time.perf_counter(), env.reset()
@@ -57,13 +70,40 @@ def imitate(model: PPO, steps: int, report: Report | None = None) -> None:
     for _ in range(ROUNDS):
         for _ in range(max(steps // (ROUNDS * env.num_envs), 1)):
             rows.append(np.array(told, dtype=np.float32))
-            told = env.step(model.predict(told)[0])[0]
+            actions = model.predict(told)[0]
+            told = env.step(actions if hold is None else hold(actions, told))[0]
             if report is not None and len(rows) % _REPORT_EVERY == 0:
                 seconds = time.perf_counter() - begun
                 report({"imitation": float(len(rows) * env.num_envs), "seconds": seconds})
         seen = np.concatenate(rows)
         fit(model, seen, labels(teacher, seen))
     model.policy.optimizer.state.clear()  # Adam's moments are of a net that is no more
+
+
+def held(
+    actions: NDArray[np.int64],
+    told: NDArray[np.float32],
+    grid: Sequence[float],
+    share: float,
+) -> NDArray[np.int64]:
+    """Return actions that keep runs from going above the user's size early in a known plan.
+
+    Args:
+        actions: Indices into the grid, shape (n,).
+        told: What an environment tells, shape (n, features).
+        grid: Changes of log2(batch size), ascending.
+        share: Of the planned samples, before which a run is held. A run of an unknown plan never
+            is.
+
+    Returns:
+        For each run that is held the drawn action or, where that leads above the user's size, the
+        largest that does not; the smallest where all do.
+    """
+    changes = np.asarray(grid, dtype=np.float64)
+    early = (told[:, _PLAN_KNOWN] > 0.0) & (told[:, _PLAN_DONE] < share)
+    room = -_SIZE_SCALE * told[:, _SIZE].astype(np.float64) + _SAME_SIZE
+    most = np.maximum(np.searchsorted(changes, room, side="right") - 1, 0)
+    return np.where(early, np.minimum(actions, most), actions)
 
 
 def labels(teacher: Any, told: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlbatch.agents.critic import PrivilegedCriticPolicy
-from rlbatch.agents.imitation import Report, imitate
+from rlbatch.agents.imitation import Report, held, imitate
 from rlbatch.agents.progress import CHECKPOINT, PROGRESS, Progress, position, save
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.agents.regret_ppo import RegretPPO
@@ -142,7 +142,8 @@ def _train_stage(
     with open_runs(recipe, stage, recipe.seed + 1000 * (index + number), files) as env:
         model = make_model(recipe, stage, env, source, device, seed=recipe.seed + number)
         if stage.imitation and not done:
-            imitate(model, stage.imitation, report)
+            hold = partial(held, grid=recipe.actions, share=stage.held_share)
+            imitate(model, stage.imitation, report, hold=hold if stage.held_share else None)
         _learn(model, stage, index, done, recipe, files.out, report)
     if index == len(recipe.stages) - 1:
         export_policy(model, recipe, files.out / _POLICY)

@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.tasks.random_job import LONG, RANDOM
 from rlbatch.errors import ConfigurationError, UnknownNameError
+from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.network import ACTIVATIONS
+
+COUPLINGS = ("none", "sqrt", "linear", "adascale")
+"""Which random runs have."""
 
 SMALL_TASKS = (
     "digits-mlp",
@@ -48,6 +52,9 @@ class Stage:
             falls linearly to nothing in the stage. Needs the recipe's `privileged_critic`.
         imitation: Environment steps before these, from which the actor learns by regression what
             every action would cost, see `rlbatch.agents.imitation`. Needs the same.
+        held_share: Share of a known plan in which none of the runs that the regression is recorded
+            from goes above the user's batch size; 0 holds none. A policy that does not go there
+            either (`Recipe.near_base`) then learns from runs like its own.
     """
 
     timesteps: int
@@ -61,6 +68,7 @@ class Stage:
     clip: float = 0.2
     regret_weight: float = 0.0
     imitation: int = 0
+    held_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a stage without runs, and negative weights."""
@@ -72,6 +80,8 @@ class Stage:
         for name in ("imitation", "entropy", "regret_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.held_share <= 1:
+            raise ConfigurationError(f"held_share is from 0 to 1, got {self.held_share}.")
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class Recipe:
             goes without.
         noise_ceiling: Likewise.
         keeps_steps: Likewise.
+        near_base: Likewise.
         objective: `target` (and budgets), or `epochs` for runs of so many samples, all real.
     """
 
@@ -132,6 +143,7 @@ class Recipe:
     goodput_slack: float | None = 1.0
     noise_ceiling: float | None = 2.0
     keeps_steps: bool = True
+    near_base: bool = True
     objective: str = "target"
 
     def __post_init__(self) -> None:
@@ -169,6 +181,16 @@ class Recipe:
             return ("epochs",)
         budgets = self.budget_share > 0.0 and self.has_real_runs
         return ("target", "budget") if budgets else ("target",)
+
+    def card(self, couplings: tuple[str, ...] = COUPLINGS) -> PolicyCard:
+        """Return the card of a policy that was trained so, with these couplings."""
+        return PolicyCard(
+            objectives=self.objectives,
+            couplings=couplings,
+            noise_rate=self.noise_rate,
+            recipe=self.name,
+            recipe_hash=self.digest(),
+        )
 
     def digest(self) -> str:
         """Hash of everything that the recipe says."""
@@ -208,7 +230,7 @@ _EPOCHS = replace(
 )
 
 # Goes on from a network of the recipe `default` (`--start-from`) to runs of ordinary length.
-_ORDINARY = replace(_REAL, timesteps=0, simulated=32, real=96, imitation=136_000)
+_ORDINARY = replace(_REAL, timesteps=0, simulated=32, real=96, imitation=136_000, held_share=0.05)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -229,6 +251,8 @@ RECIPES: dict[str, Recipe] = {
             known_share=0.25,
             goodput_slack=None,
             noise_ceiling=None,
+            keeps_steps=False,  # it and the next one act on the way to a target only
+            near_base=False,
             objective="epochs",
         ),
         Recipe(

@@ -21,6 +21,7 @@ from rlbatch.envs.mixed_vec_env import MixedVecEnv
 from rlbatch.envs.planned_episode import PlannedEpisode, PlannedSampler
 from rlbatch.envs.remote_vec_env import RemoteVecEnv
 from rlbatch.envs.settings import SettingSampler
+from rlbatch.envs.simulator.episodes import QuadraticEpisodes
 from rlbatch.envs.simulator.pool import TaskPool
 from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 
@@ -121,5 +122,5 @@ def _simulated_env(recipe: Recipe, stage: Stage, seed: int, pool: Path) -> VecEn
         recipe.actions,
         privileged=recipe.privileged_critic,
         with_regrets=not stage.real,  # the stages before have learned more than a fixed size tells
-        noise_rate=recipe.noise_rate,
+        make=partial(QuadraticEpisodes, noise_rate=recipe.noise_rate),
     )

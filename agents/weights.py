@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from stable_baselines3 import PPO
@@ -12,7 +11,6 @@ from rlbatch.agents.critic import PrivilegedCriticPolicy, deployable, privileged
 from rlbatch.agents.masking import blind
 from rlbatch.agents.recipes import Recipe
 from rlbatch.errors import ConfigurationError
-from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 from rlbatch.policy.learned import LearnedPolicy
 from rlbatch.policy.network import Network
@@ -34,9 +32,7 @@ MODULES = {
 """torch's of `rlbatch.policy.network.ACTIVATIONS`, with their default settings."""
 
 
-def export_policy(
-    model: PPO, recipe: Recipe, path: Path, results: dict[str, Any] | None = None
-) -> None:
+def export_policy(model: PPO, recipe: Recipe, path: Path) -> None:
     """Write the deployable policy file of a model that was trained by a recipe.
 
     Raises:
@@ -50,14 +46,7 @@ def export_policy(
             f"{type(model.policy).__name__} with {used}. For models that were trained by other "
             "means there is rlbatch.agents.export.export_model."
         )
-    card = PolicyCard(
-        objectives=recipe.objectives,
-        couplings=("none", "sqrt", "linear", "adascale"),
-        noise_rate=recipe.noise_rate,
-        recipe=recipe.name,
-        recipe_hash=recipe.digest(),
-        results=results or {},
-    )
+    card = recipe.card()
     parameters = {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()}
     network = Network.from_sb3(blind(deployable(parameters), recipe.hidden), activation)
     policy = LearnedPolicy(
@@ -66,6 +55,7 @@ def export_policy(
         goodput_slack=recipe.goodput_slack,
         noise_ceiling=recipe.noise_ceiling,
         keeps_steps=recipe.keeps_steps,
+        near_base=recipe.near_base,
         card=card,
     )
     save_policy(path, policy, card)

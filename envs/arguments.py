@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlbatch.envs.profiles import DeviceProfile, resolve_profile
+from rlbatch.envs.settings import EpisodeSetting
 from rlbatch.envs.task import Task
 from rlbatch.errors import ConfigurationError, UnknownNameError
 from rlbatch.signals.record import Array, Coupling
@@ -75,8 +76,10 @@ def known_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, A
     """Return the options of a reset.
 
     Raises:
-        ConfigurationError: One is not among the known ones.
+        ConfigurationError: One is not among the known ones, or they are no mapping.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigurationError(f"options must be a dictionary or None, got {options!r}.")
     given = dict(options or {})
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -85,6 +88,33 @@ def known_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, A
             f"reset() of this environment {has}, got {', '.join(map(repr, unknown))}. Leave it out."
         )
     return given
+
+
+def require_source(source: object) -> None:
+    """Refuse a source of settings that cannot be called.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if not callable(source):
+        raise ConfigurationError(
+            "source must be a function that takes a NumPy generator and returns an EpisodeSetting, "
+            f"got {source!r}."
+        )
+
+
+def drawn_setting(setting: object) -> EpisodeSetting:
+    """Return what a source has drawn.
+
+    Raises:
+        ConfigurationError: It is no setting.
+    """
+    if not isinstance(setting, EpisodeSetting):
+        raise ConfigurationError(
+            "source must return an EpisodeSetting (rlbatch.envs.settings) for each episode, got "
+            f"{setting!r}."
+        )
+    return setting
 
 
 def start_batch_size(task: Task, start: float) -> int:

@@ -53,6 +53,13 @@ class TrainingBackend(Protocol):
         """Go back to the copy."""
         ...
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a block whose steps are undone at its end, random numbers included.
+
+        It takes the place of `chunk`. The copy of `remember` is lost.
+        """
+        ...
+
     def validation_loss(self) -> float:
         """Return the mean loss over the validation set."""
         ...
@@ -111,6 +118,16 @@ class TorchBackend:
     def restore(self) -> None:
         """As `TrainingBackend.restore`."""
         self._snapshot.restore()
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """As `TrainingBackend.aside`."""
+        self.remember()
+        before = self._rng
+        with self.chunk():
+            yield
+        self._rng = before
+        self.restore()
 
     def validation_loss(self) -> float:
         """As `TrainingBackend.validation_loss`."""

@@ -16,9 +16,11 @@ from rlbatch.envs.arguments import (
     action_grid,
     changes,
     coupling_of,
+    drawn_setting,
     known_options,
     profile_of,
     require_render_mode,
+    require_source,
     start_batch_size,
 )
 from rlbatch.envs.episode import LiveEpisode
@@ -87,9 +89,11 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         )
         self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
         self.render_mode = render_mode
-        self._source = source or FixedSource(
-            task, coupling_of(lr_coupling), profile_of(profile), start, planned_steps
-        )
+        if source is None:
+            given = coupling_of(lr_coupling), profile_of(profile), start, planned_steps
+            source = FixedSource(task, *given)
+        require_source(source)
+        self._source = source
         self._episode: LiveEpisode | None = None
         self._history = History()
 
@@ -108,7 +112,7 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         super().reset(seed=seed)
         given = known_options(options, "start")
         while True:
-            setting = self._source(self.np_random)
+            setting = drawn_setting(self._source(self.np_random))
             if "start" in given:
                 first = start_batch_size(resolve_task(setting.task), given["start"])
                 setting = replace(setting, start_batch_size=first)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.cadence import NOISE_RATE
+from rlbatch.signals.cadence import NOISE_RATE, measuring_rate
 from rlbatch.signals.record import Coupling
 
 
@@ -71,10 +71,14 @@ class RunConditions:
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1 step, got {value}.")
 
+    def unwatched(self) -> RunConditions:
+        """Return those of a run at one size, to compare with: without measuring or a guard."""
+        return replace(self, noise_rate=0.0, guard=False)
+
     @property
     def measuring_rate(self) -> float:
         """`noise_rate`, or the usual one where the coupling cannot do without."""
-        return self.noise_rate or NOISE_RATE * (self.coupling is Coupling.ADASCALE)
+        return measuring_rate(self.noise_rate, self.coupling)
 
     @property
     def guard_limits(self) -> GuardConfig | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,17 +127,23 @@ class LiveEpisode:
         steps = reference / self.step_cost(base)
         return PrivilegedRow(self.spent, steps, best, run.batch_size, base, fixed)
 
+    @cached_property
+    def _fixed(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Batch sizes whose whole runs are known, what these cost, and what a step of them does."""
+        known = self.setting.fixed_costs
+        sizes = sorted(known)
+        steps = [self.step_cost(size) for size in sizes]
+        return np.array(sizes), np.array([known[size] for size in sizes]), np.array(steps)
+
     def regrets(self, log2_changes: Sequence[float]) -> NDArray[np.float32]:
         """Return `rlbatch.envs.privileged.regrets` of the changes; zeros where nothing is known."""
-        sizes = sorted(self.setting.fixed_costs)
-        if not sizes:
+        sizes, costs, steps = self._fixed
+        if not len(sizes):
             return np.zeros(len(log2_changes), dtype=np.float32)
-        costs = np.array([self.setting.fixed_costs[size] for size in sizes])
         planned, task = self.setting.planned_steps, self.run.task
         if planned is not None and task.scheduler is not None and len(sizes) > 1:
-            steps = np.array([self.step_cost(size) for size in sizes])
             done = self.run.samples_seen / (planned * task.batch_size)
-            costs = costs_from_here(np.array(sizes), costs, steps, done)
+            costs = costs_from_here(sizes, costs, steps, done)
         wanted = self.run.sizes_after(np.asarray(log2_changes))
         now = float(np.log2(self.run.batch_size))
         return regrets(costs, float(np.log2(sizes[0])), now, np.log2(wanted))

@@ -90,12 +90,10 @@ def fixed_run_curve(  # noqa: PLR0913 - every argument is a condition of the run
         start_batch_size=batch_size,
         learning_rate_scale=learning_rate_scale,
         cadence=cadence or Cadence(),
-        noise_rate=0.0,
         planned_steps=planned_steps,
         max_steps=max_steps,
-        guard=False,
     )
-    run = LiveRun(task, conditions, backend=backend)
+    run = LiveRun(task, conditions.unwatched(), backend=backend)
     while not run.finished:
         run.advance(batch_size)
     return _curve_of(run, timed=timed)

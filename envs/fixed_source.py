@@ -102,12 +102,10 @@ class FixedSource:
             coupling=self._coupling,
             profile=None,
             objective=Objective(self._task.target),
-            noise_rate=0.0,
             planned_steps=self._planned,
             max_steps=max_steps,
-            guard=False,
         )
-        run = LiveRun(self._task, conditions, backend=fastest_backend)
+        run = LiveRun(self._task, conditions.unwatched(), backend=fastest_backend)
         while not run.finished:
             run.advance(self._task.batch_size)
         return run

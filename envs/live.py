@@ -55,6 +55,8 @@ class LiveRun:
         diverged: The weights are lost.
         released: Undoing chunks did not help: as a controller that switches itself off, the run
             goes on at the task's batch size, whatever is asked for, and nothing is undone any more.
+        tried_steps: Optimizer steps of `trial`s, which are not among `steps`.
+        tried_samples: Their samples, which are not among `samples_seen`.
     """
 
     def __init__(
@@ -93,11 +95,11 @@ class LiveRun:
         )
         self._rate = TorchRate(self.optimizer)
         self._coupling = CoupledRate(self._rate, given.coupling, task.batch_size)
-        self._noise_rate, self._guard = given.measuring_rate, given.guard_limits
+        self._measuring_rate, self._guard = given.measuring_rate, given.guard_limits
         self._guard_state = GuardState()
         self._next_validation = self.cadence.validation_steps(0)
         self.context = self._constants(low, high, size)
-        self.steps = self.samples_seen = 0
+        self.steps = self.samples_seen = self.tried_steps = self.tried_samples = 0
         self.cost = 0.0
         self.val_loss = math.nan
         self.validations: list[Validation] = []
@@ -198,7 +200,7 @@ class LiveRun:
         planned = self.objective.planned_samples or math.inf
         self._clock.start()
         for _ in range(steps):
-            self._train_step(is_measured(self.steps, self._noise_rate))
+            self._train_step(is_measured(self.steps, self._measuring_rate))
             self.exhausted = (
                 self.cost >= budget or self.steps >= last or self.samples_seen >= planned
             )
@@ -242,6 +244,43 @@ class LiveRun:
         self.samples_seen += size
         self._schedule.advance(self.samples_seen)
         self.cost += self._clock.lap(size, measured)
+
+    def trial(self, batch_size: int, samples: int) -> float:
+        """Train a copy of the run for a while and return its loss; of the run only `cost` moves.
+
+        Copies see the samples that come next in the run. The schedule stands still.
+
+        Args:
+            batch_size: Samples per optimizer step, to which the learning rate is coupled.
+            samples: How many; the second half begins with a step.
+
+        Returns:
+            Mean training loss over the second half; infinite where a loss was not finite.
+        """
+        order = self._order.copy()
+        self._coupling.set_batch_size(batch_size)
+        self._clock.start()
+        with self.backend.aside():
+            self._steps_aside(order, batch_size, samples / 2)
+            first = self.backend.finish()
+            self._steps_aside(order, batch_size, samples / 2)
+            second = self.backend.finish()
+        self._clock.end_chunk()
+        if self.cost >= (self.objective.budget or math.inf):
+            self.exhausted = True
+            self.validate()
+        finite = first.nonfinite_losses + second.nonfinite_losses == 0
+        return second.train_loss if finite else math.inf
+
+    def _steps_aside(self, order: SampleOrder, batch_size: int, samples: float) -> None:
+        taken = 0
+        while taken < samples:
+            indices = order.take(batch_size)
+            self.backend.step(indices, False, self._rate.applied)
+            self.cost += self._clock.lap(len(indices), False)
+            taken += len(indices)
+            self.tried_steps += 1
+        self.tried_samples += taken
 
     def validate(self) -> float:
         """Evaluate the model now, note the loss, and return it. Costs nothing."""

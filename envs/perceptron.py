@@ -133,6 +133,14 @@ class PerceptronBackend:
         """As `TrainingBackend.restore`."""
         self.weights[:], self._first[:], self._second[:], self._steps = self._saved
 
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """As `TrainingBackend.aside`."""
+        self.remember()
+        with self.chunk():
+            yield
+        self.restore()
+
     def validation_loss(self) -> float:
         """As `TrainingBackend.validation_loss`."""
         inputs, targets = self._val

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,12 @@ class PlannedEpisode:
         """Train the reference, and the first chunk of the run."""
         self.setting = setting
         task = resolve_task(setting.task)
-        reference = planned_run(task, replace(setting, noise_rate=0.0, guard=False))
+        conditions = _conditions(task, setting)
+        reference = LiveRun(task, conditions.unwatched(), backend=fastest_backend)
         while not reference.finished:
             reference.advance(task.batch_size)
         self.reference_cost, self.reference_loss = reference.cost, reference.val_loss
-        self.run = planned_run(task, setting)
+        self.run = LiveRun(task, conditions, backend=fastest_backend)
         self.first = self.run.advance(task.batch_size)
 
     @property
@@ -154,10 +155,10 @@ class PlannedEpisode:
         return np.zeros(len(log2_changes), dtype=np.float32)
 
 
-def planned_run(task: Task, setting: PlannedSetting) -> LiveRun:
-    """Return a run of a setting, never below the task's batch size."""
+def _conditions(task: Task, setting: PlannedSetting) -> RunConditions:
+    """Return what a run of a setting is under, never below the task's batch size."""
     planned = round(setting.planned_samples / task.batch_size)
-    conditions = RunConditions(
+    return RunConditions(
         seed=setting.seed,
         coupling=setting.coupling,
         profile=setting.profile,
@@ -170,4 +171,3 @@ def planned_run(task: Task, setting: PlannedSetting) -> LiveRun:
         curve_known=setting.curve_known,
         guard=setting.guard,
     )
-    return LiveRun(task, conditions, backend=fastest_backend)

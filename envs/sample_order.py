@@ -36,3 +36,10 @@ class SampleOrder:
         if batch_size > 1 and self._size - self._position == 1:
             self._position = self._size
         return self._order[start : self._position]
+
+    def copy(self) -> SampleOrder:
+        """Return an order that hands out what comes next here, and leaves this one where it is."""
+        twin = SampleOrder(self._size, 0)
+        twin._generator = self._generator.clone_state()
+        twin._order, twin._position = self._order, self._position
+        return twin

@@ -19,17 +19,21 @@ from rlbatch.integrations.accelerate import AcceleratedController
 BATCH, EPOCHS = 16, 4
 
 
+def data() -> tuple[TensorDataset, torch.Tensor, torch.Tensor]:
+    """Draw what to train on, and inputs and targets for validation."""
+    inputs = torch.randn(5000, 10)
+    targets = (inputs[:, :5] * inputs[:, 5:]).sum(dim=1, keepdim=True)
+    return TensorDataset(inputs[:4000], targets[:4000]), inputs[4000:], targets[4000:]
+
+
 def main() -> None:
     """Train four epochs and say what the batch size did."""
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     torch.manual_seed(0)
-    inputs = torch.randn(5000, 10)
-    targets = (inputs[:, :5] * inputs[:, 5:]).sum(dim=1, keepdim=True)
+    train_set, val_x, val_y = data()
     model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    train_set = TensorDataset(inputs[:4000], targets[:4000])
-    val_x, val_y = inputs[4000:], targets[4000:]
     loader = DataLoader(train_set, batch_size=BATCH, shuffle=True)
     # Prepared schedulers make a step for each process and optimizer step.
     scheduler = CosineAnnealingLR(optimizer, EPOCHS * len(loader) // 2)
@@ -44,8 +48,7 @@ def main() -> None:
         target_loss=1.2,
     )
     loader = controller.loader(loader)
-    sizes: list[int] = []
-    val_loss = 0.0
+    sizes, val_loss = list[int](), 0.0
     for _ in range(EPOCHS):
         for x, y in loader:
             with accelerator.accumulate(model):

@@ -37,26 +37,21 @@ class Text(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
 
 
+def network() -> GPT2LMHeadModel:
+    """Make a model of one layer for characters."""
+    sizes = {"vocab_size": 128, "n_positions": BLOCK, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
 def main() -> None:
     """Train two epochs and say what the batch size did."""
     torch.set_num_threads(1)
     set_seed(0)
     text = "".join(topics.values())
     train_set = Text(text[:48_000])
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=128,
-            n_positions=BLOCK,
-            n_embd=32,
-            n_layer=1,
-            n_head=2,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = ControlledTrainer(
-            model,
+            network(),
             TrainingArguments(
                 folder,
                 per_device_train_batch_size=8,
@@ -80,12 +75,17 @@ def main() -> None:
         torch.distributed.destroy_process_group()
     if not trainer.is_world_process_zero():
         return
+    report(trainer, 2 * len(train_set))
+
+
+def report(trainer: ControlledTrainer, samples: int) -> None:
+    """Say what the batch size, the rate and the loss came to."""
     history = trainer.state.log_history
     used = [line["batch_size"] for line in history if "batch_size" in line]
     rate = [line["learning_rate"] for line in history if "learning_rate" in line][-1]
     loss = [line["eval_loss"] for line in history if "eval_loss" in line][-1]
     print(
-        f"{trainer.state.global_step} steps over {2 * len(train_set)} samples, "
+        f"{trainer.state.global_step} steps over {samples} samples, "
         f"batch size {min(used)} to {max(used)}, validation loss {loss:.3f}, "
         f"last learning rate {rate:.1e}"
     )

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from rlbatch.control import checks
-from rlbatch.control.build import keeps_size, named_policy
+from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
-from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_model
-from rlbatch.control.memory import make_gauge
-from rlbatch.control.memory_guard import MemoryGuard
+from rlbatch.control.loader import ControlledLoader
+from rlbatch.control.plain_run import PlainLoop, PlainRun
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.saved_state import all_or_nothing, require_like
-from rlbatch.control.schedule_watch import ScheduleWatch
+from rlbatch.control.saved_state import all_or_nothing, check_state
 from rlbatch.control.settings import Settings, make_config
-from rlbatch.control.torch_parts import torch_parts
 from rlbatch.control.user_state import UserState
 from rlbatch.data.delivery import Delivered
-from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
+from rlbatch.data.plain_steps import StepSamples
 from rlbatch.data.sample_schedule import RunSchedule
-from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.loop_adapter import LoopAdapter, check_state
 from rlbatch.policy.base import Policy
 
 _NO_LOADER = (
@@ -106,17 +99,21 @@ class BatchController:
         checks.check_training(model, optimizer)
         self.model, self.optimizer = model, optimizer
         self.base_batch_size = batch_size
-        self.policy, self._policy_name = named_policy(policy, self.config)
-        self._scaler, self._accumulator_of = scaler, accumulator
-        self._adapter: LoopAdapter | None = None
-        self._loader: ControlledLoader | None = None
-        self._accumulator = self._make_accumulator(Ranks())
-        self._memory: MemoryGuard | None = None
-        self._repeating = False  # behind a pass that ran out of memory, until `step`
+        self.policy, name = named_policy(policy, self.config)
+        self._loop = PlainLoop(
+            model=model,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            policy=self.policy,
+            policy_name=name,
+            config=self.config,
+            scaler=scaler,
+            accumulator=accumulator,
+        )
+        self._parts: PlainRun | None = None
+        self._accumulator = self._loop.make_accumulator(Ranks())
         self._state: Mapping[str, Any] | None = None  # that was loaded
-        self._dataset_size = 1
         self._user = UserState()
-        self._plain_steps = PlainSteps(SampleCount(batch_size, 1))
 
     def loader(self, loader: DataLoader[Any]) -> ControlledLoader:
         """Return a loader like the given one, whose batch size the controller changes.
@@ -125,43 +122,16 @@ class BatchController:
             ConfigurationError: The loader has another batch size than was said, it cannot be
                 resized, or several processes share the training.
         """
-        if self._loader is not None:
+        if self._parts is not None:
             raise ConfigurationError("A controller has one loader, and it was made already.")
-        ranks = Ranks.of(self.model)
-        loader = ranks.share(loader)
-        batch_size, self._dataset_size = loader_sizes(loader)
-        checks.check_loader_size(batch_size, ranks.world_size, self.base_batch_size)
-        self._memory = self._make_memory(ranks)
-        self._accumulator = self._make_accumulator(ranks)
-        self._accumulator.ranks = ranks
-        self._accumulator.schedules = self._watch_schedules(ranks)
-        self._plain_steps = PlainSteps(
-            SampleCount(self.base_batch_size, self._dataset_size, bool(loader.drop_last))
-        )
-        training = torch_parts(self.model, self.optimizer, scaler=self._scaler, ranks=ranks)
-        self._rate = training.rate
-        self._adapter = LoopAdapter(
-            training,
-            batch_size=self.base_batch_size,
-            dataset_size=self._dataset_size,
-            policy=self.policy,
-            policy_name=self._policy_name,
-            config=sizes_for_model(
-                self.config, self.model, self.base_batch_size, self._dataset_size, ranks.world_size
-            ),
-            ranks=ranks,
-        )
-        self._loader = ControlledLoader(
-            loader,
-            self,
-            batch_size=self.base_batch_size,
-            micro_batch_size=self._memory.limit if self.config.limits.divisible else None,
-            ranks=ranks,
-        )
-        self._adapter.loader = self._loader
-        self._user.attach(training.weights)
-        self._apply_loaded_state()
-        return self._loader
+        self._parts = self._loop.begin(self, loader, self._user)
+        self._accumulator = self._parts.accumulator
+        if self._state is not None:
+            state, self._state = self._state, None
+            with all_or_nothing(self):  # a state that is refused is not tried again
+                self._parts.load_state_dict(state)
+                self._state = state
+        return self._parts.loader
 
     def schedule(self, scheduler: Any, steps: int = 1) -> RunSchedule:
         """Let a learning-rate schedule by steps go by samples, as long as the user's steps are.
@@ -178,7 +148,7 @@ class BatchController:
         Raises:
             ConfigurationError: It follows a metric instead of counting steps.
         """
-        return self._user.schedule(scheduler, lambda: steps * self._plain_steps.total)
+        return self._user.schedule(scheduler, lambda: steps * self.plain_steps)
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
@@ -215,25 +185,21 @@ class BatchController:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
                 of the parts before it were touched.
         """
-        memory = self._memory
-        if memory is not None and self._finds_limit and not memory.active:
-            raise DeliveryError(
-                "micro_batch_size='auto' needs forward and backward pass in the block of `with "
-                "controller.within_memory():`."
-            )
         accumulator = self._accumulator
+        passes = None if self._parts is None else self._parts.passes
+        if passes is not None:
+            passes.require_watched()
         accumulator.backward(loss, weight)
-        if self._averages(self._run.ranks) and accumulator.batch_complete:
-            if not self._settle():
+        if passes is not None and passes.averages and accumulator.batch_complete:
+            if not passes.settle():
                 return
             accumulator.correct()
-        if accumulator.is_weighted:
-            self._run.leave_unmeasured()
-            loss = accumulator.told(loss)
-        self._run.after_backward(loss)
+        if accumulator.parts.is_weighted:
+            self._run.adapter.leave_unmeasured()
+            loss = accumulator.parts.told(loss, accumulator.delivered)
+        self._run.adapter.after_backward(loss)
 
-    @contextmanager
-    def within_memory(self) -> Generator[None]:
+    def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.
 
             for x, y in loader:
@@ -251,18 +217,9 @@ class BatchController:
             ConfigurationError: Several ranks share the training, and `micro_batch_size` is not
                 `auto`.
         """
-        memory, delivered = self._memory, self._accumulator.delivered
-        if memory is None or delivered is None:
+        if self._parts is None:
             raise DeliveryError("within_memory() belongs to one batch of the controller's loader.")
-        if self._run.ranks.world_size > 1 and not self._finds_limit:
-            raise ConfigurationError(
-                "With several ranks within_memory() needs micro_batch_size='auto', by which they "
-                "know before the pass not to wait for each other in it."
-            )
-        with memory.watch(delivered.micro_size):
-            yield
-        if memory.has_failed:
-            self._settle()
+        return self._parts.passes.watch()
 
     @property
     def delivered(self) -> Delivered | None:
@@ -290,20 +247,18 @@ class BatchController:
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
-        if self._repeating:
-            self._repeating = False
+        run = self._run
+        if run.passes.repeating:
+            run.passes.repeating = False
             return 0
         checks.require_owner(self.model, self)
-        delivered = self._accumulator.step(self._rate.applied(), clip_norm)
+        delivered = self._accumulator.step(run.rate.applied(), clip_norm)
         if delivered is None:
             return 0
-        if self._finds_limit:
-            if not self._averages(self._run.ranks):
-                self._guard.settle()
-            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
+        run.passes.end_step()
         samples, position = delivered.step_samples, delivered.step_end
-        self._run.end_step(samples, epoch=delivered.epoch, position=position)
-        return StepSamples.of(samples, self.base_batch_size, self._plain_steps.advance(position))
+        run.adapter.end_step(samples, epoch=delivered.epoch, position=position)
+        return StepSamples.of(samples, self.base_batch_size, run.plain_steps.advance(position))
 
     def skip(self) -> None:
         """Leave out a batch, in place of `backward` and `step`: the optimizer does not step.
@@ -319,49 +274,48 @@ class BatchController:
             DeliveryError: There is no batch under way.
         """
         delivered = self._accumulator.skip()
-        self._repeating = False
-        self._run.abandon_step()
-        self._plain_steps.leave_out(delivered.step_samples, delivered.step_end)
-        self._require_loader().skip_step()
+        run = self._run
+        run.passes.repeating = False
+        run.adapter.abandon_step()
+        run.plain_steps.leave_out(delivered.step_samples, delivered.step_end)
+        run.loader.skip_step()
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
-        self._run.report_validation(loss)
+        self._run.adapter.report_validation(loss)
 
-    @contextmanager
-    def paused(self) -> Generator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Stop the wall clock within the block, for a validation in the middle of an epoch."""
-        with self._run.paused():
-            yield
+        return self._run.adapter.paused()
 
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""
-        self._run.disable(reason)
+        self._run.adapter.disable(reason)
 
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self._adapter is None else self._adapter.batch_size
+        return self.base_batch_size if self._parts is None else self._parts.adapter.batch_size
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return 0 if self._adapter is None else self._adapter.steps
+        return 0 if self._parts is None else self._parts.adapter.steps
 
     @property
     def samples_seen(self) -> int:
         """Samples so far, over all ranks."""
-        return 0 if self._adapter is None else self._adapter.samples_seen
+        return 0 if self._parts is None else self._parts.adapter.samples_seen
 
     @property
     def plain_steps(self) -> int:
         """Steps that the plain loop would have made with as many samples: what schedules go by."""
-        return self._plain_steps.total
+        return 0 if self._parts is None else self._parts.plain_steps.total
 
     @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
-        return self._run.components
+        return self._run.adapter.components
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last optimizer step, torch's global generators included.
@@ -370,12 +324,7 @@ class BatchController:
         workers have prefetched, in the sizes they have. `torch.load` reads the state with
         `weights_only=True`.
         """
-        return {
-            **self._run.state_dict(),
-            "memory": None if self._memory is None else self._memory.state_dict(),
-            "plain_steps": self._plain_steps.state_dict(),
-            "schedules": self._user.state_dict(),
-        }
+        return self._run.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, before or after `loader` is called.
@@ -390,132 +339,18 @@ class BatchController:
         check_state(state, self.base_batch_size)
         with all_or_nothing(self):
             self._state = state
-            if self._loader is not None:
-                self._apply_state(state)
+            if self._parts is not None:
+                self._parts.load_state_dict(state)
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
         self._accumulator.close()
         checks.release(self.model, self)
-        if self._adapter is not None:
-            self._adapter.close()
-
-    def begin_epoch(self) -> None:
-        """An iteration over the loader begins."""
-        checks.take_over(self.model, self)
-        if not self._require_loader().sampler.resumes_within_epoch:
-            self._plain_steps.begin_epoch()
-        self._run.begin_epoch()
-        self._accumulator.abandon()
-        self._repeating = False
-
-    def arrive(self, delivered: Delivered) -> None:
-        """A micro-batch is about to be handed to the loop."""
-        checks.require_owner(self.model, self)
-        self._accumulator.arrive(delivered)
-        if delivered.position == 0:
-            self._begin_step(delivered)
-
-    def end_epoch(self) -> None:
-        """The loader has nothing more."""
-        self._run.end_epoch()
-        self._plain_steps.end_epoch()
-
-    def leave(self) -> None:
-        """The loop has left the iteration, at its end or before."""
-        self._accumulator.leave()
-
-    def _make_accumulator(self, ranks: Ranks) -> GradientAccumulator:
-        if self._accumulator_of is not None:
-            return self._accumulator_of(ranks)
-        return GradientAccumulator(
-            self.model,
-            self.optimizer,
-            self._scaler,
-            ranks.world_size,
-            synchronises=not self._averages(ranks),
-        )
-
-    def _watch_schedules(self, ranks: Ranks) -> ScheduleWatch | None:
-        limits, share = self.config.limits, self.base_batch_size // ranks.world_size
-        limit = limits.micro_batch_size
-        divides = limits.divisible and isinstance(limit, int) and limit < share
-        stays = keeps_size(self._policy_name, self.config)
-        self._accumulator.changes = not stays
-        return None if stays and not divides else ScheduleWatch(self.optimizer, self._dataset_size)
-
-    @property
-    def _finds_limit(self) -> bool:
-        return self.config.limits.micro_batch_size == "auto"
-
-    def _averages(self, ranks: Ranks) -> bool:
-        """Whether gradients are averaged here, once all ranks have theirs."""
-        return self._finds_limit and ranks.world_size > 1 and not ranks.sharded
-
-    def _make_memory(self, ranks: Ranks) -> MemoryGuard:
-        limit = self.config.limits.micro_batch_size
-        if limit == "auto":  # the user's own size is known to fit
-            limit = -(-self.base_batch_size // ranks.world_size)
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        gauge = make_gauge(device, self.config.limits.memory_limit)
-        return MemoryGuard(gauge, limit, adapts=self._finds_limit, ranks=ranks)
-
-    def _settle(self) -> bool:
-        """Return whether all ranks have their gradients, now averaged; or else begin again."""
-        memory, run, loader = self._guard, self._run, self._require_loader()
-        failed = memory.settle()
-        if not failed:
-            memory.average_gradients(self.model)
-            return True
-        reason = f"out of memory with micro-batches of {failed}; going on with {memory.limit}"
-        warnings.warn(f"rlbatch: {reason}", RuntimeWarning, stacklevel=4)
-        run.note_memory(reason)
-        run.abandon_step()
-        self._accumulator.abandon()
-        loader.repeat_step(memory.limit)
-        self._repeating = True
-        return False
-
-    def _begin_step(self, delivered: Delivered) -> None:
-        samples, count = delivered.step_samples, delivered.micro_batches
-        sizes = (samples,)
-        if count > 1:
-            sizes = micro_batch_totals(samples, count, self._run.ranks.world_size)
-        self._run.begin_step(delivered.batch_size, sizes)
-
-    def _apply_loaded_state(self) -> None:
-        if self._state is not None:
-            state, self._state = self._state, None
-            with all_or_nothing(self):  # a state that is refused is not tried again
-                self._apply_state(state)
-                self._state = state
-
-    def _apply_state(self, state: Mapping[str, Any]) -> None:
-        require_like(
-            {**state, "control_loop": None},
-            {**self.state_dict(), "control_loop": None},
-            "the controller's state",
-        )
-        if self._finds_limit and state.get("memory") is not None:
-            self._guard.load_state_dict(state["memory"])
-            self._require_loader().sampler.set_micro_batch_size(self._guard.limit)
-        self._plain_steps.load_state_dict(state["plain_steps"])
-        self._user.load_state_dict(state["schedules"])
-        self._run.load_state_dict(state)
+        if self._parts is not None:
+            self._parts.adapter.close()
 
     @cached_property
-    def _run(self) -> LoopAdapter:
-        if self._adapter is None:
+    def _run(self) -> PlainRun:
+        if self._parts is None:
             raise ConfigurationError(_NO_LOADER)
-        return self._adapter
-
-    @property
-    def _guard(self) -> MemoryGuard:
-        if self._memory is None:
-            raise ConfigurationError(_NO_LOADER)
-        return self._memory
-
-    def _require_loader(self) -> ControlledLoader:
-        if self._loader is None:
-            raise ConfigurationError(_NO_LOADER)
-        return self._loader
+        return self._parts

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from rlbatch.control.build import (
     make_control_loop,
@@ -16,47 +15,14 @@ from rlbatch.control.build import (
 )
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.decision_logger import Place
-from rlbatch.control.few_sizes import PowersOfTwo, Rounded
+from rlbatch.control.few_sizes import PowersOfTwo
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.saved_state import all_or_nothing, require_like
-from rlbatch.control.training_parts import TrainingParts
+from rlbatch.control.saved_state import STATE_VERSION, all_or_nothing, check_state, require_like
+from rlbatch.control.training_parts import BatchLoader, TrainingParts
 from rlbatch.control.user_state import UserState
-from rlbatch.errors import ConfigurationError
+from rlbatch.control.validation_watch import ValidationWatch
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.policy.base import Policy
-from rlbatch.text import shown
-
-STATE_VERSION = 2
-
-
-class BatchLoader(Protocol):
-    """Hands out batches of the size that was decided last, and knows its place in the data."""
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch under way, or of the next one."""
-        ...
-
-    @property
-    def next_step(self) -> int:
-        """Number of the optimizer step at which a change of the size takes effect."""
-        ...
-
-    def set_batch_size(self, batch_size: int) -> None:
-        """Change the size of the optimizer steps from `next_step` on."""
-        ...
-
-    def end_step(self) -> None:
-        """Take note that the optimizer has stepped with what was handed out."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place after the last optimizer step."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there with the next iteration."""
-        ...
 
 
 class LoopAdapter:
@@ -134,13 +100,11 @@ class LoopAdapter:
         if powers_of_two:
             self.few_sizes = PowersOfTwo.between(*bounds, batch_size, dataset_size)
             config = self.few_sizes.limited(config)
-        self.config, engine = config, make_engine(self.policy, config)
-        if self.few_sizes is not None:
-            engine.policy = Rounded(engine.policy, self.few_sizes.allowed)
+        self.config = config
         self._loop = make_control_loop(
             parts,
             config,
-            engine,
+            make_engine(self.policy, config, self.few_sizes),
             base_batch_size=batch_size,
             dataset_size=dataset_size,
             ranks=ranks,
@@ -148,13 +112,14 @@ class LoopAdapter:
         self._parts, self._log_info = parts, dict(log_info or {})
         self._user, self._epochs_done = UserState(), 0.0
         self._user.attach(parts.weights)
-        self._log_is_open = self._log_exists = self._validated = False
+        self._log_is_open = self._log_exists = False
+        self._validations = ValidationWatch(config.target_loss)
 
     # -- what a loop tells --
 
     def begin_epoch(self) -> None:
         """An epoch begins, or what is left of an interrupted one: the clock runs."""
-        self._warn_without_validations()
+        self._validations.begin_epoch(self._epochs_done)
         self._open_log()
         self._loop.abandon_step()
         self._loop.cost_tracker.resume()
@@ -189,9 +154,9 @@ class LoopAdapter:
         self._epochs_done = epoch + position / self.dataset_size
         if self.loader is not None:
             self.loader.end_step()
-        before = self._loop.batch_size
+        before = self._loop.progress.batch_size
         self._loop.end_step(samples, self._place)
-        if self._loop.batch_size != before:
+        if self._loop.progress.batch_size != before:
             self._apply_batch_size()
 
     def abandon_step(self) -> None:
@@ -204,7 +169,7 @@ class LoopAdapter:
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
-        self._validated = True
+        self._validations.report()
         self._loop.report_validation(float(loss))
 
     def on_rollback(
@@ -219,7 +184,7 @@ class LoopAdapter:
 
     def note_memory(self, reason: str) -> None:
         """Note in the log that a pass ran out of memory."""
-        self._loop.note_memory(reason, self._place())
+        self._loop.note("out_of_memory", reason, self._place())
 
     def pause(self) -> None:
         """Stop the clock."""
@@ -254,7 +219,7 @@ class LoopAdapter:
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step that were decided last."""
-        return self._loop.batch_size
+        return self._loop.progress.batch_size
 
     @property
     def learning_rate_factor(self) -> float:
@@ -264,12 +229,12 @@ class LoopAdapter:
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return self._loop.steps
+        return self._loop.progress.steps
 
     @property
     def samples_seen(self) -> int:
         """Samples so far, over all ranks."""
-        return self._loop.samples_seen
+        return self._loop.progress.samples_seen
 
     @property
     def components(self) -> dict[str, Any]:
@@ -300,7 +265,7 @@ class LoopAdapter:
             own = self._place_state()
             require_like({name: state[name] for name in own}, own, "the controller's state")
             self._epochs_done, self._log_exists = float(state["epochs_done"]), True
-            self._validated = self._validated or self._epochs_done >= 1.0  # or it was warned of
+            self._validations.resume(self._epochs_done)
             if self.loader is not None:
                 self.loader.load_state_dict(state["loader"])
             # The loop comes last: it drops lines of the log, for which there is no way back.
@@ -316,54 +281,20 @@ class LoopAdapter:
             "epochs_done": self._epochs_done,
         }
 
-    def _warn_without_validations(self) -> None:
-        """Say once that a target can be met only by validations, which nobody reports."""
-        if self._validated or self.config.target_loss is None or self._epochs_done < 1.0:
-            return
-        self._validated = True
-        warnings.warn(
-            "rlbatch: target_loss is a validation loss, and none was reported in the first epoch. "
-            "Call controller.report_validation(loss) after each validation.",
-            RuntimeWarning,
-            stacklevel=6,
-        )
-
     def _open_log(self) -> None:
         told = self.config.log_dir is not None or self.config.trackers
         if not told or self._log_is_open or not self.ranks.is_main:
             return
-        info = run_info(self.policy_name, self._parts, self._loop) | self._log_info
-        info["action_grid"] = getattr(self.policy, "action_grid", None)
+        info = run_info(self.policy, self.policy_name, self._parts, self._loop) | self._log_info
         if self.config.log_dir is not None:
-            self._loop.open_log(EpisodeLog(self.config.log_dir, info, resume=self._log_exists))
-        self._loop.track(info)
+            self._loop.logger.open(EpisodeLog(self.config.log_dir, info, resume=self._log_exists))
+        self._loop.logger.track(self.config.trackers, info)
         self._log_is_open = self._log_exists = True
 
     def _apply_batch_size(self) -> None:
         if self.loader is not None:
-            self.loader.set_batch_size(self._loop.batch_size)
+            self.loader.set_batch_size(self._loop.progress.batch_size)
 
     def _place(self) -> Place:
-        next_step = self._loop.steps if self.loader is None else self.loader.next_step
+        next_step = self._loop.progress.steps if self.loader is None else self.loader.next_step
         return Place(self._epochs_done, next_step)
-
-
-def check_state(state: Mapping[str, Any], base_batch_size: int) -> None:
-    """Refuse a state that a run cannot go on from.
-
-    Raises:
-        ConfigurationError: It is of another version or batch size.
-    """
-    is_state = isinstance(state, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
-    version = state.get("version") if is_state else "no state"
-    if not isinstance(version, int) or version != STATE_VERSION:
-        raise ConfigurationError(
-            f"A controller state of version {STATE_VERSION} was expected, got "
-            f"{shown(repr(version))}. Resume with the rlbatch that saved it."
-        )
-    saved = state.get("base_batch_size")
-    if not isinstance(saved, int) or saved != base_batch_size:
-        raise ConfigurationError(
-            f"The state was saved with batch size {state.get('base_batch_size')}, and this "
-            f"controller was made for {base_batch_size}. Make it for the same one."
-        )

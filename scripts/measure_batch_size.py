@@ -26,6 +26,7 @@ import torch
 from rlbatch.agents.evaluate.curve_store import append_line, read_lines
 from rlbatch.agents.evaluate.figures import figure
 from rlbatch.envs.backend import TorchBackend
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
@@ -164,8 +165,7 @@ def live(task: Task, size: int, seed: int, *, steps: int = 0, epochs: float = 0.
     samples = CostWeights(seconds=0.0, samples=1.0)
     planned = epochs * count(task.train_set) if epochs else None
     budget = None if planned else math.nextafter(math.inf, 0)
-    run = LiveRun(
-        task,
+    conditions = RunConditions(
         seed=seed,
         coupling=Coupling.SQRT,
         profile=None,
@@ -173,10 +173,9 @@ def live(task: Task, size: int, seed: int, *, steps: int = 0, epochs: float = 0.
         start_batch_size=size,
         max_batch_size=count(task.train_set),
         cadence=Cadence(validation_growth=0.3),
-        noise_rate=0.0,
         max_steps=steps or None,
-        guard=False,
     )
+    run = LiveRun(task, conditions.unwatched())
     while not run.finished:
         run.advance(size)
     return run

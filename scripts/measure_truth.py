@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from ablate import summary  # beside this file
@@ -21,6 +22,7 @@ from rlbatch.agents.evaluate.simulated import POOL_SEED
 from rlbatch.agents.ppo import make_model
 from rlbatch.agents.recipes import resolve_recipe
 from rlbatch.envs.objectives import UNREACHED_RATIO
+from rlbatch.envs.simulator.episodes import QuadraticEpisodes
 from rlbatch.envs.simulator.pool import TaskPool, make_pool
 from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
 from rlbatch.envs.threads import use_one_thread
@@ -44,7 +46,12 @@ def main() -> None:
 def environment(pool: TaskPool, count: int, seed: int) -> QuadraticVecEnv:
     """Runs whose observations hold the truth."""
     return QuadraticVecEnv(
-        pool, count, seed, RECIPE.actions, privileged=True, noise_rate=RECIPE.noise_rate
+        pool,
+        count,
+        seed,
+        RECIPE.actions,
+        privileged=True,
+        make=partial(QuadraticEpisodes, noise_rate=RECIPE.noise_rate),
     )
 
 

@@ -58,7 +58,7 @@ Progress = Callable[[int, int], None]
 
 
 @one_thread()
-def run_bench(  # noqa: PLR0913 - every argument is a choice of the user
+def run_bench(
     settings: BenchSettings,
     out: Path,
     *,
@@ -66,7 +66,6 @@ def run_bench(  # noqa: PLR0913 - every argument is a choice of the user
     cluster: str | None = None,
     references: Path | None = None,
     logs: bool = False,
-    full_sweep: bool = False,
     on_progress: Progress | None = None,
     on_fixed: Progress | None = None,
 ) -> list[Row]:
@@ -81,7 +80,6 @@ def run_bench(  # noqa: PLR0913 - every argument is a choice of the user
             `out` and `references`; tasks and policies from files must be on every node.
         references: Folder of fixed curves, to share them among benchmarks; None takes one in `out`.
         logs: Also write an episode log of each real run, under `runs/`.
-        full_sweep: Follow every fixed size up to the cap, even if it is dearer than the best.
         on_progress: Called with the runs that are finished and the number of all.
         on_fixed: Likewise, of the fixed runs that make the frontier under `epochs=N`.
 
@@ -108,7 +106,7 @@ def run_bench(  # noqa: PLR0913 - every argument is a choice of the user
                     simulated.run_missing(settings, task, out / RESULTS_FILE, counter.update)
             done = finished_cells(out / RESULTS_FILE)
             works = [
-                GroupWork(settings, group, out, folder, logs, full_sweep, todo)
+                GroupWork(settings, group, out, folder, logs, todo)
                 for group in groups(settings)
                 if (todo := missing_cells(settings, group, done))
             ]

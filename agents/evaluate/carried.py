@@ -46,7 +46,6 @@ class CarriedRun:
         what: Profile, start size and policy of a controlled run, or the plan of a fixed one.
         files: What is known.
         logs: Write an episode log.
-        full_sweep: As in `GroupWork`.
     """
 
     settings: BenchSettings
@@ -55,7 +54,6 @@ class CarriedRun:
     what: Cell | Plan
     files: Files = field(default_factory=dict[str, bytes])
     logs: bool = False
-    full_sweep: bool = False
 
 
 def identity_text(settings: BenchSettings) -> str:
@@ -86,7 +84,6 @@ def run_carried(run: CarriedRun) -> dict[str, bytes]:
                     folder / OUT,
                     folder / REFERENCES,
                     run.logs,
-                    run.full_sweep,
                     (run.what,),
                 )
             )
@@ -134,9 +131,7 @@ def run_groups(executor: Executor, works: Sequence[GroupWork], update: Callable[
     def put(work: GroupWork, cells: Sequence[Cell]) -> None:
         files = _known_curves(work) if cells else {}
         for cell in cells:
-            run = CarriedRun(
-                work.settings, work.group, identity, cell, files, work.logs, work.full_sweep
-            )
+            run = CarriedRun(work.settings, work.group, identity, cell, files, work.logs)
             queue.append(((work.group, cell), run))
 
     for work in works:

@@ -32,6 +32,11 @@ SCHEDULE_MARGIN = 1.5
 _CADENCE = ("minimum", "growth", "maximum", "validation_growth", "first")
 
 
+def cadence_key(cadence: Cadence) -> str:
+    """Return a cadence as the keys of stored curves have it."""
+    return json.dumps({name: getattr(cadence, name) for name in _CADENCE})
+
+
 @dataclass(frozen=True)
 class FixedSetting:
     """What fixed sizes are run for.
@@ -150,7 +155,7 @@ class FixedCurves:
             seed=setting.seed,
             coupling=setting.coupling.value,
             batch_size=size,
-            cadence=json.dumps({name: getattr(setting.cadence, name) for name in _CADENCE}),
+            cadence=cadence_key(setting.cadence),
             planned_steps=self._planned,
             target=self._target,
             wall=wall,

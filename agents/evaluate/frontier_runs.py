@@ -7,11 +7,10 @@ runs do not depend on the clock: cost follows from steps, and one set serves eve
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from rlbatch.agents.evaluate.clocks import CostClock
 from rlbatch.agents.evaluate.curve_files import open_curves
 from rlbatch.agents.evaluate.curve_store import CurveKey, CurveStore
-from rlbatch.agents.evaluate.fixed_curves import FixedSetting, size_grid
+from rlbatch.agents.evaluate.fixed_curves import FixedSetting, cadence_key, size_grid
 from rlbatch.agents.evaluate.frontier import FixedEnd, Frontier
 from rlbatch.envs.fixed_run import Curve, fixed_run_curve
 
@@ -51,7 +50,7 @@ def planned_length(epochs: float, dataset_size: int, batch_size: int) -> int:
     return max(1, math.ceil(epochs * dataset_size / batch_size))
 
 
-def plans(setting: FixedSetting, planned: int, lengths: Sequence[float] = LENGTHS) -> list[Plan]:
+def plans(setting: FixedSetting, planned: int) -> list[Plan]:
     """Return the fixed runs that make a frontier, the user's own size and length first.
 
     Small sizes are followed as far as `MOST_STEPS` allows: on no device do they pay at lengths
@@ -60,12 +59,11 @@ def plans(setting: FixedSetting, planned: int, lengths: Sequence[float] = LENGTH
     Args:
         setting: Of the task.
         planned: Steps of the user's run at the task's batch size.
-        lengths: As `LENGTHS`.
     """
     base = setting.task.batch_size
     sizes = [s for s in size_grid(setting.task) if round(math.log2(s / base)) in SIZE_SHIFTS]
     found: list[Plan] = []
-    for length in sorted(lengths, key=lambda length: abs(math.log(length))):
+    for length in sorted(LENGTHS, key=lambda length: abs(math.log(length))):
         steps = max(1, round(length * planned))
         for size in sizes:
             taken = steps * base / size
@@ -107,7 +105,7 @@ class FrontierRuns:
             seed=setting.seed,
             coupling=setting.coupling.value,
             batch_size=plan.batch_size,
-            cadence=json.dumps(asdict(setting.cadence)),
+            cadence=cadence_key(setting.cadence),
             planned_steps=plan.planned_steps,
             target=None,
         )

@@ -13,7 +13,7 @@ from typing import Any
 from rlbatch.agents.evaluate.clocks import CostClock, resolve_clock
 from rlbatch.agents.evaluate.curve_files import curve_path, file_name, open_curves
 from rlbatch.agents.evaluate.curve_store import append_line
-from rlbatch.agents.evaluate.fixed_curves import planned_steps, size_grid
+from rlbatch.agents.evaluate.fixed_curves import planned_steps
 from rlbatch.agents.evaluate.planned_runs import PlannedRuns, fixed_setting, lowest_size
 from rlbatch.agents.evaluate.reference import (
     Reference,
@@ -55,7 +55,6 @@ class GroupWork:
         out: Folder of the results.
         references: Folder of the fixed curves.
         logs: Write episode logs.
-        full_sweep: Follow every fixed size up to the cap.
         todo: Runs to make: those that have no result yet.
     """
 
@@ -64,7 +63,6 @@ class GroupWork:
     out: Path
     references: Path
     logs: bool = False
-    full_sweep: bool = False
     todo: tuple[Cell, ...] = ()
 
 
@@ -153,8 +151,6 @@ class _GroupRunner:
         if not self._references:
             settings = self._work.settings
             sizes = list(start_factors(settings, self._task))
-            if self._work.full_sweep:
-                sizes += size_grid(self._task)
             self._references = find_references(
                 self._setting,
                 [resolve_clock(name) for name in settings.profiles],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlbatch.agents.evaluate.run_log import RunLog
+from rlbatch.agents.rules.branches import Branches
 from rlbatch.control.build import fallback_for
 from rlbatch.control.config import AUTO
 from rlbatch.control.engine import DecisionEngine, EngineConfig
@@ -38,8 +39,8 @@ class RunResult:
             diverge.
         diverged: The weights were lost.
         cost: Spent in all, the decisions' own seconds included on the wall clock.
-        steps: Optimizer steps.
-        samples: Samples seen.
+        steps: Optimizer steps, those of trials included.
+        samples: Samples seen, those of trials included.
         final_val_loss: Of the last validation; NaN without any.
         batch_size_min: Smallest batch size in force.
         batch_size_max: Largest.
@@ -141,24 +142,23 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         curve_known=curve_known,
     )
     run = LiveRun(task, conditions, backend=backend)
-    limit = math.inf if max_cost is None else max_cost
-    charged = profile is None and objective.weights.seconds == 1.0
-    grid = getattr(policy, "action_grid", None)
-    head = {"action_grid": grid, "config": _config(engine), **(run_info or {})}
+    if isinstance(policy, Branches):
+        decider = DecisionEngine(policy.on(run), engine)
+    head = {**_head(policy, engine), **(run_info or {})}
     log = nullcontext() if log_dir is None else RunLog(log_dir, run, seed, profile, head)
     with log as opened:
-        return _drive(run, decider, limit, opened, charged=charged)
+        return _drive(run, decider, math.inf if max_cost is None else max_cost, opened)
 
 
-def _config(engine: EngineConfig | None) -> dict[str, str]:
-    """Return what the log says of the wrappers, for a replay."""
-    return {"fallback": AUTO} if engine is None else {}
+def _head(policy: Policy, engine: EngineConfig | None) -> dict[str, object]:
+    """Return what the log says of the policy and its wrappers, for a replay."""
+    grid = getattr(policy, "action_grid", None)
+    return {"action_grid": grid, "config": {"fallback": AUTO} if engine is None else {}}
 
 
-def _drive(
-    run: LiveRun, decider: DecisionEngine, limit: float, log: RunLog | None, *, charged: bool
-) -> RunResult:
-    """Train to the end; `charged` counts the seconds of deciding as cost."""
+def _drive(run: LiveRun, decider: DecisionEngine, limit: float, log: RunLog | None) -> RunResult:
+    """Train to the end; on the wall clock the seconds of deciding are cost."""
+    charged = run.conditions.profile is None and run.objective.weights.seconds == 1.0
     trajectory: list[tuple[float, int]] = []
     decision_seconds, began = 0.0, time.perf_counter()
     size, decisions, released = run.batch_size, 0, False
@@ -172,16 +172,18 @@ def _drive(
                 log.off(signals)
             size, released = run.task.batch_size, True
             continue
-        asked = time.perf_counter()
+        asked, before = time.perf_counter(), run.cost
         decision = decider.decide(signals, run.batch_size)
         decision = decision.held() if run.held else decision
         seconds = time.perf_counter() - asked
         decisions, decision_seconds = decisions + 1, decision_seconds + seconds
         if charged:
-            run.cost += seconds
+            run.cost += seconds - (run.cost - before)  # trials have charged theirs
         if log is not None:
             log.decision(signals, decision)
         size = decision.batch_size
+        if run.finished:  # the policy has spent what was left
+            break
     if log is not None:
         log.end(signals)
     return _result(
@@ -204,8 +206,8 @@ def _result(
         reached=not run.diverged if aimless else run.reached and run.cost <= limit,
         diverged=run.diverged,
         cost=run.cost,
-        steps=run.steps,
-        samples=run.samples_seen,
+        steps=run.steps + run.tried_steps,
+        samples=run.samples_seen + run.tried_samples,
         final_val_loss=run.val_loss,
         batch_size_min=min(sizes),
         batch_size_max=max(sizes),

@@ -43,7 +43,8 @@ class RunLog:
             **run_info,
         }
         self._run = run
-        self._logger = DecisionLogger(EpisodeLog(folder, info))
+        self._logger = DecisionLogger()
+        self._logger.open(EpisodeLog(folder, info))
 
     def __enter__(self) -> Self:
         return self

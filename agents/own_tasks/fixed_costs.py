@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import socket
 import tempfile
@@ -25,9 +26,10 @@ from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
-from rlbatch.files import append_bytes
+from rlbatch.files import append_bytes, write_atomically
 from rlbatch.signals.record import Coupling
 
+_SEEDS_FILE = "seeds.json"
 _FEWEST_STEPS = 10  # of the default run: with fewer there is nothing to decide
 
 cached_task = functools.cache(resolve_task)
@@ -204,6 +206,9 @@ def all_costs(
 ) -> list[TaskCosts]:
     """Run the fixed sizes of all tasks: with the first seed, then with more as time permits.
 
+    With which seeds it was done is noted. A training that goes on takes no others: what was
+    compared with these costs stays comparable.
+
     Args:
         plan: Of the training.
         folder: Of the curves.
@@ -215,14 +220,16 @@ def all_costs(
     Raises:
         ConfigurationError: A task's target is out of reach, or reached at once.
     """
+    settled = _settled_seeds(plan, folder)
     works = {
         (name, number): _work(plan, name, number, folder, executor.shares_files)
         for number in range(plan.seeds)
         for name in plan.tasks
+        if settled is None or number in settled[name]
     }
     found: dict[str, dict[int, CurveResult]] = {name: {} for name in plan.tasks}
-    needed = len(plan.tasks)
-    rounds = math.ceil(needed / executor.width)  # some tasks wait for others
+    needed = len(plan.tasks) if settled is None else len(works)
+    rounds = math.ceil(len(plan.tasks) / executor.width)  # some tasks wait for others
     first = {name: works[name, 0].path for name in plan.tasks}
     watch = TargetWatch(first, rounds * patience)
 
@@ -236,10 +243,21 @@ def all_costs(
         if result.added:
             append_bytes(works[name, number].path, result.added)
         watch.ended(name)
+    seeds = {name: sorted(found[name]) for name in plan.tasks}
+    write_atomically(folder / _SEEDS_FILE, json.dumps(seeds) + "\n")
     return [
-        mean_costs(plan, name, [found[name][number] for number in sorted(found[name])])
+        mean_costs(plan, name, [found[name][number] for number in seeds[name]])
         for name in plan.tasks
     ]
+
+
+def _settled_seeds(plan: Plan, folder: Path) -> dict[str, list[int]] | None:
+    """Return the seeds of each task that its costs were taken from; None if they were not yet."""
+    try:
+        known = json.loads((folder / _SEEDS_FILE).read_text(encoding="utf-8"))
+        return {name: [int(number) for number in known[name]] for name in plan.tasks}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged note costs time, no result
 
 
 def _work(plan: Plan, name: str, number: int, folder: Path, shares_files: bool) -> CurveWork:

@@ -86,6 +86,7 @@ def recipe_of(plan: Plan) -> Recipe:
         mixed_share=0.0,
         goodput_slack=None,
         keeps_steps=False,
+        near_base=False,
         **layers,
     )
 

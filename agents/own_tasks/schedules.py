@@ -7,10 +7,11 @@ neighbours of the best so far.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from rlbatch.agents.own_tasks.fixed_costs import TaskCosts
 from rlbatch.agents.own_tasks.plan import TRAINING_SEED, Plan
 from rlbatch.agents.own_tasks.rule_networks import Schedule, schedule_policy
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
+from rlbatch.files import write_atomically
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 
 _SLOPES = ((0.0, 0.0), (-1.0, 0.0), (-0.5, 0.0), (0.0, 0.125), (0.0, 0.25), (0.0, 0.5))
 _LEVELS = (1, 2, 4, 8)  # rounds after which the worse half is left out
 _KEPT = 2
+_FOUND_FILE = "found.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class ScheduleSearch:
     ) -> list[Candidate]:
         """Return the best schedules that were found in the time, two at most, the best first.
 
+        A search is made once; after that its result is there at once.
+
         Args:
             best_shifts: log2 of the best fixed sizes over the task's, the best first; they are no
                 schedules.
@@ -61,6 +66,9 @@ class ScheduleSearch:
             on_progress: Called with the runs that are done and all of them, in each part of a race.
             until: When to stop, by `time.monotonic`.
         """
+        known = self._known()
+        if known is not None:
+            return known
         path = self.folder / "runs.jsonl"
         found = Validation(self.plan, self.tasks, path, TRAINING_SEED, smoothed=True)
         race = partial(self._race, found, executor, on_progress, until)
@@ -78,7 +86,18 @@ class ScheduleSearch:
             fresh = [one for one in _neighbours(best[0]) if one not in tried]
             tried |= set(fresh)
         sizes = [Schedule(shift, end_steps=end) for shift in best_shifts]
-        return [self._candidate(one) for one in best if one not in sizes]
+        result = [one for one in best if one not in sizes]
+        text = json.dumps([asdict(one) for one in result])
+        write_atomically(self.folder / _FOUND_FILE, text + "\n")
+        return [self._candidate(one) for one in result]
+
+    def _known(self) -> list[Candidate] | None:
+        """Return what a search has found that was made before; None without one."""
+        try:
+            rows = json.loads((self.folder / _FOUND_FILE).read_text(encoding="utf-8"))
+            return [self._candidate(Schedule(**row)) for row in rows]
+        except (OSError, ValueError, TypeError):
+            return None  # a damaged note costs time, no result
 
     def _race(
         self,

@@ -52,7 +52,6 @@ from rlbatch.agents.own_tasks.validation import Candidate, Validation
 from rlbatch.agents.ray_runs import open_servers
 from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
-from rlbatch.policy.card import PolicyCard
 
 _SIZES, _SEGMENTS = 2, 6  # fixed ones that are compared, and parts of learning, at most
 _SHORTEST_SEGMENT = 20.0  # seconds
@@ -104,13 +103,7 @@ class _Training:
         self._candidates: list[Candidate] = [SHIPPED]
         recipe = recipe_of(plan)
         self._actions = recipe.actions
-        self._card = PolicyCard(
-            objectives=("target",),
-            couplings=(plan.coupling,),
-            noise_rate=0.0,
-            recipe=recipe.name,
-            recipe_hash=recipe.digest(),
-        )
+        self._card = recipe.card((plan.coupling,))
         if not (out / POLICY_FILE).exists():
             keep(plan, SHIPPED, out, validation={}, validation_seeds=0)
 
@@ -145,7 +138,7 @@ class _Training:
         tick()
         return all_costs(
             *(plan, self._curves, self._executor),
-            until=time.monotonic() + CURVES_SHARE * total,
+            until=time.monotonic() + CURVES_SHARE * total - self._budget.spent,
             patience=max(CURVES_SHARE * total, _PATIENCE),
             tick=tick,
         )

@@ -171,16 +171,6 @@ def survivors(plan: Bandit, runs: Sequence[PastRun]) -> tuple[int, ...]:
     return tuple(size for size in pruning.survivors if size not in pruning.failed)
 
 
-def recommended(plan: Bandit, runs: Sequence[PastRun]) -> int | None:
-    """Return the size of the best mean reward among those in the race; None before any is known."""
-    known = {
-        size: float(np.mean(rewards))
-        for size in survivors(plan, runs)
-        if (rewards := arm_rewards(plan, runs, size))
-    }
-    return max(known, key=lambda size: known[size]) if known else None
-
-
 def _cheapest(plan: Bandit, runs: Sequence[PastRun]) -> int:
     done = [run for run in runs if run.converged and not run.running]
     return min(done, key=lambda run: run.cost).batch_size if done else plan.default

@@ -19,6 +19,7 @@ from rlbatch.agents.search.passes import bytes_of_pass
 from rlbatch.agents.search.trials import Outcome, Stop, TrialSpec
 from rlbatch.control.memory import is_out_of_memory
 from rlbatch.envs.backend import TorchBackend
+from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.objectives import Cadence, Objective
 from rlbatch.envs.perceptron import fastest_backend
@@ -144,8 +145,7 @@ class TrialRunner:
     def _live_run(self, spec: TrialSpec, stop: Stop) -> LiveRun:
         conditions, goal = self.conditions, self.conditions.goal
         to_target = goal.kind == "target"
-        return LiveRun(
-            self.task,
+        under = RunConditions(
             seed=spec.seed,
             coupling=Coupling(conditions.coupling),
             profile=self._clock.profile,
@@ -162,13 +162,12 @@ class TrialRunner:
             start_batch_size=spec.batch_size,
             learning_rate_scale=2.0**spec.rate,
             cadence=conditions.cadence,
-            noise_rate=0.0,
             planned_steps=self._planned,
             max_steps=conditions.max_steps if to_target else None,
-            guard=False,
-            # The wall clock times what a user would run.
-            backend=TorchBackend if self._clock.profile is None else fastest_backend,
         )
+        # The wall clock times what a user would run.
+        backend = TorchBackend if self._clock.profile is None else fastest_backend
+        return LiveRun(self.task, under.unwatched(), backend=backend)
 
 
 def _schedule_steps(conditions: Conditions, task: Task, clock: CostClock) -> int | None:

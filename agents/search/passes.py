@@ -22,17 +22,16 @@ class PassRunner:
         optimizer: Its optimizer.
     """
 
-    def __init__(self, task: Task, device: torch.device | None = None, seed: int = 0) -> None:
+    def __init__(self, task: Task, device: torch.device | None = None) -> None:
         """Build the model.
 
         Args:
             task: What is trained.
             device: Where to; None leaves the model where the task puts it.
-            seed: Of the weights.
         """
         self._task = task
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             model = task.model()
         self.model: nn.Module = model if device is None else model.to(device)
         self.model.train()

@@ -33,6 +33,20 @@ def default_pool() -> TaskPool:
     return make_pool(_POOL_SIZE, _POOL_SEED)
 
 
+def pool_of(pool: TaskPool | None) -> TaskPool:
+    """Return the pool to draw from, a small one of the default distribution for None.
+
+    Raises:
+        ConfigurationError: It is no pool.
+    """
+    if pool is not None and not isinstance(pool, TaskPool):
+        raise ConfigurationError(
+            f"pool must be a TaskPool or None, got {pool!r}. Make one with "
+            "rlbatch.envs.simulator.pool.make_pool."
+        )
+    return default_pool() if pool is None else pool
+
+
 class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
     """One simulated run at a time, on random tasks.
 
@@ -63,7 +77,7 @@ class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
         self.render_mode = render_mode
-        self._pool = default_pool() if pool is None else pool
+        self._pool = pool_of(pool)
         self._episodes: QuadraticEpisodes | None = None
         self._last: Transition | None = None
         self._history = History()

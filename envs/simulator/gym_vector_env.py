@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rlbatch.envs.arguments import action_grid, changes, known_options, require_render_mode
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.history import noise_scale
-from rlbatch.envs.simulator.environment import default_pool
+from rlbatch.envs.simulator.environment import pool_of
 from rlbatch.envs.simulator.episodes import QuadraticEpisodes
 from rlbatch.envs.simulator.pool import TaskPool
 from rlbatch.envs.simulator.vector_env import copy_runs
@@ -77,7 +77,7 @@ class QuadraticGymVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], ND
         self.single_action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._pool = default_pool() if pool is None else pool
+        self._pool = pool_of(pool)
         self._episodes: QuadraticEpisodes | None = None
         self._ended = np.zeros(num_envs, dtype=bool)
 

@@ -105,9 +105,7 @@ def chunk_signals(
     if statistics is None:
         statistics = (np.full(n, np.nan),) * 5
     inertia = np.where(t.adaptive > 0, 1.0, 1.0 - t.momentum)
-    known = np.maximum(
-        t.cost_known, np.minimum(np.log2(runs.largest_size / runs.smallest_size) / 2.0, 1.0)
-    )
+    known = _costs_known(runs)
     predicted = losses.steps * runs.step_size * factor * schedule / inertia * statistics[0]
     return Signals(
         context=runs.context(),
@@ -140,6 +138,12 @@ def _seen_validation(runs: QuadraticRuns, validation: Array) -> Array:
     t, n = runs.tasks, len(runs.tasks)
     noise = np.zeros(n) if runs.exact else runs.rng.standard_normal(n)
     return np.where(t.sees_validation > 0, validation * (1.0 + t.validation_noise * noise), np.nan)
+
+
+def _costs_known(runs: QuadraticRuns) -> Array:
+    """How far the costs at other sizes are known: from the start, or from sizes tried so far."""
+    tried = np.log2(runs.largest_size / runs.smallest_size)
+    return np.maximum(runs.tasks.cost_known, np.minimum(tried / 2.0, 1.0))
 
 
 def _believed_cost_curve(runs: QuadraticRuns, batch_size: Array, known: Array) -> Array:

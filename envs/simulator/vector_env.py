@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -14,7 +14,6 @@ from rlbatch.envs.privileged import PRIVILEGED_SIZE, privileged_information, reg
 from rlbatch.envs.simulator.episodes import QuadraticEpisodes
 from rlbatch.envs.simulator.pool import TaskPool
 from rlbatch.observation import OBSERVATION_SIZE, step_cost_at
-from rlbatch.signals.cadence import NOISE_RATE
 
 
 class QuadraticVecEnv(LocalVecEnv):
@@ -29,7 +28,7 @@ class QuadraticVecEnv(LocalVecEnv):
         *,
         privileged: bool = False,
         with_regrets: bool = True,
-        noise_rate: float = NOISE_RATE,
+        make: Callable[[TaskPool, int, np.random.Generator], QuadraticEpisodes] = QuadraticEpisodes,
     ) -> None:
         """Prepare `count` environments.
 
@@ -41,8 +40,7 @@ class QuadraticVecEnv(LocalVecEnv):
             privileged: Append privileged information (`rlbatch.envs.privileged`) to the
                 observations, the regret of each action included.
             with_regrets: Or else zeros instead of them: where something better is known.
-            noise_rate: How densely the gradient noise is measured, see
-                `rlbatch.signals.cadence.measured_among`.
+            make: Makes episodes on tasks of the pool, so many side by side.
         """
         size = OBSERVATION_SIZE + privileged * (PRIVILEGED_SIZE + len(actions))
         space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
@@ -50,8 +48,8 @@ class QuadraticVecEnv(LocalVecEnv):
         self._privileged, self._tells_regrets = privileged, with_regrets
         self.pool, self.actions_log2 = pool, np.asarray(actions, dtype=np.float64)
         self.rng = np.random.default_rng(seed)
-        self._noise_rate = noise_rate
-        self.episodes = QuadraticEpisodes(pool, count, self.rng, noise_rate=noise_rate)
+        self._make = make
+        self.episodes = make(pool, count, self.rng)
         self.returns, self.lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
         self._decided = np.zeros(count, dtype=np.int64)
         self._observation = np.zeros((count, OBSERVATION_SIZE), dtype=np.float32)
@@ -99,7 +97,7 @@ class QuadraticVecEnv(LocalVecEnv):
 
     def _first_chunk(self, index: np.ndarray) -> None:
         """Run the first chunk of some episodes only: on a small copy of just those."""
-        fresh = QuadraticEpisodes(self.pool, len(index), self.rng, noise_rate=self._noise_rate)
+        fresh = self._make(self.pool, len(index), self.rng)
         fresh.begin(np.arange(len(index)), self.episodes.task_index[index])
         first = fresh.step(None)
         self._observation[index] = first.observation

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from importlib import import_module
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 _UNSET = ["unset"]
 
@@ -18,7 +18,8 @@ def make_registry() -> Any:
     """Return the rules: an option that may be left out is given as one of its type.
 
     `--seeds INT`, unset unless it is given; by tyro's own rule it would be `--seeds {None}|INT`,
-    and a wrong value would be told of as one that fits neither.
+    and a wrong value would be told of as one that fits neither. One of any number of values is
+    unset, too, where there are none.
     """
     constructors: Any = import_module("tyro.constructors")  # its types are unknown in part
 
@@ -31,8 +32,24 @@ def make_registry() -> Any:
         spec = constructors.ConstructorRegistry.get_primitive_spec(inner)
         return _with_none(spec) if isinstance(spec, constructors.PrimitiveConstructorSpec) else spec
 
+    asking = False  # tyro itself, whose answer is changed
+
+    def several(info: Any) -> Any:
+        nonlocal asking
+        if asking or get_origin(info.type) is not tuple:
+            return None
+        asking = True
+        try:
+            spec = constructors.ConstructorRegistry.get_primitive_spec(info)
+        finally:
+            asking = False
+        return (
+            _with_nothing(spec) if isinstance(spec, constructors.PrimitiveConstructorSpec) else spec
+        )
+
     registry = constructors.ConstructorRegistry()
     registry.primitive_rule(optional)
+    registry.primitive_rule(several)
     return registry
 
 
@@ -46,6 +63,15 @@ def _with_none(spec: Any) -> Any:
         return _UNSET if value is None else spec.str_from_instance(value)
 
     return replace(spec, is_instance=is_instance, str_from_instance=texts)
+
+
+def _with_nothing(spec: Any) -> Any:
+    """Let the help say that nothing is given, instead of saying nothing."""
+
+    def texts(value: object) -> list[str]:
+        return spec.str_from_instance(value) or _UNSET
+
+    return replace(spec, str_from_instance=texts)
 
 
 def reflow_help(command: type[Any]) -> str:

@@ -15,8 +15,9 @@ from rlbatch.cli import _shared
 class Command:
     """Make a policy file from a model that stable-baselines3 trained.
 
-    PPO, A2C and DQN with MlpPolicy, of any size; the checkpoint.zip of rlbatch train as well. The
-    file is compared with the model on 10,000 observations, and refused where it decides otherwise.
+    PPO, A2C and DQN with MlpPolicy, and RecurrentPPO with MlpLstmPolicy, of any size; the
+    checkpoint.zip of rlbatch train as well. The file is compared with the model on 10,000
+    observations, and refused where it decides otherwise.
 
     Loading such a zip with stable-baselines3 runs the code in it. This command does not: of the
     settings it reads names and numbers only, and of the weights tensors only. If the model was
@@ -39,8 +40,10 @@ class Command:
 
     def run(self) -> int:
         """Write the file."""
+        from rlbatch.envs.processes import keep_tensorflow_out
         from rlbatch.errors import MissingExtraError
 
+        keep_tensorflow_out()
         _shared.require_new_policy_file(self.out)
         try:
             from rlbatch.agents.export import export_model

@@ -29,7 +29,9 @@ class Command:
     For example: rlbatch inspect runs/first --last 20
     """
 
-    logs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    logs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="(required)")
+    ]
     """Folders of logs, or folders of such folders."""
     last: int | None = None
     """Show only this many of the last decisions."""

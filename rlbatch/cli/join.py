@@ -21,7 +21,9 @@ class Command:
     For example: rlbatch join a.safetensors b.safetensors -o both.safetensors
     """
 
-    policies: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    policies: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="(required)")
+    ]
     """The policy files, two or more, with the same actions."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The policy file to write (.safetensors)."""

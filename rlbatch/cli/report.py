@@ -26,7 +26,9 @@ class Command:
     For example: rlbatch report runs/first runs/second -o report.html
     """
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    folders: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="(required)")
+    ]
     """Folders of logs, of such folders, or of benchmarks."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page. An earlier page of this name is replaced; no other file is."""

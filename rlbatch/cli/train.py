@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 _BEGINNINGS = ("pool.npz", "stage0")
 """What a training that was killed before its first checkpoint leaves behind."""
+
+_OWN_ONLY = ("minutes", "seeds", "start", "profile", "lr_coupling", "from_scratch", "jobs")
+_RECIPE_ONLY = ("recipe", "curves", "device")
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class Command:
     start_from: Path | None = None
     """Policy file (or a recipe's checkpoint) whose weights to begin with."""
     device: str = "auto"
-    """Where the controller's networks are trained: `cpu`, `cuda`, or `auto`, a GPU if there is
-    one."""
+    """Without --task: where the controller's networks are trained, `cpu`, `cuda`, or `auto`, a GPU
+    if there is one."""
 
     def run(self) -> int:
         """Train."""
@@ -88,6 +92,7 @@ class Command:
             tasks = tuple(absolute(name) for name in self.task)
             out = self.out.resolve()
             plan = _own_tasks.prepare(self._plan(tasks), out, self.resume, tasks)
+            self._check_plan(plan)
             outcome = _own_tasks.run(plan, out, self.minutes, self.jobs, self.cluster)
         _own_tasks.print_outcome(plan, outcome)
         return 0
@@ -114,12 +119,11 @@ class Command:
         from rlbatch.errors import ConfigurationError
         from rlbatch.policy.file import load_policy
 
-        for name in ("recipe", "curves"):
-            if getattr(self, name) is not None:
-                raise ConfigurationError(
-                    f"--{name} is for a training by a recipe, and --task for one of your own. "
-                    "Leave one of the two out."
-                )
+        for name in self._given(_RECIPE_ONLY):
+            raise ConfigurationError(
+                f"{_option(name)} is for a training by a recipe, and --task for one of your own. "
+                "Leave one of the two out."
+            )
         if self.from_scratch and self.start_from is not None:
             raise ConfigurationError(
                 "--from-scratch begins with random weights and --start-from with a file's. Leave "
@@ -133,12 +137,45 @@ class Command:
             load_policy(self.start_from)
         _shared.require_possible_folder(self.out)
 
+    def _check_plan(self, plan: Plan) -> None:
+        """Refuse to go on with a training for which something else was asked than now."""
+        from rlbatch.errors import ConfigurationError
+
+        known = {
+            "seeds": plan.seeds,
+            "start": plan.starts,
+            "profile": plan.profile,
+            "lr_coupling": plan.coupling,
+            "from_scratch": plan.start_from is None,
+            "start_from": None if plan.start_from is None else Path(plan.start_from),
+        }
+        now = {name: getattr(self, name) for name in self._given(tuple(known))}
+        if "start_from" in now:
+            now["start_from"] = now["start_from"].resolve()
+        for name, value in now.items():
+            if value != known[name]:
+                raise ConfigurationError(
+                    f"{self.out} holds a training for which {_option(name)} was another: "
+                    f"{known[name]}, not {value}. Leave it out, or train in another folder."
+                )
+
+    def _given(self, names: Sequence[str]) -> list[str]:
+        """Return those of some options that are not what they are unless they are given."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
     def _run_recipe(self) -> int:
         """Train by a recipe."""
         from rlbatch.agents.recipes import resolve_recipe
         from rlbatch.envs.processes import keep_tensorflow_out
+        from rlbatch.errors import ConfigurationError
         from rlbatch.extras import needs_extra
 
+        for name in self._given(_OWN_ONLY):
+            raise ConfigurationError(
+                f"{_option(name)} is for a training on tasks of your own, not for one by a recipe. "
+                "Name the tasks with --task, or leave it out."
+            )
         recipe = resolve_recipe(self.recipe or "default")
         self._check_files(recipe)
         keep_tensorflow_out()
@@ -212,6 +249,11 @@ class Command:
 
         if self.curves is not None and recipe.has_real_runs:
             SettingSampler(self.curves, recipe.tasks)
+
+
+def _option(name: str) -> str:
+    """Return how the command line calls a field."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _report(figures: dict[str, float]) -> None:

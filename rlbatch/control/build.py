@@ -10,6 +10,7 @@ from rlbatch.control.config import AUTO, ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
 from rlbatch.control.decision_logger import context_values
 from rlbatch.control.engine import DecisionEngine, EngineConfig
+from rlbatch.control.few_sizes import PowersOfTwo, Rounded
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
@@ -77,10 +78,17 @@ def fallback_for(policy: Policy, name: str | None = AUTO) -> Policy | None:
     return None if name is None else resolve_policy(name)
 
 
-def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
+def make_engine(
+    policy: Policy, config: ControllerConfig, few_sizes: PowersOfTwo | None = None
+) -> DecisionEngine:
     """Return the decision engine with the wrappers that the settings ask for.
 
     A learned policy estimates the return only for a log or a tracker to show.
+
+    Args:
+        policy: Decides.
+        config: The settings.
+        few_sizes: The batch sizes that are allowed; None for any within the limits.
     """
     shown = config.log_dir is not None or bool(config.trackers)
     if isinstance(policy, LearnedPolicy) and not shown:
@@ -91,7 +99,10 @@ def make_engine(policy: Policy, config: ControllerConfig) -> DecisionEngine:
         fallback=fallback_for(policy, config.fallback),
         shadow=config.shadow,
     )
-    return DecisionEngine(policy, wrappers)
+    engine = DecisionEngine(policy, wrappers)
+    if few_sizes is not None:
+        engine.policy = Rounded(engine.policy, few_sizes.allowed)
+    return engine
 
 
 def make_control_loop(
@@ -162,7 +173,9 @@ def require_within(policy: Policy, low: int, high: int) -> None:
         )
 
 
-def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) -> dict[str, Any]:
+def run_info(
+    policy: Policy, policy_name: str, parts: TrainingParts, control_loop: ControlLoop
+) -> dict[str, Any]:
     """Return what the head of the log says about a run."""
     config = control_loop.config
     settings = [field.name for field in fields(config) if field.name != "trackers"]  # objects
@@ -172,6 +185,7 @@ def run_info(policy_name: str, parts: TrainingParts, control_loop: ControlLoop) 
         "optimizer": parts.optimizer,
         "config": {name: str(getattr(config, name)) for name in settings},
         "context": context_values(control_loop.context),
+        "action_grid": getattr(policy, "action_grid", None),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rlbatch.control.guard import GuardConfig
 from rlbatch.control.limits import Limits
 from rlbatch.errors import ConfigurationError
-from rlbatch.signals.cadence import Cadence
+from rlbatch.signals.cadence import Cadence, measuring_rate
 from rlbatch.signals.record import Array, Coupling
 from rlbatch.tracking import Tracker
 
@@ -112,6 +112,17 @@ class ControllerConfig:
         if self.epochs is not None or not 0.0 < epochs < math.inf:
             return self
         return replace(self, epochs=epochs)
+
+    def measuring_rate(self, wanted: float) -> float | None:
+        """Return how densely the gradient noise is measured; None for not at all.
+
+        Args:
+            wanted: By the policy; 0 for not at all.
+        """
+        usual = measuring_rate(wanted, Coupling(self.lr_coupling))
+        if not usual:
+            return None
+        return usual if self.noise_rate is None else self.noise_rate
 
     def in_parts_of(self, samples: int) -> ControllerConfig:
         """Return the settings of a run whose passes take so many samples at most."""

@@ -49,9 +49,10 @@ class DecisionLogger:
         log: Where lines go; None drops them.
     """
 
-    def __init__(self, log: EpisodeLog | None) -> None:
-        """Write to this log."""
-        self.log = log
+    def __init__(self) -> None:
+        """Write nowhere before `open`."""
+        self.log: EpisodeLog | None = None
+        self._known = 0  # lines, while no log is open
         self._trackers: list[Tracker] = []
         self._values = RecordValues({})
 
@@ -59,6 +60,25 @@ class DecisionLogger:
     def position(self) -> int:
         """Lines so far."""
         return 0 if self.log is None else self.log.position
+
+    @property
+    def known(self) -> int:
+        """Lines that the run's state knows of, whether a log is open or not."""
+        return self.position or self._known
+
+    @known.setter
+    def known(self, lines: int) -> None:
+        self._known = lines
+
+    def open(self, log: EpisodeLog) -> None:
+        """Write to this log from now on, after the lines that the state knows of."""
+        log.truncate_to(self._known)
+        self.log = log
+
+    def drop_later(self) -> None:
+        """Drop the lines that a loaded state does not know of."""
+        if self.log is not None:
+            self.log.truncate_to(self._known)
 
     def track(self, trackers: Sequence[Tracker], run: Mapping[str, Any]) -> None:
         """Tell these trackers, too, from now on.
@@ -186,6 +206,8 @@ class DecisionLogger:
                 log.close()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; a log that is opened later goes on after the lines so far."""
+        self._known = self.position
         if self.log is not None:
             self.log.close()
+        self.log = None

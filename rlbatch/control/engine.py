@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlbatch.control.saved_state import require_like
-from rlbatch.data.step_plan import resize, round_batch_size
+from rlbatch.data.step_plan import resize
 from rlbatch.errors import ConfigurationError
 from rlbatch.log.decision_record import Event
 from rlbatch.observation import EncoderState, encode, initial_state
@@ -26,7 +26,7 @@ from rlbatch.policy.rate_limit import RateLimited
 from rlbatch.policy.recurrent import RecurrentPolicy
 from rlbatch.policy.shadow import Shadow
 from rlbatch.policy.state import pack_state, unpack_state
-from rlbatch.signals.record import RunContext, Signals
+from rlbatch.signals.record import Signals
 
 STATE_VERSION = 3
 
@@ -239,34 +239,3 @@ def _alike(left: Any, right: Any) -> bool:
 
 def _is_numeric(value: Any) -> bool:
     return np.asarray(value).dtype.kind in "biuf"
-
-
-_FEWEST_ASKED = 3  # steps that were to be measured, before it is said that none was
-
-
-def unmeasured(asked: int) -> str:
-    """Return what to say where none of the steps to be measured showed any noise; mostly nothing.
-
-    Args:
-        asked: How many there were.
-    """
-    if asked < _FEWEST_ASKED:
-        return ""
-    return (
-        f"no gradient noise is known: none of the first {asked} steps to be measured showed any "
-        "(layers of other kinds, compiled models, undivided steps of sharded models and in Keras)"
-    )
-
-
-def shareable(decision: AppliedDecision, context: RunContext, world_size: int) -> AppliedDecision:
-    """Return the decision at a size of which every rank gets the same share."""
-    limits = int(context.min_batch_size), int(context.max_batch_size)
-    if decision.batch_size % world_size == 0:
-        return decision
-    size = int(round_batch_size(decision.batch_size, *limits, world_size))
-    return replace(
-        decision,
-        batch_size=size,
-        applied_log2_change=math.log2(size / decision.batch_size_before),
-        reasons=(*decision.reasons, f"a multiple of {world_size} ranks"),
-    )

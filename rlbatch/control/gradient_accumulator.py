@@ -12,7 +12,7 @@ from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch, no_gradient
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.part_weights import PartWeights
-from rlbatch.control.ranks import Ranks, without_sync
+from rlbatch.control.ranks import without_sync
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
@@ -29,6 +29,7 @@ class GradientAccumulator:
 
     Attributes:
         delivered: The micro-batch in the hands of the loop; None when it is done with it.
+        parts: What the parts of a step weigh.
         schedules: Notices schedules that count steps; None looks for none.
         changes: The batch size may change.
     """
@@ -55,7 +56,7 @@ class GradientAccumulator:
         self._world_size, self._synchronises = world_size, synchronises
         self._unsynchronised = ExitStack()
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._parts = PartWeights(optimizer, world_size, synchronises=synchronises)
+        self.parts = PartWeights(optimizer, world_size, synchronises=synchronises)
         self._watch = GradientWatch(optimizer)
         self._steps: StepWatch | None = None  # from the first batch on
         self._watches = False  # during an epoch
@@ -64,15 +65,6 @@ class GradientAccumulator:
         self.schedules: ScheduleWatch | None = None
         self.changes = False
         self.delivered: Delivered | None = None
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes that train together, where weights are given."""
-        return self._parts.ranks
-
-    @ranks.setter
-    def ranks(self, ranks: Ranks) -> None:
-        self._parts.ranks = ranks
 
     @property
     def batch_complete(self) -> bool:
@@ -84,17 +76,8 @@ class GradientAccumulator:
         """Whether a step is under way, and not all of its parts had their backward pass."""
         delivered = self.delivered
         if delivered is None:
-            return self._parts.is_open
+            return self.parts.is_open
         return delivered.micro_batches > 1 and not self.batch_complete
-
-    @property
-    def is_weighted(self) -> bool:
-        """Whether the parts of the step under way came with weights."""
-        return self._parts.is_weighted
-
-    def told(self, loss: Tensor) -> Tensor:
-        """Return what to tell of a weighted part's loss; see `PartWeights.told`."""
-        return self._parts.told(loss, self.delivered)
 
     def arrive(self, delivered: Delivered) -> None:
         """Take the next micro-batch.
@@ -126,16 +109,10 @@ class GradientAccumulator:
 
     def abandon(self) -> None:
         """Forget what was begun: the loop was left within a step."""
-        self._unsynchronised.close()
-        self._watch.forget()
         self.rest()
         if self.schedules is not None:
             self.schedules.begin_epoch()
-        if self._parts.is_open or self._backward_done or self._failed:
-            self._parts.discard()
-            self._optimizer.zero_grad()
-        self.delivered, self._backward_done = None, False
-        self._unscaled = self._failed = False
+        self._drop_step(began=self.parts.is_open or self._backward_done or self._failed)
 
     def rest(self) -> None:
         """No epoch is under way: optimizers may step as they like."""
@@ -175,7 +152,7 @@ class GradientAccumulator:
         # Few steps are divided: the others are spared the accumulator.
         whole = delivered.micro_batches == 1 and self._world_size == 1
         if whole:
-            self._parts.forget_weights()
+            self.parts.forget_weights()
         if whole and self.changes:
             self._loss_parts.look(loss, delivered)
         factor = None if whole else self._factor(loss, delivered, weight)
@@ -196,14 +173,14 @@ class GradientAccumulator:
             self._watch.check(delivered.position, delivered.micro_batches)
         if weight is None and (self.changes or delivered.micro_batches > 1):
             self._loss_parts.look(loss, delivered)
-        return self._parts.add(loss, delivered, weight)
+        return self.parts.add(loss, delivered, weight)
 
     def correct(self) -> None:
         """Divide the gradients by the sum of the weights of all parts, which now is known.
 
         `backward` does it behind the last part, unless somebody averages gradients after that.
         """
-        self._parts.correct()
+        self.parts.correct()
 
     def _watched_backward(self, loss: Tensor, factor: float | None) -> None:
         watch = self._steps
@@ -212,7 +189,7 @@ class GradientAccumulator:
             return
         watch.begin_backward()
         try:
-            if factor == 0.0 and not self.ranks.sharded:
+            if factor == 0.0 and not self.parts.ranks.sharded:
                 with no_gradient(self._unwrapped):
                     self._run_backward(loss, factor)
             else:
@@ -245,15 +222,19 @@ class GradientAccumulator:
                 "skip() leaves out a batch of the controller's loader, and there is none under "
                 "way. Call it in place of backward(loss) and step()."
             )
-        self._unsynchronised.close()
-        self._watch.forget()
-        self._parts.discard()
         if self._unscaled:
             self._scaler.update()  # else it would refuse to unscale the next step
-        self._optimizer.zero_grad()
+        self._drop_step(began=True)
+        return delivered
+
+    def _drop_step(self, *, began: bool) -> None:
+        self._unsynchronised.close()
+        self._watch.forget()
+        if began:
+            self.parts.discard()
+            self._optimizer.zero_grad()
         self.delivered, self._backward_done = None, False
         self._unscaled = self._failed = False
-        return delivered
 
     def unscale_(self) -> None:
         """Divide the scaler's factor out of the gradients of a complete step, once."""
@@ -291,7 +272,7 @@ class GradientAccumulator:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
         if count > 1 or self._world_size > 1:
-            self._parts.close()
+            self.parts.close()
             self._watch.forget()
         if self.schedules is not None:
             self.schedules.before_step(delivered)

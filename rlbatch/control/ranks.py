@@ -96,6 +96,33 @@ class Ranks:
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return tuple(int(number) for number in shared.tolist())
 
+    def require_agreement(self, steps: int, error: Exception | None) -> None:
+        """Refuse saved states that the ranks cannot go on from together.
+
+        Every rank calls it, whatever is wrong with its own: the others wait.
+
+        Args:
+            steps: Optimizer steps of this rank's state.
+            error: Why it was refused; None if it was not.
+
+        Raises:
+            Exception: The given one.
+            ConfigurationError: They are of different steps, or another rank's was refused.
+        """
+        latest, earliest, refused = self.largest(steps, -steps, error is not None)
+        if error is not None:
+            raise error
+        if refused:
+            raise ConfigurationError(
+                "Another rank could not load its state, so none was loaded here. That rank says "
+                "what is wrong; resume all of them from another checkpoint."
+            )
+        if latest != -earliest:
+            raise ConfigurationError(
+                f"Expected the ranks' states of the same optimizer step, got {-earliest} to "
+                f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
+            )
+
     def average_gradients(self, model: nn.Module) -> None:
         """Average the gradients over ranks, in place; a parameter without one counts as zero."""
         if self.world_size == 1:

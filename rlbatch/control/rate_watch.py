@@ -37,7 +37,7 @@ class RateWatch:
         """
         if self._done:
             return
-        rates = [_known(group["lr"]) for group in self._optimizer.param_groups]
+        rates = known_rates(self._optimizer)
         expected = self._first if scheduled is None else [_known(rate) for rate in scheduled]
         if scheduled is None and epoch != self._epoch:
             self._epoch, self._first = epoch, rates
@@ -52,6 +52,14 @@ class RateWatch:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def known_rates(optimizer: Optimizer) -> list[Any]:
+    """Return the learning rate of each parameter group; None for one that lies on a device.
+
+    A rate in a tensor is changed in place by the coupling, and put back: its value is kept.
+    """
+    return [_known(group["lr"]) for group in optimizer.param_groups]
 
 
 def _known(rate: Any) -> Any:

@@ -26,6 +26,9 @@ _WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
 _ARRAY = {"dtype", "shape", "data"}  # of `rlbatch.policy.state.pack_state`
 _LARGEST = 2**63
 
+STATE_VERSION = 2
+"""Of what a controller saves."""
+
 Undo = Callable[[], None]
 
 
@@ -89,26 +92,24 @@ def require_like(state: Any, own: Any, where: str = "the state") -> None:
         _refuse(where, "a count", state)
 
 
-def require_agreement(latest: int, earliest: int, *, refused: bool) -> None:
-    """Refuse states that the ranks cannot go on from together.
-
-    Args:
-        latest: Most optimizer steps of a rank's state.
-        earliest: Fewest.
-        refused: A rank could not load its own.
+def check_state(state: Mapping[str, Any], base_batch_size: int) -> None:
+    """Refuse a state that a run cannot go on from.
 
     Raises:
-        ConfigurationError: They are of different steps, or one was refused.
+        ConfigurationError: It is of another version or batch size.
     """
-    if refused:
+    is_state = isinstance(state, Mapping)
+    version = state.get("version") if is_state else "no state"
+    if not isinstance(version, int) or version != STATE_VERSION:
         raise ConfigurationError(
-            "Another rank could not load its state, so none was loaded here. That rank says "
-            "what is wrong; resume all of them from another checkpoint."
+            f"A controller state of version {STATE_VERSION} was expected, got "
+            f"{shown(repr(version))}. Resume with the rlbatch that saved it."
         )
-    if latest != earliest:
+    saved = state.get("base_batch_size")
+    if not isinstance(saved, int) or saved != base_batch_size:
         raise ConfigurationError(
-            f"Expected the ranks' states of the same optimizer step, got {earliest} to "
-            f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
+            f"The state was saved with batch size {state.get('base_batch_size')}, and this "
+            f"controller was made for {base_batch_size}. Make it for the same one."
         )
 
 

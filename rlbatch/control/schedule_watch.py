@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from rlbatch.control.rate_watch import known_rates
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.sample_schedule import counts_samples, follows_a_metric, horizon_of
 
@@ -36,7 +37,7 @@ class ScheduleWatch:
 
     Between the first two steps, and from the first step of each epoch to its end: a schedule may
     begin late. Schedules by epochs move between epochs, and those that the controller steps are
-    known.
+    known. A rate that lies on a device is not waited for: there torch's schedulers alone tell.
     """
 
     def __init__(self, optimizer: Optimizer, samples: int = 0) -> None:
@@ -99,10 +100,8 @@ class ScheduleWatch:
         warnings.warn(f"rlbatch: {text}", RuntimeWarning, stacklevel=6)
 
     def _places(self) -> list[Any]:
-        # A rate in a tensor is changed in place by the coupling, and put back.
-        places: list[Any] = [float(group["lr"]) for group in self._optimizer.param_groups]
         found = (scheduler for scheduler in self._schedulers if not follows_a_metric(scheduler))
-        return [*places, *(scheduler.last_epoch for scheduler in found)]
+        return [*known_rates(self._optimizer), *(scheduler.last_epoch for scheduler in found)]
 
     def _metric_places(self) -> list[int]:
         return [s.last_epoch for s in self._schedulers if follows_a_metric(s)]

@@ -1,4 +1,4 @@
-"""What a control loop asks of a training, whatever the framework: three small parts."""
+"""What a controller asks of a training, whatever the framework: a few small parts."""
 
 from __future__ import annotations
 
@@ -112,6 +112,36 @@ class WeightCopy(Protocol):
 
     def load_changing(self, slots: list[Any] | None) -> None:
         """Take what `changing` returned."""
+        ...
+
+
+class BatchLoader(Protocol):
+    """Hands out batches of the size that was decided last, and knows its place in the data."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, or of the next one."""
+        ...
+
+    @property
+    def next_step(self) -> int:
+        """Number of the optimizer step at which a change of the size takes effect."""
+        ...
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Change the size of the optimizer steps from `next_step` on."""
+        ...
+
+    def end_step(self) -> None:
+        """Take note that the optimizer has stepped with what was handed out."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place after the last optimizer step."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there with the next iteration."""
         ...
 
 

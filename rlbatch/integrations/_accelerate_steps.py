@@ -61,7 +61,7 @@ class AcceleratedAccumulator(GradientAccumulator):
             self._unscaled = True
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
-        if self.ranks.sharded:  # `accumulate` has told it not to, in all but the last pass
+        if self.parts.ranks.sharded:  # `accumulate` has told it not to, in all but the last pass
             self._model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
         if weight is not None and self.delivered is not None:
             # Accelerate divides by the number of micro-batches, which is all for equal ones.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
+from rlbatch.control.saved_state import check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.controller import BatchController
 from rlbatch.data.sample_schedule import RunSchedule
@@ -21,7 +22,6 @@ from rlbatch.integrations._shared import (
     follows_a_metric,
     plain_loader,
 )
-from rlbatch.loop_adapter import check_state
 from rlbatch.policy.base import Policy
 
 with needs_extra("transformers", "accelerate"):
@@ -222,8 +222,7 @@ class AcceleratedController:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        controller: Any = self.controller
-        return self._schedule_steps * controller._plain_steps.total
+        return self._schedule_steps * self.controller.plain_steps
 
 
 def _check(accelerator: Accelerator) -> None:

@@ -11,14 +11,14 @@ from typing import Any, Unpack
 from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
-from rlbatch.control.saved_state import all_or_nothing, require_like
+from rlbatch.control.saved_state import all_or_nothing, check_state, require_like
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.step_planner import StepPlanner
 from rlbatch.control.user_state import check_hook
 from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.extras import needs_extra
-from rlbatch.loop_adapter import LoopAdapter, check_state
+from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 with needs_extra("keras", "keras"):
@@ -26,14 +26,11 @@ with needs_extra("keras", "keras"):
 
 from rlbatch.integrations._keras_backup import Backup
 from rlbatch.integrations._keras_checks import check_backend
-from rlbatch.integrations._keras_data import (
-    Indexed,
-    Source,
-    Stream,
+from rlbatch.integrations._keras_data import Indexed, Source, Stream, make_source
+from rlbatch.integrations._keras_pipeline import (
     check_reading_ahead,
     draw_as_keras_does,
     make_pipeline,
-    make_source,
 )
 from rlbatch.integrations._keras_run import TrainFunction
 

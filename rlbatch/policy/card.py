@@ -64,3 +64,18 @@ class PolicyCard:
                 f"{OBSERVATION_SIZE} entries; got {len(self.observation_low)} and "
                 f"{len(self.observation_high)}."
             )
+
+
+class Trained:
+    """A policy with a card.
+
+    Attributes:
+        card: How it was made.
+    """
+
+    card: PolicyCard
+
+    @property
+    def noise_rate(self) -> float:
+        """How densely the gradient noise is measured: as in training."""
+        return self.card.noise_rate

@@ -17,7 +17,7 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
-from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.card import PolicyCard, Trained
 from rlbatch.policy.network import Float32, Network, Stack, softmax
 from rlbatch.policy.size_limits import goodput_floor, near_base, noise_ceiling, planned_steps
 from rlbatch.signals.elementwise import isfinite, number
@@ -27,7 +27,7 @@ Limit = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedPolicy:
+class LearnedPolicy(Trained):
     """Softmax over a grid of batch-size changes, from one network or the average of several.
 
     Attributes:
@@ -90,11 +90,6 @@ class LearnedPolicy:
         for member in self.members:
             _check_ends(member.sizes("policy"), len(grid), "policy")
             _check_ends(member.sizes("value"), 1, "value")
-
-    @property
-    def noise_rate(self) -> float:
-        """As in training."""
-        return self.card.noise_rate
 
     def initial_state(
         self, shape: tuple[int, ...] = ()

@@ -17,7 +17,7 @@ from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
-from rlbatch.policy.card import PolicyCard
+from rlbatch.policy.card import PolicyCard, Trained
 from rlbatch.policy.network import Float32, Network, softmax
 from rlbatch.signals.record import Signals
 
@@ -64,7 +64,7 @@ class MemoryLayer(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RecurrentPolicy:
+class RecurrentPolicy(Trained):
     """The most probable change of the batch size, by a network on what a memory says.
 
     Attributes:
@@ -95,11 +95,6 @@ class RecurrentPolicy:
                 f"and a network from there to {len(grid)} actions; got memory layers of {wanted} "
                 f"inputs and {sizes[1:]} units, and a network of sizes {ends}."
             )
-
-    @property
-    def noise_rate(self) -> float:
-        """As in training."""
-        return self.card.noise_rate
 
     def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[tuple[Float32, Float32], ...]:
         """Return outputs and cells of each layer, zeros of shape (*shape, units)."""

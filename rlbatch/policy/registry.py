@@ -18,6 +18,7 @@ from rlbatch.policy.plugins import find_plugins, load_plugin, make_plugin
 # before it is named.
 BUILT_IN: Mapping[str, str] = {
     "adadamp": "rlbatch.agents.rules.adadamp:AdaDamp",
+    "branches": "rlbatch.agents.rules.branches:Branches",
     "cabs": "rlbatch.agents.rules.cabs:Cabs",
     "divebatch": "rlbatch.agents.rules.divebatch:DiveBatch",
     "fixed": "rlbatch.agents.rules.fixed:Fixed",

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import elementwise
-from rlbatch.signals.record import Array
+from rlbatch.signals.record import Array, Coupling
 
 NOISE_RATE = 0.6
 """Of the first n steps, about this times the square root of n are measured."""
@@ -82,6 +82,11 @@ class Cadence:
     def chunk_steps(self, steps_done: int) -> int:
         """Return the steps of the chunk that starts after `steps_done` steps."""
         return int(chunk_steps(steps_done, self.minimum, self.growth, self.maximum, self.first))
+
+
+def measuring_rate(wanted: float, coupling: Coupling) -> float:
+    """Return the rate for a policy that wants this one: AdaScale needs the noise anyway."""
+    return wanted or NOISE_RATE * (coupling is Coupling.ADASCALE)
 
 
 def measured_among(steps: float | Array, rate: float) -> Array:

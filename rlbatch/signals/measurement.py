@@ -68,13 +68,7 @@ def chunk_measurement(
         variances: What the spread over samples says of the variance of each one's tr(Sigma);
             negative where nothing could be measured. None: all by the formula.
     """
-    finite = np.isfinite(losses)
-    kept = losses
-    bad = set[int]()
-    if not (finite.all() and (known is None or known.all())):
-        known = np.ones(len(losses), dtype=bool) if known is None else known
-        kept = losses[finite & known]
-        bad = set(np.flatnonzero(~finite & known).tolist())
+    kept, bad = _finite(losses, known)
     nonfinite_losses = len(bad)
     noise, cosine, measurements = _NOTHING, math.nan, 0
     if owners:
@@ -102,6 +96,15 @@ def chunk_measurement(
         nonfinite_steps=len(bad),
         measurements=measurements,
     )
+
+
+def _finite(losses: Array, known: NDArray[np.bool_] | None) -> tuple[Array, set[int]]:
+    """Return the known losses that are finite, and the steps of those that are not."""
+    finite = np.isfinite(losses)
+    if finite.all() and (known is None or known.all()):
+        return losses, set()
+    known = np.ones(len(losses), dtype=bool) if known is None else known
+    return losses[finite & known], set(np.flatnonzero(~finite & known).tolist())
 
 
 def _mean_and_spread(losses: Array) -> tuple[float, float]:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from rlbatch.agents.critic import PrivilegedCriticPolicy
-from rlbatch.agents.imitation import ROUNDS, SHARPNESS, fit, imitate, labels
+from rlbatch.agents.imitation import ROUNDS, SHARPNESS, fit, held, imitate, labels
 from rlbatch.agents.ppo import train
 from rlbatch.agents.recipes import Recipe, Stage
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.privileged import PRIVILEGED_SIZE, REGRET_SCALE
 from rlbatch.envs.simulator.pool import make_pool
 from rlbatch.envs.simulator.vector_env import QuadraticVecEnv
-from rlbatch.observation import OBSERVATION_SIZE
+from rlbatch.errors import ConfigurationError
+from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 ACTIONS = len(DEFAULT_ACTIONS)
 RUNS = 64
@@ -140,7 +141,9 @@ def test_a_resumed_training_has_imitated_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr("rlbatch.agents.ppo.imitate", lambda _, steps, report: calls.append(steps))
+    monkeypatch.setattr(
+        "rlbatch.agents.ppo.imitate", lambda _, steps, report, hold: calls.append(steps)
+    )
     stage = Stage(3 * 512, simulated=32, real=0, rollout_steps=16, minibatch=256, imitation=7)
     recipe = Recipe("tiny", (stage,), pool_size=64, goodput_slack=None)
 
@@ -152,3 +155,55 @@ def test_a_resumed_training_has_imitated_already(
         train(recipe, tmp_path / "out", report=stop)
     train(recipe, tmp_path / "out", resume=True)
     assert calls == [7]
+
+
+def test_early_in_a_known_plan_a_held_run_goes_to_the_users_size_at_most() -> None:
+    """Against a plain loop over the runs."""
+    rng = np.random.default_rng(0)
+    told = _told(400, 3)
+    size, known, done = map(OBSERVATION_NAMES.index, ("size_vs_base", "plan_known", "plan_done"))
+    doublings = rng.integers(-5, 6, 400)
+    told[:, size] = doublings / 8
+    told[:, known] = rng.integers(0, 2, 400)
+    told[:, done] = told[:, known] * rng.uniform(0.0, 0.1, 400)
+    drawn = rng.integers(0, ACTIONS, 400)
+    expected: list[int] = []
+    for row, above, action in zip(told, doublings, drawn, strict=True):
+        if row[known] and row[done] < 0.05:
+            fitting = [i for i in range(ACTIONS) if above + DEFAULT_ACTIONS[i] <= 0]
+            expected.append(min(int(action), max(fitting, default=0)))
+        else:
+            expected.append(int(action))
+    got = held(drawn, told, DEFAULT_ACTIONS, 0.05)
+    assert got.tolist() == expected
+    assert 0 < (got != drawn).sum() < 200
+    assert held(drawn, told, DEFAULT_ACTIONS, 0.0).tolist() == drawn.tolist()
+
+
+def test_the_runs_of_a_regression_are_held(model: PPO, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[NDArray[np.int64]] = []
+    env: Any = model.get_env()
+    step = env.step
+    monkeypatch.setattr(env, "step", lambda actions: (taken.append(actions), step(actions))[1])
+    monkeypatch.setattr("rlbatch.agents.imitation.fit", lambda *_: None)
+    imitate(model, 4 * RUNS, hold=lambda actions, told: np.full_like(actions, 2))
+    assert len(taken) == 4
+    assert (np.stack(taken) == 2).all()
+
+
+def test_a_stage_says_in_what_share_of_a_plan_runs_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds: list[Any] = []
+    monkeypatch.setattr(
+        "rlbatch.agents.ppo.imitate", lambda _, steps, report, hold: holds.append(hold)
+    )
+    for share in (0.0, 0.05):
+        stage = Stage(0, simulated=32, real=0, minibatch=256, imitation=7, held_share=share)
+        train(Recipe("tiny", (stage,), pool_size=64), tmp_path / str(share))
+    assert holds[0] is None
+    told = np.zeros((1, OBSERVATION_SIZE), dtype=np.float32)
+    told[0, OBSERVATION_NAMES.index("plan_known")] = 1.0
+    assert holds[1](np.array([ACTIONS - 1]), told).tolist() == [DEFAULT_ACTIONS.index(0.0)]
+    with pytest.raises(ConfigurationError, match="held_share"):
+        Stage(0, simulated=32, real=0, imitation=7, held_share=1.5)

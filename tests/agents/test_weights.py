@@ -14,6 +14,7 @@ from rlbatch.agents.weights import export_policy, load_weights
 from rlbatch.errors import ConfigurationError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
+from rlbatch.policy.registry import pretrained_file
 from rlbatch.testing import simple_signals
 from tests.agents.tiny import HIDDEN_SIZE, TINY, untrained
 
@@ -28,6 +29,23 @@ def test_the_exported_policy_decides_like_the_trained_one(trained: Path) -> None
     actions, _ = model.predict(np.concatenate([seen, hidden], axis=1), deterministic=True)
     np.testing.assert_array_equal(decision.log2_change, np.asarray(TINY.actions)[actions])
     assert policy.card.recipe_hash == TINY.digest()
+
+
+@pytest.mark.parametrize("near_base", [True, False])
+def test_a_policy_stays_near_the_users_size_where_its_recipe_says_so(
+    trained: Path, tmp_path: Path, near_base: bool
+) -> None:
+    model = PPO.load(trained / "checkpoint.zip", device="cpu")
+    path = tmp_path / "policy.safetensors"
+    export_policy(model, replace(TINY, near_base=near_base), path)
+    assert load_policy(path).near_base is near_base
+
+
+def test_the_recipes_limits_are_those_of_the_shipped_policies() -> None:
+    for recipe, shipped in (("default", "default"), ("ordinary", "default"), ("epochs", "epochs")):
+        policy = load_policy(pretrained_file(shipped))
+        for name in ("goodput_slack", "noise_ceiling", "keeps_steps", "near_base"):
+            assert getattr(RECIPES[recipe], name) == getattr(policy, name), (recipe, name)
 
 
 def test_a_policy_has_the_floor_and_the_objective_of_its_recipe(

@@ -111,7 +111,7 @@ def test_a_copy_of_weights_that_nobody_named_is_lost_which_the_warning_says() ->
 
 def test_what_is_frozen_is_neither_copied_nor_saved() -> None:
     program = Program(frozen=4096).train(10)  # within a chunk that may be undone
-    snapshot: Any = program.controller._run._loop.guard.snapshot
+    snapshot: Any = program.controller._run.adapter._loop.guard.snapshot
     frozen: Any = program.model[0].weight
     assert snapshot.taken
     assert not any(tensor.shape == frozen.shape for tensor in snapshot._saved.values())

@@ -128,7 +128,7 @@ def test_a_measured_run_is_the_plain_one(kind: str) -> None:
     plain, ours = Run(make).train(loss), Run(make, Measuring((0.0,) * 50))
     ours.train(loss)
     assert torch.equal(state(ours.model), state(plain.model))
-    assert ours.controller._run._loop._noise_seen
+    assert ours.controller._run.adapter._loop.progress.noise_seen
 
 
 def test_a_model_copied_in_a_measured_step_keeps_no_hook_that_sees_anything() -> None:
@@ -294,7 +294,7 @@ def test_a_model_converted_in_the_run_is_copied_as_it_is() -> None:
     run.train(loss, epochs=1)
     cast("Any", run.model).double()
     run.train(loss, epochs=1)
-    copied = run.controller._run._parts.weights.state_dict()["tensors"]
+    copied = run.controller._run.adapter._parts.weights.state_dict()["tensors"]
     kinds = {tensor.dtype for kind, _, _, tensor in copied if kind == "parameter"}
     assert kinds == {torch.float64}
 

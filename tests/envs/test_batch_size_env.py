@@ -124,6 +124,8 @@ def test_wrong_use_is_said(made: type[BatchSizeEnv]) -> None:
         made(render_mode="human")
     with pytest.raises(ConfigurationError, match="got 'speed'"):
         made().reset(options={"speed": 3})
+    with pytest.raises(ConfigurationError, match="options must be a dictionary"):
+        made().reset(options=[3])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="No run is in progress"):
         made(render_mode="ansi").render()
     env = made()
@@ -145,11 +147,18 @@ def test_wrong_use_is_said(made: type[BatchSizeEnv]) -> None:
         ({"profile": "gpu"}, "Unknown profile 'gpu'"),
         ({"task": "digits-mpl"}, "Did you mean 'digits-mlp'"),
         ({"task": 3}, "A task is given as its name"),
+        ({"source": 3}, "source must be a function"),
     ],
 )
 def test_settings_that_are_none_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(RlbatchError, match=message):
         BatchSizeEnv(**arguments)
+
+
+def test_what_a_source_draws_is_a_setting() -> None:
+    env = BatchSizeEnv(source=lambda rng: "digits-mlp")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigurationError, match="must return an EpisodeSetting"):
+        env.reset(seed=0)
 
 
 def test_a_task_is_a_name_a_path_or_an_object() -> None:
@@ -169,6 +178,8 @@ def test_the_start_is_an_option_of_one_run() -> None:
     assert env.reset(seed=0)[1]["batch_size"] == 32
     with pytest.raises(ConfigurationError, match="start multiplies"):
         env.reset(options={"start": 0})
+    with pytest.raises(ConfigurationError, match="pool must be a TaskPool"):
+        QuadraticEnv(pool=512)  # pyright: ignore[reportArgumentType]
     single = QuadraticEnv()
     assert single.reset(seed=0, options={"task": 5})[1]["task"] == 5
     with pytest.raises(ConfigurationError, match="from 0 to 511"):

@@ -282,7 +282,7 @@ def test_noise_is_measured_only_where_it_can_be() -> None:
     assert [4 * chunk for chunk, there in enumerate(known) if there] == [0, 8, 12, 24]
     assert run.steps == 32
     for unmeasurable in (make_run(noise_rate=math.inf), make_run(noise_rate=0.0)):
-        size = 16 if unmeasurable._noise_rate == 0.0 else 1
+        size = 16 if unmeasurable._measuring_rate == 0.0 else 1
         assert all(math.isnan(float(unmeasurable.advance(size).noise_trace)) for _ in range(5))
     adascale = make_run(noise_rate=0.0, coupling=Coupling.ADASCALE)
     for _ in range(2):

@@ -265,7 +265,7 @@ def test_another_kind_is_refused(given: Any, own: Any) -> None:
 def test_a_block_that_fails_leaves_no_trace() -> None:
     training = Training()
     before = training.everything()
-    loop = training.controller._run._loop
+    loop = training.controller._run.adapter._loop
 
     def spoil(error: BaseException) -> None:
         loop.steps = 7

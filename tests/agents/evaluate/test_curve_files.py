@@ -8,10 +8,13 @@ import pytest
 from rlbatch.agents.evaluate import curve_files
 from rlbatch.agents.evaluate.curve_files import curve_path, open_curves, pack
 from rlbatch.agents.evaluate.curve_store import CurveKey
+from rlbatch.agents.evaluate.fixed_curves import FixedSetting
+from rlbatch.agents.evaluate.frontier_runs import FrontierRuns, plans
 from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.envs.fixed_run import Curve
 from rlbatch.envs.task import resolve_task
-from rlbatch.envs.tasks.field import QUICK
+from rlbatch.envs.tasks.field import QUICK, field_job
+from rlbatch.signals.record import Coupling
 
 KEY = CurveKey("a", 0, "sqrt", 32, "{}", 100, None)
 
@@ -39,9 +42,13 @@ def test_shipped_curves_are_where_a_file_begins(
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_the_quick_suites_frontiers_ship(name: str) -> None:
+def test_the_quick_suites_frontiers_ship(name: str, tmp_path: Path) -> None:
     """Where numbers of the data differ from those on which they were made, they are made anew."""
-    identity = task_identity(f"field:{name}", resolve_task(f"field:{name}"))
+    task = resolve_task(f"field:{name}")
+    identity = task_identity(f"field:{name}", task)
     names = [path.name for path in curve_files.SHIPPED.glob("*.xz")]
     wanted = [f"{curve_path(Path(), identity, 'sqrt', seed).name}.xz" for seed in range(4)]
     assert set(wanted) <= set(names)
+    setting = FixedSetting(task, identity, 0, Coupling.SQRT)
+    runs = FrontierRuns(setting, open_curves(curve_path(tmp_path, identity, "sqrt", 0)))
+    assert all(map(runs.knows, plans(setting, field_job(name).planned_steps())))

@@ -20,6 +20,7 @@ from rlbatch.agents.own_tasks.fixed_costs import (
     CurveResult,
     CurveWork,
     TaskCosts,
+    all_costs,
     mean_costs,
     run_curves,
 )
@@ -27,6 +28,7 @@ from rlbatch.agents.own_tasks.learning import taught
 from rlbatch.agents.own_tasks.plan import Plan, absolute, load_plan, save_plan
 from rlbatch.agents.own_tasks.rule_networks import size_policy
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
+from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.target_watch import TargetWatch
 from rlbatch.agents.own_tasks.validation import Candidate, Validation, smoothed_cost
 from rlbatch.envs.fixed_run import fixed_run_curve
@@ -86,6 +88,54 @@ def test_curves_cost_what_plain_runs_do_and_are_made_once(tmp_path: Path) -> Non
     assert not elsewhere.path.exists()
     with pytest.raises(ConfigurationError, match="has another task"):
         run_curves(work._replace(identity="another"))
+
+
+def test_costs_once_taken_stay_as_they_are(tmp_path: Path) -> None:
+    """Else the ratios from before a stop would be of another reference than those after it."""
+
+    def costs(until: float) -> dict[int, float]:
+        executor = SerialExecutor()
+        (own,) = all_costs(
+            *(PLAN, tmp_path, executor), until=until, patience=math.inf, tick=lambda: None
+        )
+        return own.costs
+
+    first = costs(-math.inf)
+    assert costs(math.inf) == first
+    (tmp_path / "seeds.json").write_text("{}")  # of another training
+    both = costs(math.inf)
+    assert both != first
+    assert costs(-math.inf) == both
+
+
+def test_a_search_that_is_over_is_not_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, begun = [0.0], list[str]()
+
+    def run(self: Validation, candidates: list[Candidate], rounds: int, *_: object, until: float):
+        """Take a second for each run, in which later candidates are the better ones."""
+        for number in range(rounds):
+            for place, one in enumerate(candidates):
+                for key in self.keys(one.name, [number]):
+                    if key not in self._ratios and now[0] < until:
+                        now[0] += 1.0
+                        begun.append(one.name)
+                        self._ratios[key] = (1.0 - 0.01 * place) ** (1 - 2 * number)
+
+    monkeypatch.setattr(Validation, "run", run)
+    monkeypatch.setattr("rlbatch.agents.own_tasks.schedules.time.monotonic", lambda: now[0])
+    costs = [TaskCosts(CHEAP, {4: 2.0, 8: 1.0, 16: 3.0}, None)]
+    search = ScheduleSearch(PLAN, costs, (-1.0, 0.0, 1.0), PolicyCard(), tmp_path)
+    given = ([0, 1], SerialExecutor(), lambda done, total: None)
+    found = search.run(*given, 100.0)
+    assert found
+    assert len(begun) == 100
+    assert search.run(*given, 400.0) == found
+    assert len(begun) == 100
+    (tmp_path / "found.json").write_text("{")  # a damaged note costs time, no more
+    assert search.run(*given, 400.0)
+    assert len(begun) > 100
 
 
 def test_draws_are_of_the_plan() -> None:

@@ -17,7 +17,6 @@ from rlbatch.agents.search.bandit import (
     arm_rewards,
     choose,
     posterior,
-    recommended,
     survivors,
 )
 from rlbatch.errors import ConfigurationError, RlbatchError
@@ -143,7 +142,6 @@ def test_it_settles_on_the_cheapest_size() -> None:
     runs = recur(plan, 80)
     best = min(COSTS, key=lambda size: COSTS[size])
 
-    assert recommended(plan, runs) == best
     late = [run.batch_size for run in runs[40:]]
     assert np.mean([COSTS[size] for size in late]) < 1.05 * COSTS[best]
 

@@ -112,6 +112,9 @@ class ScriptedBackend:
     def restore(self) -> None:
         pass
 
+    def aside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def validation_loss(self) -> float:
         return 1.0
 

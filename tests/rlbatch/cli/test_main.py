@@ -57,6 +57,7 @@ def test_the_help_is_folded_by_the_terminal_alone(
 
     shown = capsys.readouterr().out
     assert "None" not in shown
+    assert "(default: )" not in shown
     for line in shown.splitlines():  # each text ends where a sentence or its default does
         text = line.strip("│╭╰─ ")
         ends = text.endswith((".", ")", "options", "arguments")) or text.startswith(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.recipes import RECIPES
 from rlbatch.cli import main
 from rlbatch.policy.file import load_policy
@@ -27,6 +30,7 @@ def test_the_help_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None
     [
         (["--recipe", "smoke"], "--recipe is for a training by a recipe"),
         (["--curves", "here"], "--curves is for a training by a recipe"),
+        (["--device", "cpu"], "--device is for a training by a recipe"),
         (["--minutes", "0"], "positive --minutes"),
         (["--jobs", "0"], "positive --minutes and --jobs"),
         (["--seeds", "0"], "seeds must be at least 1"),
@@ -47,6 +51,41 @@ def test_wrong_use_is_refused_and_writes_nothing(
     assert main([*TASK, *more, "--out", "out"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "more", [["--minutes", "3"], ["--from-scratch"], ["--start", "1"], ["--lr-coupling", "none"]]
+)
+def test_options_for_tasks_are_refused_without_one(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--recipe", "smoke", "--out", str(out), *more]) == 2
+    assert f"{more[0]} is for a training on tasks of your own" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_training_goes_on_with_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same options may be given again, with --resume, and others may not."""
+    begun: list[Plan] = []
+
+    def stop(plan: Plan, *_: object) -> None:
+        begun.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlbatch.cli._own_tasks.run", stop)
+    options = ["--out", str(tmp_path / "out"), "--seeds", "2", "--start", "0.5", "1"]
+    assert main([*TASK, *options]) == 130
+    assert main([*TASK, *options, "--resume", "--minutes", "20"]) == 130
+    assert main(["train", *options[:2], "--resume"]) == 130
+    assert begun[0] == begun[1] == begun[2]
+    capsys.readouterr()
+    for more in (["--seeds", "3"], ["--from-scratch"], ["--profile", "accelerator-512"]):
+        assert main(["train", *options[:2], "--resume", *more]) == 2
+        assert f"for which {more[0]} was another" in " ".join(capsys.readouterr().err.split())
+    assert len(begun) == 3
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(
@@ -92,11 +131,28 @@ def test_join_averages_probabilities(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "two or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_an_export_says_what_it_has_to_say_and_no_more(tmp_path: Path) -> None:
+    """TensorFlow, which TensorBoard would import where it is installed, greets at length."""
+    (tmp_path / "model.zip").write_text("no zip")
+    command = [sys.executable, "-m", "rlbatch", "export", "model.zip", "-o", "p.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rlbatch: model.zip")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
 def test_curves_refuses_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["curves", "--out", str(tmp_path / "c"), "--random", "0", "--random-long", "0"]
     assert main([*arguments, "--task", "digit-mlp", "--random-transformer", "0"]) == 2
     assert "Did you mean 'digits-mlp'" in capsys.readouterr().err
     assert main([*arguments, "--seeds", "0"]) == 2
+    assert "seeds must be at least 1" in capsys.readouterr().err
+    assert main([*arguments[:3], "--random", "-5"]) == 2
+    assert "no less than 0 tasks of random, got -5" in capsys.readouterr().err
+    assert main([*arguments, "--task", "my_task.py:make"]) == 2
+    assert "`rlbatch train --task` makes what it needs" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "c").exists()
 
 

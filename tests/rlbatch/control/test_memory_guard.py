@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rlbatch
 import rlbatch.controller
+from rlbatch.control import memory_passes
 from rlbatch.control.memory import HostGauge
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.log.episode_reader import read_episode
@@ -104,7 +105,7 @@ class Run:
     @property
     def _begins_anew(self) -> bool:
         accumulator: Any = self.controller._accumulator
-        return not accumulator._parts.is_open
+        return not accumulator.parts.is_open
 
     @property
     def weights(self) -> Tensor:
@@ -149,7 +150,7 @@ def test_what_a_failed_pass_held_is_free_before_the_memory_is_given_back(
         def release(self) -> None:
             at_release.append(model.held[-1]() is None)
 
-    monkeypatch.setattr(rlbatch.controller, "make_gauge", lambda device, limit: Gauge())
+    monkeypatch.setattr(memory_passes, "make_gauge", lambda device, limit: Gauge())
     controller = rlbatch.BatchController(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
@@ -176,7 +177,7 @@ def needed(samples: int, dropout: float = 0.3) -> int:
     """The bytes that a pass of so many samples saves, as the gauge counts them."""
     model = Failing(dropout=dropout)
     run = Run(model=model, micro_batch_size="auto", memory_limit=10**9)
-    gauge: Any = run.controller._guard._gauge
+    gauge: Any = run.controller._run.passes._guard._gauge
     x, y = Rows().x[:samples].clone(), Rows().y[:samples].clone()
     with gauge.watch():
         nn.functional.mse_loss(run.model(x), y).backward()
@@ -334,7 +335,7 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
 
 
 def _open(controller: Any) -> bool:
-    return controller._accumulator._parts.is_open
+    return controller._accumulator.parts.is_open
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ def logged(folder: Path) -> RunLog:
     run = simple_signals(batch_size=SIZE, base_batch_size=SIZE, max_batch_size=64 * SIZE)
     info = {"policy": "default", "config": {"fallback": "auto"}}
     log = EpisodeLog(folder, info | {"context": context_values(run.context)})
-    logger = DecisionLogger(log)
+    logger = DecisionLogger()
+    logger.open(log)
     for chunk in range(1, 11):
         steps = 10.0 * chunk
         seen = replace(run, total_steps=steps, total_samples=steps * SIZE, total_cost=20.0 * chunk)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlbatch.log.episode_log import read_episode
 from rlbatch.policy import tools
-from rlbatch.testing.actuator_contract import Follow
+from rlbatch.testing.training_job import Follow
 
 __all__ = ["TWO_STEP_CHUNKS", "ByBits", "Follow", "known_plan"]
 

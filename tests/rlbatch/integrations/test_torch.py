@@ -20,7 +20,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, DistributedSampler
 
 from rlbatch import BatchController
-from rlbatch.testing.actuator_contract import Job, LoopContract, Step, make_job
+from rlbatch.testing.actuator_contract import Job, LoopContract, Step
+from rlbatch.testing.training_job import make_job
 from tests.rlbatch.control.rank_runs import leave, meet, spawn
 
 WORLD = 2

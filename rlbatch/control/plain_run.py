@@ -1,0 +1,163 @@
+"""A run of a plain loop: what its controller has once there is a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from rlbatch.control import checks
+from rlbatch.control.build import keeps_size
+from rlbatch.control.config import ControllerConfig
+from rlbatch.control.gradient_accumulator import GradientAccumulator
+from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_model
+from rlbatch.control.loader_events import LoaderEvents
+from rlbatch.control.memory_passes import MemoryPasses
+from rlbatch.control.ranks import Ranks
+from rlbatch.control.saved_state import require_like
+from rlbatch.control.schedule_watch import ScheduleWatch
+from rlbatch.control.torch_parts import TorchRate, torch_parts
+from rlbatch.control.user_state import UserState
+from rlbatch.data.plain_steps import PlainSteps, SampleCount
+from rlbatch.loop_adapter import LoopAdapter
+from rlbatch.policy.base import Policy
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """The parts of a run, from which the controller's methods are made.
+
+    Attributes:
+        adapter: Decides.
+        loader: Hands out micro-batches.
+        accumulator: Runs backward passes and steps.
+        passes: Lets a batch come again where memory ran out.
+        plain_steps: Counts the steps of the plain loop.
+        rate: The optimizer's learning rate.
+        user: What the user has registered.
+    """
+
+    adapter: LoopAdapter
+    loader: ControlledLoader
+    accumulator: GradientAccumulator
+    passes: MemoryPasses
+    plain_steps: PlainSteps
+    rate: TorchRate
+    user: UserState
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last optimizer step."""
+        return {
+            **self.adapter.state_dict(),
+            "memory": self.passes.state_dict(),
+            "plain_steps": self.plain_steps.state_dict(),
+            "schedules": self.user.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ConfigurationError: It is of another run, or damaged.
+        """
+        own = {**self.state_dict(), "control_loop": None}
+        require_like({**state, "control_loop": None}, own, "the controller's state")
+        self.passes.load_state_dict(state.get("memory"))
+        self.plain_steps.load_state_dict(state["plain_steps"])
+        self.user.load_state_dict(state["schedules"])
+        self.adapter.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class PlainLoop:
+    """A user's training and the settings for it, from which a run is made.
+
+    Attributes:
+        model: What is trained.
+        optimizer: Its optimizer.
+        batch_size: The user's.
+        policy: Decides.
+        policy_name: What to call it.
+        config: The settings.
+        scaler: A `torch.amp.GradScaler` in use.
+        accumulator: Makes what runs backward passes and steps; None: torch's.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    batch_size: int
+    policy: Policy
+    policy_name: str
+    config: ControllerConfig
+    scaler: Any = None
+    accumulator: Callable[[Ranks], GradientAccumulator] | None = None
+
+    def begin(self, owner: object, loader: DataLoader[Any], user: UserState) -> PlainRun:
+        """Return a run over a user's loader, which is not used itself any more.
+
+        Args:
+            owner: The controller that steers the model.
+            loader: The user's.
+            user: What the user has registered.
+
+        Raises:
+            ConfigurationError: The loader has another batch size than was said, it cannot be
+                resized, or several processes share the training.
+        """
+        ranks = Ranks.of(self.model)
+        loader = ranks.share(loader)
+        batch_size, dataset_size = loader_sizes(loader)
+        checks.check_loader_size(batch_size, ranks.world_size, self.batch_size)
+        passes = MemoryPasses(self.model, self.config.limits, self.batch_size, ranks)
+        accumulator = self.make_accumulator(ranks, synchronises=not passes.averages)
+        accumulator.parts.ranks = ranks
+        self._watch_schedules(accumulator, ranks, dataset_size)
+        count = SampleCount(self.batch_size, dataset_size, bool(loader.drop_last))
+        parts = torch_parts(self.model, self.optimizer, scaler=self.scaler, ranks=ranks)
+        adapter = LoopAdapter(
+            parts,
+            batch_size=self.batch_size,
+            dataset_size=dataset_size,
+            policy=self.policy,
+            policy_name=self.policy_name,
+            config=sizes_for_model(
+                self.config, self.model, self.batch_size, dataset_size, ranks.world_size
+            ),
+            ranks=ranks,
+        )
+        plain_steps = PlainSteps(count)
+        events = LoaderEvents(owner, self.model, adapter, accumulator, passes, plain_steps)
+        limit = passes.limit if self.config.limits.divisible else None
+        events.loader = adapter.loader = controlled = ControlledLoader(
+            loader, events, batch_size=self.batch_size, micro_batch_size=limit, ranks=ranks
+        )
+        passes.attach(adapter, accumulator, controlled)
+        user.attach(parts.weights)
+        return PlainRun(adapter, controlled, accumulator, passes, plain_steps, parts.rate, user)
+
+    def make_accumulator(self, ranks: Ranks, *, synchronises: bool = True) -> GradientAccumulator:
+        """Return what runs backward passes and steps.
+
+        Args:
+            ranks: The processes that train together.
+            synchronises: They average gradients in a step's last backward pass.
+        """
+        if self.accumulator is not None:
+            return self.accumulator(ranks)
+        return GradientAccumulator(
+            self.model, self.optimizer, self.scaler, ranks.world_size, synchronises=synchronises
+        )
+
+    def _watch_schedules(
+        self, accumulator: GradientAccumulator, ranks: Ranks, dataset_size: int
+    ) -> None:
+        limits, share = self.config.limits, self.batch_size // ranks.world_size
+        limit = limits.micro_batch_size
+        divides = limits.divisible and isinstance(limit, int) and limit < share
+        accumulator.changes = not keeps_size(self.policy_name, self.config)
+        if accumulator.changes or divides:
+            accumulator.schedules = ScheduleWatch(self.optimizer, dataset_size)
