@@ -66,8 +66,10 @@ def _tensorflow_pipeline(planner: StepPlanner, source: Source, sample: Any, pref
     def spec(array: Any) -> Any:
         return tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype))
 
+    # Several inputs or targets as a list: TensorFlow would take that for one array.
     dataset = tf.data.Dataset.from_generator(
-        lambda: batches(planner, source), output_signature=tree.map_structure(spec, sample)
+        lambda: map(tree.lists_to_tuples, batches(planner, source)),
+        output_signature=tree.lists_to_tuples(tree.map_structure(spec, sample)),
     )
     if prefetch:
         dataset = dataset.prefetch(prefetch)

@@ -17,9 +17,11 @@ from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_checks import check_divisible, check_model, warn_of_sum
 from rlbatch.integrations._keras_means import scaled
+from rlbatch.integrations._keras_monitor import KerasMonitor, add_up
+from rlbatch.integrations._keras_noise import SampleNoise
 from rlbatch.integrations._keras_parts import warn_about_parts
 from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
-from rlbatch.integrations._keras_training import KerasMonitor, KerasRate, add_up, on_host
+from rlbatch.integrations._keras_training import KerasRate, on_host
 from rlbatch.integrations._shared import SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
@@ -68,11 +70,13 @@ class TrainFunction:
         check_model(model)
         self._micro_batch_size = _micro_batch_size(model, config)
         self.model, self._planner = model, planner
-        self.steps, self._rate = Steps(model), KerasRate(model)
+        self._rate = KerasRate(model)
+        noise = SampleNoise(model, self._rate)
+        self.steps = Steps(model, noise)
         if state is not None:
             require_like(state["fit"], _FIT, "the state of the fit")
             self._rate.initial = state["fit"]["learning_rate"]
-        self._monitor = KerasMonitor(self._rate, self.steps.compiled)
+        self._monitor = KerasMonitor(self._rate, noise, self.steps.compiled)
         self.adapter = LoopAdapter(
             keras_parts(model, self._rate, self._monitor),
             batch_size=planner.base_batch_size,
@@ -155,7 +159,12 @@ class TrainFunction:
         return logs
 
     def _whole(self, data: Any) -> dict[str, Any]:
-        logs, loss = self.steps.whole(data)
+        drawn = self._monitor.drawn
+        if drawn is None or self.steps.draws_by_place:
+            logs, loss = self.steps.whole(data)
+        else:
+            logs, loss, found = self.steps.measured(data, drawn)
+            self._monitor.take_samples(found)
         self.adapter.after_backward(loss)
         return logs
 

@@ -12,7 +12,10 @@ import torch
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
 from rlbatch.integrations._keras_means import divisors, weight_of
-from rlbatch.integrations._keras_training import KerasMonitor, KerasRate
+from rlbatch.integrations._keras_monitor import KerasMonitor
+from rlbatch.integrations._keras_noise import SampleNoise
+from rlbatch.integrations._keras_taps import replaced
+from rlbatch.integrations._keras_training import KerasRate, dense
 from rlbatch.integrations._keras_weights import KerasWeights
 
 # Their annotations name the tensors of every backend at once.
@@ -20,6 +23,12 @@ ops: Any = keras.ops
 tree: Any = keras.tree
 
 Logs = dict[str, Any]
+
+_DRAWS = {
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+    *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoissonV2", "Multinomial"),
+    "RandomShuffle",
+}
 
 
 class Steps:
@@ -31,22 +40,43 @@ class Steps:
 
     Attributes:
         traces: How often each kind of step was traced, or made where nothing is compiled.
+        draws_by_place: Whether it has random operations of TensorFlow's that are seeded by their
+            place in the traced step: in another one they draw other numbers.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Prepare steps of a compiled model; they are traced when they are first made."""
-        self._model = model
-        self.traces = {"whole": 0, "part": 0, "apply": 0}
+    def __init__(self, model: Any, noise: SampleNoise) -> None:
+        """Prepare steps of a compiled model; they are traced when they are first made.
+
+        Args:
+            model: The model.
+            noise: Measures steps.
+        """
+        self._model, self._noise = model, noise
+        self.traces = {"whole": 0, "measured": 0, "part": 0, "apply": 0}
+        self.draws_by_place = False
         self._functions: dict[str, Any] = {}
         self._specs: Any = None
 
     def renew(self) -> None:
         """Trace anew: the model may have been compiled with something else meanwhile."""
         self._functions.clear()
+        self._noise.renew()
 
     def whole(self, data: Any) -> tuple[Logs, Any]:
         """Make a step; returns the model's logs and the loss of this very batch."""
         return self._made("whole", self._whole, data)
+
+    def measured(self, data: Any, drawn: Any) -> tuple[Logs, Any, Any]:
+        """Make the same step, and look at the gradients of its samples.
+
+        Args:
+            data: The batch.
+            drawn: At which of them: see `SampleNoise.draw`.
+
+        Returns:
+            Logs, loss, and what was seen: see `SampleNoise.watching`.
+        """
+        return self._made("measured", self._measured, data, drawn)
 
     def part(self, data: Any) -> tuple[Logs, Any, list[Any], Any]:
         """Compute the gradient of a micro-batch, scaled as the optimizer wants it.
@@ -71,15 +101,15 @@ class Steps:
         """Tell what batches look like, where the pipeline knows."""
         self._specs = specs
 
-    def _made(self, kind: str, function: Callable[[Any], Any], data: Any) -> Any:
+    def _made(self, kind: str, function: Callable[..., Any], data: Any, *more: Any) -> Any:
         if kind not in self._functions:
-            self._functions[kind] = self._prepared(kind, function)
-        return self._functions[kind](data)
+            self._functions[kind] = self._prepared(kind, function, *more)
+        return self._functions[kind](data, *more)
 
-    def _prepared(self, kind: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def counted(data: Any) -> Any:
+    def _prepared(self, kind: str, function: Callable[..., Any], *more: Any) -> Callable[..., Any]:
+        def counted(data: Any, *more: Any) -> Any:
             self.traces[kind] += 1
-            return function(data)
+            return function(data, *more)
 
         if self._model.run_eagerly:
             return counted
@@ -90,7 +120,7 @@ class Steps:
         signature = None if kind == "apply" else relaxed(self._specs)
         return tf.function(
             counted,
-            input_signature=None if signature is None else (signature,),
+            input_signature=None if signature is None else (signature, *map(_spec, more)),
             autograph=False,
             reduce_retracing=True,
             jit_compile=self._model.jit_compile,
@@ -99,7 +129,14 @@ class Steps:
     def _whole(self, data: Any) -> tuple[Logs, Any]:
         with _losses(self._model) as losses:
             logs = self._model.train_step(data)
+        self.draws_by_place = self.draws_by_place or _draws_by_place()
         return logs, _total(losses)
+
+    def _measured(self, data: Any, drawn: Any) -> tuple[Logs, Any, Any]:
+        samples = ops.shape(_first(data))[0]
+        with _losses(self._model) as losses, self._noise.watching(samples, drawn) as found:
+            logs = self._model.train_step(data)
+        return logs, _total(losses), found()
 
     def _part(self, data: Any) -> tuple[Logs, Any, list[Any], Any]:
         means: list[Any] = []
@@ -111,8 +148,8 @@ class Steps:
                 "times on one batch, expected once: such a step cannot be made in parts. Set "
                 "noise_rate=0 and no micro_batch_size."
             )
-        dense = [_dense(gradient) for gradient in gradients[0]]
-        return logs, _total(losses), dense, weight_of(means)
+        tensors = [dense(gradient) for gradient in gradients[0]]
+        return logs, _total(losses), tensors, weight_of(means)
 
     def _apply(self, gradients: list[Any]) -> None:
         self._model.optimizer.apply(gradients, self._model.trainable_weights)
@@ -147,9 +184,32 @@ def parts_of(data: Any, sizes: list[int]) -> Generator[Any]:
         start = stop
 
 
+def _first(data: Any) -> Any:
+    return next(leaf for leaf in tree.flatten(data) if leaf is not None)
+
+
+def _draws_by_place() -> bool:
+    """Whether the graph being traced has random operations with a state; Keras's have none."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return False
+    graph: Any = tf.compat.v1.get_default_graph().as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return any(node.op in _DRAWS for node in nodes)
+
+
+def _spec(array: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.TensorSpec(array.shape, array.dtype)
+
+
 def samples_in(data: Any) -> int:
     """Return the samples of a batch, which the host knows."""
-    first = next(leaf for leaf in tree.flatten(data) if leaf is not None)
+    first = _first(data)
     return int(first.shape[0]) if first.shape[0] is not None else len(first)
 
 
@@ -174,7 +234,7 @@ def _losses(model: Any, means: list[Any] | None = None) -> Generator[list[Any]]:
         losses.append(loss.detach() if hasattr(loss, "detach") else loss)
         return loss
 
-    with _replaced(model, "compute_loss", compute_loss):
+    with replaced(model, "compute_loss", compute_loss):
         yield losses
 
 
@@ -189,22 +249,8 @@ def _gradients(model: Any) -> Generator[list[list[Any]]]:
         found = {id(v): g for v, g in zip(variables, grads, strict=True)}
         collected.append([found.get(id(v)) for v in order])
 
-    with _replaced(model.optimizer, "apply", apply):
+    with replaced(model.optimizer, "apply", apply):
         yield collected
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Generator[None]:
-    """Put something in front of a method of one object, past its bookkeeping of attributes."""
-    before = vars(owner).get(name)
-    object.__setattr__(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, before)
 
 
 def _total(losses: list[Any]) -> Any:
@@ -217,11 +263,3 @@ def _total(losses: list[Any]) -> Any:
     for loss in losses[1:]:
         total = total + loss
     return total
-
-
-def _dense(gradient: Any) -> Any:
-    if gradient is None or keras.backend.backend() != "tensorflow":
-        return gradient
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(gradient)

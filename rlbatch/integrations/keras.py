@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Unpack
@@ -250,6 +251,15 @@ class BatchSizeControl(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Plan an epoch."""
+        if epoch and not self.epoch and not self.steps:
+            warnings.warn(
+                f"rlbatch: fit begins at epoch {epoch} (counted from 0) and the controller at its "
+                "own first one: of the epochs before, it knows neither orders nor decisions. Use "
+                "control.backup(folder) in the place of BackupAndRestore, or load the state of "
+                "control.state_dict().",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.fit_epoch = epoch
         self._require_function().begin_epoch()
 

@@ -33,7 +33,7 @@ _ELEMENTS = 4096  # of a sample's gradient in all layers together, while memory 
 _FEWEST = 256
 _NUMBERS = 1 << 22  # of all samples' gradients together: 16 MiB
 
-_TOLERANCE = 1e-2
+TOLERANCE = 1e-2
 """By how much of its squared norm a parameter's gradient may differ from the sum of what was seen.
 
 Rounding stays far below. Above it the parameter is used in some way that the hooks do not see, and
@@ -95,7 +95,7 @@ class SampleGradients:
             layers = rng.sample(layers, MAX_LAYERS)
         if samples < 2 or not layers:
             return
-        elements = min(max(_NUMBERS // samples, _FEWEST), _ELEMENTS) // len(layers)
+        elements = elements_of_each(samples, len(layers))
         self._samples, self._unscaling = samples, unscaling
         for layer in layers:
             kind = probe_of(layer)
@@ -129,6 +129,11 @@ class SampleGradients:
         for probe in self._probes:
             probe.usable = False  # a backward pass that is still to come is of no interest
         self._handles, self._probes = [], []
+
+
+def elements_of_each(samples: int, layers: int) -> int:
+    """Return about how many elements of a sample's gradient to take in each of so many layers."""
+    return min(max(_NUMBERS // samples, _FEWEST), _ELEMENTS) // layers
 
 
 def measurable_layers(model: nn.Module) -> list[nn.Module]:
@@ -172,7 +177,7 @@ def step_noise(
     whole = foreach.squared_norms(gradients)
     big, seen = foreach.squared_norms(of_block), foreach.squared_norms(totals)
     missing = foreach.squared_norms(foreach.subtract(totals, of_block))
-    valid = ~(missing > _TOLERANCE * big)  # what is not finite stays in, to be noticed
+    valid = ~(missing > TOLERANCE * big)  # what is not finite stays in, to be noticed
     factors = torch.tensor([block.factor for block in blocks], dtype=big.dtype)
     weights = factors.to(big.device, non_blocking=True) * valid
 

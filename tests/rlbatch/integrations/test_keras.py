@@ -42,8 +42,12 @@ def run(backend: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     # The contract's double precision outlives it in Keras.
     "names",
-    [("test_keras_contract.py", "test_keras_fit.py"), ("test_keras_means.py",)],
-    ids=["fit", "means"],
+    [
+        ("test_keras_contract.py", "test_keras_fit.py"),
+        ("test_keras_means.py",),
+        ("test_keras_noise.py", "test_keras_jobs.py"),
+    ],
+    ids=["fit", "means", "noise"],
 )
 def test_fit_under_a_controller(backend: str, names: tuple[str, ...]) -> None:
     tests = [str(Path(__file__).with_name(name)) for name in names]
