@@ -235,10 +235,10 @@ def matrix_products(task: Any, steps: int) -> Work:
             for place, (weight, value, delta) in enumerate(
                 zip(weights, inputs, deltas, strict=True)
             ):
-                value @ weight
-                value.T @ delta
+                np.matmul(value, weight)
+                np.matmul(value.T, delta)
                 if place:
-                    delta @ weight.T
+                    np.matmul(delta, weight.T)
 
     return products
 

@@ -71,12 +71,11 @@ class TrainFunction:
         self._micro_batch_size = _micro_batch_size(model, config)
         self.model, self._planner = model, planner
         self._rate = KerasRate(model)
-        noise = SampleNoise(model, self._rate)
-        self.steps = Steps(model, noise)
+        self.steps = Steps(model, SampleNoise(model, self._rate))
         if state is not None:
             require_like(state["fit"], _FIT, "the state of the fit")
             self._rate.initial = state["fit"]["learning_rate"]
-        self._monitor = KerasMonitor(self._rate, noise, self.steps.compiled)
+        self._monitor = KerasMonitor(self._rate, self.steps.noise, self.steps.compiled)
         self.adapter = LoopAdapter(
             keras_parts(model, self._rate, self._monitor),
             batch_size=planner.base_batch_size,

@@ -39,6 +39,7 @@ class Steps:
     batches of any size.
 
     Attributes:
+        noise: Measures steps.
         traces: How often each kind of step was traced, or made where nothing is compiled.
         draws_by_place: Whether it has random operations of TensorFlow's that are seeded by their
             place in the traced step: in another one they draw other numbers.
@@ -51,7 +52,7 @@ class Steps:
             model: The model.
             noise: Measures steps.
         """
-        self._model, self._noise = model, noise
+        self._model, self.noise = model, noise
         self.traces = {"whole": 0, "measured": 0, "part": 0, "apply": 0}
         self.draws_by_place = False
         self._functions: dict[str, Any] = {}
@@ -60,7 +61,7 @@ class Steps:
     def renew(self) -> None:
         """Trace anew: the model may have been compiled with something else meanwhile."""
         self._functions.clear()
-        self._noise.renew()
+        self.noise.renew()
 
     def whole(self, data: Any) -> tuple[Logs, Any]:
         """Make a step; returns the model's logs and the loss of this very batch."""
@@ -134,7 +135,7 @@ class Steps:
 
     def _measured(self, data: Any, drawn: Any) -> tuple[Logs, Any, Any]:
         samples = ops.shape(_first(data))[0]
-        with _losses(self._model) as losses, self._noise.watching(samples, drawn) as found:
+        with _losses(self._model) as losses, self.noise.watching(samples, drawn) as found:
             logs = self._model.train_step(data)
         return logs, _total(losses), found()
 

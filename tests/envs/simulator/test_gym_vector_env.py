@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -78,12 +80,13 @@ def test_an_ended_run_is_replaced_in_the_next_step() -> None:
 def test_a_run_that_is_replaced_is_of_the_task_that_it_is_said_to_be() -> None:
     envs = QuadraticGymVectorEnv(16)
     envs.reset(seed=0)
-    ended = np.zeros(16, dtype=bool)
+    ended, info = np.zeros(16, dtype=bool), {}
     for _ in range(60):
         _, _, terminated, truncated, info = envs.step(np.full(16, STAY))
         ended |= terminated | truncated
     assert ended.sum() > 8
-    runs, tasks = envs._episodes.runs, envs._pool.tasks.take(info["task"])
+    episodes: Any = envs._episodes
+    runs, tasks = episodes.runs, envs._pool.tasks.take(info["task"])
     for name, wanted in vars(tasks).items():
         np.testing.assert_array_equal(getattr(runs.tasks, name), wanted, err_msg=name)
 
