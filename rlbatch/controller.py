@@ -27,6 +27,7 @@ from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.torch_parts import torch_parts
 from rlbatch.control.user_state import UserState
+from rlbatch.control.users_parts import warn_of_smaller_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.plain_steps import PlainSteps, SampleCount, StepSamples
 from rlbatch.data.sample_schedule import RunSchedule
@@ -35,9 +36,7 @@ from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.loop_adapter import LoopAdapter, check_state
 from rlbatch.policy.base import Policy
 
-_NO_LOADER = (
-    "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
-)
+_NO_LOADER = "The controller has no loader yet. Call controller.loader(DataLoader(...)) first."
 
 
 class BatchController:
@@ -131,10 +130,11 @@ class BatchController:
         loader = ranks.share(loader)
         batch_size, self._dataset_size = loader_sizes(loader)
         checks.check_loader_size(batch_size, ranks.world_size, self.base_batch_size)
+        if self._accumulator_of is None:
+            warn_of_smaller_parts(self.model, self.config.limits, batch_size)
         self._memory = self._make_memory(ranks)
         self._accumulator = self._make_accumulator(ranks)
-        self._accumulator.ranks = ranks
-        self._accumulator.schedules = self._watch_schedules(ranks)
+        self._accumulator.ranks, self._accumulator.schedules = ranks, self._watch_schedules(ranks)
         self._plain_steps = PlainSteps(
             SampleCount(self.base_batch_size, self._dataset_size, bool(loader.drop_last))
         )
@@ -403,8 +403,8 @@ class BatchController:
     def begin_epoch(self) -> None:
         """An iteration over the loader begins."""
         checks.take_over(self.model, self)
-        if not self._require_loader().sampler.resumes_within_epoch:
-            self._plain_steps.begin_epoch()
+        sampler = self._require_loader().sampler
+        self._plain_steps.begin_epoch(sampler.epoch_size, continues=sampler.resumes_within_epoch)
         self._run.begin_epoch()
         self._accumulator.abandon()
         self._repeating = False

@@ -105,7 +105,7 @@ class LossParts:
 
     def _look_at_whole(self, loss: Tensor, root: Any, samples: int) -> None:
         """Warn where the gradient of an undivided batch grows with its size."""
-        if samples in self._sizes or len(self._sizes) == _SIZES or root is None:
+        if samples in self._sizes or len(self._sizes) >= _SIZES or root is None:
             return
         self._sizes.add(samples)
         first, sums = self._first, read(root, samples).sums

@@ -102,7 +102,8 @@ class ScheduleWatch:
         # A rate in a tensor is changed in place by the coupling, and put back.
         places: list[Any] = [float(group["lr"]) for group in self._optimizer.param_groups]
         found = (scheduler for scheduler in self._schedulers if not follows_a_metric(scheduler))
-        return [*places, *(scheduler.last_epoch for scheduler in found)]
+        # A chain has none of its own: what it is made of is found beside it.
+        return [*places, *(getattr(scheduler, "last_epoch", None) for scheduler in found)]
 
     def _metric_places(self) -> list[int]:
         return [s.last_epoch for s in self._schedulers if follows_a_metric(s)]
