@@ -6,6 +6,7 @@ program returns nothing where all is as promised, and raises otherwise.
 
 from __future__ import annotations
 
+import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -236,6 +237,25 @@ def clipping_whole_batches(host: Host) -> None:
         assert error(found, whole * (1e-2 / (float(whole.norm()) + 1e-6))) < 1e-12
 
 
+def gradients_left_over(host: Host) -> None:
+    """A backward pass behind each step, as of a generator or of an evaluation."""
+
+    def leave(run: Run, _: int) -> None:
+        if run.controller.delivered is None:
+            run.model(run.data.x[:4]).square().mean().backward()
+
+    def leave_and_zero(run: Run, _: int) -> None:
+        leave(run, _)
+        run.inner.zero_grad()
+
+    with pytest.warns(RuntimeWarning, match="begins with gradients that none") as said:
+        Run(host).train(after=leave)
+    assert len(said) == 1
+    with silence():
+        Run(host).train(after=leave_and_zero)
+        Run(host).train(after=lambda run, _: run.inner.zero_grad(set_to_none=False))
+
+
 def averages_between_parts(host: Host) -> None:
     average = AveragedModel(network())
     with pytest.raises(DeliveryError, match="AveragedModel was updated"):
@@ -310,6 +330,22 @@ def schedules_left_as_they_were(host: Host) -> None:
     taken = run.controller.schedule(schedules.CosineAnnealingWarmRestarts(run.inner, 2))
     with pytest.raises(ConfigurationError, match=r"step\(\) without an argument"):
         run.train(after=lambda *_: taken.step(0.5))
+
+
+def a_chained_schedule(host: Host) -> None:
+    def make(optimizer: Any) -> Any:
+        parts = schedules.ConstantLR(optimizer, 0.1, 3), schedules.ExponentialLR(optimizer, 0.95)
+        return schedules.ChainedScheduler(list(parts))
+
+    run = Run(host, policy=GROW, micro_batch_size=3)
+    schedule = run.controller.schedule(make(run.inner))
+    with silence():
+        run.train(after=lambda *_: schedule.step())
+    assert schedule.get_last_lr() == [pytest.approx(0.01 * 0.95**10)]
+    run = Run(host, policy=GROW)
+    left = make(run.inner)
+    with pytest.warns(RuntimeWarning, match=r"controller\.schedule\(scheduler\)"):
+        run.train(after=lambda *_: left.step())
 
 
 def a_schedule_resumed_within_an_epoch(host: Host) -> None:
@@ -442,6 +478,58 @@ def samples_of_odd_numbers(host: Host) -> None:
         assert sorted(order) == sorted(list(range(samples)) * 2)
 
 
+class Growing(Rows):
+    """More samples each time that the loop asks for them."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(max(sizes))
+        self.sizes, self.epoch = sizes, 0
+
+    def __len__(self) -> int:
+        return self.sizes[self.epoch]
+
+
+def a_dataset_that_grows(host: Host) -> None:
+    """Of 57 samples in steps of 28 none is left alone, and each epoch has its own plain steps."""
+    if host.world_size > 1:
+        return  # a DistributedSampler counts once
+    for drop_last, steps in ((False, 5 + 8), (True, 5 + 7)):
+        data = Growing(40, 57)
+        run = Run(host, policy=ScriptedPolicy((math.log2(28 / 8),)))
+        run.controller.close()
+        controller = host.control(
+            run.model, run.optimizer, batch_size=BASE, cost="samples", lr_coupling="none",
+            policy=ScriptedPolicy((math.log2(28 / 8),)),
+        )  # fmt: skip
+        run.loader = controller.loader(DataLoader(data, BASE, drop_last=drop_last))
+        run.controller, inner = controller, schedules.StepLR(run.inner, 100)
+        schedule = controller.schedule(inner)
+        run.train(after=lambda *_, schedule=schedule: schedule.step())
+        data.epoch = 1
+        run.train(after=lambda *_, schedule=schedule: schedule.step())
+        schedule.step()  # behind the epoch: of what was dropped
+        assert min(map(len, run.steps)) > 1
+        assert inner.last_epoch == steps
+
+
+def statistics_in_parts(host: Host) -> None:
+    def model() -> nn.Module:
+        first, *others = network().children()
+        norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(42), nn.Unflatten(1, (7, 6)))
+        return nn.Sequential(norm.double(), first, *others)
+
+    with pytest.warns(RuntimeWarning, match="batch normalisation then goes over 3 samples"):
+        Run(host, model(), micro_batch_size=3)
+    with silence():
+        Run(host, model(), micro_batch_size=3, divisible=False)
+        Run(host, model(), micro_batch_size=BASE, policy=GROW).train(entropy)
+        Run(host, micro_batch_size=3)
+        frozen = model()
+        layers: Any = frozen
+        layers[0][1].eval()
+        Run(host, frozen, micro_batch_size=3)
+
+
 # -- runs that are only measured --
 
 
@@ -556,17 +644,21 @@ SITUATIONS: tuple[Situation, ...] = (
     zeroing_between_parts,
     clipping_between_parts,
     clipping_whole_batches,
+    gradients_left_over,
     averages_between_parts,
     a_failed_backward_pass,
     a_schedule_by_steps,
     sixty_five_samples,
     schedules_left_as_they_were,
+    a_chained_schedule,
     a_schedule_resumed_within_an_epoch,
     a_roll_back,
     a_term_that_is_phased_in,
     an_explosion,
     a_batch_left_out,
     samples_of_odd_numbers,
+    a_dataset_that_grows,
+    statistics_in_parts,
     a_measured_run,
     optimizers_that_cannot_be_steered,
     steps_beside_the_controllers,

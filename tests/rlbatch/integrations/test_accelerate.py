@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 
+from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.log.episode_log import read_episode
@@ -30,6 +32,7 @@ from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.helpers import perceptron as network
 from tests.rlbatch.control.rank_runs import leave, spawn
+from tests.rlbatch.integrations.steered import ByBits
 
 SAMPLES = 75
 BASE = 8
@@ -376,6 +379,34 @@ def test_a_resumed_run_decides_and_sees_the_same(
     logs = [read_episode(tmp_path / name).records for name in ("log", "other")]
     sizes = [[line.batch_size for line in log if line.event == "decision"] for log in logs]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_runs_resumed_anywhere_decide_by_the_same_bits(tmp_path: Path, accumulation: int) -> None:
+    """Killed at random steps, within chunks that the guard may undo and with noise measured."""
+    options: dict[str, Any] = {
+        "accumulation": accumulation,
+        "lr_coupling": "adascale",
+        "noise_rate": 2.0,
+        "max_batch_size": 40,
+        "guard": GuardConfig(),
+        "min_chunk_steps": 3,
+        "max_chunk_steps": 5,
+    }
+    whole = Run(ByBits(), **options).train(3)
+    assert len(set(whole.sizes)) > 3
+    steps = len(whole.batches) - 1
+    for stop in random.Random(accumulation).sample(range(1, steps), 5):
+        stopped = Run(ByBits(), **options).train(3, stop_after=stop)
+        stopped.accelerator.save_state(str(tmp_path / "state"))
+        left = 3 - stopped.controller.components["epoch"]
+        again = Run(ByBits(), **options)
+        again.accelerator.load_state(str(tmp_path / "state"))
+        again.train(left)
+        assert again.batches == whole.batches[stop:], stop
+        assert again.losses == whole.losses[-len(again.losses) :], stop
+        assert torch.equal(again.weights, whole.weights), stop
 
 
 # -- what loops do --
