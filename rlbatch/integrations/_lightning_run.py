@@ -97,7 +97,7 @@ class FitRun:
         for hook in (*average_hooks(trainer), *hooks):
             loop.adapter.on_rollback(*hook)
         if state is not None:
-            loop.adapter.load_state_dict(state["controller"])
+            loop.load_state_of_ranks(state["controller"])
         tracker = MicroBatchTracker(trainer.optimizers[0], loop.ranks)
         self._gradient = StepGradient(trainer, tracker, weight_of, loop.changes)
         loader.elastic, loader.on_fetch = loop.loader, self._before_fetch
@@ -185,7 +185,7 @@ class FitRun:
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's state and what Lightning needs to go on."""
         return {
-            "controller": self._require_loop().adapter.state_dict(),
+            "controller": self._require_loop().state_of_ranks(),
             "first_epoch": self._first_epoch,
             "due": self.due,
             "within_step": self._within or self._tracker.delivered is not None,
