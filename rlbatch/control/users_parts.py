@@ -60,8 +60,8 @@ def warn_of_smaller_parts(model: nn.Module, limits: Limits, samples: int) -> Non
         warnings.warn(
             f"rlbatch: micro_batch_size={limit} divides batches of {samples}, and batch "
             f"normalisation then goes over {limit} samples: another gradient than that of the "
-            f"whole batch, and other running statistics. Set divisible=False, or "
-            f"micro_batch_size={samples} or more; or take group or layer normalisation.",
+            f"whole batch, and other running statistics. Set micro_batch_size={samples} or more, "
+            "or give the loader smaller batches; or take group or layer normalisation.",
             RuntimeWarning,
             stacklevel=4,
         )

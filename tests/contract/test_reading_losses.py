@@ -71,6 +71,8 @@ ADD_UP: dict[str, Loss] = {
         each(model(batch[1]).mean(1), batch[2]).mean()
         + (model[0].weight.T @ model[0].weight - 1.0).square().sum()  # pyright: ignore[reportIndexIssue]
     ),
+    "nothing of a sum": of_logits(lambda x, y: each(x, y).mean() + 0.0 * x.sum()),
+    "nothing at all": of_logits(lambda x, y: 0.0 * each(x, y).sum()),
     "learned weight": lambda model, batch: (
         torch.exp(-model[0].bias[0]) * each(model(batch[1]).mean(1), batch[2]).mean()  # pyright: ignore[reportIndexIssue]
         + model[0].bias[0]  # pyright: ignore[reportIndexIssue]
