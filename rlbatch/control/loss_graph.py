@@ -240,8 +240,7 @@ def _is_paired(node: Any, samples: int) -> bool:
 
 
 def _is_square(node: Any, samples: int) -> bool:
-    sizes = _shape(node)[-2:]
-    return len(sizes) == 2 and sizes[0] == sizes[1] and sizes[0] % samples == 0
+    return len(sizes := _shape(node)[-2:]) == 2 and sizes[0] == sizes[1] and not sizes[0] % samples
 
 
 def _is_weight(node: Any) -> bool:
