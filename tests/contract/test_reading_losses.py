@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rlbatch
+from rlbatch.control import loss_parts
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.programs import CLASSES, TOKENS, Loss, Rows, train
 
@@ -193,3 +194,12 @@ def test_a_classifier_of_as_many_classes_as_samples_compares_nothing() -> None:
                 controller.backward(functional.cross_entropy(logits.mean(1), kind))
                 controller.step()
     assert controller.batch_size == 2 * TOKENS
+
+
+def test_a_graph_that_cannot_be_read_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("saved tensors were freed")
+
+    monkeypatch.setattr(loss_parts, "read", fails)
+    steps = train(of_logits(lambda x, y: each(x, y).sum()), policy=ScriptedPolicy((1.0, 1.0)))
+    assert len(steps.errors) > 5
