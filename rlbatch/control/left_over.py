@@ -49,7 +49,7 @@ class LeftOver:
             same = parameter.grad is gradient and version_of(gradient) == version
             if same and _any(gradient):
                 self._looks = 0
-                warnings.warn(_LEFT, RuntimeWarning, stacklevel=5)
+                warnings.warn(_LEFT, RuntimeWarning, stacklevel=4)
                 return
 
 

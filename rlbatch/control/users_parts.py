@@ -63,5 +63,5 @@ def warn_of_smaller_parts(model: nn.Module, limits: Limits, samples: int) -> Non
             f"whole batch, and other running statistics. Set micro_batch_size={samples} or more, "
             "or give the loader smaller batches; or take group or layer normalisation.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from rlbatch.control.ranks import Ranks
+from rlbatch.errors import ConfigurationError
 
 _RANDOM = ("rng", "cuda_rng")
 
@@ -38,6 +39,9 @@ def of_rank(state: Any, ranks: Ranks) -> Any:
     Args:
         state: What `with_ranks` returned on rank 0.
         ranks: The processes now.
+
+    Raises:
+        ConfigurationError: It is damaged.
     """
     if not isinstance(state, Mapping) or "ranks" not in state:
         return state
@@ -45,7 +49,11 @@ def of_rank(state: Any, ranks: Ranks) -> Any:
     rest = {name: value for name, value in state.items() if name != "ranks"}
     if not isinstance(found, list) or len(cast("list[Any]", found)) != ranks.world_size:
         return rest
-    own: dict[str, Any] = found[ranks.rank]
+    own: Any = found[ranks.rank]
+    if not isinstance(own, Mapping) or not {"monitor", *_RANDOM} <= own.keys():
+        raise ConfigurationError(
+            "The controller's state of this process is damaged. Resume from another checkpoint."
+        )
     return {
         **rest,
         "control_loop": {**rest["control_loop"], "monitor": own["monitor"]},
