@@ -48,8 +48,8 @@ from rlbatch.policy.registry import FOR_EPOCHS  # noqa: E402
 from rlbatch.testing import ScriptedPolicy  # noqa: E402
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step  # noqa: E402
 from tests.rlbatch.integrations.steered import (  # noqa: E402
-    ByBits,
     TWO_STEP_CHUNKS,
+    ByBits,
     known_plan,
 )
 
