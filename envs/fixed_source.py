@@ -41,16 +41,19 @@ class FixedSource:
             coupling: How the learning rate follows the batch size.
             profile: Whose clock counts; None for the wall clock.
             start: First batch size relative to the task's.
-            planned_steps: Steps at the task's batch size for which its schedule is made.
+            planned_steps: Steps at the task's batch size for which its schedule is made; None takes
+                what the task says.
 
         Raises:
             ConfigurationError: The start is out of range, or the schedule has no length.
         """
         self._task = resolve_task(task)
+        planned_steps = planned_steps or self._task.planned_steps()
         if self._task.scheduler is not None and planned_steps is None:
             raise ConfigurationError(
                 f"Task {self._task.name!r} has a learning rate schedule. Say for how many steps at "
-                f"batch size {self._task.batch_size} it is made: planned_steps=..."
+                f"batch size {self._task.batch_size} it is made, by planned_steps=..., or give the "
+                "task its epochs=...."
             )
         self._coupling, self._profile, self._planned = coupling, profile, planned_steps
         self._start = start_batch_size(self._task, start)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import math
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from rlbatch.envs.task_files import refuse_namesakes, remember_loaded
+from rlbatch.envs.task_module import execute, importable
 from rlbatch.envs.tasks import RANDOM_KINDS, TASK_FUNCTIONS
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
@@ -46,6 +43,8 @@ class Task:
         max_batch_size: Largest batch size to try; None leaves it to the run.
         scheduler: `scheduler(optimizer, steps)` makes a learning rate schedule over the `steps`
             planned at `batch_size`; None keeps the learning rate constant.
+        epochs: Length of the schedule in passes over `train_set`. With None a benchmark makes it
+            somewhat longer than a run without a schedule needs to the target.
         collate: Makes a batch of what the dataset returns; None means torch's default.
     """
 
@@ -60,6 +59,7 @@ class Task:
     max_batch_size: int | None = None
     scheduler: Callable[[Optimizer, int], LRScheduler] | None = None
     collate: Callable[..., Any] | None = None
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.
@@ -83,6 +83,21 @@ class Task:
                 f"{self.target}. Take one that a good run reaches; "
                 "add a constant to a loss that can be negative."
             )
+        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0.0):
+            raise ConfigurationError(
+                f"Task {self.name!r}: epochs must be a positive number of passes over train_set, "
+                f"got {self.epochs}. Leave it out if the length of the schedule is not fixed."
+            )
+
+    def planned_steps(self) -> int | None:
+        """Return the steps at `batch_size` that the schedule is made for.
+
+        None without a schedule, or where `epochs` does not say how long it is.
+        """
+        if self.scheduler is None or self.epochs is None:
+            return None
+        size: Any = self.train_set
+        return math.ceil(self.epochs * len(size) / self.batch_size)
 
 
 def smallest_batch_size(task: Task, start_batch_size: int | None = None) -> int:
@@ -214,9 +229,9 @@ def _task_from_file(spec: str) -> Task:
             f"Task {spec!r}: there is no file {path}. "
             f"Check the path; a relative one starts at {Path.cwd()}."
         )
-    with _importable(path.parent):
+    with importable(path.parent):
         before = set(sys.modules)
-        module = _execute(path, spec)
+        module = execute(path, spec)
         function = getattr(module, function_name, None)
         if not callable(function):
             raise ConfigurationError(_missing_function(spec, path, function_name, module))
@@ -239,31 +254,6 @@ def _task_from_file(spec: str) -> Task:
     return task
 
 
-def _execute(path: Path, spec: str) -> ModuleType:
-    """Run a file as a module; its name follows from its path, so that pickles find it again."""
-    name = f"_rlbatch_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigurationError(
-            f"Task {spec!r}: {path} cannot be loaded as Python. Use a .py file."
-        )
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except RlbatchError:
-        del sys.modules[name]
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        raise RlbatchError(
-            f"Task {spec!r}: {path} must import without error, but raised "
-            f"{type(error).__name__}: {error}. Run `python {shlex.quote(str(path))}` to find the "
-            "cause."
-        ) from error
-    return module
-
-
 def _missing_function(spec: str, path: Path, function_name: str, module: ModuleType) -> str:
     functions = [
         name
@@ -274,15 +264,3 @@ def _missing_function(spec: str, path: Path, function_name: str, module: ModuleT
         f"Task {spec!r}: {path} must define a function {function_name!r}, and does not. "
         f"It defines: {', '.join(sorted(functions)) or 'no function'}."
     )
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a task file import the modules beside it, as Python lets a script."""
-    entry = str(folder)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        if entry in sys.path:
-            sys.path.remove(entry)

@@ -181,15 +181,17 @@ def _suffices(known: Curve, max_steps: int, max_seconds: float | None) -> bool:
 def planned_steps(setting: FixedSetting, store: CurveStore) -> int | None:
     """Return the length for which a task's schedule is made; None for a task without one.
 
-    It is `SCHEDULE_MARGIN` times the steps that the default batch size needs without a schedule to
+    A length that is given, by the setting or by the task's `epochs`, is taken as it is. Else it is
+    `SCHEDULE_MARGIN` times the steps that the default batch size needs without a schedule to
     the target (or, if it never gets there, to its lowest loss), so that a schedule ends somewhat
-    after a usual run. It is the same for every batch size and policy. A length that is given is
-    taken as it is.
+    after a usual run. It is the same for every batch size and policy.
     """
     if setting.planned is not None:
         return setting.planned
     if setting.task.scheduler is None:
         return None
+    if (own := setting.task.planned_steps()) is not None:
+        return own
     plain = replace(
         setting,
         task=replace(setting.task, scheduler=None),

@@ -52,10 +52,11 @@ class TestTask:
     def test_fields_and_defaults_are_the_published_ones(self) -> None:
         assert [field.name for field in fields(Task)] == [
             "name", "model", "train_set", "val_set", "loss", "optimizer", "batch_size", "target",
-            "max_batch_size", "scheduler", "collate",
+            "max_batch_size", "scheduler", "collate", "epochs",
         ]  # fmt: skip
         task = make_task()
-        assert (task.max_batch_size, task.scheduler, task.collate) == (None, None, None)
+        left_out = (task.max_batch_size, task.scheduler, task.collate, task.epochs)
+        assert left_out == (None, None, None, None)
 
     def test_is_frozen(self) -> None:
         with pytest.raises(FrozenInstanceError):
@@ -237,3 +238,24 @@ class TestFileDoor:
         with pytest.raises(RlbatchError) as caught:
             resolve_task("job.py:raises")
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def halved(optimizer: Any, steps: int) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, max(steps // 2, 1), 0.5)
+
+
+def test_the_length_of_a_schedule_in_steps_counts_the_last_incomplete_one() -> None:
+    assert make_task(batch_size=5, epochs=2.5, scheduler=halved).planned_steps() == 6  # 30 samples
+
+
+@pytest.mark.parametrize("fields", [{"epochs": 2.0}, {"scheduler": halved}, {}])
+def test_a_schedule_without_a_length_and_a_length_without_a_schedule_plan_no_steps(
+    fields: dict[str, Any],
+) -> None:
+    assert make_task(**fields).planned_steps() is None
+
+
+@pytest.mark.parametrize("epochs", [0, -1.0, float("nan"), float("inf")])
+def test_a_length_that_is_none_is_refused(epochs: float) -> None:
+    with pytest.raises(ConfigurationError, match="epochs must be a positive number of passes"):
+        make_task(epochs=epochs, scheduler=halved)

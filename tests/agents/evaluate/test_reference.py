@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,16 @@ def test_a_schedule_is_planned_from_the_default_run_without_it(
     assert planned_steps(plain, CurveStore()) is None
     assert planned_steps(setting, CurveStore()) == math.ceil(1.5 * steps)
     assert find_references(setting, CLOCKS[:1])["cpu"].reached
+
+
+def test_a_schedule_is_as_long_as_the_task_says(scheduled_task: Task) -> None:
+    samples = len(scheduled_task.train_set)  # type: ignore[arg-type]
+    task = replace(scheduled_task, epochs=3.0)
+    setting = FixedSetting(task, "scheduled", 0, Coupling.NONE)
+    store = CurveStore()
+
+    assert planned_steps(setting, store) == math.ceil(3 * samples / task.batch_size)
+    assert not list(store.items())  # nothing had to be run for it
 
 
 def test_the_budget_reference_is_the_first_size_to_have_the_loss(cheap_task: Task) -> None:
