@@ -29,7 +29,7 @@ def with_ranks(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         **{name: state["loader"][name] for name in _RANDOM},
     }
     found: list[Any] = [None] * ranks.world_size
-    torch.distributed.all_gather_object(found, own)
+    cast("Any", torch.distributed).all_gather_object(found, own)
     return {**state, "ranks": found}
 
 
@@ -45,12 +45,14 @@ def of_rank(state: Any, ranks: Ranks) -> Any:
     """
     if not isinstance(state, Mapping) or "ranks" not in state:
         return state
-    found: Any = state["ranks"]
-    rest = {name: value for name, value in state.items() if name != "ranks"}
+    told = cast("Mapping[str, Any]", state)
+    found: Any = told["ranks"]
+    rest = {name: value for name, value in told.items() if name != "ranks"}
     if not isinstance(found, list) or len(cast("list[Any]", found)) != ranks.world_size:
         return rest
     own: Any = found[ranks.rank]
-    if not isinstance(own, Mapping) or not {"monitor", *_RANDOM} <= own.keys():
+    needed = ("monitor", *_RANDOM)
+    if not isinstance(own, Mapping) or any(name not in own for name in needed):
         raise ConfigurationError(
             "The controller's state of this process is damaged. Resume from another checkpoint."
         )
