@@ -27,7 +27,6 @@ from tests.contract.test_divided_losses import (
     class_weights,
     dice,
     info_nce,
-    plain_mean,
     triplet,
 )
 from tests.contract.test_rising_loss import ramp
@@ -35,6 +34,10 @@ from tests.contract.test_rising_loss import ramp
 GROW = ScriptedPolicy((2.0,))
 Call = Callable[["Run", int], Any]
 Situation = Callable[[Any], None]
+
+
+def plain_mean(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[1]).mean(1), batch[2])
 
 
 class Measuring(ScriptedPolicy):
@@ -521,7 +524,7 @@ def statistics_in_parts(host: Host) -> None:
     with pytest.warns(RuntimeWarning, match="batch normalisation then goes over 3 samples"):
         Run(host, model(), micro_batch_size=3)
     with silence():
-        Run(host, model(), micro_batch_size=BASE, policy=GROW).train(entropy)
+        Run(host, model(), micro_batch_size=BASE, policy=GROW).train(plain_mean)
         Run(host, micro_batch_size=3)
         frozen = model()
         layers: Any = frozen
@@ -530,10 +533,6 @@ def statistics_in_parts(host: Host) -> None:
 
 
 # -- runs that are only measured --
-
-
-def entropy(model: nn.Module, batch: Any) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[1]).mean(1), batch[2])
 
 
 class Tied(nn.Module):
@@ -557,7 +556,7 @@ def a_measured_run(host: Host) -> None:
         torch.manual_seed(5)
         run = Run(host, Tied(), policy=policy, noise_rate=5.0)
         with silence():
-            ends.append(run.train(entropy, epochs=2).weights)
+            ends.append(run.train(plain_mean, epochs=2).weights)
     assert torch.equal(*ends)
 
 
