@@ -1,4 +1,4 @@
-"""The situations of a plain loop: in one process, under DistributedDataParallel and FSDP2."""
+"""The situations of a plain loop, in one process on torch alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from rlbatch.control.settings import make_config
 from rlbatch.control.users_parts import in_users_parts
 from tests.contract import situations
 from tests.contract.situations import Host
-
-RANKS = 2
 
 
 class Alone(Host):
