@@ -28,9 +28,7 @@ from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.policy.base import Policy
 
-_NO_LOADER = (
-    "The controller has no loader yet. Call loader = controller.loader(DataLoader(...)) first."
-)
+_NO_LOADER = "The controller has no loader yet. Call controller.loader(DataLoader(...)) first."
 
 
 class BatchController:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch, no_gradient
+from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.part_weights import PartWeights
 from rlbatch.control.ranks import without_sync
@@ -56,8 +57,9 @@ class GradientAccumulator:
         self._world_size, self._synchronises = world_size, synchronises
         self._unsynchronised = ExitStack()
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._unwrapped: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.parts = PartWeights(optimizer, world_size, synchronises=synchronises)
-        self._watch = GradientWatch(optimizer)
+        self._watch, self._left_over = GradientWatch(optimizer), LeftOver(optimizer)
         self._steps: StepWatch | None = None  # from the first batch on
         self._watches = False  # during an epoch
         self._loss_parts = LossParts()
@@ -90,12 +92,14 @@ class GradientAccumulator:
             raise DeliveryError(
                 f"The previous batch had no {missing}. Call both for every batch of the loader, or "
                 "controller.skip() to leave one out. If something takes batches ahead of the loop "
-                "(a prefetcher, list(loader), zip with a longer loader), leave it out: a batch is "
-                "made for the step that comes next. Workers may prefetch: num_workers."
+                "(a prefetcher, list(loader), zip with a longer loader), leave it out: batches are "
+                "made for the step that comes next. Workers may prefetch: num_workers. What only "
+                "looks at data (update_bn, an evaluation) needs a DataLoader of its own."
             )
         if not self._watches:
             self._begin_watch()
         self.delivered, self._backward_done = delivered, False
+        self._left_over.arrive(delivered.position)
         # From before the forward pass: there a DistributedDataParallel decides to synchronise.
         if self._world_size > 1:
             alone = not (delivered.is_last and self._synchronises)
@@ -149,6 +153,7 @@ class GradientAccumulator:
                 "backward() belongs to one batch of the controller's loader: call it once for "
                 "each, with the sum of all losses."
             )
+        self._left_over.check()
         # Few steps are divided: the others are spared the accumulator.
         whole = delivered.micro_batches == 1 and self._world_size == 1
         if whole:
@@ -197,10 +202,6 @@ class GradientAccumulator:
         finally:
             watch.end_backward()
         watch.check_backward()
-
-    @property
-    def _unwrapped(self) -> Optimizer:
-        return getattr(self._optimizer, "optimizer", self._optimizer)
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
         weighted = loss if weight is None else loss * weight
@@ -284,8 +285,7 @@ class GradientAccumulator:
         return delivered
 
     def _make_step(self, applied: AbstractContextManager[Any]) -> None:
-        watch = self._steps
-        if watch is not None:
+        if (watch := self._steps) is not None:
             watch.stepping = True
         try:
             with applied:

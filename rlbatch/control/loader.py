@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
@@ -16,6 +15,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.elastic_source import elastic_source
 from rlbatch.control.random_state import RandomState
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.users_parts import smallest_part
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loader import batch_source
 from rlbatch.errors import ConfigurationError
@@ -79,8 +79,8 @@ class ControlledLoader:
         self._batches, self.sampler = elastic_source(loader, batch_size, micro_batch_size, ranks)
         if not isinstance(loader.dataset, IterableDataset):
             self._check_groups(loader, ranks)
-        size, self.sampler.epoch_size = loader_sizes(loader)
-        self.sampler.least_rest = least_rest(self.sampler.epoch_size, size, ranks.world_size)
+        self._users, self._world_size = loader, ranks.world_size
+        self._measure()
         self._left_out = 0  # steps that the loop has skipped
         self._skipped = False
         self._current: Iterator[Any] = iter(())
@@ -96,7 +96,14 @@ class ControlledLoader:
         finally:
             self._consumer.leave()
 
+    def _measure(self) -> None:
+        """Ask how many samples the coming epoch has: a dataset may have grown."""
+        size, samples = loader_sizes(self._users)
+        self.sampler.epoch_size = samples
+        self.sampler.least_rest = least_rest(samples, size, self._world_size)
+
     def _hand_out(self) -> Iterator[Any]:
+        self._measure()
         self._consumer.begin_epoch()
         self._step_open = False
         batches = self._current = self._start()
@@ -255,15 +262,6 @@ def least_rest(samples: int, batch_size: int, world_size: int) -> int:
     """
     plain = -(-samples // world_size) % batch_size
     return world_size if 1 in (plain, batch_size) else 2 * world_size
-
-
-def smallest_part(model: nn.Module) -> int:
-    """Return the fewest samples of a micro-batch that a model can be trained on.
-
-    Two where there is batch normalisation: a single value has no variance.
-    """
-    normalises = any(isinstance(layer, _BatchNorm) for layer in model.modules())
-    return 2 if normalises else 1
 
 
 def sizes_for_model(

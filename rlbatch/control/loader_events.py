@@ -49,8 +49,8 @@ class LoaderEvents:
     def begin_epoch(self) -> None:
         """An iteration begins."""
         checks.take_over(self._model, self._owner)
-        if not self.loader.sampler.resumes_within_epoch:
-            self._plain_steps.begin_epoch()
+        sampler = self.loader.sampler
+        self._plain_steps.begin_epoch(sampler.epoch_size, continues=sampler.resumes_within_epoch)
         self._adapter.begin_epoch()
         self._accumulator.abandon()
         self._passes.repeating = False

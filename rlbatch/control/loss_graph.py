@@ -143,8 +143,9 @@ def _behind(place: _Place, samples: int) -> Iterator[_Place]:
     elif name in _LINEAR:
         yield from (place._replace(node=child) for child in children)
     elif name == "Mul" and len(children) == 1:
-        factor = _number(node, "_saved_other", "_saved_self")
-        yield place._replace(node=children[0], times=place.times * factor)
+        # What is multiplied by 0 adds nothing: it is there for its parameters' sake.
+        if factor := _number(node, "_saved_other", "_saved_self"):
+            yield place._replace(node=children[0], times=place.times * factor)
     elif name == "Div" and len(children) == 1:
         if node.next_functions[0][0] is None:  # a number by something
             yield place._replace(node=children[0], curve=name)
@@ -239,8 +240,7 @@ def _is_paired(node: Any, samples: int) -> bool:
 
 
 def _is_square(node: Any, samples: int) -> bool:
-    sizes = _shape(node)[-2:]
-    return len(sizes) == 2 and sizes[0] == sizes[1] and sizes[0] % samples == 0
+    return len(sizes := _shape(node)[-2:]) == 2 and sizes[0] == sizes[1] and not sizes[0] % samples
 
 
 def _is_weight(node: Any) -> bool:
@@ -283,7 +283,8 @@ def _number(node: Any, *names: str) -> float:
 
 def _is_multiple(divisor: float, counts: float) -> bool:
     times = divisor / counts
-    return times >= 1.0 - _TOLERANCE and abs(times - round(times)) <= _TOLERANCE * times
+    whole = round(times) if math.isfinite(times) else math.nan
+    return times >= 1.0 - _TOLERANCE and abs(times - whole) <= _TOLERANCE * times
 
 
 def _name(node: Any) -> str:
@@ -296,5 +297,4 @@ def _children(node: Any) -> list[Any]:
 
 def _shape(node: Any) -> tuple[int, ...]:
     """Return the shape of what an operation gave; empty where autograd does not tell."""
-    told = getattr(node, "_input_metadata", None)
-    return tuple(told[0].shape) if told else ()
+    return tuple(told[0].shape) if (told := getattr(node, "_input_metadata", None)) else ()

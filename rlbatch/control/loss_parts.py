@@ -77,7 +77,7 @@ class LossParts:
         if not self._left or root is None:
             return
         self._left -= delivered.is_last
-        reading = read(root, delivered.micro_size, counts)
+        reading = _read(root, delivered.micro_size, counts)
         # Where a framework has divided, its factors cannot be told from the user's.
         problem = reading.problem or (None if divided else self._times_samples(reading, delivered))
         self._compared = self._compared + 1 if reading.compares else 0
@@ -108,10 +108,10 @@ class LossParts:
 
     def _look_at_whole(self, loss: Tensor, root: Any, samples: int) -> None:
         """Warn where the gradient of an undivided batch grows with its size."""
-        if samples in self.sizes or len(self.sizes) == _SIZES or root is None:
+        if samples in self.sizes or len(self.sizes) >= _SIZES or root is None:
             return
         self.sizes.add(samples)
-        first, sums = self._first, read(root, samples).sums
+        first, sums = self._first, _read(root, samples).sums
         if not sums:
             return
         value = abs(float(loss.detach().sum()))
@@ -125,6 +125,17 @@ class LossParts:
         if grown > math.sqrt(times):
             self.sizes.update(range(-_SIZES, 0))  # said
             warnings.warn(f"rlbatch: {_GROWS}", RuntimeWarning, stacklevel=5)
+
+
+def _read(root: Any, samples: int, counts: float | None = None) -> Reading:
+    """Return what autograd tells of a loss; nothing where a graph is of a kind not met yet.
+
+    It is read for a warning's sake alone, which must not end a training.
+    """
+    try:
+        return read(root, samples, counts)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return Reading()
 
 
 def _difference(before: list[Mean], found: list[Mean]) -> str | None:

@@ -22,6 +22,7 @@ from rlbatch.control.saved_state import require_like
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.torch_parts import TorchRate, torch_parts
 from rlbatch.control.user_state import UserState
+from rlbatch.control.users_parts import warn_of_smaller_parts
 from rlbatch.data.plain_steps import PlainSteps, SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
@@ -112,6 +113,8 @@ class PlainLoop:
         loader = ranks.share(loader)
         batch_size, dataset_size = loader_sizes(loader)
         checks.check_loader_size(batch_size, ranks.world_size, self.batch_size)
+        if self.accumulator is None:
+            warn_of_smaller_parts(self.model, self.config.limits, batch_size)
         passes = MemoryPasses(self.model, self.config.limits, self.batch_size, ranks)
         accumulator = self.make_accumulator(ranks, synchronises=not passes.averages)
         accumulator.parts.ranks = ranks

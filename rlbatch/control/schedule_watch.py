@@ -107,7 +107,9 @@ class ScheduleWatch:
 
     def _places(self) -> list[Any]:
         found = (scheduler for scheduler in self._schedulers if not follows_a_metric(scheduler))
-        return [*known_rates(self._optimizer), *(scheduler.last_epoch for scheduler in found)]
+        # A chain has no epoch of its own: what it is made of is found beside it.
+        epochs = (getattr(scheduler, "last_epoch", None) for scheduler in found)
+        return [*known_rates(self._optimizer), *epochs]
 
     def _metric_places(self) -> list[int]:
         return [s.last_epoch for s in self._schedulers if follows_a_metric(s)]

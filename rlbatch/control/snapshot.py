@@ -21,7 +21,13 @@ from rlbatch.signals import foreach
 # Positions, not objects: a resumed run has others, and its optimizer may list its state elsewise.
 _Slot = tuple[str, int, str]
 # `extra` are parameters that the optimizer holds and the model does not.
-_PARAMETER, _EXTRA, _BUFFER, _STATE = "parameter", "extra", "buffer", "state"
+# `group` are numbers of parameter groups: some optimizers count and adapt there (Prodigy's d and k,
+# schedule-free ones), and what is not finite would stay so.
+_PARAMETER, _EXTRA, _BUFFER, _STATE, _GROUP = "parameter", "extra", "buffer", "state", "group"
+_SCHEDULED = (  # set from outside, and not undone: the run goes on
+    *("params", "lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "weight_decay"),
+    *("momentum", "betas", "base_momentum", "max_momentum"),
+)
 
 
 class Snapshot:
@@ -132,7 +138,9 @@ class Snapshot:
         shapes = {slot: foreach.local(tensor).shape for slot, tensor in self._tensors()}
         needed = {slot for slot, tensor in self._tensors() if tensor.requires_grad}
         self.taken = needed <= saved.keys() and all(
-            shapes.get(slot) == tensor.shape for slot, tensor in saved.items() if slot[0] != _STATE
+            shapes.get(slot) == tensor.shape
+            for slot, tensor in saved.items()
+            if slot[0] not in (_STATE, _GROUP)
         )
         if self.taken:
             self._live, self._saved = [], saved
@@ -187,13 +195,22 @@ class Snapshot:
             for name, value in state.items():
                 into = live if isinstance(value, Tensor) else plain
                 into[_STATE, position, name] = value
+        for index, group in enumerate(self._optimizer.param_groups):
+            for name in sorted(group.keys() - _SCHEDULED):
+                value = group[name]
+                if isinstance(value, Tensor):
+                    live[_GROUP, index, name] = value
+                elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                    plain[_GROUP, index, name] = value
         return live, plain
 
     def _put_plain_back(self, live: Mapping[_Slot, Any], plain: Mapping[_Slot, Any]) -> None:
         """Put the optimizer's plain values back; state that did not exist is dropped."""
-        states = self._states()
+        states, groups = self._states(), self._optimizer.param_groups
         for slot in (*live, *plain):
             kind, position, name = slot
+            if kind == _GROUP and slot in self._plain:
+                groups[position][name] = self._plain[slot]
             if kind != _STATE:
                 continue
             if slot in self._plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,8 +78,17 @@ class PlainSteps:
         self._told = 0  # by `advance`
         self._before = self._left_out = self._position = 0  # steps of earlier epochs; of this one
 
-    def begin_epoch(self) -> None:
-        """An epoch begins anew; one that is continued after a resume does not."""
+    def begin_epoch(self, samples: int | None = None, *, continues: bool = False) -> None:
+        """An epoch begins, anew or behind the place where a resumed run stopped.
+
+        Args:
+            samples: Of the epoch, if they may be others than in the last one.
+            continues: It is the one that was interrupted.
+        """
+        if samples is not None and samples != self.count.dataset_size:
+            self.count = replace(self.count, dataset_size=samples)
+        if continues:
+            return
         self._before, self._left_out, self._position = self.total, 0, 0
 
     def leave_out(self, samples: int, position: int) -> None:

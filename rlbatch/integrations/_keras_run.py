@@ -69,8 +69,7 @@ class TrainFunction:
         """
         check_model(model)
         self._micro_batch_size = _micro_batch_size(model, config)
-        self.model, self._planner = model, planner
-        self._rate = KerasRate(model)
+        self.model, self._planner, self._rate = model, planner, KerasRate(model)
         self.steps = Steps(model, SampleNoise(model, self._rate))
         if state is not None:
             require_like(state["fit"], _FIT, "the state of the fit")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.saved_state import require_like
+from rlbatch.control.users_parts import in_users_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._lightning_averages import average_hooks
@@ -58,8 +59,8 @@ class FitRun:
         self._done = (0, 0)  # behind the latest
         self._loop: TorchLoop | None = None
         self._gradient: StepGradient | None = None
-        self._finished = False
-        self.due = False  # a validation, behind the latest optimizer step
+        # Of a validation: it is due behind the latest optimizer step.
+        self._finished = self.due = False
         self._makes_up = False  # one that was due when the checkpoint was written
         self.samples = 0  # of the latest optimizer step
 
@@ -96,7 +97,7 @@ class FitRun:
         for hook in (*average_hooks(trainer), *hooks):
             loop.adapter.on_rollback(*hook)
         if state is not None:
-            loop.adapter.load_state_dict(state["controller"])
+            loop.load_state_of_ranks(state["controller"])
         tracker = MicroBatchTracker(trainer.optimizers[0], loop.ranks)
         self._gradient = StepGradient(trainer, tracker, weight_of, loop.changes)
         loader.elastic, loader.on_fetch = loop.loader, self._before_fetch
@@ -116,16 +117,15 @@ class FitRun:
         self, loader: EpochLoader, policy: Policy | str, config: ControllerConfig, first_epoch: int
     ) -> TorchLoop:
         trainer, count = self.trainer, loader.count
-        if count.accumulation > 1 and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(count.batch_size // trainer.world_size)
+        model, own = trainer.strategy.model, count.batch_size // trainer.world_size
         return TorchLoop(
             self,
-            trainer.strategy.model,
+            model,
             trainer.optimizers[0],
             loader.plain,
             batch_size=count.steps.base_batch_size,
             policy=policy,
-            config=config,
+            config=in_users_parts(config, model, own, accumulates=count.accumulation > 1),
             epochs=count.planned_epochs(trainer.max_epochs, self.max_steps) - first_epoch,
             scaler=self._scaler,
         )
@@ -185,7 +185,7 @@ class FitRun:
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's state and what Lightning needs to go on."""
         return {
-            "controller": self._require_loop().adapter.state_dict(),
+            "controller": self._require_loop().state_of_ranks(),
             "first_epoch": self._first_epoch,
             "due": self.due,
             "within_step": self._within or self._tracker.delivered is not None,

@@ -17,6 +17,7 @@ from rlbatch.control.ranks import Ranks
 from rlbatch.control.torch_parts import torch_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
+from rlbatch.integrations._rank_states import of_rank, with_ranks
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
@@ -123,6 +124,18 @@ class TorchLoop:
     def end_step(self, plan: Delivered) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide."""
         self.adapter.end_step(plan.step_samples, epoch=plan.epoch, position=plan.step_end)
+
+    def state_of_ranks(self) -> dict[str, Any]:
+        """Return the controller's state with what each rank has of its own; all have to call it."""
+        return with_ranks(self.adapter.state_dict(), self.ranks)
+
+    def load_state_of_ranks(self, state: Any) -> None:
+        """Continue from what `state_of_ranks` returned on rank 0.
+
+        Raises:
+            ConfigurationError: The state is damaged or of another run.
+        """
+        self.adapter.load_state_dict(of_rank(state, self.ranks))
 
     def limit_next(self, samples: int) -> None:
         """Let the coming steps have so many samples at most: the run ends after them."""

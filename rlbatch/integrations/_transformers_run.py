@@ -11,6 +11,7 @@ from torch import Tensor
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.loader import loader_sizes
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.users_parts import in_users_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -137,8 +138,7 @@ class TrainRun:
     def start(self, trainer: Any, policy: Policy | str, config: ControllerConfig) -> None:
         """Make the controller, now that the Trainer has its optimizer."""
         is_larger = self.batch_size > self._round
-        if is_larger and config.limits.known_micro_batch_size is None:
-            config = config.in_parts_of(self.micro_batch_size)
+        config = in_users_parts(config, trainer.model, self.micro_batch_size, accumulates=is_larger)
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         model = trainer.model if self.world_size == 1 else trainer.model_wrapped
         self._loop = loop = TorchLoop(

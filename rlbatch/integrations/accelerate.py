@@ -12,6 +12,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
 from rlbatch.control.saved_state import check_state
 from rlbatch.control.settings import Settings, make_config
+from rlbatch.control.users_parts import in_users_parts
 from rlbatch.controller import BatchController
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
@@ -100,9 +101,7 @@ class AcceleratedController:
             )
         config = make_config(config, settings)
         self._loader_batch_size = batch_size // steps // accelerator.num_processes
-        limit = config.limits.known_micro_batch_size
-        if steps > 1 and limit is None:
-            config = config.in_parts_of(self._loader_batch_size)
+        config = in_users_parts(config, model, self._loader_batch_size, accumulates=steps > 1)
         self._own_state = OwnState(accelerator, self.state_dict)
         self._schedule_steps = self._steps_of(scheduler)
         self._schedule = _sample_schedule(scheduler, self._steps_due)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from rlbatch.errors import ConfigurationError, DeliveryError, RlbatchError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.programs import BASE, Rows, flat, network
+from tests.contract.situations import Host, failures
 from tests.contract.test_divided_losses import (
     class_weights,
     dice,
@@ -359,3 +360,26 @@ def test_a_state_that_is_refused_is_not_taken_at_all() -> None:
     after = fresh.controller.state_dict()
     assert str(after) == str(before)
     assert fresh.train().norms == Loop(policy=GROW).train().norms
+
+
+# -- what the plain loop has --
+
+
+class OnAccelerate(Host):
+    """One process on Accelerate."""
+
+    def prepare(self, model: nn.Module, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        self.accelerator = Accelerator(cpu=True)
+        prepared: Any = self.accelerator.prepare(model, make(model))
+        return prepared
+
+    def control(self, model: Any, optimizer: Any, **settings: Any) -> Any:
+        return AcceleratedController(self.accelerator, model, optimizer, **settings)
+
+
+@pytest.mark.slow
+def test_accelerate_is_in_no_situation_worse_than_the_plain_loop() -> None:
+    found = failures(OnAccelerate())
+    assert not found, "\n".join(found.values())

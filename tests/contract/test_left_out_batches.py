@@ -92,6 +92,8 @@ def test_it_goes_with_a_grad_scaler(late: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     program = Program(scaler).train(2, late=late)
     torch.testing.assert_close(program.weights, plain(2))
+    # It has seen what is not finite where gradients were unscaled, once an epoch.
+    assert scaler.get_scale() == (1.0 if late else 4.0)
 
 
 def test_a_part_that_is_bad_takes_the_whole_step_along_and_nothing_else() -> None:

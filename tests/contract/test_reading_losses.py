@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rlbatch
+from rlbatch.control import loss_parts
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.programs import CLASSES, TOKENS, Loss, Rows, train
 
@@ -71,6 +72,8 @@ ADD_UP: dict[str, Loss] = {
         each(model(batch[1]).mean(1), batch[2]).mean()
         + (model[0].weight.T @ model[0].weight - 1.0).square().sum()  # pyright: ignore[reportIndexIssue]
     ),
+    "nothing of a sum": of_logits(lambda x, y: each(x, y).mean() + 0.0 * x.sum()),
+    "nothing at all": of_logits(lambda x, y: 0.0 * each(x, y).sum()),
     "learned weight": lambda model, batch: (
         torch.exp(-model[0].bias[0]) * each(model(batch[1]).mean(1), batch[2]).mean()  # pyright: ignore[reportIndexIssue]
         + model[0].bias[0]  # pyright: ignore[reportIndexIssue]
@@ -191,3 +194,12 @@ def test_a_classifier_of_as_many_classes_as_samples_compares_nothing() -> None:
                 controller.backward(functional.cross_entropy(logits.mean(1), kind))
                 controller.step()
     assert controller.batch_size == 2 * TOKENS
+
+
+def test_a_graph_that_cannot_be_read_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("saved tensors were freed")
+
+    monkeypatch.setattr(loss_parts, "read", fails)
+    steps = train(of_logits(lambda x, y: each(x, y).sum()), policy=ScriptedPolicy((1.0, 1.0)))
+    assert len(steps.errors) > 5

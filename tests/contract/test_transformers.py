@@ -421,3 +421,60 @@ def test_an_average_that_is_updated_between_parts_is_refused(tmp_path: Path) -> 
     assert int(average.n_averaged) == SAMPLES // BASE
     callback = Calls(between=update)
     refused(DeliveryError, "AveragedModel", tmp_path, model, callback=callback, **ACCUMULATE)
+
+
+# -- what the plain loop has --
+
+
+def controlled(**told: Any) -> dict[str, Any]:
+    """Return what `train` takes for other settings than its own."""
+    return {"more": {"config": make_config(None, {"cost": "samples", "guard": None, **told})}}
+
+
+def test_a_loss_that_cannot_be_divided_stays_within_what_fits(tmp_path: Path) -> None:
+    """Each step is that of a plain loop over the same batches, of 16 at most."""
+
+    def dice(out: Any, labels: Any) -> Any:
+        found, true = out.softmax(1), functional.one_hot(labels, 3)
+        return 1.0 - 2.0 * (found * true).sum() / (found + true).sum()
+
+    told = {"micro_batch_size": 16, "divisible": False, "lr_coupling": "none"}
+    trained, plain, data = Classifier(dice), Classifier(dice), Rows()
+    train(tmp_path, trained, script=(2.0,), **controlled(**told))
+    assert max(map(len, trained.seen)) == 16
+    assert len(trained.seen) < SAMPLES // BASE
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for rows in trained.seen:
+        plain.net.zero_grad()
+        dice(plain.net(data.x[rows]), data.labels[rows]).backward()
+        optimizer.step()
+    assert torch.equal(flat(trained), flat(plain))
+
+
+def test_a_sum_that_grows_is_warned_about(tmp_path: Path) -> None:
+    model = Classifier(lambda out, labels: functional.cross_entropy(out, labels, reduction="sum"))
+    with pytest.warns(RuntimeWarning, match="the loss is a sum over samples"):
+        train(tmp_path, model, micro=None, script=(1.0,), learning_rate=0.0)
+
+
+def test_an_optimizer_of_two_passes(tmp_path: Path) -> None:
+    class Sharp(torch.optim.SGD):
+        def first_step(self) -> None: ...
+
+    model = Classifier()
+    optimizer = Sharp(model.parameters(), lr=0.1)
+    refused(ConfigurationError, "first_step", tmp_path, model, optimizer=optimizer)
+
+
+def test_batch_normalisation_in_smaller_parts_than_the_trainers(tmp_path: Path) -> None:
+    def normalised() -> Classifier:
+        model = Classifier()
+        model.net.insert(1, nn.BatchNorm1d(8).double())
+        return model
+
+    with pytest.warns(RuntimeWarning, match="batch normalisation then goes over 4 samples"):
+        train(tmp_path, normalised(), micro=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        train(tmp_path, normalised(), micro=None, **ACCUMULATE)
+        train(tmp_path, normalised(), micro=BASE, script=(1.0,))

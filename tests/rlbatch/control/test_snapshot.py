@@ -22,9 +22,28 @@ def work(model: nn.Module, optimizer: Optimizer, steps: int, seed: int) -> None:
         optimizer.zero_grad()
 
 
+class Adapting(SGD):
+    """Counts, and finds its rate, in its parameter groups, as Prodigy and schedule-free ones do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=1.0)
+        for group in self.param_groups:
+            group.update(k=0, d=0.01, weight_sum=torch.zeros(()))
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] += 1
+            group["d"] *= 1.0 + 0.5 / group["k"]
+            group["weight_sum"] += group["d"]
+            for parameter in group["params"]:
+                parameter.grad.mul_(group["d"] / (1.0 + group["weight_sum"]))
+        return super().step(closure)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        Adapting,
         lambda p: SGD(p, lr=0.1),
         lambda p: SGD(p, lr=0.1, momentum=0.9),
         lambda p: AdamW(p, amsgrad=True),

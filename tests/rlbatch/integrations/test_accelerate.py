@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 
+from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.log.episode_log import read_episode
@@ -30,6 +33,7 @@ from rlbatch.testing import ScriptedPolicy
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step
 from tests.helpers import perceptron as network
 from tests.rlbatch.control.rank_runs import leave, spawn
+from tests.rlbatch.integrations.steered import ByBits
 
 SAMPLES = 75
 BASE = 8
@@ -296,22 +300,34 @@ def test_fixed_is_the_plain_run_bit_for_bit(options: dict[str, Any], clip: float
     assert torch.equal(plain.weights, fixed.weights)
 
 
-def test_a_partial_batch_counts_as_it_should_where_accelerate_divides_it_once_more() -> None:
-    """75 samples in steps of 2 x 4: the last one has 3, and Accelerate halves their gradient."""
-    norms: list[list[float]] = []
+@pytest.mark.parametrize("samples", [75, 79])
+def test_an_epochs_last_step_is_a_mean_where_accelerate_divides_by_parts_that_it_lacks(
+    samples: int,
+) -> None:
+    """Steps of 2 x 4: the last has 3, or 4 + 3. Accelerate halves each part's mean, whatever."""
     for policy in (None, "fixed"):
-        run = Run(policy, accumulation=2)
-        seen: list[float] = []
-        norms.append(seen)
+        run = Run(policy, accumulation=2, samples=samples)
+        run.model[2].p = 0.0  # its dropout
+        found: list[tuple[Tensor, Any]] = []
 
-        def watch(optimizer: Any, *_: Any, seen: list[float] = seen) -> None:
-            grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-            seen.append(math.sqrt(sum(float(grad.square().sum()) for grad in grads)))
+        def watch(*_: Any, run: Run = run, found: Any = found) -> None:
+            grads = [p.grad.reshape(-1) for p in run.model.parameters()]
+            found.append((torch.cat(grads), copy.deepcopy(run.model)))
 
         run.optimizer.optimizer.register_step_pre_hook(watch)
         run.train(1)
-    assert norms[0][:9] == norms[1][:9]
-    assert norms[0][9] == pytest.approx(norms[1][9] / 2)
+        data, (gradient, model), rows = Rows(samples), found[9], run.batches[9]
+
+        def mean(part: list[int], data: Rows = data, model: Any = model) -> Tensor:
+            loss = nn.functional.mse_loss(model(data.x[part]), data.y[part])
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            return torch.cat([grad.reshape(-1) for grad in grads])
+
+        parts = [rows[:4], rows[4:]] if len(rows) > 4 else [rows]
+        plain = sum((mean(part) / 2 for part in parts), torch.zeros_like(gradient))
+        expected = plain if policy is None else mean(rows)
+        assert float((plain - mean(rows)).norm() / mean(rows).norm()) > 0.01
+        torch.testing.assert_close(gradient, expected)
 
 
 # -- what is counted in steps counts samples --
@@ -376,6 +392,34 @@ def test_a_resumed_run_decides_and_sees_the_same(
     logs = [read_episode(tmp_path / name).records for name in ("log", "other")]
     sizes = [[line.batch_size for line in log if line.event == "decision"] for log in logs]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_runs_resumed_anywhere_decide_by_the_same_bits(tmp_path: Path, accumulation: int) -> None:
+    """Killed at random steps, within chunks that the guard may undo and with noise measured."""
+    options: dict[str, Any] = {
+        "accumulation": accumulation,
+        "lr_coupling": "adascale",
+        "noise_rate": 2.0,
+        "max_batch_size": 40,
+        "guard": GuardConfig(),
+        "min_chunk_steps": 3,
+        "max_chunk_steps": 5,
+    }
+    whole = Run(ByBits(), **options).train(3)
+    assert len(set(whole.sizes)) > 3
+    steps = len(whole.batches) - 1
+    for stop in random.Random(accumulation).sample(range(1, steps), 5):
+        stopped = Run(ByBits(), **options).train(3, stop_after=stop)
+        stopped.accelerator.save_state(str(tmp_path / "state"))
+        left = 3 - stopped.controller.components["epoch"]
+        again = Run(ByBits(), **options)
+        again.accelerator.load_state(str(tmp_path / "state"))
+        again.train(left)
+        assert again.batches == whole.batches[stop:], stop
+        assert again.losses == whole.losses[-len(again.losses) :], stop
+        assert torch.equal(again.weights, whole.weights), stop
 
 
 # -- what loops do --

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ from rlbatch.testing import ScriptedPolicy  # noqa: E402
 from rlbatch.testing.actuator_contract import ActuatorContract, Job, LoopContract, Step  # noqa: E402
 from tests.rlbatch.integrations.steered import (  # noqa: E402
     TWO_STEP_CHUNKS,
+    ByBits,
     known_plan,
 )
 
@@ -724,6 +726,29 @@ def test_a_resumed_run_decides_and_sees_the_same(
         lines = read_episode(tmp_path / "log").records
         assert [line.batch_size for line in lines] == decisions
         assert history(again)[:-1] == history(whole)[:-1]
+
+
+@pytest.mark.slow
+def test_runs_resumed_at_any_checkpoint_decide_by_the_same_bits(tmp_path: Path) -> None:
+    args = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": BASE // 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+    }
+
+    def run(folder: str, resume: str | None = None) -> Made:
+        told = config(lr_coupling="adascale", noise_rate=2.0, max_batch_size=40)
+        return train(ControlledTrainer, tmp_path / folder, args=args, resume=resume,
+                     policy=ByBits(), controller=told)  # fmt: skip
+
+    whole = run("whole")
+    assert len(set(whole.sizes)) > 3
+    for steps in random.Random(0).sample(range(1, len(whole.sizes)), 4):
+        again = run("again", str(tmp_path / "whole" / f"checkpoint-{steps}"))
+        assert again.notes.batches == whole.notes.batches[steps:], steps
+        assert torch.equal(again.weights, whole.weights), steps
 
 
 def test_a_finished_run_is_not_continued(tmp_path: Path) -> None:
