@@ -131,7 +131,7 @@ def test_a_job_is_the_plain_one(make: Any) -> None:
 def test_a_run_that_another_callback_resumes_is_said() -> None:
     """Keras's BackupAndRestore restores weights and the epoch, and nothing of the controller."""
     x = layers.Input((6,))
-    model = keras.Model(x, layers.Dense(1)(x))
+    model: Any = keras.Model(x, layers.Dense(1)(x))
     model.compile("sgd", "mse")
     control = BatchSizeControl(BASE, "fixed")
     data = control.dataset(X, Y)
