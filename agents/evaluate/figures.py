@@ -63,6 +63,11 @@ def colors(policies: Sequence[str]) -> dict[str, str]:
     return {policy: f"C{index % 10}" for index, policy in enumerate(sorted(set(policies)))}
 
 
+def _short(name: str) -> str:
+    """Return a name without the folder of its file: a long path leaves a figure no room."""
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
 def _ratios(rows: Sequence[Row], path: Path) -> Path:
     by_task = summarize_by(rows, "task")
     policies = sorted({row["policy"] for row in rows})
@@ -77,12 +82,12 @@ def _ratios(rows: Sequence[Row], path: Path) -> Path:
             low = mean.value if mean.low is None else mean.low
             high = mean.value if mean.high is None else mean.high
             error = [[mean.value - low], [high - mean.value]]
-            label = summary.policy if place == 0 else None
+            label = _short(summary.policy) if place == 0 else None
             dot = {"fmt": "o", "markersize": 4, "color": color[summary.policy], "label": label}
             ax.errorbar(mean.value, place + offset, xerr=error, **dot)
         ax.axhline(place + 0.5, color="0.9", linewidth=0.8)
     ax.axvline(1.0, color="0.4", linestyle="--", linewidth=1)
-    ax.set_yticks(range(len(by_task)), list(by_task))
+    ax.set_yticks(range(len(by_task)), list(map(_short, by_task)))
     ax.invert_yaxis()
     ax.set_xlabel("cost / cost of the best fixed batch size in hindsight (dashed: equal)")
     _log_ratio_axis(ax)
@@ -116,8 +121,8 @@ def _reached(rows: Sequence[Row], path: Path) -> Path:
         ratios = sorted(row["ratio"] for row in mine if row["reached"])
         share = np.arange(1, len(ratios) + 1) / len(mine)
         ends = [*ratios, UNREACHED_RATIO]
-        ax.step(ends, [*share, share[-1] if len(share) else 0.0], where="post", label=policy,
-                color=color[policy])  # fmt: skip
+        shares, name = [*share, share[-1] if len(share) else 0.0], _short(policy)
+        ax.step(ends, shares, where="post", label=name, color=color[policy])
     cells = _one_policy(rows)
     fixed = sorted(row["default_cost"] / row["reference_cost"] for row in cells)
     reached = [ratio for ratio in fixed if ratio < UNREACHED_RATIO]
@@ -158,13 +163,13 @@ def _batch_sizes(rows: Sequence[Row], trajectories: Sequence[dict[str, Any]], pa
             cost = [point[0] / row["reference_cost"] for point in points]
             cost.append(row["cost"] / row["reference_cost"])
             sizes = [point[1] for point in points]
-            label = None if cell[1] in labelled else cell[1]
+            label = None if cell[1] in labelled else _short(cell[1])
             labelled.add(cell[1])
             ax.step(cost, [*sizes, sizes[-1]], where="post", color=color[cell[1]], alpha=0.6,
                     linewidth=1.0, label=label)  # fmt: skip
             ax.plot(1.0, row["reference_batch_size"], "k*", markersize=5, zorder=3)
         ax.set_yscale("log", base=2)
-        ax.set_title(f"{panel[0]}, {panel[1]}, {panel[2]}", fontsize=9)
+        ax.set_title(f"{_short(panel[0])}, {panel[1]}, {panel[2]}", fontsize=9)
         ax.set_xlabel("cost / cost of the best fixed size (star)", fontsize=8)
         ax.set_ylabel("batch size", fontsize=8)
     fig.legend(fontsize=8, loc="outside lower center", ncols=4)

@@ -50,6 +50,7 @@ class Host:
     """One process on torch alone; others replace its methods."""
 
     world_size = 1
+    takes_all = False  # drop_last is refused where it would leave samples out
 
     def prepare(self, model: nn.Module, make: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Return the model as it is trained, and its optimizer."""
@@ -441,8 +442,14 @@ def an_explosion(host: Host) -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return (model(batch[1]).square().sum(-1) - 1.0).square().mean()
 
+    def trained() -> None:
+        # The explosion is made by a rate that is set by hand, which is told of, too.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "rlbatch: the learning rate has", RuntimeWarning)
+            run.train(loss, epochs=6, before=explode)
+
     with pytest.warns(RuntimeWarning, match="after the batch size had changed"):
-        run.train(loss, epochs=6, before=explode)
+        trained()
     assert run.controller.components["rollbacks"] >= 1
 
 
@@ -496,7 +503,7 @@ def a_dataset_that_grows(host: Host) -> None:
     """Of 58 samples in steps of 19 none is left alone, and each epoch has its own plain steps."""
     if host.world_size > 1:
         return  # a DistributedSampler counts once
-    for drop_last, steps in ((False, 5 + 8), (True, 5 + 7)):
+    for drop_last, steps in ((False, 5 + 8), (True, 5 + 7))[: 1 if host.takes_all else 2]:
         data = Growing(40, 58)
         run = Run(host, policy=ScriptedPolicy((math.log2(19 / 8),)))
         run.controller.close()

@@ -368,6 +368,8 @@ def test_a_state_that_is_refused_is_not_taken_at_all() -> None:
 class OnAccelerate(Host):
     """One process on Accelerate."""
 
+    takes_all = True
+
     def prepare(self, model: nn.Module, make: Callable[[Any], Any]) -> tuple[Any, Any]:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -35,3 +35,12 @@ def test_drawing_leaves_no_global_figures_behind() -> None:
     figure(1, 1, 2, 2)
 
     assert plt.get_fignums() == []
+
+
+def test_a_task_whose_path_is_long_leaves_the_figures_room(cheap: str, tmp_path: Path) -> None:
+    """Matplotlib warns where labels take all of it, and warnings are errors here."""
+    settings = BenchSettings((cheap,), ("fixed", "goodput"), seeds=1)
+    rows = run_bench(settings, tmp_path)
+    renamed = [{**row, "task": f"{'a-folder/' * 30}{row['task']}"} for row in rows]
+
+    assert draw_figures(renamed, [], tmp_path)

@@ -283,6 +283,10 @@ def test_nothing_is_cut_off_on_paper(show: Open) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins, in CSS pixels
 
+    for _ in range(100):  # charts follow the width a moment later
+        if page.evaluate("document.documentElement.scrollWidth") <= 718:
+            break
+        page.wait_for_timeout(50)
     assert page.evaluate("document.documentElement.scrollWidth") <= 718
     for table in page.locator("table").all():
         box = table.bounding_box()
