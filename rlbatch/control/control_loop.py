@@ -124,7 +124,7 @@ class ControlLoop:
         at = self.progress
         at.count_step(samples)
         self.cost_tracker.step(samples)
-        self.logger.reached(at, self.cost_tracker.so_far, place)
+        self.logger.reached(at, self.cost_tracker, place)
         if not self.watching:
             return
         self.watching = False

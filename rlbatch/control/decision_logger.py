@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from rlbatch.control.cost_tracker import CostTracker
 from rlbatch.control.engine import AppliedDecision
 from rlbatch.control.loop_progress import LoopProgress
 from rlbatch.control.run_end import CLOSED, Reached, UnclosedEnd
@@ -88,17 +89,17 @@ class DecisionLogger:
         if self._unclosed is not None:
             self._unclosed.reached = None
 
-    def reached(self, at: LoopProgress, cost: float, place: Callable[[], Place]) -> None:
+    def reached(self, at: LoopProgress, cost: CostTracker, place: Callable[[], Place]) -> None:
         """Take note of an optimizer step, for the line that ends the run.
 
         Args:
             at: How far the run is.
-            cost: So far.
+            cost: Knows what it has cost; asked where there is somebody to tell.
             place: Returns where that is.
         """
         if self.log is None and not self._trackers:
             return
-        self._reached = Reached(at.steps, at.samples_seen, cost, place().epoch)
+        self._reached = Reached(at.steps, at.samples_seen, cost.so_far, place().epoch)
         if self._unclosed is not None:
             self._unclosed.reached, self._unclosed.batch_size = self._reached, at.batch_size
 
