@@ -65,7 +65,7 @@ def _unmeasured(asked: int) -> str:
         return ""
     return (
         f"no gradient noise is known: none of the first {asked} steps to be measured showed any "
-        "(layers of other kinds, compiled models, undivided steps of sharded models and in Keras)"
+        "(layers of other kinds, compiled models, undivided steps of sharded models)"
     )
 
 
