@@ -91,10 +91,7 @@ def export_model(
     policy = LearnedPolicy(
         (_reordered(network, ascending),),
         action_grid=tuple(float(grid[i]) for i in ascending),
-        goodput_slack=recipe.goodput_slack if limits and recipe else None,
-        noise_ceiling=recipe.noise_ceiling if limits and recipe else None,
-        keeps_steps=recipe.keeps_steps if limits and recipe else False,
-        near_base=recipe.near_base if limits and recipe else False,
+        **(recipe.limits if limits and recipe else {}),
         card=card,
     )
     save_policy(path, policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.tasks.random_job import LONG, RANDOM
@@ -181,6 +182,12 @@ class Recipe:
             return ("epochs",)
         budgets = self.budget_share > 0.0 and self.has_real_runs
         return ("target", "budget") if budgets else ("target",)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What limits a policy of the recipe beside its network, by the names of its file."""
+        names = ("goodput_slack", "noise_ceiling", "keeps_steps", "near_base")
+        return {name: getattr(self, name) for name in names}
 
     def card(self, couplings: tuple[str, ...] = COUPLINGS) -> PolicyCard:
         """Return the card of a policy that was trained so, with these couplings."""

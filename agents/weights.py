@@ -52,10 +52,7 @@ def export_policy(model: PPO, recipe: Recipe, path: Path) -> None:
     policy = LearnedPolicy(
         (network,),
         action_grid=recipe.actions,
-        goodput_slack=recipe.goodput_slack,
-        noise_ceiling=recipe.noise_ceiling,
-        keeps_steps=recipe.keeps_steps,
-        near_base=recipe.near_base,
+        **recipe.limits,
         card=card,
     )
     save_policy(path, policy, card)
