@@ -97,7 +97,12 @@ class Task:
         if self.scheduler is None or self.epochs is None:
             return None
         size: Any = self.train_set
-        return math.ceil(self.epochs * len(size) / self.batch_size)
+        return planned_length(self.epochs, len(size), self.batch_size)
+
+
+def planned_length(epochs: float, dataset_size: int, batch_size: int) -> int:
+    """Return the steps at a batch size for so many epochs; the last one may be incomplete."""
+    return max(1, math.ceil(epochs * dataset_size / batch_size))
 
 
 def smallest_batch_size(task: Task, start_batch_size: int | None = None) -> int:

@@ -19,13 +19,13 @@ import rlbatch
 from rlbatch.agents.evaluate.clocks import resolve_clock
 from rlbatch.agents.evaluate.curve_files import curve_path, open_curves
 from rlbatch.agents.evaluate.curve_store import CurveStore
-from rlbatch.agents.evaluate.frontier_runs import FrontierRuns, Plan, planned_length, plans
+from rlbatch.agents.evaluate.frontier_runs import FrontierRuns, Plan, plans
 from rlbatch.agents.evaluate.group import RESULTS_FILE, Cell, GroupWork, run_group
 from rlbatch.agents.evaluate.planned_runs import fixed_setting, frontier_groups
 from rlbatch.agents.evaluate.settings import BenchSettings, Group, parse_epochs
 from rlbatch.agents.executor import Executor
 from rlbatch.agents.search.searcher_names import parse_searcher
-from rlbatch.envs.task import resolve_task
+from rlbatch.envs.task import planned_length, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.files import append_bytes
 

@@ -45,11 +45,6 @@ class Plan:
     planned_steps: int
 
 
-def planned_length(epochs: float, dataset_size: int, batch_size: int) -> int:
-    """Return the steps at a batch size for so many epochs; the last one may be incomplete."""
-    return max(1, math.ceil(epochs * dataset_size / batch_size))
-
-
 def plans(setting: FixedSetting, planned: int) -> list[Plan]:
     """Return the fixed runs that make a frontier, the user's own size and length first.
 

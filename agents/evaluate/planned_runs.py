@@ -16,7 +16,6 @@ from rlbatch.agents.evaluate.frontier_runs import (
     FrontierWork,
     Plan,
     make_frontier,
-    planned_length,
     plans,
 )
 from rlbatch.agents.evaluate.reference import Reference
@@ -24,7 +23,7 @@ from rlbatch.agents.evaluate.run import RunResult
 from rlbatch.agents.evaluate.settings import BenchSettings, Group, parse_epochs, task_identity
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
-from rlbatch.envs.task import Task, resolve_task, smallest_batch_size
+from rlbatch.envs.task import Task, planned_length, resolve_task, smallest_batch_size
 from rlbatch.envs.tasks.field import PREFIX, field_job
 from rlbatch.policy.base import Policy
 from rlbatch.signals.record import Coupling

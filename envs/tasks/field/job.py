@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rlbatch.envs.task import Task
+from rlbatch.envs.task import Task, planned_length
 from rlbatch.envs.tasks.field import PREFIX
 from rlbatch.envs.tasks.field.schedules import Scheduler
 from rlbatch.envs.tasks.table import TensorTable, collate_table
@@ -73,7 +72,7 @@ class FieldJob:
 
     def planned_steps(self) -> int:
         """Return the steps of a run at the job's batch size."""
-        return math.ceil(self.epochs * len(self.rows()[0]) / self.batch_size)
+        return planned_length(self.epochs, len(self.rows()[0]), self.batch_size)
 
     def fingerprint(self) -> str:
         """Return a text that differs when the data, the network, the optimizer or the length do.

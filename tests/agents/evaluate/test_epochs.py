@@ -14,12 +14,12 @@ from rlbatch.agents.evaluate.bench import run_bench
 from rlbatch.agents.evaluate.clocks import resolve_clock
 from rlbatch.agents.evaluate.curve_store import CurveStore
 from rlbatch.agents.evaluate.epochs_summary import summarize_epochs
-from rlbatch.agents.evaluate.frontier_runs import Plan, planned_length, plans
+from rlbatch.agents.evaluate.frontier_runs import Plan, plans
 from rlbatch.agents.evaluate.planned_runs import fixed_setting
 from rlbatch.agents.evaluate.rows import Row
 from rlbatch.agents.evaluate.settings import BenchSettings, Group
 from rlbatch.envs.fixed_run import fixed_run_curve
-from rlbatch.envs.task import Task
+from rlbatch.envs.task import Task, planned_length
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling
 
