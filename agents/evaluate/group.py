@@ -156,6 +156,7 @@ class _GroupRunner:
                 [resolve_clock(name) for name in settings.profiles],
                 start_sizes=sizes,
                 store=self._store,
+                narrow=settings.narrow,
             )
         reference = self._references[clock.name]
         if (searcher := parse_searcher(policy)) is not None:

@@ -3,7 +3,7 @@
 The grid is the task's batch size times powers of two. Each size's learning curve is computed once
 and serves every computed clock, since cost follows from steps. From the default outwards a size
 stops as soon as it costs more than the best so far on every clock; what a full sweep would find is
-unchanged by that.
+unchanged by that. Where it is enough, sizes far from the best are not tried at all.
 
 With AdaScale a fixed run measures gradient noise, too; its cost here is that of undivided steps,
 so the reference is a little better than a real run.
@@ -26,6 +26,9 @@ from rlbatch.agents.evaluate.fixed_curves import (
     size_grid,
 )
 from rlbatch.envs.objectives import BUDGET_REACH, UNREACHED_RATIO
+
+_MISSES = 2
+"""Sizes in a row, outwards, that are no better than the best: those beyond are hopeless."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def find_references(
     start_sizes: Sequence[int] = (),
     store: CurveStore | None = None,
     on_curve: Callable[[int], None] | None = None,
+    narrow: bool = False,
 ) -> dict[str, Reference]:
     """Return the reference of the `target` objective on each clock, by the clock's name.
 
@@ -66,6 +70,8 @@ def find_references(
         start_sizes: Sizes whose own cost must be known up to the cap, as the default's is.
         store: Where curves are kept.
         on_curve: Called with each batch size whose curve is about to be run.
+        narrow: Try no size beyond two in a row that are no better than the best, `start_sizes`
+            aside: half of the runs, and the same result where cost has one minimum.
     """
     store = CurveStore() if store is None else store
     curves = FixedCurves(
@@ -75,7 +81,7 @@ def find_references(
     groups = ([computed] if computed else []) + [[c] for c in clocks if c.profile is None]
     found: dict[str, Reference] = {}
     for group in groups:
-        found |= _Search(curves, group, start_sizes).run()
+        found |= _Search(curves, group, start_sizes, narrow).run()
     return found
 
 
@@ -83,9 +89,13 @@ class _Search:
     """Costs of every size on clocks that are served by the same curves."""
 
     def __init__(
-        self, curves: FixedCurves, clocks: Sequence[CostClock], start_sizes: Sequence[int]
+        self,
+        curves: FixedCurves,
+        clocks: Sequence[CostClock],
+        start_sizes: Sequence[int],
+        narrow: bool,
     ) -> None:
-        self._curves, self._clocks = curves, clocks
+        self._curves, self._clocks, self._narrow = curves, clocks, narrow
         self._default = curves.setting.task.batch_size
         self._grid = size_grid(curves.setting.task)
         extra = [size for size in dict.fromkeys(start_sizes) if size not in self._grid]
@@ -97,13 +107,27 @@ class _Search:
     def run(self) -> dict[str, Reference]:
         # The second round goes on with sizes that the first had to limit without knowing the best.
         for _ in range(2):
+            misses = {True: 0, False: 0}  # above and below the default
             for size in self._sizes:
+                above = size > self._default
+                if self._narrow and misses[above] >= _MISSES and size not in self._wanted:
+                    continue
                 self._visit(size)
+                misses[above] = misses[above] + 1 if self._misses(size) else 0
         return {clock.name: self._reference(clock.name) for clock in self._clocks}
 
     def _best(self, name: str) -> float:
         known = self._costs[name]
         return min((known[size] for size in self._grid if size in known), default=math.inf)
+
+    def _misses(self, size: int) -> bool:
+        """Return whether a size is not the best so far on any clock, and there is a best one."""
+        names = [clock.name for clock in self._clocks]
+        best = [self._best(name) for name in names]
+        return all(
+            math.isfinite(least) and self._costs[name].get(size, math.inf) > least
+            for name, least in zip(names, best, strict=True)
+        )
 
     def _visit(self, size: int) -> None:
         multiple = UNREACHED_RATIO if size in self._wanted else 1.0

@@ -38,6 +38,7 @@ class BenchSettings:
         seeds: Number of seeds; seeds are 0, 1, 2 ...
         objective: `target`, `budget=COST` in the profile's unit, or `epochs=N`.
         cadence: Spacing of decisions and validations.
+        narrow: The best fixed size is sought among fewer, see `find_references`.
     """
 
     tasks: tuple[str, ...]
@@ -48,6 +49,7 @@ class BenchSettings:
     seeds: int = 5
     objective: str = TARGET
     cadence: Cadence = field(default_factory=Cadence)
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty or repeated axis, and names that nothing has.
@@ -120,6 +122,8 @@ class BenchSettings:
         nor an installed package's, see `rlbatch.envs.task_files`.
         """
         content = asdict(self)
+        if not self.narrow:
+            del content["narrow"]  # as in folders of benchmarks that did not know it
         files = {
             name: digest for name in self.policies if (digest := _policy_digest(name)) is not None
         }

@@ -16,13 +16,20 @@ CURVES_SHARE = 0.3
 """Of all time; the first seed of the fixed runs is made whatever it takes."""
 
 SCHEDULES_SHARE = 0.65
-"""Of the time for learning."""
+"""Of the time for schedules and networks."""
+
+RULES_SHARE = 0.1
+"""Of the time that is left, for more rules than one: no file is made of them."""
 
 FIRST_ROUNDS, MOST_ROUNDS = 2, 8
 """Of the validation of every candidate, and of the few best ones in the end; a round is a run from
 each start."""
 
 SHORTLIST = 5
+MOST_SEGMENTS = 6
+"""Parts of learning."""
+
+_LEARNING_SHARE = 0.85  # of a segment's time, at most; the rest is for the comparison after it
 _RESERVED_SHARE = 0.6  # for choosing and testing, at most, of what the first comparison leaves
 _NOTED_EVERY = 5.0  # seconds
 _FEWEST_TESTS = 2  # seeds: with one there is no interval
@@ -67,6 +74,32 @@ class Budget:
         """Note it every few seconds: a killed process cannot."""
         if time.monotonic() - self._noted > _NOTED_EVERY:
             self.note()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long comparisons take, and how much else fits.
+
+    Attributes:
+        comparison: Seconds of the first comparison of a candidate.
+    """
+
+    comparison: float
+
+    def segments(self, seconds: float) -> int:
+        """Return in how many parts to learn: a comparison takes at most a third of each."""
+        if self.comparison <= 0.0:
+            return MOST_SEGMENTS
+        return min(MOST_SEGMENTS, int(max(seconds, 0.0) / (3.0 * self.comparison)))
+
+    def learning(self, seconds: float) -> float:
+        """Return what of the seconds of a segment is for learning."""
+        return min(_LEARNING_SHARE * seconds, seconds - self.comparison)
+
+    def searching(self, seconds: float) -> float:
+        """Return what of some seconds is for schedules: all, if too little were left to learn."""
+        fits = self.segments((1.0 - SCHEDULES_SHARE) * seconds) > 0
+        return SCHEDULES_SHARE * seconds if fits else seconds
 
 
 @dataclass(frozen=True)

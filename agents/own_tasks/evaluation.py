@@ -58,6 +58,7 @@ def evaluate(
         profiles=(plan.profile,),
         starts=plan.starts,
         seeds=seeds,
+        narrow=True,
     )
     return run_bench(settings, out, jobs=jobs, references=references, on_progress=on_progress)
 

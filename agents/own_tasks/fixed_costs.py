@@ -30,6 +30,7 @@ from rlbatch.files import append_bytes, write_atomically
 from rlbatch.signals.record import Coupling
 
 _SEEDS_FILE = "seeds.json"
+_FEWEST_CURVES = 5  # of a seed: the default, and two on each side
 _FEWEST_STEPS = 10  # of the default run: with fewer there is nothing to decide
 
 cached_task = functools.cache(resolve_task)
@@ -134,6 +135,21 @@ def identity_here(name: str) -> str:
     return task_identity(name, cached_task(name))
 
 
+def wanted_sizes(plan: Plan, task: Task) -> list[int]:
+    """Return the fixed sizes whose cost is needed: those between the plan's starts.
+
+    Of others it is enough that they are no better than the best.
+    """
+    low, high = min(plan.starts), max(plan.starts)
+    return [size for size in size_grid(task) if low <= size / task.batch_size <= high]
+
+
+def expected_curves(plan: Plan, name: str) -> int:
+    """Return about how many fixed runs a seed of a task takes, at most."""
+    task = cached_task(name)
+    return min(max(len(wanted_sizes(plan, task)), _FEWEST_CURVES), len(size_grid(task)))
+
+
 def run_curves(work: CurveWork) -> CurveResult:
     """Run the fixed sizes of a task with a seed; what is on the disk is not run again."""
     if work.known is None:
@@ -155,11 +171,10 @@ def _run_curves(work: CurveWork, path: Path) -> CurveResult:
         backend=fastest_backend,
     )
     store = open_curves(path)
-    low, high = min(plan.starts), max(plan.starts)
-    wanted = [size for size in size_grid(task) if low <= size / task.batch_size <= high]
+    wanted = wanted_sizes(plan, task)
     made: list[int] = []
     found = find_references(
-        setting, [plan.clock], start_sizes=wanted, store=store, on_curve=made.append
+        setting, [plan.clock], start_sizes=wanted, store=store, on_curve=made.append, narrow=True
     )[plan.clock.name]
     costs = found.costs if found.reached else {}
     return CurveResult(costs, planned_steps(setting, store), len(made))

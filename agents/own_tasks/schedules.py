@@ -27,6 +27,7 @@ from rlbatch.policy.file import save_policy
 _SLOPES = ((0.0, 0.0), (-1.0, 0.0), (-0.5, 0.0), (0.0, 0.125), (0.0, 0.25), (0.0, 0.5))
 _LEVELS = (1, 2, 4, 8)  # rounds after which the worse half is left out
 _KEPT = 2
+_FEWEST = 4  # candidates of a race
 _FOUND_FILE = "found.json"
 
 
@@ -54,6 +55,7 @@ class ScheduleSearch:
         executor: Executor,
         on_progress: Callable[[int, int], None],
         until: float,
+        run_seconds: float = 0.0,
     ) -> list[Candidate]:
         """Return the best schedules that were found in the time, two at most, the best first.
 
@@ -65,6 +67,8 @@ class ScheduleSearch:
             executor: Where they run.
             on_progress: Called with the runs that are done and all of them, in each part of a race.
             until: When to stop, by `time.monotonic`.
+            run_seconds: Of one run, divided by the runs side by side. Where they are long, fewer
+                are tried: half of the time is for comparing the better ones again.
         """
         known = self._known()
         if known is not None:
@@ -75,21 +79,30 @@ class ScheduleSearch:
         end = self._end_steps()
         fresh = [
             Schedule(best_shifts[0] + more, *slopes, end)
-            for slopes in _SLOPES
             for more in (0, 1, -1, 2)
+            for slopes in _SLOPES
         ]
+        fresh = self._fitting(fresh, until, run_seconds)
         tried, best = set(fresh), list[Schedule]()
         while fresh:
             best = race(best, fresh)
             if time.monotonic() >= until:
                 break
             fresh = [one for one in _neighbours(best[0]) if one not in tried]
+            fresh = self._fitting(fresh, until, run_seconds)
             tried |= set(fresh)
         sizes = [Schedule(shift, end_steps=end) for shift in best_shifts]
         result = [one for one in best if one not in sizes]
         text = json.dumps([asdict(one) for one in result])
         write_atomically(self.folder / _FOUND_FILE, text + "\n")
         return [self._candidate(one) for one in result]
+
+    def _fitting(self, fresh: list[Schedule], until: float, run_seconds: float) -> list[Schedule]:
+        """Return the first of some schedules: as many as half of the time left can try."""
+        each = run_seconds * len(self.plan.starts) * len(self.plan.tasks)
+        if each <= 0.0:
+            return fresh
+        return fresh[: max(int(0.5 * (until - time.monotonic()) / each), _FEWEST)]
 
     def _known(self) -> list[Candidate] | None:
         """Return what a search has found that was made before; None without one."""

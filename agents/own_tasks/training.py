@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from rlbatch.agents.evaluate.fixed_curves import size_grid
 from rlbatch.agents.executor import Executor, open_executor
 from rlbatch.agents.own_tasks.baselines import (
     SHIPPED,
@@ -33,15 +32,22 @@ from rlbatch.agents.own_tasks.baselines import (
 from rlbatch.agents.own_tasks.budget import (
     CURVES_SHARE,
     FIRST_ROUNDS,
-    SCHEDULES_SHARE,
+    MOST_SEGMENTS,
+    RULES_SHARE,
     SHORTLIST,
     Budget,
     Division,
+    Pace,
     divide,
     load_division,
 )
 from rlbatch.agents.own_tasks.evaluation import evaluate, scores
-from rlbatch.agents.own_tasks.fixed_costs import TaskCosts, all_costs, cached_task, count_curves
+from rlbatch.agents.own_tasks.fixed_costs import (
+    TaskCosts,
+    all_costs,
+    count_curves,
+    expected_curves,
+)
 from rlbatch.agents.own_tasks.keeping import POLICY_FILE, keep
 from rlbatch.agents.own_tasks.learning import Learner, Segment, recipe_of
 from rlbatch.agents.own_tasks.outcome import Display, Outcome
@@ -53,10 +59,9 @@ from rlbatch.agents.ray_runs import open_servers
 from rlbatch.envs.threads import one_thread
 from rlbatch.files import lock_folder, unlock
 
-_SIZES, _SEGMENTS = 2, 6  # fixed ones that are compared, and parts of learning, at most
+_SIZES = 2  # fixed ones that are compared, at most
 _SHORTEST_SEGMENT = 20.0  # seconds
 _PATIENCE = 60.0  # seconds in which, however short the time, some fixed size is to arrive
-_LEARNING_SHARE = 0.85  # of a segment's time; the rest is for the comparison after it
 
 
 @one_thread()
@@ -113,22 +118,47 @@ class _Training:
         self._candidates += baselines(
             self._out / "candidates", self._actions, self._card, best_shifts(costs)[:_SIZES]
         )
-        run_seconds = self._validate(self._candidates, 1)
-        rules = [one for one in self._candidates if not one.file]
-        best = self._validation.best(rules, 1)  # the others are not worth more runs
-        self._candidates = [one for one in self._candidates if one.file or one is best]
-        self._validate(self._candidates, FIRST_ROUNDS)
-        self._keep_best(FIRST_ROUNDS)
-        division = load_division(self._out) or self._division(run_seconds)
-        self._search(costs, SCHEDULES_SHARE * (self._budget.left - division.reserved))
+        self._compare_baselines()
+        division = load_division(self._out) or self._division()
+        self._search(costs, self._pace.searching(self._budget.left - division.reserved))
         self._learn(costs, self._budget.left - division.reserved)
         kept, rule = self._choose(division.validation_rounds)
         return self._test(kept, rule, division)
 
+    @property
+    def _run_seconds(self) -> float:
+        """Of a run, divided by those side by side."""
+        return self._validation.run_seconds / self._executor.width
+
+    @property
+    def _round_seconds(self) -> float:
+        """Of a candidate's round."""
+        return self._run_seconds * len(self._plan.starts) * len(self._plan.tasks)
+
+    @property
+    def _pace(self) -> Pace:
+        return Pace(FIRST_ROUNDS * self._round_seconds)
+
+    def _compare_baselines(self) -> None:
+        """Compare what nothing is learned for; of the rules only the best goes on."""
+        rules = [one for one in self._candidates if not one.file]
+        first = [one for one in self._candidates if one not in rules[1:]]
+        self._validate(first, 1)
+        division = load_division(self._out)
+        if division is None and (
+            self._round_seconds * len(rules[1:]) <= RULES_SHARE * self._budget.left
+        ):
+            self._validate(rules[1:], 1)
+        begun = [one for one in rules if self._validation.rounds_of(one.name)]
+        best = self._validation.best(begun, 1)  # the others are not worth more runs
+        self._candidates = [one for one in self._candidates if one.file or one is best]
+        self._validate(self._candidates, FIRST_ROUNDS)
+        self._keep_best(FIRST_ROUNDS)
+
     def _fixed_costs(self) -> list[TaskCosts]:
         """Run the fixed sizes: all tasks with the first seed, then more as time permits."""
         plan, total = self._plan, self._budget.total
-        least = sum(len(size_grid(cached_task(name))) for name in plan.tasks)
+        least = sum(expected_curves(plan, name) for name in plan.tasks)
         most = plan.seeds * least
 
         def tick() -> None:
@@ -154,22 +184,19 @@ class _Training:
             self._executor,
             lambda done, total: self._stages.show("schedules", done, max(total, 1), sure=0.0),
             time.monotonic() + (0.0 if tested else seconds),
+            self._run_seconds,
         )
         self._candidates += found
         self._validate(found, FIRST_ROUNDS)
         self._keep_best(FIRST_ROUNDS)
 
-    def _validate(self, candidates: Sequence[Candidate], rounds: int) -> float:
-        """Run candidates, and return the seconds that a run took, of those side by side."""
-        begun, made = time.monotonic(), 0
+    def _validate(self, candidates: Sequence[Candidate], rounds: int) -> None:
+        """Run what is missing of candidates in so many rounds."""
 
         def progress(done: int, total: int) -> None:
-            nonlocal made
-            made = total
             self._stages.show("comparing", done, max(total, 1))
 
         self._validation.run(candidates, rounds, self._executor, progress)
-        return (time.monotonic() - begun) / max(made, 1)
 
     def _keep_best(self, rounds: int) -> Candidate:
         """Keep the best policy file so far: the shipped one if none is clearly better."""
@@ -190,15 +217,15 @@ class _Training:
             if self._validation.rounds_of(one.name) >= rounds
         }
 
-    def _division(self, run_seconds: float) -> Division:
+    def _division(self) -> Division:
         plan = self._plan
         division = divide(
             self._budget.left,
-            run_seconds,
+            self._run_seconds,
             tasks=len(plan.tasks),
             starts=len(plan.starts),
             seeds=plan.seeds,
-            sizes=sum(len(size_grid(cached_task(name))) for name in plan.tasks),
+            sizes=sum(expected_curves(plan, name) for name in plan.tasks),
         )
         division.save(self._out)
         return division
@@ -208,20 +235,23 @@ class _Training:
         end = time.monotonic() + max(seconds, 0.0)
         tested = (self._out / "evaluation").exists()  # what it compares is settled
         learner: Learner | None = None
+        segments = self._pace.segments(seconds)
         with ExitStack() as stack:
-            for number in range(1, _SEGMENTS + 1):
+            for number in range(1, MOST_SEGMENTS + 1):
                 name = f"learned {number}"
                 path = candidate_file(self._out / "candidates", name)
                 if not path.exists():
                     left = end - time.monotonic()
-                    if tested or left < _SHORTEST_SEGMENT:
+                    if tested or left < _SHORTEST_SEGMENT or number > segments:
                         break
                     if learner is None:
                         start, room = stack.enter_context(open_servers(self._cluster))
                         learner = Learner(self._plan, costs, self._out / "learning", room, start)
                         stack.callback(learner.close)
-                    share = _LEARNING_SHARE * left / (_SEGMENTS + 1 - number)
-                    learner.learn(self._segment(number, path, share), self._report(number))
+                    share = self._pace.learning(left / (segments + 1 - number))
+                    learner.learn(
+                        self._segment(number, path, share), self._report(number, segments)
+                    )
                 self._candidates.append(Candidate(name, str(path), "learned"))
                 self._validate(self._candidates[-1:], FIRST_ROUNDS)
                 self._keep_best(FIRST_ROUNDS)
@@ -238,9 +268,9 @@ class _Training:
         teacher = None if best is SHIPPED else Path(best.policy)
         return Segment(number, None, path, seconds, teacher)
 
-    def _report(self, number: int):
+    def _report(self, number: int, segments: int):
         def report(what: str, share: float) -> None:
-            self._stages.show(f"{what} ({number} of {_SEGMENTS})", share, 1.0, sure=0.0)
+            self._stages.show(f"{what} ({number} of {segments})", share, 1.0, sure=0.0)
 
         return report
 

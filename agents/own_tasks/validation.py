@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,14 @@ class _Work(NamedTuple):
     smoothed: bool
 
 
-def _run(work: _Work) -> tuple[float, bool]:
-    """Return a run's ratio, and whether it arrived."""
+def _run(work: _Work) -> tuple[float, bool, float]:
+    """Return a run's ratio, whether it arrived, and the seconds that it took here."""
+    begun = time.monotonic()
+    ratio, reached = _outcome(work)
+    return ratio, reached, time.monotonic() - begun
+
+
+def _outcome(work: _Work) -> tuple[float, bool]:
     plan, costs, (_, _, start, number) = work.plan, work.costs, work.key
     clock = plan.clock
     result = controlled_run(
@@ -138,6 +145,12 @@ class Validation:
             (row["candidate"], row["task"], row["start"], row["seed"]): row["ratio"]
             for row in lines
         }
+        self._seconds = [row["seconds"] for row in lines if "seconds" in row]
+
+    @property
+    def run_seconds(self) -> float:
+        """What a run took in the mean, those before a stop included; 0 before there is one."""
+        return float(np.mean(self._seconds)) if self._seconds else 0.0
 
     def keys(self, candidate: str, rounds: Iterable[int]) -> list[Key]:
         """Return the runs of a candidate in these rounds: one from each start, each of a seed.
@@ -182,11 +195,13 @@ class Validation:
         total = len(queue)
         on_progress(0, total)
         found = executor.run(_run, queue, deadline=Deadline(until))
-        for done, (key, (ratio, reached)) in enumerate(found, start=1):
+        for done, (key, (ratio, reached, seconds)) in enumerate(found, start=1):
             self._ratios[key] = ratio
+            self._seconds.append(seconds)
             names = ("candidate", "task", "start", "seed")
             row = dict(zip(names, key, strict=True))
-            append_line(self._path, {**row, "ratio": ratio, "reached": reached})
+            row |= {"ratio": ratio, "reached": reached, "seconds": round(seconds, 3)}
+            append_line(self._path, row)
             on_progress(done, total)
 
     def _item(self, candidate: Candidate, key: Key, *, carried: bool) -> _Work:
