@@ -37,6 +37,7 @@ from rlbatch.policy.recurrent import RecurrentPolicy
 
 _COMPARED = 10_000
 _ROUNDING = 1e-5  # relative to the outputs: two that are closer are a tie in float32
+_LOG_ROUNDING = 1e-6  # likewise of the logarithms of probabilities, which actor-critics compare
 _FLATTEN = "stable_baselines3.common.torch_layers.FlattenExtractor"
 
 
@@ -199,6 +200,19 @@ def _reordered(network: Network, order: NDArray[np.intp]) -> Network:
     return replace(network, policy=(*hidden, Layer(last.weight[order], last.bias[order])))
 
 
+def _tie(outputs: NDArray[Any]) -> NDArray[Any]:
+    """Return the difference up to which outputs, (n, actions), are equal for float32.
+
+    Outputs near zero, as of a net that has hardly learned, differ by less than what is lost where
+    their logarithm of the sum of exponentials is subtracted.
+    """
+    logs = np.log(softmax(outputs))
+    return np.maximum(
+        _ROUNDING * np.abs(outputs).max(axis=-1, initial=0.0),
+        _LOG_ROUNDING * np.abs(logs).max(axis=-1, initial=0.0),
+    )
+
+
 def _compare(saved: SavedModel, kind: _Kind, network: Network, recipe: Recipe | None) -> None:
     """Refuse a network that decides otherwise than stable-baselines3's own policy."""
     model = _rebuilt(saved, kind, network)
@@ -213,7 +227,7 @@ def _compare(saved: SavedModel, kind: _Kind, network: Network, recipe: Recipe | 
     got = softmax(outputs).argmax(axis=-1)
     rows = np.flatnonzero(got != wanted)
     gap = np.abs(outputs[rows, got[rows]] - outputs[rows, wanted[rows]])
-    wrong = int((gap > _ROUNDING * np.abs(outputs[rows]).max(axis=-1, initial=0.0)).sum())
+    wrong = int((gap > _tie(outputs[rows])).sum())
     if wrong:
         raise PolicyFileError(
             f"{saved.origin}: the exported policy would decide otherwise in {wrong} of {_COMPARED} "

@@ -99,6 +99,23 @@ def test_every_activation_is_torchs(name: str, tmp_path: Path) -> None:
     assert_decides_alike(model, tmp_path / "policy.safetensors")
 
 
+def test_a_net_that_hardly_learned_is_not_refused_for_ties(tmp_path: Path) -> None:
+    """Its outputs differ by about what single precision loses in their logarithms."""
+    model = make(PPO, activation_fn=nn.ReLU, net_arch=[17])
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(1e-5)
+        model.policy.action_net.bias.zero_()
+    path = tmp_path / "policy.safetensors"
+    export_model(model, path)
+    rng = np.random.default_rng(17)
+    seen = rng.uniform(-1, 1, (10_000, OBSERVATION_SIZE)).astype(np.float32)
+    network = load_policy(path).members[0]
+    logits = model.policy.action_net(
+        model.policy.mlp_extractor.policy_net(torch.tensor(seen))
+    ).detach()
+    assert network.forward("policy", seen) == pytest.approx(logits.numpy(), abs=1e-7)
+
+
 def test_each_net_of_its_own_size_and_the_critics_value(tmp_path: Path) -> None:
     model = make(PPO, net_arch={"pi": [12], "vf": [40, 8]})
     policy = export_model(model, tmp_path / "policy.safetensors")

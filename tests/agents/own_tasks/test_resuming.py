@@ -46,7 +46,9 @@ def test_a_training_goes_on_from_wherever_it_was_stopped(
 ) -> None:
     monkeypatch.setattr(f"{MODULE}.open_executor", serial)
     monkeypatch.setattr(f"{MODULE}._SHORTEST_SEGMENT", 1e9)  # no network: that is tested elsewhere
-    monkeypatch.setattr("rlbatch.agents.own_tasks.budget.SCHEDULES_SHARE", 0.05)  # seconds are enough
+    monkeypatch.setattr(
+        "rlbatch.agents.own_tasks.budget.SCHEDULES_SHARE", 0.05
+    )  # seconds are enough
     monkeypatch.setattr(time, "monotonic", time.process_time)  # whatever else the machine does
     save_plan(PLAN, tmp_path)
     stages = ("fixed sizes", "comparing", "schedules", "testing")
