@@ -139,14 +139,34 @@ def _print(demo: Demo) -> None:
             for start in demo.starts
         ],
         text=["the run starts at", "sizes the controller used, first seed"],
-        caption=f"Seconds, less is better. >: in some seed given up at {UNREACHED_RATIO:g} times "
-        "the best fixed size's cost, short of the target.",
+        caption=f"{_seconds(demo.profile)}; less is better. >: in some seed given up at "
+        f"{UNREACHED_RATIO:g} times the best fixed size's cost, short of the target.",
     )
     print("The best fixed size is known only afterwards, when all have been tried.")
     if demo.policy == "default":
-        print("docs/results.md lists the tasks that the shipped policy was trained on, and others.")
+        print(_seen(demo.task))
     for text in verdicts(demo):
         _shared.say(text)
+
+
+def _seconds(profile: str) -> str:
+    if profile == "wall":
+        return "Seconds of this machine"
+    if profile == "samples" or ":" in profile:
+        return f"In the unit of {profile}"
+    return f"Seconds by the model of a device, {profile} (of this machine: --profile wall)"
+
+
+def _seen(task: str) -> str:
+    """Say whether the shipped policy was trained on a task."""
+    from rlbatch.agents.recipes import SMALL_TASKS
+
+    if task in SMALL_TASKS:
+        return (
+            f"The shipped policy was trained on {task}, among others. It never saw digits-cnn, for "
+            "example: --task digits-cnn. docs/results.md has more."
+        )
+    return "docs/results.md lists the tasks that the shipped policy was trained on, and others."
 
 
 def _seeds(count: int) -> str:

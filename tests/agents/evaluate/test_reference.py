@@ -124,6 +124,22 @@ def test_a_dear_size_is_stopped_early(cheap_task: Task) -> None:
         assert reference.cost <= spent < 1.5 * reference.cost
 
 
+def test_a_narrow_search_leaves_out_what_is_far_from_the_best(cheap_task: Task) -> None:
+    setting = FixedSetting(replace(cheap_task, batch_size=2), "cheap", 0, Coupling.NONE)
+    clock, runs = resolve_clock("samples"), list[list[int]]()
+    found = []
+    for narrow, starts in ((False, []), (True, []), (True, [32])):
+        runs.append([])
+        asked = {"start_sizes": starts, "on_curve": runs[-1].append, "narrow": narrow}
+        found.append(find_references(setting, [clock], **asked)[clock.name])  # type: ignore[arg-type]
+    full, narrow, _ = found
+    assert [one.cost for one in found] == [full.cost] * 3
+    assert full.batch_size == narrow.batch_size <= 2  # or else this shows something else
+    assert sorted(set(runs[0])) == [1, 2, 4, 8, 16, 32]
+    assert sorted(set(runs[1])) == [1, 2, 4, 8]
+    assert sorted(set(runs[2])) == [1, 2, 4, 8, 32]
+
+
 def test_a_curve_is_computed_once_even_by_another_process(cheap_task: Task, tmp_path: Path) -> None:
     setting = FixedSetting(cheap_task, "cheap", 0, Coupling.SQRT)
     path, ran = tmp_path / "curves.jsonl", list[int]()

@@ -14,7 +14,16 @@ from rlbatch.agents.evaluate.fixed_curves import WITHOUT_SCHEDULE
 from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import SerialExecutor
 from rlbatch.agents.own_tasks.baselines import best_shifts
-from rlbatch.agents.own_tasks.budget import FIRST_ROUNDS, MOST_ROUNDS, Budget, divide, load_division
+from rlbatch.agents.own_tasks.budget import (
+    FIRST_ROUNDS,
+    MOST_ROUNDS,
+    MOST_SEGMENTS,
+    SCHEDULES_SHARE,
+    Budget,
+    Pace,
+    divide,
+    load_division,
+)
 from rlbatch.agents.own_tasks.evaluation import scores
 from rlbatch.agents.own_tasks.fixed_costs import (
     CurveResult,
@@ -126,6 +135,14 @@ def test_a_search_that_is_over_is_not_taken_up_again(
     monkeypatch.setattr(Validation, "run", run)
     monkeypatch.setattr("rlbatch.agents.own_tasks.schedules.time.monotonic", lambda: now[0])
     costs = [TaskCosts(CHEAP, {4: 2.0, 8: 1.0, 16: 3.0}, None)]
+    search = ScheduleSearch(PLAN, costs, (-1.0, 0.0, 1.0), PolicyCard(), tmp_path / "long")
+    given = ([0, 1], SerialExecutor(), lambda done, total: None)
+    search.run(*given, 40.0, 1.0)  # time for 40 runs, two a round
+    assert len(begun) == 40
+    assert len(set(begun)) == 10  # half of the time for the first round
+
+    now[0] = 0.0
+    begun.clear()
     search = ScheduleSearch(PLAN, costs, (-1.0, 0.0, 1.0), PolicyCard(), tmp_path)
     given = ([0, 1], SerialExecutor(), lambda done, total: None)
     found = search.run(*given, 100.0)
@@ -160,6 +177,7 @@ def test_validation_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(lines) == 2 == counts[0]
     path.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote
     again = Validation(PLAN, [costs], path)
+    assert again.run_seconds == pytest.approx(json.loads(lines[0])["seconds"])
     assert again.rounds_of("stay") == 0
     again.run([candidate], 2, SerialExecutor(), on_progress)
     assert counts[-1] == 3
@@ -176,6 +194,16 @@ def test_time_is_counted_over_stops(tmp_path: Path) -> None:
     assert budget.left > Budget(tmp_path, 10.0).left
     assert 50.0 < Budget(tmp_path, 10.0).left <= 60.0
     assert Budget(tmp_path, 1.0).left == 0.0
+
+
+def test_learning_has_as_many_parts_as_can_be_compared() -> None:
+    quick, slow = Pace(1.0), Pace(100.0)
+    assert quick.segments(600.0) == MOST_SEGMENTS
+    assert [slow.segments(seconds) for seconds in (-1.0, 299.0, 300.0, 700.0)] == [0, 0, 1, 2]
+    assert slow.learning(300.0) == 200.0  # what is left is for the comparison
+    assert quick.learning(100.0) == 85.0
+    assert quick.searching(600.0) == SCHEDULES_SHARE * 600.0
+    assert slow.searching(600.0) == 600.0  # a third of it is not enough to learn in
 
 
 def test_seeds_are_fewer_where_time_is_short(tmp_path: Path) -> None:
