@@ -25,6 +25,7 @@ from rlbatch.agents.imitation import fit, labels
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts
 from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
+from rlbatch.agents.own_tasks.validation import Candidate
 from rlbatch.agents.ppo import make_model
 from rlbatch.agents.progress import EpisodeFigures
 from rlbatch.agents.ray_runs import Start
@@ -113,6 +114,30 @@ class Segment:
     def checkpoint(self) -> Path:
         """Weights, optimizer and all; it runs code when loaded."""
         return self.policy.with_suffix(".zip")
+
+
+def next_segment(
+    number: int,
+    policy: Path,
+    seconds: float,
+    candidates: Sequence[Candidate],
+    best: Callable[[Sequence[Candidate]], Candidate],
+) -> Segment:
+    """Return a segment: a regression first, and then PPO from the best learned so far.
+
+    Args:
+        number: Of the segment.
+        policy: The policy file that it ends with.
+        seconds: That it may take.
+        candidates: All so far.
+        best: Returns the best of some.
+    """
+    if learned := [one for one in candidates if one.kind == "learned"]:
+        source = Path(best(learned).policy).with_suffix(".zip")
+        return Segment(number, source, policy, seconds)
+    simple = best([one for one in candidates if one.kind in ("shipped", "size", "schedule")])
+    teacher = None if simple.kind == "shipped" else Path(simple.policy)
+    return Segment(number, None, policy, seconds, teacher)
 
 
 class Learner:

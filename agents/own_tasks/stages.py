@@ -22,7 +22,14 @@ class Stages:
         self._stage, self._begun = "", time.monotonic()
 
     def show(
-        self, what: str, done: float, total: float, *, sure: float = math.inf, expected: float = 0.0
+        self,
+        what: str,
+        done: float,
+        total: float,
+        *,
+        sure: float = math.inf,
+        expected: float = 0.0,
+        after: float = 0.0,
     ) -> None:
         """Show how much of a stage is done.
 
@@ -32,6 +39,7 @@ class Stages:
             total: All of it.
             sure: What of it is done however long it takes.
             expected: Seconds that it was thought to take when it began.
+            after: Seconds that later stages take whatever time is left.
         """
         self.budget.note_at_times()
         now = time.monotonic()
@@ -41,4 +49,4 @@ class Stages:
         need = max(expected - spent, 0.0)
         if done > 0:
             need = spent / done * max(min(sure, total) - done, 0.0)
-        self._display(what, done, total, max(self.budget.left, need))
+        self._display(what, done, total, max(self.budget.left, need + after))

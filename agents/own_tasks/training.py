@@ -49,7 +49,7 @@ from rlbatch.agents.own_tasks.fixed_costs import (
     expected_curves,
 )
 from rlbatch.agents.own_tasks.keeping import POLICY_FILE, keep
-from rlbatch.agents.own_tasks.learning import Learner, Segment, recipe_of
+from rlbatch.agents.own_tasks.learning import Learner, next_segment, recipe_of
 from rlbatch.agents.own_tasks.outcome import Display, Outcome
 from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.own_tasks.schedules import ScheduleSearch
@@ -119,7 +119,7 @@ class _Training:
             self._out / "candidates", self._actions, self._card, best_shifts(costs)[:_SIZES]
         )
         self._compare_baselines()
-        division = load_division(self._out) or self._division()
+        division = self._division()
         self._search(costs, self._pace.searching(self._budget.left - division.reserved))
         self._learn(costs, self._budget.left - division.reserved)
         kept, rule = self._choose(division.validation_rounds)
@@ -131,23 +131,17 @@ class _Training:
         return self._validation.run_seconds / self._executor.width
 
     @property
-    def _round_seconds(self) -> float:
-        """Of a candidate's round."""
-        return self._run_seconds * len(self._plan.starts) * len(self._plan.tasks)
-
-    @property
     def _pace(self) -> Pace:
-        return Pace(FIRST_ROUNDS * self._round_seconds)
+        runs = FIRST_ROUNDS * len(self._plan.starts) * len(self._plan.tasks)
+        return Pace(runs * self._run_seconds)
 
     def _compare_baselines(self) -> None:
         """Compare what nothing is learned for; of the rules only the best goes on."""
         rules = [one for one in self._candidates if not one.file]
         first = [one for one in self._candidates if one not in rules[1:]]
         self._validate(first, 1)
-        division = load_division(self._out)
-        if division is None and (
-            self._round_seconds * len(rules[1:]) <= RULES_SHARE * self._budget.left
-        ):
+        more = self._pace.comparison / FIRST_ROUNDS * len(rules[1:])
+        if load_division(self._out) is None and more <= RULES_SHARE * self._budget.left:
             self._validate(rules[1:], 1)
         begun = [one for one in rules if self._validation.rounds_of(one.name)]
         best = self._validation.best(begun, 1)  # the others are not worth more runs
@@ -194,41 +188,37 @@ class _Training:
         """Run what is missing of candidates in so many rounds."""
 
         def progress(done: int, total: int) -> None:
-            self._stages.show("comparing", done, max(total, 1))
+            after = self._divided(self._budget.left).test_seconds if done else 0.0
+            self._stages.show("comparing", done, max(total, 1), after=after)
 
         self._validation.run(candidates, rounds, self._executor, progress)
 
     def _keep_best(self, rounds: int) -> Candidate:
         """Keep the best policy file so far: the shipped one if none is clearly better."""
-        files = [one for one in self._candidates if one.file]
-        files = [one for one in files if self._validation.rounds_of(one.name) >= rounds]
+        scores = self._validation.scores(self._candidates, rounds)
+        files = [one for one in self._candidates if one.file and one.name in scores]
         best = self._validation.surest(SHIPPED, files, rounds)
-        keep(
-            *(self._plan, best, self._out),
-            validation=self._scores(rounds),
-            validation_seeds=rounds * len(self._plan.starts),
-        )
+        seeds = rounds * len(self._plan.starts)
+        keep(self._plan, best, self._out, validation=scores, validation_seeds=seeds)
         return best
 
-    def _scores(self, rounds: int) -> dict[str, float]:
-        return {
-            one.name: self._validation.score(one.name, rounds)
-            for one in self._candidates
-            if self._validation.rounds_of(one.name) >= rounds
-        }
-
     def _division(self) -> Division:
+        """Return how the time is divided; once that is settled, as it was."""
+        known = load_division(self._out)
+        if known is None:
+            known = self._divided(self._budget.left)
+            known.save(self._out)
+        return known
+
+    def _divided(self, left: float) -> Division:
         plan = self._plan
-        division = divide(
-            self._budget.left,
-            self._run_seconds,
+        return divide(
+            *(left, self._run_seconds),
             tasks=len(plan.tasks),
             starts=len(plan.starts),
             seeds=plan.seeds,
             sizes=sum(expected_curves(plan, name) for name in plan.tasks),
         )
-        division.save(self._out)
-        return division
 
     def _learn(self, costs: Sequence[TaskCosts], seconds: float) -> None:
         """Learn in segments, each followed by a comparison, until the time is over."""
@@ -249,30 +239,18 @@ class _Training:
                         learner = Learner(self._plan, costs, self._out / "learning", room, start)
                         stack.callback(learner.close)
                     share = self._pace.learning(left / (segments + 1 - number))
-                    learner.learn(
-                        self._segment(number, path, share), self._report(number, segments)
+                    segment = next_segment(
+                        *(number, path, max(share, _SHORTEST_SEGMENT), self._candidates),
+                        lambda some: self._validation.best(some, FIRST_ROUNDS),
                     )
+                    learner.learn(segment, self._report(number, segments))
                 self._candidates.append(Candidate(name, str(path), "learned"))
                 self._validate(self._candidates[-1:], FIRST_ROUNDS)
                 self._keep_best(FIRST_ROUNDS)
 
-    def _segment(self, number: int, path: Path, seconds: float) -> Segment:
-        """Return a segment: a regression first, and then PPO from the best learned so far."""
-        seconds, validation = max(seconds, _SHORTEST_SEGMENT), self._validation
-        learned = [one for one in self._candidates if one.kind == "learned"]
-        if learned:
-            best = Path(validation.best(learned, FIRST_ROUNDS).policy)
-            return Segment(number, best.with_suffix(".zip"), path, seconds)
-        simple = [one for one in self._candidates if one.kind in ("shipped", "size", "schedule")]
-        best = validation.best(simple, FIRST_ROUNDS)
-        teacher = None if best is SHIPPED else Path(best.policy)
-        return Segment(number, None, path, seconds, teacher)
-
     def _report(self, number: int, segments: int):
-        def report(what: str, share: float) -> None:
-            self._stages.show(f"{what} ({number} of {segments})", share, 1.0, sure=0.0)
-
-        return report
+        show = self._stages.show
+        return lambda what, share: show(f"{what} ({number} of {segments})", share, 1.0, sure=0.0)
 
     def _choose(self, rounds: int) -> tuple[Candidate, Candidate]:
         """Return what is kept and the best rule, compared in more rounds than the others were.
@@ -296,11 +274,6 @@ class _Training:
         sizes = [one for one in self._candidates if one.kind == "size"]
         size = self._validation.best(sizes, FIRST_ROUNDS)
         compared = list(dict.fromkeys([kept, SHIPPED, STAYING, size, rule]))
-        expected = division.test_seconds
-
-        def progress(done: int, total: int) -> None:
-            self._stages.show("testing", done, total, expected=expected)
-
         rows = evaluate(
             plan,
             compared,
@@ -308,12 +281,14 @@ class _Training:
             self._out / "evaluation",
             jobs=os.cpu_count() or 1 if self._cluster else self._executor.width,
             references=self._curves,
-            on_progress=progress,
+            on_progress=lambda done, total: self._stages.show(
+                "testing", done, total, expected=division.test_seconds
+            ),
         )
         found = scores(plan, rows, compared, kept.policy)
         path = keep(
             *(plan, kept, self._out),
-            validation=self._scores(rounds),
+            validation=self._validation.scores(self._candidates, rounds),
             validation_seeds=rounds * len(self._plan.starts),
             tested=found,
             test_seeds=division.test_seeds,

@@ -231,6 +231,11 @@ class Validation:
         ratios = [self._ratios[key] for key in self.keys(candidate, range(rounds))]
         return float(np.exp(np.log(ratios).mean()))
 
+    def scores(self, candidates: Iterable[Candidate], rounds: int) -> dict[str, float]:
+        """Return the scores, by name, of those candidates that were run through so many rounds."""
+        names = [one.name for one in candidates if self.rounds_of(one.name) >= rounds]
+        return {name: self.score(name, rounds) for name in names}
+
     def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Return candidates, the best first, by the rounds that all of them were run through.
 

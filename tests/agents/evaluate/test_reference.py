@@ -131,7 +131,7 @@ def test_a_narrow_search_leaves_out_what_is_far_from_the_best(cheap_task: Task) 
     for narrow, starts in ((False, []), (True, []), (True, [32])):
         runs.append([])
         asked = {"start_sizes": starts, "on_curve": runs[-1].append, "narrow": narrow}
-        found.append(find_references(setting, [clock], **asked)[clock.name])  # type: ignore[arg-type]
+        found.append(find_references(setting, [clock], **asked)[clock.name])
     full, narrow, _ = found
     assert [one.cost for one in found] == [full.cost] * 3
     assert full.batch_size == narrow.batch_size <= 2  # or else this shows something else
