@@ -148,7 +148,7 @@ def print_outcome(plan: Plan, outcome: Outcome) -> None:
         values = [f"{value:.3f}" for value in score.by_start]
         rows.append([*task, name, *values, str(score.all), f"{score.reached:.0%}"])
     _shared.print_table(
-        f"On {outcome.seeds} seeds that nothing was learned from or chosen by",
+        f"On {'one seed' if outcome.seeds == 1 else f'{outcome.seeds} seeds'} that nothing was learned from or chosen by",
         columns,
         rows,
         text=heads,
