@@ -147,8 +147,9 @@ def print_outcome(plan: Plan, outcome: Outcome) -> None:
         name = f"{score.policy} (kept)" if score.kept else score.policy
         values = [f"{value:.3f}" for value in score.by_start]
         rows.append([*task, name, *values, str(score.all), f"{score.reached:.0%}"])
+    seeds = "one seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
     _shared.print_table(
-        f"On {'one seed' if outcome.seeds == 1 else f'{outcome.seeds} seeds'} that nothing was learned from or chosen by",
+        f"On {seeds} that nothing was learned from or chosen by",
         columns,
         rows,
         text=heads,
