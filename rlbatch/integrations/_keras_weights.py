@@ -80,11 +80,11 @@ class KerasWeights:
 
     def _variables(self) -> list[Any]:
         state = [v for v in self._model.optimizer.variables if v is not self._rate.variable]
-        frozen = _frozen(self._model)
-        return [*(v for v in self._model.weights if id(v) not in frozen), *state]
+        fixed = frozen(self._model)
+        return [*(v for v in self._model.weights if id(v) not in fixed), *state]
 
 
-def _frozen(model: Any) -> set[int]:
+def frozen(model: Any) -> set[int]:
     """Return the variables that layers made to be trained and that are not, by identity.
 
     Statistics are not among them: those were never meant to be trained.
