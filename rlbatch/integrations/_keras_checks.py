@@ -91,6 +91,29 @@ def warn_of_sum(model: Any) -> bool:
     return False
 
 
+def warn_of_smaller_parts(model: Any, limit: int, samples: int) -> None:
+    """Warn where batches are normalised in smaller parts than in the user's own `fit`.
+
+    Args:
+        model: The model.
+        limit: Samples of a part at most.
+        samples: Of the user's batch.
+    """
+    kind: Any = keras.layers.BatchNormalization
+    normalises = any(
+        isinstance(layer, kind) and layer.trainable for layer in model._flatten_layers()
+    )
+    if normalises and limit < samples:
+        warnings.warn(
+            f"rlbatch: micro_batch_size={limit} divides batches of {samples}, and batch "
+            f"normalisation then goes over {limit} samples: another gradient than that of the "
+            f"whole batch, and other moving statistics. Set micro_batch_size={samples} or more, or "
+            "take group or layer normalisation.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 @contextmanager
 def one_optimizer(model: Any) -> Generator[list[Any]]:
     """Refuse, within the block, steps of other optimizers than the model's own; note its own.

@@ -15,7 +15,12 @@ from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
-from rlbatch.integrations._keras_checks import check_divisible, check_model, warn_of_sum
+from rlbatch.integrations._keras_checks import (
+    check_divisible,
+    check_model,
+    warn_of_smaller_parts,
+    warn_of_sum,
+)
 from rlbatch.integrations._keras_means import scaled
 from rlbatch.integrations._keras_monitor import KerasMonitor, add_up
 from rlbatch.integrations._keras_noise import SampleNoise
@@ -71,7 +76,7 @@ class TrainFunction:
             ConfigurationError: Something about the model cannot be steered.
         """
         check_model(model)
-        self._micro_batch_size = _micro_batch_size(model, config)
+        self._micro_batch_size = _micro_batch_size(model, config, planner.base_batch_size)
         self.model, self._planner, self._rate = model, planner, KerasRate(model)
         self.steps = Steps(model, SampleNoise(model, self._rate))
         if state is not None:
@@ -267,9 +272,10 @@ class TrainFunction:
             )
 
 
-def _micro_batch_size(model: Any, config: ControllerConfig) -> int | None:
+def _micro_batch_size(model: Any, config: ControllerConfig, samples: int) -> int | None:
     limits = config.limits
     found = limits.known_micro_batch_size if limits.divisible else None
     if found is not None:
         check_divisible(model)
+        warn_of_smaller_parts(model, found, samples)
     return found

@@ -131,6 +131,7 @@ class Steps:
     def _whole(self, data: Any) -> tuple[Logs, Any]:
         with _losses(self._model) as losses, one_optimizer(self._model) as steps:
             logs = self._model.train_step(data)
+        loss = _total(losses)
         if not steps:
             raise ConfigurationError(
                 f"{type(self._model).__name__}.train_step did not step the optimizer that the "
@@ -138,7 +139,7 @@ class Steps:
                 "accumulate gradients, use micro_batch_size."
             )
         self.draws_by_place = self.draws_by_place or _draws_by_place()
-        return logs, _total(losses)
+        return logs, loss
 
     def _measured(self, data: Any, drawn: Any) -> tuple[Logs, Any, Any]:
         samples = ops.shape(_first(data))[0]
