@@ -81,8 +81,7 @@ class TrainFunction:
         self.steps = Steps(model, SampleNoise(model, self._rate))
         if state is not None:
             require_like(state["fit"], _FIT, "the state of the fit")
-            fit = state["fit"]
-            self._rate.continue_from(fit["learning_rate"], fit["skipped"])
+            self._rate.continue_from(state["fit"])
         self._monitor = KerasMonitor(self._rate, self.steps.noise, self.steps.compiled)
         self.adapter = LoopAdapter(
             keras_parts(model, self._rate, self._monitor),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,9 +85,9 @@ class KerasRate:
         """Steps that the optimizer left out because gradients overflowed; waits for the device."""
         return self._first + self._steps - self.iterations if self._scales_loss else 0
 
-    def continue_from(self, initial: float, skipped: int) -> None:
-        """Go on with a run that has left out so many steps."""
-        self.initial, self._first = initial, self._first + skipped
+    def continue_from(self, fit: Mapping[str, Any]) -> None:
+        """Go on with a run of that learning rate, which has left out so many steps."""
+        self.initial, self._first = fit["learning_rate"], self._first + fit["skipped"]
 
     def current(self) -> float:
         """Return it as the user has it, without the factor; waits for the device."""

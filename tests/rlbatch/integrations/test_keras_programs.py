@@ -54,8 +54,13 @@ def network(optimizer: Any = "sgd", loss: Any = "mse", *more: Any) -> Any:
 
 
 def control(policy: Any = GROW, **settings: Any) -> BatchSizeControl:
-    chunks = {f"{name}_chunk_steps": 2 for name in ("first", "min", "max")}
-    limits = {"cost": "samples", "min_batch_size": 2, "max_batch_size": 32, "guard": None}
+    chunks: dict[str, Any] = {f"{name}_chunk_steps": 2 for name in ("first", "min", "max")}
+    limits: dict[str, Any] = {
+        "cost": "samples",
+        "min_batch_size": 2,
+        "max_batch_size": 32,
+        "guard": None,
+    }
     return BatchSizeControl(BASE, policy, **{**chunks, **limits, **settings})
 
 
@@ -231,17 +236,18 @@ class OwnStep(keras.Model):
         return self.head(x)
 
     def train_step(self, data: Any) -> Any:
+        compute: Any = self.compute_loss
         self.kinds.add(type(data).__name__)
         x, y = data if isinstance(data, tuple) else (data, None)
         if TENSORFLOW:
             import tensorflow as tf
 
             with tf.GradientTape() as tape:
-                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+                loss = compute(x=x, y=y, y_pred=self(x, training=True))
             gradients: Any = tape.gradient(loss, self.trainable_weights)
         else:
             self.zero_grad()
-            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            loss = compute(x=x, y=y, y_pred=self(x, training=True))
             loss.backward()
             gradients = [v.value.grad for v in self.trainable_weights]
         used = [self.optimizer] * self.steps_own + list(self.others)
@@ -279,7 +285,8 @@ class Alone(OwnStep):
 
 
 def test_inputs_alone_reach_train_step_as_fit_hands_them_over() -> None:
-    plain, ours = Alone(), Alone()
+    plain: Any = Alone()
+    ours: Any = Alone()
     for model in (plain, ours):
         model.compile("sgd")
         model(X[:2])
@@ -351,7 +358,9 @@ def test_other_kinds_of_data_are_refused() -> None:
             yield X[:4], Y[:4]
 
     class Endless(keras.utils.PyDataset):
-        num_batches = None
+        @property
+        def num_batches(self) -> None:
+            return None
 
         def __getitem__(self, index: int) -> Any:
             return X[:4], Y[:4]
