@@ -358,10 +358,6 @@ def test_other_kinds_of_data_are_refused() -> None:
             yield X[:4], Y[:4]
 
     class Endless(keras.utils.PyDataset):
-        @property
-        def num_batches(self) -> None:
-            return None
-
         def __getitem__(self, index: int) -> Any:
             return X[:4], Y[:4]
 
