@@ -196,11 +196,18 @@ def _require_size(x: Any, size: int | None) -> int:
             "Expected the samples of an epoch, by which progress is counted; they are not known. "
             "Pass their number as size=: samples, not batches."
         )
-    if isinstance(x, keras.utils.PyDataset) and x.num_batches is None:
+    if isinstance(x, keras.utils.PyDataset) and not _ends(x):
         raise ConfigurationError(
             "Expected a PyDataset that ends, got one without a number of batches. Give it __len__."
         )
     return size
+
+
+def _ends(dataset: Any) -> bool:
+    try:
+        return dataset.num_batches is not None
+    except NotImplementedError:  # by a PyDataset without __len__
+        return False
 
 
 def _is_stream(x: Any) -> bool:

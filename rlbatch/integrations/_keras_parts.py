@@ -144,8 +144,9 @@ def _loss(model: Any, data: Any, samples: int) -> tuple[float, float]:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     torch_backend = keras.backend.backend() == "torch"
     with torch.no_grad() if torch_backend else nullcontext(), divisors() as found:
-        predicted = model(x, training=False)
-        loss = model.compute_loss(
+        # As Keras's own steps call what takes no `training`.
+        predicted = model(x, training=False) if model._call_has_training_arg else model(x)
+        loss = model._compute_loss(
             x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False
         )
     weight = weight_of(found)

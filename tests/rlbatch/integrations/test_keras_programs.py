@@ -132,6 +132,29 @@ def test_a_compiled_run_is_the_plain_one_to_rounding() -> None:
 # -- losses --
 
 
+class Untold(keras.Model):
+    """Whose methods take no `training`, and whose loss is a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.head(x)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
+    ) -> Any:
+        return ops.sum(ops.square(y - y_pred))
+
+
+def untold() -> Any:
+    keras.utils.set_random_seed(0)
+    model = Untold()
+    model.compile("sgd")
+    return model
+
+
 class Coded(keras.Model):
     """An autoencoder with a term of its own, and noise in its code where it is asked for."""
 
@@ -167,8 +190,9 @@ def compared(true: Any, predicted: Any) -> Any:
     [
         lambda: coded(lambda code: 0.1 * ops.sum(ops.square(code))),
         lambda: network("sgd", lambda true, predicted: ops.sum(ops.square(true - predicted))),
+        untold,
     ],
-    ids=["add_loss", "function"],
+    ids=["add_loss", "function", "compute_loss"],
 )
 def test_a_sum_in_an_undivided_batch_is_said(make: Any) -> None:
     model = make()
@@ -368,7 +392,9 @@ def test_other_kinds_of_data_are_refused() -> None:
     refused(r"got generator.*epochs=lambda", generator(), size=SAMPLES)
     refused("for a torch Dataset its DataLoader", loader().dataset)
     refused("got set", {1, 2})
-    refused("Give it __len__", Endless(), size=SAMPLES)
+    endless: Any = Endless
+    for kind in (endless, type("Told", (endless,), {"num_batches": None})):
+        refused("Give it __len__", kind(), size=SAMPLES)
     refused("Pass y, too", X, sample_weight=WEIGHTS)
     refused("not known", DataLoader(loader().dataset, batch_size=None))
     c = control()
