@@ -89,6 +89,10 @@ class KerasRate:
         """Go on with a run of that learning rate, which has left out so many steps."""
         self.initial, self._first = fit["learning_rate"], self._first + fit["skipped"]
 
+    def put_back(self, iterations: int) -> None:
+        """The optimizer's count, which was this, was put back: no step was left out by that."""
+        self._first += self.iterations - iterations
+
     def current(self) -> float:
         """Return it as the user has it, without the factor; waits for the device."""
         value = float(on_host(self._plain_rate()))

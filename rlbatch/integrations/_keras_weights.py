@@ -44,16 +44,19 @@ class KerasWeights:
 
     def restore(self) -> None:
         """Put the values of the last `take` back."""
+        iterations = self._rate.iterations
         for variable, value in self._copies:
             variable.assign(value)
+        self._rate.put_back(iterations)
         self.also.restore()
 
     def exchange(self) -> None:
         """Put the values of the last `take` back, and keep those of now as the copy."""
-        also = self.also.now()
+        also, iterations = self.also.now(), self._rate.iterations
         for place, (variable, value) in enumerate(self._copies):
             self._copies[place] = variable, ops.copy(variable)
             variable.assign(value)
+        self._rate.put_back(iterations)
         self.also.restore()
         self.also.saved = also
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.keras import BatchSizeControl
 from rlbatch.log.episode_log import read_episode
@@ -107,6 +108,26 @@ def test_a_schedule_waits_where_a_scaled_loss_leaves_out_steps() -> None:
     fit(whole, c, data)
     assert c.state_dict()["fit"]["skipped"] == left_out
     assert_same_weights(whole, plain)
+
+
+@pytest.mark.usefixtures("half_precision")
+def test_steps_that_are_undone_are_not_left_out() -> None:
+    """A roll-back puts the optimizer's count back, and the schedule goes on by samples."""
+
+    class Spoils(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if c.steps == 13:
+                kernel = self.model.layers[-1].kernel
+                kernel.assign(kernel * 100.0)  # nothing overflows by it
+
+    rate = optimizers.schedules.ExponentialDecay(0.01, 3, 0.5)
+    model = network(optimizers.LossScaleOptimizer(optimizers.SGD(rate), initial_scale=8.0))
+    c = control(ScriptedPolicy((1.0, -1.0) * 20), guard=GuardConfig())
+    with pytest.warns(RuntimeWarning, match="undone"):
+        fit(model, c, epochs=6, callbacks=[Spoils()])
+    assert c.components["rollbacks"] > 0
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) < c.steps
+    assert c.state_dict()["fit"]["skipped"] == 0
 
 
 def test_the_run_is_as_long_as_the_epochs_that_are_left(tmp_path: Path) -> None:
