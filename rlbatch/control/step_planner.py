@@ -80,6 +80,7 @@ class StepPlanner:
         self._current = base_batch_size  # of the steps that are issued now
         self._coming: deque[tuple[int, int]] = deque()  # from which step, which size
         self._claimable = self._in_hand = False
+        self._in_pieces = False  # the epoch's rest is made in several steps, each of a size its own
 
     @property
     def epoch(self) -> int:
@@ -125,6 +126,7 @@ class StepPlanner:
         """
         with self.lock:
             claimed, self._claimable = self._claimable, False
+            self._in_pieces = self._in_pieces and self._sampler.resumes_within_epoch
             sampler = self._sampler
             resumes = sampler.resumes_within_epoch
             start = sampler.position if resumes else 0
@@ -158,7 +160,10 @@ class StepPlanner:
             self._current = self._coming.popleft()[1]
         size = self._current
         if self.sizes is not None and 0 < left < size:
-            size = self.sizes.piece(left)
+            piece = self.sizes.piece(left)
+            # A rest in one piece is a smaller batch of the size in force, as in every other run.
+            self._in_pieces = self._in_pieces or piece < left
+            size = piece if self._in_pieces else size
         # Sizes that are compiled are not to be others than those.
         self._sampler.least_rest = self._least if self.sizes is None else 1
         self._sampler.set_batch_size(size)
@@ -204,6 +209,7 @@ class StepPlanner:
                 "sampler": self._sampler.state_dict(again),
                 "current": self._current,
                 "coming": [list(change) for change in self._coming],
+                "in_pieces": self._in_pieces,
                 "size": self.size,
             }
 
@@ -221,5 +227,6 @@ class StepPlanner:
         with self.lock:
             self._sampler.load_state_dict(state["sampler"])
             self._current = state["current"]
+            self._in_pieces = state["in_pieces"]
             self._coming = deque((number, size) for number, size in state["coming"])
             self._claimable = self._in_hand = False

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import torch
 
 from rlbatch.errors import ConfigurationError
+from rlbatch.integrations._keras_taps import replaced
 
 tree: Any = keras.tree  # its annotations name the tensors of every backend at once
 
@@ -73,8 +76,8 @@ def check_divisible(model: Any) -> None:
             )
 
 
-def warn_of_sum(model: Any) -> None:
-    """Warn of a loss whose gradient grows with the batch size."""
+def warn_of_sum(model: Any) -> bool:
+    """Warn of a loss whose gradient grows with the batch size; returns whether there is one."""
     for loss in tree.flatten(model.loss):
         if getattr(loss, "reduction", None) == "sum":
             warnings.warn(
@@ -84,6 +87,67 @@ def warn_of_sum(model: Any) -> None:
                 RuntimeWarning,
                 stacklevel=2,
             )
+            return True
+    return False
+
+
+def warn_of_smaller_parts(model: Any, limit: int, samples: int) -> None:
+    """Warn where batches are normalised in smaller parts than in the user's own `fit`.
+
+    Args:
+        model: The model.
+        limit: Samples of a part at most.
+        samples: Of the user's batch.
+    """
+    kind: Any = keras.layers.BatchNormalization
+    normalises = any(
+        isinstance(layer, kind) and layer.trainable for layer in model._flatten_layers()
+    )
+    if normalises and limit < samples:
+        warnings.warn(
+            f"rlbatch: micro_batch_size={limit} divides batches of {samples}, and batch "
+            f"normalisation then goes over {limit} samples: another gradient than that of the "
+            f"whole batch, and other moving statistics. Set micro_batch_size={samples} or more, or "
+            "take group or layer normalisation.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def one_optimizer(model: Any) -> Generator[list[Any]]:
+    """Refuse, within the block, steps of other optimizers than the model's own; note its own.
+
+    Their rates and states would be unknown to the controller, and in a step that is made in parts
+    they would step at each of them.
+    """
+    own, steps = model.optimizer, list[Any]()
+    if torch.compiler.is_compiling():  # which cannot follow it
+        yield [own]
+        return
+    inner = getattr(own, "inner_optimizer", own)
+    kind: Any = keras.optimizers.Optimizer
+    original, own_apply = kind.apply, own.apply
+
+    def apply(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if optimizer is not own and optimizer is not inner:
+            raise ConfigurationError(
+                f"{type(model).__name__}.train_step steps a second optimizer, "
+                f"{type(optimizer).__name__}, beside the {type(inner).__name__} that the model was "
+                "compiled with: the controller knows of one. Train such a model without it."
+            )
+        return original(optimizer, *args, **kwargs)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        steps.append(own)
+        return own_apply(*args, **kwargs)
+
+    kind.apply = apply  # inherited by this class, whose own it becomes within the block
+    try:
+        with replaced(own, "apply", noted):
+            yield steps
+    finally:
+        del kind.apply
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -15,11 +15,16 @@ from rlbatch.control.step_planner import StepPlanner
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import plan_step
 from rlbatch.errors import ConfigurationError
-from rlbatch.integrations._keras_checks import check_divisible, check_model, warn_of_sum
+from rlbatch.integrations._keras_checks import (
+    check_divisible,
+    check_model,
+    warn_of_smaller_parts,
+    warn_of_sum,
+)
 from rlbatch.integrations._keras_means import scaled
 from rlbatch.integrations._keras_monitor import KerasMonitor, add_up
 from rlbatch.integrations._keras_noise import SampleNoise
-from rlbatch.integrations._keras_parts import warn_about_parts
+from rlbatch.integrations._keras_parts import warn_about_parts, warn_about_sum
 from rlbatch.integrations._keras_steps import Steps, keras_parts, parts_of, samples_in
 from rlbatch.integrations._keras_training import KerasRate, on_host
 from rlbatch.integrations._shared import SampleCount
@@ -31,7 +36,10 @@ ops: Any = keras.ops
 tree: Any = keras.tree
 
 # What a state holds of a fit, by kind.
-_FIT = {"learning_rate": 0.0, "iterations": 0, "offset": 0, "seeds": [], "torch": None}
+_FIT = {
+    **{"learning_rate": 0.0, "iterations": 0, "offset": 0, "skipped": 0},
+    **{"seeds": [], "torch": None},
+}
 
 
 class TrainFunction:
@@ -68,12 +76,12 @@ class TrainFunction:
             ConfigurationError: Something about the model cannot be steered.
         """
         check_model(model)
-        self._micro_batch_size = _micro_batch_size(model, config)
+        self._micro_batch_size = _micro_batch_size(model, config, planner.base_batch_size)
         self.model, self._planner, self._rate = model, planner, KerasRate(model)
         self.steps = Steps(model, SampleNoise(model, self._rate))
         if state is not None:
             require_like(state["fit"], _FIT, "the state of the fit")
-            self._rate.initial = state["fit"]["learning_rate"]
+            self._rate.continue_from(state["fit"])
         self._monitor = KerasMonitor(self._rate, self.steps.noise, self.steps.compiled)
         self.adapter = LoopAdapter(
             keras_parts(model, self._rate, self._monitor),
@@ -85,8 +93,8 @@ class TrainFunction:
             powers_of_two=bool(model.jit_compile),  # each size is compiled anew
             log_info={"backend": keras.backend.backend()},
         )
-        if not keeps_size(self.adapter.policy_name, config):
-            warn_of_sum(model)
+        keeps = keeps_size(self.adapter.policy_name, config)
+        self._may_grow = not keeps and not warn_of_sum(model)  # unseen, a loss that is a sum
         for hook in hooks:
             self.adapter.on_rollback(*hook)
         planner.sizes = self.adapter.few_sizes
@@ -157,6 +165,9 @@ class TrainFunction:
         return logs
 
     def _whole(self, data: Any) -> dict[str, Any]:
+        if self._may_grow:
+            self._may_grow = False
+            warn_about_sum(self.model, data, samples_in(data))
         drawn = self._monitor.drawn
         if drawn is None or self.steps.draws_by_place:
             logs, loss = self.steps.whole(data)
@@ -223,6 +234,7 @@ class TrainFunction:
             "learning_rate": self._rate.initial,
             "iterations": self._rate.iterations,
             "offset": self._offset,
+            "skipped": self._rate.skipped,
             "seeds": [on_host(seed).tolist() for seed in self._seeds()],
             "torch": torch_random,  # its dropout draws from the global generators
         }
@@ -259,9 +271,10 @@ class TrainFunction:
             )
 
 
-def _micro_batch_size(model: Any, config: ControllerConfig) -> int | None:
+def _micro_batch_size(model: Any, config: ControllerConfig, samples: int) -> int | None:
     limits = config.limits
     found = limits.known_micro_batch_size if limits.divisible else None
     if found is not None:
         check_divisible(model)
+        warn_of_smaller_parts(model, found, samples)
     return found

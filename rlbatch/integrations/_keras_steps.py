@@ -11,6 +11,7 @@ import torch
 
 from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import ConfigurationError
+from rlbatch.integrations._keras_checks import one_optimizer
 from rlbatch.integrations._keras_means import divisors, weight_of
 from rlbatch.integrations._keras_monitor import KerasMonitor
 from rlbatch.integrations._keras_noise import SampleNoise
@@ -128,20 +129,29 @@ class Steps:
         )
 
     def _whole(self, data: Any) -> tuple[Logs, Any]:
-        with _losses(self._model) as losses:
+        with _losses(self._model) as losses, one_optimizer(self._model) as steps:
             logs = self._model.train_step(data)
+        loss = _total(losses)
+        if not steps:
+            raise ConfigurationError(
+                f"{type(self._model).__name__}.train_step did not step the optimizer that the "
+                "model was compiled with. Call self.optimizer.apply in each train_step; to "
+                "accumulate gradients, use micro_batch_size."
+            )
         self.draws_by_place = self.draws_by_place or _draws_by_place()
-        return logs, _total(losses)
+        return logs, loss
 
     def _measured(self, data: Any, drawn: Any) -> tuple[Logs, Any, Any]:
         samples = ops.shape(_first(data))[0]
-        with _losses(self._model) as losses, self.noise.watching(samples, drawn) as found:
+        watching = self.noise.watching(samples, drawn)
+        with _losses(self._model) as losses, one_optimizer(self._model), watching as found:
             logs = self._model.train_step(data)
         return logs, _total(losses), found()
 
     def _part(self, data: Any) -> tuple[Logs, Any, list[Any], Any]:
         means: list[Any] = []
-        with _losses(self._model, means) as losses, _gradients(self._model) as gradients:
+        alone = one_optimizer(self._model)
+        with _losses(self._model, means) as losses, alone, _gradients(self._model) as gradients:
             logs = self._model.train_step(data)
         if len(gradients) != 1:
             raise ConfigurationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,10 +37,15 @@ class KerasRate:
         kind = self.optimizer._iterations.dtype
         self._factor = keras.Variable(1.0, dtype="float32", trainable=False, name="rlbatch_factor")
         self._step = keras.Variable(0, dtype=kind, trainable=False, name="rlbatch_step")
-        self._now = (1.0, 0)  # what the two hold, known without asking the device
+        # Steps that were to be made: a scaled loss leaves out those whose gradients overflow.
+        self._tried = keras.Variable(0, dtype=kind, trainable=False, name="rlbatch_tried")
+        self._scales_loss = self.optimizer is not model.optimizer
+        self._now = (1.0, 0, 0)  # what the three hold, known without asking the device
         self._epoch_rate: float | None = None
         self._warned = False
         self._has_moments = self.iterations > 0
+        self._first = self.iterations  # and of these, before the first step
+        self._steps = 0  # since then, those left out too
         self.factor = 1.0
         self.user_rate: Any = self.optimizer._learning_rate
         self.initial = self._largest()
@@ -75,6 +80,19 @@ class KerasRate:
         """Steps that the optimizer has made; waits for the device."""
         return int(on_host(self.optimizer._iterations))
 
+    @property
+    def skipped(self) -> int:
+        """Steps that the optimizer left out because gradients overflowed; waits for the device."""
+        return self._first + self._steps - self.iterations if self._scales_loss else 0
+
+    def continue_from(self, fit: Mapping[str, Any]) -> None:
+        """Go on with a run of that learning rate, which has left out so many steps."""
+        self.initial, self._first = fit["learning_rate"], self._first + fit["skipped"]
+
+    def put_back(self, iterations: int) -> None:
+        """The optimizer's count, which was this, was put back: no step was left out by that."""
+        self._first += self.iterations - iterations
+
     def current(self) -> float:
         """Return it as the user has it, without the factor; waits for the device."""
         value = float(on_host(self._plain_rate()))
@@ -105,7 +123,9 @@ class KerasRate:
             plain_step: Steps that the plain run would have made so far.
         """
         self.user_rate = self.optimizer._learning_rate
-        self._set(self.factor, plain_step if self._follows_steps else 0)
+        tried = self._first + self._steps if self._scales_loss else 0
+        self._set(self.factor, *((plain_step, tried) if self._follows_steps else (0, 0)))
+        self._steps += 1
         # Past the optimizer's own bookkeeping: it would take this for one of its variables.
         object.__setattr__(self.optimizer, "_learning_rate", self._rate)
         try:
@@ -155,17 +175,27 @@ class KerasRate:
         rates = (self.user_rate(ops.cast(step, self._step.dtype)) for step in steps)
         return max(float(on_host(rate)) for rate in rates) or 1.0
 
-    def _set(self, factor: float, plain_step: int) -> None:
-        before, self._now = self._now, (factor, plain_step)
+    def _set(self, factor: float, plain_step: int, tried: int) -> None:
+        before, self._now = self._now, (factor, plain_step, tried)
         if factor != before[0]:
             self._factor.assign(factor)
         if plain_step != before[1]:
             self._step.assign(plain_step)
+        if tried != before[2]:
+            self._tried.assign(tried)
 
     def _plain_rate(self) -> Any:
         if self._follows_steps:
-            return self.user_rate(ops.convert_to_tensor(self._step))
+            return self.user_rate(self._scheduled_step())
         return self.user_rate if isinstance(self.user_rate, keras.Variable) else self.user_rate()
+
+    def _scheduled_step(self) -> Any:
+        """Return where its schedule is: a step that the optimizer leaves out does not count."""
+        step = ops.convert_to_tensor(self._step)
+        if not self._scales_loss:
+            return step
+        left_out = self._tried - self.optimizer._iterations
+        return step - ops.maximum(left_out, ops.zeros_like(left_out))  # it is read after steps, too
 
     def _rate(self) -> Any:
         """Stand in for the learning rate; called while a step is traced or made."""

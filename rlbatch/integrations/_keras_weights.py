@@ -44,16 +44,19 @@ class KerasWeights:
 
     def restore(self) -> None:
         """Put the values of the last `take` back."""
+        iterations = self._rate.iterations
         for variable, value in self._copies:
             variable.assign(value)
+        self._rate.put_back(iterations)
         self.also.restore()
 
     def exchange(self) -> None:
         """Put the values of the last `take` back, and keep those of now as the copy."""
-        also = self.also.now()
+        also, iterations = self.also.now(), self._rate.iterations
         for place, (variable, value) in enumerate(self._copies):
             self._copies[place] = variable, ops.copy(variable)
             variable.assign(value)
+        self._rate.put_back(iterations)
         self.also.restore()
         self.also.saved = also
 
@@ -80,11 +83,11 @@ class KerasWeights:
 
     def _variables(self) -> list[Any]:
         state = [v for v in self._model.optimizer.variables if v is not self._rate.variable]
-        frozen = _frozen(self._model)
-        return [*(v for v in self._model.weights if id(v) not in frozen), *state]
+        fixed = frozen(self._model)
+        return [*(v for v in self._model.weights if id(v) not in fixed), *state]
 
 
-def _frozen(model: Any) -> set[int]:
+def frozen(model: Any) -> set[int]:
     """Return the variables that layers made to be trained and that are not, by identity.
 
     Statistics are not among them: those were never meant to be trained.

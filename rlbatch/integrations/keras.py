@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 from rlbatch.control.build import named_policy
@@ -14,17 +14,14 @@ from rlbatch.control.limits import require_samples
 from rlbatch.control.saved_state import all_or_nothing, check_state, require_like
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.step_planner import StepPlanner
-from rlbatch.control.user_state import check_hook
 from rlbatch.data.order import ShuffledSampler
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.extras import needs_extra
-from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
 
 with needs_extra("keras", "keras"):
-    import keras
+    from rlbatch.integrations._keras_backup import Backup
 
-from rlbatch.integrations._keras_backup import Backup
 from rlbatch.integrations._keras_checks import check_backend
 from rlbatch.integrations._keras_data import Indexed, Source, Stream, make_source
 from rlbatch.integrations._keras_pipeline import (
@@ -33,14 +30,9 @@ from rlbatch.integrations._keras_pipeline import (
     make_pipeline,
 )
 from rlbatch.integrations._keras_run import TrainFunction
+from rlbatch.integrations._keras_view import REMEDY, RunView
 
 __all__ = ["Backup", "BatchSizeControl"]
-
-_REMEDY = (
-    "Train on what control.dataset returned, alone, and with the controller: "
-    "model.fit(control.dataset(x, y), callbacks=[control]). After a fit that was interrupted by an "
-    "exception, call control.detach() before one without the controller."
-)
 
 
 class _EpochOver:
@@ -54,7 +46,7 @@ class _EpochOver:
 _EPOCH_OVER = _EpochOver()
 
 
-class BatchSizeControl(keras.callbacks.Callback):
+class BatchSizeControl(RunView):
     """Adapts the batch size of `model.fit` while it trains.
 
         control = BatchSizeControl(batch_size=64)
@@ -87,19 +79,17 @@ class BatchSizeControl(keras.callbacks.Callback):
             ConfigurationError: Settings contradict themselves, or Keras runs on JAX.
             UnknownNameError: There is no policy of that name.
         """
-        super().__init__()
         check_backend()
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         named_policy(policy, self.config)  # likewise
         require_samples("batch_size", batch_size)
-        self.base_batch_size, self._policy = batch_size, policy
-        self._hooks: list[tuple[Any, Any]] = []
+        super().__init__(batch_size)
+        self._policy = policy
         self._source: Source | None = None
-        self._planner: StepPlanner | None = None
-        self._function: TrainFunction | None = None
         self._state: Mapping[str, Any] | None = None  # that was loaded and not yet applied
         self._place_before: tuple[dict[str, Any], ControllerConfig] | None = None  # it was loaded
+        self._last_epoch: int | None = None  # of a `fit` that has not begun its first one
         self.fit_epoch = 0
 
     def dataset(  # noqa: PLR0913 - keywords, each for itself
@@ -149,95 +139,15 @@ class BatchSizeControl(keras.callbacks.Callback):
         shuffled = isinstance(source, Indexed) and shuffle is not False
         order = ShuffledSampler(source.size, seed) if shuffled else range(source.size)
         lag = check_reading_ahead(source, prefetch, workers)
-        planner = StepPlanner(order, source.size, self.base_batch_size, lag, _REMEDY)
+        planner = StepPlanner(order, source.size, self.base_batch_size, lag, REMEDY)
         self._source, self._planner = source, planner
         return make_pipeline(planner, source, prefetch, workers)
-
-    # -- what is going on --
-
-    @property
-    def controller(self) -> LoopAdapter | None:
-        """What decides in the run; None before the first `fit`."""
-        return None if self._function is None else self._function.adapter
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self.controller is None else self.controller.batch_size
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch under way since the start of the run, or of the next one."""
-        return self._require_planner().epoch
-
-    @property
-    def epoch_is_over(self) -> bool:
-        """Whether the latest step was the last one of its epoch."""
-        return self._function is not None and self._function.epoch_is_over
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps so far."""
-        return 0 if self.controller is None else self.controller.steps
-
-    @property
-    def samples_seen(self) -> int:
-        """Samples so far."""
-        return 0 if self.controller is None else self.controller.samples_seen
-
-    @property
-    def plain_steps(self) -> int:
-        """Steps that the plain run would have made with as many samples: what schedules go by."""
-        return 0 if self._function is None else self._function.plain_steps
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """What the controller is doing now, by part."""
-        function = self._require_function()
-        return {**function.adapter.components, "traces": dict(function.steps.traces)}
-
-    def report_validation(self, loss: float) -> None:
-        """Tell a validation loss; the next decision sees it. `fit` tells its own by itself."""
-        self._require_function().adapter.report_validation(loss)
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Stop the wall clock within the block, for a validation in the middle of an epoch."""
-        return self._require_function().adapter.paused()
-
-    def on_rollback(
-        self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
-    ) -> None:
-        """Let a roll-back restore something else, as `rlbatch.BatchController.on_rollback` does.
-
-        Weights, statistics and all that the optimizer holds (its moving average, too) are restored
-        without it.
-
-        Args:
-            save: Returns what is to be kept, before a chunk; or an object with a state.
-            restore: Is given that when the chunk is undone.
-
-        Raises:
-            ConfigurationError: There is no way to save or restore it.
-        """
-        hook = check_hook(save, restore)
-        self._hooks.append(hook)
-        if self.controller is not None:
-            self.controller.on_rollback(*hook)
-
-    def disable(self, reason: str = "disabled by the user") -> None:
-        """Return to the user's batch size and decide nothing any more."""
-        self._require_function().disable(reason)
-
-    def detach(self) -> None:
-        """Give the model its own train function back, after a `fit` that an exception ended."""
-        if self._function is not None:
-            self._function.adapter.close()
-            self._function.uninstall()
 
     # -- what Keras calls --
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Take over the model's steps."""
+        """Refuse what cannot be steered."""
+        self._require_planner()
         params: dict[str, Any] = self.params or {}
         if params.get("steps") is not None:
             raise ConfigurationError(
@@ -246,11 +156,14 @@ class BatchSizeControl(keras.callbacks.Callback):
                 "y), callbacks=[control]) without steps_per_epoch: an epoch ends with its last "
                 "sample."
             )
-        self.config = self.config.lasting(params.get("epochs") or 0)
-        self._begin(self.model)
+        self._last_epoch = params.get("epochs") or 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Plan an epoch."""
+        """Plan an epoch; with the first one of a `fit`, take over the model's steps."""
+        last, self._last_epoch = self._last_epoch, None
+        if last is not None:  # only now it is known where `fit` begins
+            self.config = self.config.lasting(last - epoch)
+            self._begin(self.model)
         if epoch and not self.epoch and not self.steps:
             warnings.warn(
                 f"rlbatch: fit begins at epoch {epoch} (counted from 0) and the controller at its "
@@ -370,15 +283,3 @@ class BatchSizeControl(keras.callbacks.Callback):
                 planner.load_state_dict(before[0])
                 self.config = before[1]
             raise
-
-    def _require_planner(self) -> StepPlanner:
-        if self._planner is None:
-            raise ConfigurationError(f"The controller has no data. {_REMEDY}")
-        return self._planner
-
-    def _require_function(self) -> TrainFunction:
-        if self._function is None:
-            raise ConfigurationError(
-                "There is no run before fit. Pass the controller to it: callbacks=[control]."
-            )
-        return self._function

@@ -183,8 +183,21 @@ def test_few_sizes_reach_a_function_that_is_compiled_for_each(
 def test_an_untouched_run_has_the_plain_runs_batches_where_sizes_are_few() -> None:
     planner = StepPlanner(range(1000), 1000, 64, 0)
     planner.sizes = PowersOfTwo.between(4, 512, 64, 1000)
+    plans = few_sizes_of(planner)
+    assert plans == [(64, 64)] * 15 + [(64, 40)]  # at the user's size, and with its rate
+
+    # A size four times as large leaves 232: pieces of their own sizes, the last one too.
+    planner.set_batch_size(256)
+    assert few_sizes_of(planner) == [(256, 256)] * 3 + [(128, 128), (64, 64), (40, 40)]
+    planner.set_batch_size(64)
+    assert few_sizes_of(planner) == plans
+
+
+def few_sizes_of(planner: StepPlanner) -> list[tuple[int, int]]:
+    """Return the size in force and the samples of each step of an epoch."""
     planner.open_epoch()
-    assert [len(issued.indices) for issued in planner.iterate()] == [64] * 15 + [40]
+    arrived = [planner.arrive(len(issued.indices)) for issued in planner.iterate()]
+    return [(plan.batch_size, plan.step_samples) for plan in arrived]
 
 
 def test_decisions_are_rounded_to_the_allowed_sizes() -> None:

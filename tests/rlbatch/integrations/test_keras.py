@@ -44,7 +44,7 @@ def run(backend: str, *arguments: str) -> str:
     "names",
     [
         ("test_keras_contract.py", "test_keras_fit.py"),
-        ("test_keras_means.py",),
+        ("test_keras_means.py", "test_keras_programs.py"),
         ("test_keras_noise.py", "test_keras_jobs.py"),
     ],
     ids=["fit", "means", "noise"],
