@@ -144,7 +144,10 @@ class LearnedPolicy(Trained):
         if self.keeps_steps:
             yield "planned steps", lambda change: planned_steps(change, signals)
         if self.near_base:
-            yield "share of the schedule", lambda change: near_base(change, signals)
+            yield (
+                "share of the schedule",
+                lambda change: near_base(change, observation, signals),
+            )
 
     def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
         """Return which actions may be taken, shape (..., actions); "stay" always may."""

@@ -13,19 +13,23 @@ from rlbatch.policy.network import Float32
 from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, number, where
 from rlbatch.signals.record import Array, RunContext, Signals
 
-_GOODPUT, _NOISE_KNOWN, _NOISE = map(
-    OBSERVATION_NAMES.index, ("goodput_step", "noise_known", "noise_vs_size")
+_GOODPUT, _NOISE_KNOWN, _NOISE, _REMAINING = map(
+    OBSERVATION_NAMES.index, ("goodput_step", "noise_known", "noise_vs_size", "val_remaining")
 )
-_GOODPUT_SCALE, _NOISE_SCALE = 6.0, 10.0  # of these features
+_GOODPUT_SCALE, _NOISE_SCALE, _REMAINING_SCALE = 6.0, 10.0, 8.0  # of these features
 _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
-_GROWTH = ((0.1, 0.0), (0.5, 1.0), (0.75, 2.0))
+_GROWTH = ((0.1, 0.0), (0.5, 1.0), (1.0, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
 _FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
-_LEAST_SAVING = 0.25  # of a sample's cost by twice the user's size, in log2: a sixth
+_LEAST_SAVING = 0.55  # of a sample's cost by twice the user's size, in log2: a third
 _GUESSED_SAVING = 0.585  # the same, where twice the user's size is guessed to be the knee
 _COST_KNOWN = 0.4  # of `Signals.step_cost_known`: more than one size was measured
 _STILL = 1e-9  # of a schedule's factor
+_FORESEEN, _WELL_FORESEEN = 0.25, 0.5  # shares of the plan from which on `arrival` says enough
+_LATEST = 0.7  # share of the plan by which the target has to be expected; before the latter, less
+_TO_GROW = 0.1  # by how much earlier where the size is not above the user's yet
+_MOST_FOLDS = 5.0  # of cost that is left
 
 
 def goodput_floor(change: Array, observation: Float32, slack: float) -> Array:
@@ -64,12 +68,27 @@ def planned_steps(change: Array, signals: Signals) -> Array:
     return where(bound, minimum(change, most - np.log2(signals.batch_size)), change)
 
 
-def near_base(change: Array, signals: Signals) -> Array:
+def arrival(observation: Float32, signals: Signals) -> Array:
+    """Return at which share of the plan the target is expected.
+
+    The log of the validation loss is taken to go on falling with the log of the cost as it did in
+    the last validations. That is early where a rate decays to nothing in the plan.
+    """
+    folds = np.exp2(_REMAINING_SCALE * _feature(observation, _REMAINING))
+    cost = number(signals.total_cost) * np.expm1(minimum(folds, _MOST_FOLDS))
+    a_sample = number(signals.chunk_cost) / (number(signals.steps) * signals.batch_size)
+    samples = number(signals.total_samples) + cost / a_sample
+    return samples / number(signals.context.planned_samples)
+
+
+def near_base(change: Array, observation: Float32, signals: Signals) -> Array:
     """Keep near the user's size as long as the schedule asks for it.
 
     By `_GROWTH` it may be at most so many doublings above before such a share of the plan. Before
     the first share it is the user's, or half of it where that costs no time. Where a schedule moves
-    whose length nobody said, it is never far above; and on a device that is full, not at all.
+    whose length nobody said, it is never far above; on a device that is full, not at all; nor where
+    the target is expected so late in the plan, or so much of it is over, that larger batches would
+    miss it.
     """
     context = signals.context
     done = number(signals.total_samples) / number(context.planned_samples)
@@ -80,11 +99,20 @@ def near_base(change: Array, signals: Signals) -> Array:
     most = where(isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = where(done < share, doublings, most)
-    most = where(_is_full(signals, above=0), minimum(most, 0.0), most)
+    at_base = _is_full(signals, above=0) | _is_late(observation, signals, done)
+    most = where(at_base, minimum(most, 0.0), most)
     first = where(_is_full(signals, above=-1), _FIRST_LEAST, 0.0)
     least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
     return maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
+
+
+def _is_late(observation: Float32, signals: Signals, done: Array) -> NDArray[np.bool_]:
+    """Return whether the target is expected late: not known before `_FORESEEN`."""
+    grown = signals.batch_size > number(signals.context.base_batch_size)
+    early = 0.5 * maximum(_WELL_FORESEEN - done, 0.0)
+    latest = _LATEST - early - where(grown, 0.0, _TO_GROW)
+    return (done >= _FORESEEN) & (done < 1.0) & (arrival(observation, signals) > latest)
 
 
 def _feature(observation: Float32, place: int) -> Array:

@@ -7,12 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlbatch.policy.size_limits import near_base
+from rlbatch.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, encode, initial_state
+from rlbatch.policy.network import Float32
+from rlbatch.policy.size_limits import arrival, near_base
 from rlbatch.signals.record import COST_CURVE_SIZES
 from rlbatch.testing import simple_signals
 
 FULL = np.log2(8.0 + COST_CURVE_SIZES)
+HALF_FULL = np.log2(64.0 + COST_CURVE_SIZES)
+NOT_FULL = np.log2(256.0 + COST_CURVE_SIZES)
 PLAN = 6400.0  # samples; the user's size is 64
+REMAINING = OBSERVATION_NAMES.index("val_remaining")
+
+
+def observed(remaining: float | np.ndarray = -1.0) -> Float32:
+    """Return observations with nothing but log2 of the e-folds of cost to the target, over 8."""
+    made = np.zeros((*np.shape(remaining), OBSERVATION_SIZE), dtype=np.float32)
+    made[..., REMAINING] = remaining
+    return made
 
 
 @pytest.mark.parametrize(
@@ -23,18 +35,20 @@ PLAN = 6400.0  # samples; the user's size is 64
         (-3.0, {"total_samples": 320.0}, 0.0),
         (1.0, {"total_samples": 320.0, "batch_size": 8.0}, 3.0),
         (-1.0, {"total_samples": 320.0, "batch_size": 512.0}, -3.0),
-        # Then twice it, from the middle on four times, and at last what the policy likes.
+        # Then twice it, from the middle on four times, and the user's where the target is late.
         (3.0, {"total_samples": 640.0}, 1.0),
         (-3.0, {"total_samples": 640.0}, -3.0),
         (3.0, {"total_samples": 3200.0}, 2.0),
         (0.0, {"total_samples": 3200.0, "batch_size": 512.0}, -1.0),
-        (3.0, {"total_samples": 4800.0}, 3.0),
+        (3.0, {"total_samples": 4800.0}, 0.0),
         (3.0, {"total_samples": 7000.0}, 3.0),  # the plan is over
         # Nobody said how long the schedule is: it is seen while it moves.
         (3.0, {"planned_samples": np.nan}, 3.0),
         (3.0, {"planned_samples": np.nan, "schedule_factor": 0.9}, 1.0),
         (-3.0, {"planned_samples": np.nan, "schedule_factor": 0.9}, -3.0),
-        # A step of 128 costs nearly twice one of 64: told, or half known and half guessed.
+        # A step of 128 costs nearly twice one of 64: told, or half known and half guessed. To save
+        # a quarter of a sample's cost is not enough either.
+        (3.0, {"total_samples": 640.0, "step_cost_curve": HALF_FULL}, 0.0),
         (3.0, {"total_samples": 640.0, "step_cost_curve": FULL}, 0.0),
         (-3.0, {"total_samples": 320.0, "step_cost_curve": FULL}, -1.0),
         (0.0, {"total_samples": 640.0, "step_cost_curve": FULL, "batch_size": 128.0}, -1.0),
@@ -48,8 +62,9 @@ PLAN = 6400.0  # samples; the user's size is 64
 def test_sizes_grow_with_the_schedule(
     wanted: float, changes: dict[str, Any], change: float
 ) -> None:
-    signals = simple_signals(**{"planned_samples": PLAN, **changes})
-    assert float(near_base(np.asarray(wanted), signals)) == change
+    given = {"planned_samples": PLAN, "step_cost_curve": NOT_FULL, **changes}
+    signals = simple_signals(**given)
+    assert float(near_base(np.asarray(wanted), observed(), signals)) == change
 
 
 def test_each_of_many_runs_is_limited_as_it_is_alone() -> None:
@@ -63,9 +78,14 @@ def test_each_of_many_runs_is_limited_as_it_is_alone() -> None:
         "target_loss": np.where(rng.random(count) < 0.2, np.nan, 0.1),
     }
     wanted = rng.integers(-3, 4, count).astype(np.float64)
-    many = near_base(wanted, simple_signals(**changes))
+    seen = observed(rng.uniform(-0.5, 0.5, count))
+    many = near_base(wanted, seen, simple_signals(**changes))
     alone = [
-        near_base(wanted[i], simple_signals(**{key: value[i] for key, value in changes.items()}))
+        near_base(
+            wanted[i],
+            seen[i],
+            simple_signals(**{key: value[i] for key, value in changes.items()}),
+        )
         for i in range(count)
     ]
     np.testing.assert_array_equal(many, alone)
@@ -73,12 +93,63 @@ def test_each_of_many_runs_is_limited_as_it_is_alone() -> None:
 
 
 def test_what_is_common_to_many_runs_need_not_be_repeated() -> None:
-    curves = np.stack([FULL, simple_signals().step_cost_curve])
-    common = {"planned_samples": PLAN, "total_samples": 1000.0}
+    curves = np.stack([FULL, NOT_FULL])
+    common: dict[str, Any] = {"planned_samples": PLAN, "total_samples": 1000.0}
     np.testing.assert_array_equal(
-        near_base(np.asarray(3.0), simple_signals(step_cost_curve=curves, **common)), [0.0, 1.0]
+        near_base(np.asarray(3.0), observed(), simple_signals(step_cost_curve=curves, **common)),
+        [0.0, 1.0],
     )
+    common["step_cost_curve"] = NOT_FULL
     sizes = np.array([64.0, 128.0])
     np.testing.assert_array_equal(
-        near_base(np.asarray(3.0), simple_signals(base_batch_size=sizes, **common)), [1.0, 2.0]
+        near_base(np.asarray(3.0), observed(), simple_signals(base_batch_size=sizes, **common)),
+        [1.0, 2.0],
     )
+
+
+def test_arrival_follows_a_power_law_of_the_samples() -> None:
+    # loss = (samples / 1000)^-0.5, so that 0.2 is reached after 25,000 samples, of 50,000.
+    state, seen, signals = initial_state(), observed(), simple_signals()
+    for chunk in range(1, 60):
+        samples = 640.0 * chunk
+        loss = (samples / 1000.0) ** -0.5
+        signals = simple_signals(
+            **{"total_samples": samples, "total_cost": 20.0 * chunk, "total_steps": 10.0 * chunk},
+            **{"val_loss": loss, "train_loss": loss, "target_loss": 0.2, "planned_samples": 5e4},
+        )
+        seen, state = encode(signals, state)
+        if samples > 12_000.0:
+            break
+    assert float(arrival(seen, signals)) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("done", "batch_size", "share", "change"),
+    [
+        # Halfway, the target has to be expected by 0.7 of the plan to stay above the user's size.
+        (0.5, 128.0, 0.69, 1.0),
+        (0.5, 128.0, 0.71, -1.0),
+        # And by 0.6 to rise above it.
+        (0.5, 64.0, 0.59, 2.0),
+        (0.5, 64.0, 0.61, 0.0),
+        # Earlier such a guess is too early: at 0.3 it has to be 0.6, or 0.5.
+        (0.3, 128.0, 0.59, 0.0),
+        (0.3, 128.0, 0.61, -1.0),
+        (0.3, 64.0, 0.51, 0.0),
+        # Before a quarter of the plan it is not asked for.
+        (0.2, 128.0, 0.99, 0.0),
+    ],
+)
+def test_a_target_that_is_expected_late_keeps_a_run_at_the_users_size(
+    done: float, batch_size: float, share: float, change: float
+) -> None:
+    # A step of any size costs 1, and the run was at the user's size until its last chunk.
+    steps = PLAN * done / 64.0
+    signals = simple_signals(
+        **{"planned_samples": PLAN, "total_samples": PLAN * done, "batch_size": batch_size},
+        **{"total_cost": steps, "chunk_cost": 10.0, "step_cost_curve": 0.0 * COST_CURVE_SIZES},
+    )
+    left = PLAN * (share - done) / batch_size  # steps
+    remaining = np.log2(np.log1p(left / steps)) / 8.0
+    assert float(arrival(observed(remaining), signals)) == pytest.approx(share, rel=1e-4)
+    assert float(near_base(np.asarray(3.0), observed(remaining), signals)) == change
