@@ -22,8 +22,9 @@ _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the 
 _GROWTH = ((0.1, 0.0), (0.5, 1.0), (1.0, 2.0))
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
 _FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
-_LEAST_SAVING = 0.55  # of a sample's cost by twice the user's size, in log2: a third
-_GUESSED_SAVING = 0.585  # the same, where twice the user's size is guessed to be the knee
+_TO_SHRINK = 0.25  # most of a sample's cost that a doubling saves, in log2: a sixth
+_TO_RISE = 0.55  # least that it saves: a third
+_GUESSED_SAVING = 0.585  # what it saves where twice the user's size is guessed to be the knee
 _COST_KNOWN = 0.4  # of `Signals.step_cost_known`: more than one size was measured
 _STILL = 1e-9  # of a schedule's factor
 _FORESEEN, _WELL_FORESEEN = 0.25, 0.5  # shares of the plan from which on `arrival` says enough
@@ -72,7 +73,7 @@ def arrival(observation: Float32, signals: Signals) -> Array:
     """Return at which share of the plan the target is expected.
 
     The log of the validation loss is taken to go on falling with the log of the cost as it did in
-    the last validations. That is early where a rate decays to nothing in the plan.
+    the last validations.
     """
     folds = np.exp2(_REMAINING_SCALE * _feature(observation, _REMAINING))
     cost = number(signals.total_cost) * np.expm1(minimum(folds, _MOST_FOLDS))
@@ -99,9 +100,9 @@ def near_base(change: Array, observation: Float32, signals: Signals) -> Array:
     most = where(isnan(done) & moves, _UNPLANNED, np.inf)
     for share, doublings in reversed(_GROWTH):
         most = where(done < share, doublings, most)
-    at_base = _is_full(signals, above=0) | _is_late(observation, signals, done)
-    most = where(at_base, minimum(most, 0.0), most)
-    first = where(_is_full(signals, above=-1), _FIRST_LEAST, 0.0)
+    full = _saves_less(signals, _TO_RISE, above=0)
+    most = where(full | _is_late(observation, signals, done), minimum(most, 0.0), most)
+    first = where(_saves_less(signals, _TO_SHRINK, above=-1), _FIRST_LEAST, 0.0)
     least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
     shift = _to_base(signals)
     return maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
@@ -124,14 +125,15 @@ def _moves(signals: Signals) -> NDArray[np.bool_]:
     return abs(number(signals.schedule_factor) - 1.0) > _STILL
 
 
-def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:
-    """Return whether a doubling is known to save too little of a sample's cost.
+def _saves_less(signals: Signals, saving: float, *, above: int) -> NDArray[np.bool_]:
+    """Return whether a doubling is known to save less of a sample's cost.
 
     As long as the costs are known from two sizes alone, `rlbatch.signals.step_time.fit` mixes them
     with a guess, and so is what they are compared with.
 
     Args:
         signals: With the costs.
+        saving: In log2.
         above: Doublings from the user's size to the one that is doubled.
     """
     curve, base = signals.step_cost_curve, np.log2(number(signals.context.base_batch_size))
@@ -141,7 +143,7 @@ def _is_full(signals: Signals, *, above: int) -> NDArray[np.bool_]:
         curve = np.broadcast_to(curve, (*shape, np.shape(curve)[-1]))
     one, two = (step_cost_at(curve, base + shift) - shift for shift in (above, above + 1))
     known = number(signals.step_cost_known)
-    least = known * _LEAST_SAVING + (1.0 - known) * _GUESSED_SAVING
+    least = known * saving + (1.0 - known) * _GUESSED_SAVING
     return (known >= _COST_KNOWN) & (one - two < least)
 
 

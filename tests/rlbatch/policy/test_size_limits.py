@@ -51,6 +51,7 @@ def observed(remaining: float | np.ndarray = -1.0) -> Float32:
         (3.0, {"total_samples": 640.0, "step_cost_curve": HALF_FULL}, 0.0),
         (3.0, {"total_samples": 640.0, "step_cost_curve": FULL}, 0.0),
         (-3.0, {"total_samples": 320.0, "step_cost_curve": FULL}, -1.0),
+        (-3.0, {"total_samples": 320.0, "step_cost_curve": HALF_FULL}, 0.0),
         (0.0, {"total_samples": 640.0, "step_cost_curve": FULL, "batch_size": 128.0}, -1.0),
         (3.0, {"total_samples": 640.0, "step_cost_curve": FULL, "step_cost_known": 0.5}, 0.0),
         (3.0, {"total_samples": 640.0, "step_cost_curve": FULL, "step_cost_known": 0.0}, 1.0),
