@@ -64,7 +64,7 @@ class MemoryPasses:
         return self.finds_limit and self._ranks.world_size > 1 and not self._ranks.sharded
 
     def require_watched(self) -> None:
-        """Refuse a backward pass that nobody watches, where the limit is to be found.
+        """Refuse a backward pass that nobody watches, where its limit is to be found.
 
         Raises:
             DeliveryError: It is one.
