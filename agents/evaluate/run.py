@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def _head(policy: Policy, engine: EngineConfig | None) -> dict[str, object]:
 def _log(
     folder: str | Path | None, run: LiveRun, head: dict[str, object]
 ) -> AbstractContextManager[RunLog | None]:
-    return nullcontext() if folder is None else RunLog(folder, run, head)
+    return nullcontext() if folder is None else closing(RunLog(folder, run, head))
 
 
 def _drive(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rlbatch.control.decision_logger import DecisionLogger, Place, context_values
 from rlbatch.control.engine import AppliedDecision
@@ -39,15 +38,8 @@ class RunLog:
         self._logger = DecisionLogger()
         self._logger.open(EpisodeLog(folder, info))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the log."""
         self._logger.close()
 
     def decision(self, signals: Signals, decision: AppliedDecision) -> None:

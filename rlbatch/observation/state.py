@@ -128,7 +128,7 @@ def advance(signals: Signals, state: EncoderState) -> EncoderState:
         lowest_loss=fmin(state.lowest_loss, loss),
         rate=RATE_DECAY * state.rate + decrease,
         rate_cost=RATE_DECAY * state.rate_cost + cost_growth,
-        last_cost=as_array(signals.total_cost),
+        last_cost=number(signals.total_cost),
         **_noise_state(signals, state),
         **_size_state(signals, state, chunk),
         **_prediction_state(signals, state, chunk),
@@ -138,12 +138,12 @@ def advance(signals: Signals, state: EncoderState) -> EncoderState:
 
 
 def _chunk(signals: Signals, state: EncoderState) -> _Chunk:
-    loss = as_array(signals.train_loss)
+    loss = number(signals.train_loss)
     seen = isfinite(loss) & (loss > 0)
     loss = where(seen, loss, state.last_loss)
     first = isnan(state.initial_loss)
     decrease = where(first, 0.0, np.log(state.last_loss / loss))
-    growth = np.log(as_array(signals.total_cost) / maximum(state.last_cost, TINY))
+    growth = np.log(number(signals.total_cost) / maximum(state.last_cost, TINY))
     return _Chunk(first, loss, seen, finite(decrease), where(first, 0.0, growth))
 
 
@@ -153,7 +153,7 @@ def _one_sample_variance(
     """Return the decayed sum of variances of one sample's loss, its weight, and the variance."""
     # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
     # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
-    freedom = where(chunk.seen, maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
+    freedom = where(chunk.seen, maximum(number(signals.steps) - 1.0, 0.0), 0.0)
     spread = np.square(finite(signals.train_loss_std)) * signals.batch_size
     sample_var = NOISE_DECAY * state.sample_var + freedom * spread
     weight = NOISE_DECAY * state.sample_var_weight + freedom
@@ -162,7 +162,7 @@ def _one_sample_variance(
 
 
 def _noise_state(signals: Signals, state: EncoderState) -> dict[str, Array]:
-    grad_sqr, trace = as_array(signals.grad_sqr), as_array(signals.noise_trace)
+    grad_sqr, trace = number(signals.grad_sqr), number(signals.noise_trace)
     measured = isfinite(grad_sqr) & isfinite(trace)
     decay = where(measured, NOISE_DECAY, 1.0)
     grad_se = where(isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
@@ -201,7 +201,7 @@ def _size_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[st
 
 def _prediction_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
     actual = where(chunk.first, 0.0, state.last_loss - chunk.loss)
-    predicted = as_array(signals.predicted_decrease)
+    predicted = number(signals.predicted_decrease)
     known = isfinite(predicted) & ~chunk.first
     return {
         "actual_decrease": RATE_DECAY * state.actual_decrease + where(known, finite(actual), 0.0),
@@ -224,7 +224,7 @@ def _trend_state(
     samples, level = where(seen, samples, 0.0), where(seen, loss, 0.0)
     fast = trend.add(state.fast_loss, state.fast_weight, level, samples, trend.FAST_DECAY)
     slow = trend.add(state.slow_loss, state.slow_weight, level, samples, trend.SLOW_DECAY)
-    cost = spread(as_array(signals.chunk_cost), loss)
+    cost = spread(number(signals.chunk_cost), loss)
     sizes = trend.add(state.size_cost, state.size_cost_weight, size, cost, trend.SLOW_DECAY)
     variance = finite((loss_var + state.last_loss_var) / np.square(loss))
     rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
@@ -250,7 +250,7 @@ def _size_statistics_state(
     signals: Signals, state: EncoderState, loss: Array, loss_var: Array, cost_growth: Array
 ) -> dict[str, Array]:
     size = spread(np.log2(signals.batch_size), loss)
-    kept = (as_array(signals.rolled_back) < 0.5) & isfinite(loss)
+    kept = (number(signals.rolled_back) < 0.5) & isfinite(loss)
     # Progress since the last chunk that was kept: what follows a rolled-back one gained nothing.
     decrease = np.log(state.kept_loss / loss)
     variance = (loss_var + state.kept_loss_var) / np.square(loss)
@@ -259,9 +259,9 @@ def _size_statistics_state(
     decayed = size_statistics.DECAY * state.size_rates, size_statistics.DECAY * state.size_weights
     table = size_statistics.note(decayed, size, rate, precision)
 
-    val, total = as_array(signals.val_loss), as_array(signals.total_cost)
+    val, total = number(signals.val_loss), number(signals.total_cost)
     validated = isfinite(val) & (val > 0)
-    mean_size = state.val_size + size * as_array(signals.chunk_cost)
+    mean_size = state.val_size + size * number(signals.chunk_cost)
     again = validated & isfinite(state.last_val)
     val_decrease = where(again, np.log(state.last_val / val), 0.0)
     val_growth = where(again, np.log(total / state.val_cost), 0.0)
@@ -283,10 +283,6 @@ def _size_statistics_state(
         "size_rates": table[0],
         "size_weights": table[1],
     }
-
-
-as_array = number
-"""Returns a number or an array as an array of double precision."""
 
 
 def finite(value: float | Array) -> Array:
