@@ -223,7 +223,7 @@ def _wrapped(asked: Policy, policy: Policy, config: EngineConfig) -> Policy:
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in np.ravel(values))
+    return None if values is None else tuple(np.ravel(values).tolist())
 
 
 def _alike(left: Any, right: Any) -> bool:

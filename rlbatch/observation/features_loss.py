@@ -51,7 +51,7 @@ def _trouble(m: Moment) -> Array:
 
 def _rate_change(m: Moment) -> Array:
     now, earlier = m.after.current_size_rate, m.after.previous_size_rate
-    return finite((now - earlier) / (np.abs(now) + np.abs(earlier) + TINY))
+    return finite((now - earlier) / (abs(now) + abs(earlier) + TINY))
 
 
 def _val_rate(m: Moment) -> Array:

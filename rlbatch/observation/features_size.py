@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
 from rlbatch.observation.state import TINY
 from rlbatch.signals.elementwise import isnan, maximum, number, where
@@ -22,7 +20,7 @@ def _measured(m: Moment, value: Array) -> Array:
 
 def _certainty(m: Moment) -> Array:
     grad_sqr, error = m.mean_gradient
-    return maximum(_measured(m, grad_sqr / (np.abs(grad_sqr) + error + TINY)), 0.0)
+    return maximum(_measured(m, grad_sqr / (abs(grad_sqr) + error + TINY)), 0.0)
 
 
 def _noise_trend(m: Moment) -> Array:
