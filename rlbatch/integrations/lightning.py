@@ -32,10 +32,10 @@ class BatchSizeCallback(Callback):
         trainer.fit(model, DataLoader(train_set, batch_size=64, shuffle=True), val_loader)
 
     Module, data module and Trainer stay as they are. What the Trainer hands to `training_step` are
-    micro-batches: the whole batch, or a part of it where the batch exceeds `micro_batch_size` or
-    its gradient noise is measured. What is given in steps (`max_steps`, `val_check_interval`,
-    schedules with `interval="step"`) means steps of the user's batch size, which is the loader's
-    times `accumulate_grad_batches` and the number of devices: all of it goes by samples.
+    micro-batches: the whole batch, or a part of it where the batch exceeds `micro_batch_size`. What
+    is given in steps (`max_steps`, `val_check_interval`, schedules with `interval="step"`) means
+    steps of the user's batch size, which is the loader's times `accumulate_grad_batches` and the
+    number of devices: all of it goes by samples.
 
     With the policy `fixed`, the run is the plain one, bit for bit.
     """
