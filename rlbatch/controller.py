@@ -16,7 +16,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import ControlledLoader
-from rlbatch.control.plain_run import PlainLoop, PlainRun
+from rlbatch.control.plain_run import PlainLoop
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.run_view import RunView
 from rlbatch.control.saved_state import all_or_nothing, check_state
@@ -105,7 +105,6 @@ class BatchController(RunView):
             scaler=scaler,
             accumulator=accumulator,
         )
-        self._parts: PlainRun | None = None
         self._state: Mapping[str, Any] | None = None  # that was loaded
         self._user = UserState()
 
@@ -213,7 +212,8 @@ class BatchController(RunView):
 
     def unscale_(self) -> None:
         """Divide the GradScaler's factor out of the gradients, for clipping them yourself."""
-        self._run.accumulator.unscale_()
+        if self.batch_complete:
+            self._run.accumulator.unscale_()
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step the optimizer and zero the gradients, if the batch is complete.
