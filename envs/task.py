@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from rlbatch.envs.task_files import refuse_namesakes, remember_loaded
 from rlbatch.envs.task_module import execute, importable
-from rlbatch.envs.tasks import RANDOM_KINDS, TASK_FUNCTIONS
+from rlbatch.envs.tasks import RANDOM_KINDS, TASK_VARIANTS
 from rlbatch.errors import ConfigurationError, RlbatchError, UnknownNameError
 
 SMALLEST_SHARE = 16
@@ -184,7 +184,7 @@ def collate_samples(
 
 def task_names() -> list[str]:
     """Return the names of the built-in tasks, sorted."""
-    return sorted(TASK_FUNCTIONS)
+    return sorted(TASK_VARIANTS)
 
 
 def resolve_task(spec: str | Task) -> Task:
@@ -214,11 +214,10 @@ def resolve_task(spec: str | Task) -> Task:
         return getattr(importlib.import_module(f"rlbatch.envs.tasks.{maker}"), maker)(spec)
     if ":" in spec or spec.endswith(".py"):
         return _task_from_file(spec)
-    if spec not in TASK_FUNCTIONS:
-        raise UnknownNameError("task", spec, TASK_FUNCTIONS)
-    module_name, _, function_name = TASK_FUNCTIONS[spec].partition(":")
-    module = importlib.import_module(f"rlbatch.envs.tasks.{module_name}")
-    return getattr(module, function_name)()
+    if spec not in TASK_VARIANTS:
+        raise UnknownNameError("task", spec, TASK_VARIANTS)
+    module, variant = TASK_VARIANTS[spec]
+    return getattr(importlib.import_module(module).FAMILY, variant)()
 
 
 def _task_from_file(spec: str) -> Task:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -17,21 +16,19 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.limits import require_samples
 from rlbatch.control.loader import ControlledLoader
-from rlbatch.control.plain_run import PlainLoop, PlainRun
+from rlbatch.control.plain_run import PlainLoop
 from rlbatch.control.ranks import Ranks
+from rlbatch.control.run_view import RunView
 from rlbatch.control.saved_state import all_or_nothing, check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.user_state import UserState
-from rlbatch.data.delivery import Delivered
 from rlbatch.data.plain_steps import StepSamples
 from rlbatch.data.sample_schedule import RunSchedule
-from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 
-_NO_LOADER = "The controller has no loader yet. Call controller.loader(DataLoader(...)) first."
 
-
-class BatchController:
+class BatchController(RunView):
     """Decides, every few steps, how many samples the next optimizer steps take.
 
         controller = rlbatch.BatchController(model, optimizer, batch_size=64)
@@ -108,8 +105,6 @@ class BatchController:
             scaler=scaler,
             accumulator=accumulator,
         )
-        self._parts: PlainRun | None = None
-        self._accumulator = self._loop.make_accumulator(Ranks())
         self._state: Mapping[str, Any] | None = None  # that was loaded
         self._user = UserState()
 
@@ -123,7 +118,6 @@ class BatchController:
         if self._parts is not None:
             raise ConfigurationError("A controller has one loader, and it was made already.")
         self._parts = self._loop.begin(self, loader, self._user)
-        self._accumulator = self._parts.accumulator
         if self._state is not None:
             state, self._state = self._state, None
             with all_or_nothing(self):  # a state that is refused is not tried again
@@ -183,19 +177,18 @@ class BatchController:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
                 of the parts before it were touched.
         """
-        accumulator = self._accumulator
-        passes = None if self._parts is None else self._parts.passes
-        if passes is not None and passes.finds_limit:
-            passes.require_watched()
+        run = self._run
+        accumulator, passes = run.accumulator, run.passes
+        passes.require_watched()
         accumulator.backward(loss, weight)
-        if passes is not None and passes.averages and accumulator.batch_complete:
+        if passes.averages and accumulator.batch_complete:
             if not passes.settle():
                 return
             accumulator.correct()
         if accumulator.parts.is_weighted:
-            self._run.adapter.leave_unmeasured()
+            run.adapter.leave_unmeasured()
             loss = accumulator.parts.told(loss, accumulator.delivered)
-        self._run.adapter.after_backward(loss)
+        run.adapter.after_backward(loss)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.
@@ -215,23 +208,12 @@ class BatchController:
             ConfigurationError: Several ranks share the training, and `micro_batch_size` is not
                 `auto`.
         """
-        if self._parts is None:
-            raise DeliveryError("within_memory() belongs to one batch of the controller's loader.")
-        return self._parts.passes.watch()
-
-    @property
-    def delivered(self) -> Delivered | None:
-        """The micro-batch in the hands of the loop, as it was planned; None between two."""
-        return self._accumulator.delivered
-
-    @property
-    def batch_complete(self) -> bool:
-        """Whether the gradient of the whole batch is there, so that `step` will step."""
-        return self._accumulator.batch_complete
+        return self._run.passes.watch()
 
     def unscale_(self) -> None:
         """Divide the GradScaler's factor out of the gradients, for clipping them yourself."""
-        self._accumulator.unscale_()
+        if self.batch_complete:
+            self._run.accumulator.unscale_()
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step the optimizer and zero the gradients, if the batch is complete.
@@ -250,7 +232,7 @@ class BatchController:
             run.passes.repeating = False
             return 0
         checks.require_owner(self.model, self)
-        delivered = self._accumulator.step(run.rate.applied(), clip_norm)
+        delivered = run.accumulator.step(run.rate.applied(), clip_norm)
         if delivered is None:
             return 0
         run.passes.end_step()
@@ -271,12 +253,7 @@ class BatchController:
         Raises:
             DeliveryError: There is no batch under way.
         """
-        delivered = self._accumulator.skip()
-        run = self._run
-        run.passes.repeating = False
-        run.adapter.abandon_step()
-        run.plain_steps.leave_out(delivered.step_samples, delivered.step_end)
-        run.loader.skip_step()
+        self._run.skip()
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
@@ -289,31 +266,6 @@ class BatchController:
     def disable(self, reason: str = "disabled by the user") -> None:
         """Return to the user's batch size and decide nothing any more."""
         self._run.adapter.disable(reason)
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per optimizer step that were decided last."""
-        return self.base_batch_size if self._parts is None else self._parts.adapter.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps so far."""
-        return 0 if self._parts is None else self._parts.adapter.steps
-
-    @property
-    def samples_seen(self) -> int:
-        """Samples so far, over all ranks."""
-        return 0 if self._parts is None else self._parts.adapter.samples_seen
-
-    @property
-    def plain_steps(self) -> int:
-        """Steps that the plain loop would have made with as many samples: what schedules go by."""
-        return 0 if self._parts is None else self._parts.plain_steps.total
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """What the controller is doing now, by part."""
-        return self._run.adapter.components
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last optimizer step, torch's global generators included.
@@ -342,13 +294,6 @@ class BatchController:
 
     def close(self) -> None:
         """Note the end of the run in the log and close it."""
-        self._accumulator.close()
         checks.release(self.model, self)
         if self._parts is not None:
-            self._parts.adapter.close()
-
-    @cached_property
-    def _run(self) -> PlainRun:
-        if self._parts is None:
-            raise ConfigurationError(_NO_LOADER)
-        return self._parts
+            self._parts.close()

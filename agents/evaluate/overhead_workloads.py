@@ -125,7 +125,8 @@ class _Stopwatch:
         return time.thread_time() - self._began - self._within
 
 
-def _watched(workload: Workload) -> tuple[_Stopwatch, nn.Module, Any, DataLoader[Any]]:
+def watched(workload: Workload) -> tuple[_Stopwatch, nn.Module, Any, DataLoader[Any]]:
+    """Return a stopwatch with the parts of a training, whose own time it does not count."""
     watch = _Stopwatch()
     model, optimizer, loader = workload.parts()
     data: Any = loader.dataset
@@ -142,7 +143,7 @@ def plain(workload: Workload, *, snapshots: bool = False) -> Arm:
         workload: What is trained.
         snapshots: Copy weights and optimizer state after each step, as the guard does a chunk.
     """
-    watch, model, optimizer, loader = _watched(workload)
+    watch, model, optimizer, loader = watched(workload)
     copy = Snapshot(model, optimizer)
     while True:
         watch.start()
@@ -163,7 +164,7 @@ def plain(workload: Workload, *, snapshots: bool = False) -> Arm:
 
 def controlled(workload: Workload, policy: Policy | str, config: ControllerConfig) -> Arm:
     """Train with a controller. Of a divided step, the time of its last part is yielded."""
-    watch, model, optimizer, loader = _watched(workload)
+    watch, model, optimizer, loader = watched(workload)
     controller = BatchController(
         model, optimizer, batch_size=workload.batch_size, policy=policy, config=config
     )

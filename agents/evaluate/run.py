@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         backend: Makes the weights, as for `LiveRun`.
     """
     first = start_size(task, start_factor)
-    decider = DecisionEngine(policy, engine or EngineConfig(fallback=fallback_for(policy)))
+    wrappers = engine or EngineConfig(fallback=fallback_for(policy))
     conditions = RunConditions(
         seed=seed,
         coupling=coupling,
@@ -134,20 +134,21 @@ def controlled_run(  # noqa: PLR0913 - every argument is a condition of the run
         start_batch_size=first,
         min_batch_size=min_batch_size or smallest_batch_size(task, first),
         cadence=cadence or Cadence(),
-        noise_rate=decider.noise_rate,
+        noise_rate=wrappers.noise_rate(policy),
         planned_steps=planned_steps,
-        # As a controller is told: beside a target only a schedule makes a plan.
-        plan_known=task.scheduler is not None or objective.kind != "target",
+        plan_known=_is_planned(task, objective),
         max_steps=max_steps,
         curve_known=curve_known,
     )
     run = LiveRun(task, conditions, backend=backend)
-    if isinstance(policy, Branches):
-        decider = DecisionEngine(policy.on(run), engine)
-    head = {**_head(policy, engine), **(run_info or {})}
-    log = nullcontext() if log_dir is None else RunLog(log_dir, run, seed, profile, head)
-    with log as opened:
-        return _drive(run, decider, math.inf if max_cost is None else max_cost, opened)
+    decider = DecisionEngine(policy.on(run) if isinstance(policy, Branches) else policy, wrappers)
+    with _log(log_dir, run, _head(policy, engine) | (run_info or {})) as log:
+        return _drive(run, decider, max_cost, log)
+
+
+def _is_planned(task: Task, objective: Objective) -> bool:
+    """Whether a controller would be told the run's length: for a target, only by a schedule."""
+    return task.scheduler is not None or objective.kind != "target"
 
 
 def _head(policy: Policy, engine: EngineConfig | None) -> dict[str, object]:
@@ -156,8 +157,17 @@ def _head(policy: Policy, engine: EngineConfig | None) -> dict[str, object]:
     return {"action_grid": grid, "config": {"fallback": AUTO} if engine is None else {}}
 
 
-def _drive(run: LiveRun, decider: DecisionEngine, limit: float, log: RunLog | None) -> RunResult:
+def _log(
+    folder: str | Path | None, run: LiveRun, head: dict[str, object]
+) -> AbstractContextManager[RunLog | None]:
+    return nullcontext() if folder is None else closing(RunLog(folder, run, head))
+
+
+def _drive(
+    run: LiveRun, decider: DecisionEngine, max_cost: float | None, log: RunLog | None
+) -> RunResult:
     """Train to the end; on the wall clock the seconds of deciding are cost."""
+    limit = math.inf if max_cost is None else max_cost
     charged = run.conditions.profile is None and run.objective.weights.seconds == 1.0
     trajectory: list[tuple[float, int]] = []
     decision_seconds, began = 0.0, time.perf_counter()

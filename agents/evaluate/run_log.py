@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rlbatch.control.decision_logger import DecisionLogger, Place, context_values
 from rlbatch.control.engine import AppliedDecision
 from rlbatch.envs.live import LiveRun
-from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.log.decision_record import Event
 from rlbatch.log.episode_log import EpisodeLog
 from rlbatch.signals.record import Signals
@@ -19,22 +17,16 @@ from rlbatch.signals.record import Signals
 class RunLog:
     """One line a decision; a roll-back and the end of the run have lines of their own."""
 
-    def __init__(
-        self,
-        folder: str | Path,
-        run: LiveRun,
-        seed: int,
-        profile: DeviceProfile | None,
-        run_info: dict[str, object],
-    ) -> None:
+    def __init__(self, folder: str | Path, run: LiveRun, run_info: dict[str, object]) -> None:
         """Begin the log of a run that has not trained yet.
 
         Raises:
             EpisodeLogError: The folder already holds a log, or cannot be written.
         """
+        profile = run.conditions.profile
         info: dict[str, Any] = {
             "task": run.task.name,
-            "seed": seed,
+            "seed": run.conditions.seed,
             "profile": "wall" if profile is None else asdict(profile),
             "objective": asdict(run.objective),
             "cadence": asdict(run.cadence),
@@ -46,15 +38,8 @@ class RunLog:
         self._logger = DecisionLogger()
         self._logger.open(EpisodeLog(folder, info))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the log."""
         self._logger.close()
 
     def decision(self, signals: Signals, decision: AppliedDecision) -> None:

@@ -27,14 +27,10 @@ _GB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Doubling:
+class Doubling(tools.Stateless):
     """Doubles the batch size with each decision, up to the run's limit."""
 
     needs_gradient_noise = False
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

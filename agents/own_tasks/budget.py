@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlbatch.files import write_atomically
+from rlbatch.agents.own_tasks.notes import read_note, write_note
 
 _TIME_FILE, _DIVISION_FILE = "time.json", "division.json"
 
@@ -41,13 +40,8 @@ class Budget:
     def __init__(self, out: Path, minutes: float) -> None:
         """Go on with what the folder's training has spent."""
         self._path, self._total = out / _TIME_FILE, 60.0 * minutes
-        self._before, self._begun = 0.0, time.monotonic()
-        self._noted = self._begun
-        if self._path.is_file():
-            try:
-                self._before = float(json.loads(self._path.read_text())["seconds"])
-            except (ValueError, KeyError, TypeError):
-                self._before = 0.0  # a damaged note costs time, no result
+        self._before = read_note(self._path, lambda noted: float(noted["seconds"])) or 0.0
+        self._begun = self._noted = time.monotonic()
 
     @property
     def total(self) -> float:
@@ -68,7 +62,7 @@ class Budget:
         """Note what is spent, on the disk if that has room: without the note time is all lost."""
         self._noted = time.monotonic()
         with suppress(OSError):
-            write_atomically(self._path, json.dumps({"seconds": self.spent}))
+            write_note(self._path, {"seconds": self.spent})
 
     def note_at_times(self) -> None:
         """Note it every few seconds: a killed process cannot."""
@@ -120,15 +114,12 @@ class Division:
 
     def save(self, out: Path) -> None:
         """Note it, so that a training that goes on has the same test."""
-        write_atomically(out / _DIVISION_FILE, json.dumps(asdict(self)))
+        write_note(out / _DIVISION_FILE, asdict(self))
 
 
 def load_division(out: Path) -> Division | None:
     """Return what a folder's training has noted; None if it has not come so far."""
-    try:
-        return Division(**json.loads((out / _DIVISION_FILE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return read_note(out / _DIVISION_FILE, lambda noted: Division(**noted))
 
 
 def divide(

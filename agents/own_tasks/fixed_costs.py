@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import socket
 import tempfile
@@ -11,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +19,14 @@ from rlbatch.agents.evaluate.fixed_curves import FixedSetting, planned_steps, si
 from rlbatch.agents.evaluate.reference import find_references
 from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import Deadline, Executor
+from rlbatch.agents.own_tasks.notes import read_note, write_note
 from rlbatch.agents.own_tasks.plan import CURVE_SEED, Plan
 from rlbatch.agents.own_tasks.target_watch import TargetWatch
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
-from rlbatch.files import append_bytes, write_atomically
+from rlbatch.files import append_bytes
 from rlbatch.signals.record import Coupling
 
 _SEEDS_FILE = "seeds.json"
@@ -259,7 +259,7 @@ def all_costs(
             append_bytes(works[name, number].path, result.added)
         watch.ended(name)
     seeds = {name: sorted(found[name]) for name in plan.tasks}
-    write_atomically(folder / _SEEDS_FILE, json.dumps(seeds) + "\n")
+    write_note(folder / _SEEDS_FILE, seeds)
     return [
         mean_costs(plan, name, [found[name][number] for number in seeds[name]])
         for name in plan.tasks
@@ -268,11 +268,11 @@ def all_costs(
 
 def _settled_seeds(plan: Plan, folder: Path) -> dict[str, list[int]] | None:
     """Return the seeds of each task that its costs were taken from; None if they were not yet."""
-    try:
-        known = json.loads((folder / _SEEDS_FILE).read_text(encoding="utf-8"))
+
+    def seeds(known: Any) -> dict[str, list[int]]:
         return {name: [int(number) for number in known[name]] for name in plan.tasks}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged note costs time, no result
+
+    return read_note(folder / _SEEDS_FILE, seeds)
 
 
 def _work(plan: Plan, name: str, number: int, folder: Path, shares_files: bool) -> CurveWork:

@@ -7,20 +7,20 @@ neighbours of the best so far.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rlbatch.agents.executor import Executor
 from rlbatch.agents.own_tasks.fixed_costs import TaskCosts
+from rlbatch.agents.own_tasks.notes import read_note, write_note
 from rlbatch.agents.own_tasks.plan import TRAINING_SEED, Plan
 from rlbatch.agents.own_tasks.rule_networks import Schedule, schedule_policy
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
-from rlbatch.files import write_atomically
 from rlbatch.policy.card import PolicyCard
 from rlbatch.policy.file import save_policy
 
@@ -93,8 +93,7 @@ class ScheduleSearch:
             tried |= set(fresh)
         sizes = [Schedule(shift, end_steps=end) for shift in best_shifts]
         result = [one for one in best if one not in sizes]
-        text = json.dumps([asdict(one) for one in result])
-        write_atomically(self.folder / _FOUND_FILE, text + "\n")
+        write_note(self.folder / _FOUND_FILE, [asdict(one) for one in result])
         return [self._candidate(one) for one in result]
 
     def _fitting(self, fresh: list[Schedule], until: float, run_seconds: float) -> list[Schedule]:
@@ -106,11 +105,11 @@ class ScheduleSearch:
 
     def _known(self) -> list[Candidate] | None:
         """Return what a search has found that was made before; None without one."""
-        try:
-            rows = json.loads((self.folder / _FOUND_FILE).read_text(encoding="utf-8"))
+
+        def found(rows: Any) -> list[Candidate]:
             return [self._candidate(Schedule(**row)) for row in rows]
-        except (OSError, ValueError, TypeError):
-            return None  # a damaged note costs time, no result
+
+        return read_note(self.folder / _FOUND_FILE, found)
 
     def _race(
         self,

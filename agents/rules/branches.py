@@ -25,7 +25,7 @@ class Triable(Protocol):
 
 
 @dataclass(frozen=True)
-class Branches:
+class Branches(tools.Stateless):
     """Takes the largest size whose copy of the run keeps up with those of smaller sizes.
 
     Merrill et al. 2025, "Critical batch size revisited: a simple empirical approach to large-batch
@@ -64,10 +64,6 @@ class Branches:
         tools.check(0 < self.stretch < 1, "Branches.stretch must be in (0, 1)", self.stretch)
         tools.check(0 <= self.margin < np.inf, "Branches.margin must be at least 0", self.margin)
         tools.check(self.first >= 1, "Branches.first must be at least 1", self.first)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

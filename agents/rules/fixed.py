@@ -13,7 +13,7 @@ from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(tools.Stateless):
     """Stays at one batch size.
 
     Attributes:
@@ -29,10 +29,6 @@ class Fixed:
     def __post_init__(self) -> None:
         size = self.batch_size
         tools.check(size is None or size >= 1, "Fixed.batch_size must be at least 1", size)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

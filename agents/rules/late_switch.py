@@ -12,7 +12,7 @@ from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)
-class LateSwitch:
+class LateSwitch(tools.Stateless):
     """Multiplies the user's batch size once, late in the run.
 
     Wang et al. 2026, "Fast catch-up, late switching: optimal batch size scheduling via functional
@@ -35,10 +35,6 @@ class LateSwitch:
         check_shares("LateSwitch", share=self.share)
         factor = self.factor
         tools.check(0 < factor < float("inf"), "LateSwitch.factor must be above 0", factor)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

@@ -13,7 +13,7 @@ from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)
-class NormTest:
+class NormTest(tools.Stateless):
     """Grows the batch size when the batch gradient's variance is too large for its norm.
 
     With V the trace of the per-sample gradient covariance and g the batch gradient (Byrd, Chin,
@@ -38,10 +38,6 @@ class NormTest:
 
     def __post_init__(self) -> None:
         tools.check(0 < self.theta < np.inf, "NormTest.theta must be above 0", self.theta)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def decide(

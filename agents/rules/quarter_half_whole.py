@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlbatch.agents.rules.staircase import check_shares, staircase
+from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)
-class QuarterHalfWhole:
+class QuarterHalfWhole(tools.Stateless):
     """Warms the batch size up: a quarter of the user's, half of it, all of it.
 
     Proposed for nanochat (2026), there with the learning rate by the square root of the batch
@@ -31,10 +32,6 @@ class QuarterHalfWhole:
 
     def __post_init__(self) -> None:
         check_shares("QuarterHalfWhole", half=self.half, whole=self.whole)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

@@ -12,7 +12,7 @@ from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Ramp(tools.Stateless):
     """Multiplies the user's batch size twice, at shares of the planned samples.
 
         B <- B0, factor B0 from `first` on, factor^2 B0 from `second` on
@@ -37,10 +37,6 @@ class Ramp:
         check_shares("Ramp", first=self.first, second=self.second)
         factor = self.factor
         tools.check(0 < factor < float("inf"), "Ramp.factor must be above 0", factor)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

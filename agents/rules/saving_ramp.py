@@ -137,7 +137,7 @@ def _noted(signals: Signals, state: Any) -> Any:
     kept = isfinite(signals.chunk_cost)
     noted: list[Array] = []
     for place, doublings in enumerate((0.0, 1.0)):
-        here = kept & (np.abs(shift - doublings) < 0.1)
+        here = kept & (abs(shift - doublings) < 0.1)
         noted.append(state[2 * place] + where(here, signals.chunk_cost, 0.0))
         noted.append(state[2 * place + 1] + where(here, samples, 0.0))
     return tuple(noted)

@@ -13,7 +13,7 @@ from rlbatch.signals.record import Array, Signals
 
 
 @dataclass(frozen=True)
-class SimiGrad:
+class SimiGrad(tools.Stateless):
     """Grows the batch size where the half-batch gradients are less alike than wanted, else shrinks.
 
     After every optimizer step (Qin et al. 2021, "SimiGrad: fine-grained adaptive batching for large
@@ -41,10 +41,6 @@ class SimiGrad:
         tools.check(0 < self.target < 1, "SimiGrad.target must be in (0, 1)", self.target)
         limit = self.max_log2_change
         tools.check(limit > 0, "SimiGrad.max_log2_change must be above 0", limit)
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def decide(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlbatch.agents.rules.staircase import staircase
+from rlbatch.policy import tools
 from rlbatch.policy.base import Decision, Observation
 from rlbatch.signals.record import Signals
 
 
 @dataclass(frozen=True)
-class Thirds:
+class Thirds(tools.Stateless):
     """Takes 1/2, 1 and 3/2 of the user's batch size in the three thirds of the planned samples.
 
     The schedule of a record in the modded-nanogpt speedrun (2026). The record also multiplies the
@@ -22,10 +23,6 @@ class Thirds:
 
     needs_gradient_noise = False
     goes_below_base = True
-
-    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
-        """Return the empty state."""
-        return ()
 
     def decide(
         self, observation: Observation, signals: Signals, state: Any

@@ -70,7 +70,7 @@ def probe(
     planned_steps: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Probe:
-    """Train at the task's size for a little while, every step divided in two for its noise.
+    """Train at the task's size for a little while, the noise of every step measured.
 
     Args:
         task: What is trained.

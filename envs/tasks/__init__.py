@@ -6,24 +6,22 @@ Nothing is imported until a task is asked for.
 
 from __future__ import annotations
 
-TASK_FAMILIES: tuple[str, ...] = (
-    "digits-mlp",
-    "digits-cnn",
-    "language-id",
-    "translation",
-    "char-lm",
-    "tabular-regression",
-    "tabular-classification",
-    "teacher-student",
-)
-"""Names of the families; the module of a family has underscores for dashes."""
+from pkgutil import iter_modules
 
-TASK_FUNCTIONS: dict[str, str] = {
-    f"{family}{suffix}": f"{family.replace('-', '_')}:{function}"
-    for family in TASK_FAMILIES
-    for suffix, function in (("", "adamw"), ("-sgd", "sgd"))
+from rlbatch.envs.tasks import families
+
+TASK_FAMILIES: dict[str, str] = {
+    module.name.replace("_", "-"): f"{families.__name__}.{module.name}"
+    for module in iter_modules(families.__path__)
 }
-"""Task name to `module:function`, relative to this package."""
+"""Name of each family to its module."""
+
+TASK_VARIANTS: dict[str, tuple[str, str]] = {
+    f"{family}{suffix}": (module, variant)
+    for family, module in TASK_FAMILIES.items()
+    for suffix, variant in (("", "adamw"), ("-sgd", "sgd"))
+}
+"""Task name to the module of its family, and to the family's method that makes it."""
 
 RANDOM_KINDS: dict[str, str] = {
     "random": "random_perceptron",

@@ -48,6 +48,10 @@ class EngineConfig:
     fallback: Policy | None = None
     shadow: bool = False
 
+    def noise_rate(self, policy: Policy) -> float:
+        """Return how densely noise is measured for a policy in these wrappers; 0: not at all."""
+        return noise_rate_of(_wrapped(policy, policy, self))
+
 
 @dataclass(frozen=True)
 class AppliedDecision:
@@ -201,8 +205,8 @@ class DecisionEngine:
         self._encoder_state, self._policy_state = EncoderState(**encoder), policy
 
 
-def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:
-    inner: Policy = asked
+def _wrapped(asked: Policy, policy: Policy, config: EngineConfig) -> Policy:
+    inner = asked
     if config.fallback is not None:
         if isinstance(policy, LearnedPolicy | RecurrentPolicy):
             card = policy.card
@@ -219,7 +223,7 @@ def _wrapped(asked: _Asked, policy: Policy, config: EngineConfig) -> Policy:
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in np.ravel(values))
+    return None if values is None else tuple(np.ravel(values).tolist())
 
 
 def _alike(left: Any, right: Any) -> bool:

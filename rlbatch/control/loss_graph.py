@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlbatch.control.graph_nodes import children_of, name_of, number_beside, shape_of
+
 _NODES = 48  # of the graph, behind the loss
 _MEAN, _SUM = 1, 2  # reductions, as autograd notes them
 _TOLERANCE = 1e-6  # relative
@@ -104,7 +106,7 @@ def read(root: Any, samples: int, counts: float | None = None) -> Reading:
 
 
 def _read_reduction(reading: Reading, place: _Place, samples: int, counts: float) -> None:
-    node, name = place.node, _name(place.node)
+    node, name = place.node, name_of(place.node)
     known = getattr(node, "_saved_reduction", None)
     if name in _ORDERED:
         reading.problem = f"the loss is no mean over samples ({name})"
@@ -117,7 +119,7 @@ def _read_reduction(reading: Reading, place: _Place, samples: int, counts: float
         if divisor is not None:
             reading.means.append(Mean(name, divisor / counts))
             reading.totals.append(divisor * place.factor)
-    if any(_is_paired(child, samples) for child in _children(node)):
+    if any(_is_paired(child, samples) for child in children_of(node)):
         reading.problem = "the loss compares each sample with the others of its batch"
     reading.compares = reading.compares or _has_classes_of_samples(node, samples)
 
@@ -136,21 +138,21 @@ def _read_sum(reading: Reading, place: _Place, counts: float) -> None:
 
 
 def _behind(place: _Place, samples: int) -> Iterator[_Place]:
-    node, name = place.node, _name(place.node)
-    children = _children(node)
+    node, name = place.node, name_of(place.node)
+    children = children_of(node)
     if name in _CURVED:
         yield from (place._replace(node=child, curve=name) for child in children)
     elif name in _LINEAR:
         yield from (place._replace(node=child) for child in children)
     elif name == "Mul" and len(children) == 1:
-        # What is multiplied by 0 adds nothing: it is there for its parameters' sake.
-        if factor := _number(node, "_saved_other", "_saved_self"):
+        factor = number_beside(node, "_saved_other", "_saved_self")
+        if factor != 0.0:  # else it adds nothing, and is there for its parameters' sake
             yield place._replace(node=children[0], times=place.times * factor)
     elif name == "Div" and len(children) == 1:
         if node.next_functions[0][0] is None:  # a number by something
             yield place._replace(node=children[0], curve=name)
         else:
-            factor = _number(node, "_saved_other")
+            factor = number_beside(node, "_saved_other")
             yield place._replace(node=children[0], divided=place.divided * factor)
     elif name in ("Mul", "Div"):
         both = all(_has_samples(child, samples) for child in children)
@@ -163,20 +165,25 @@ def _reduces(node: Any, samples: int) -> bool:
     """Whether a value for each sample goes in and none comes out."""
     if getattr(node, "_saved_reduction", None) in (_MEAN, _SUM):
         return True
-    if _name(node) not in ("Mean", "Sum", *_ORDERED):
+    if name_of(node) not in ("Mean", "Sum", *_ORDERED):
         return False
-    own = _shape(node)
-    inputs = [child for child in _children(node) if not _is_of_parameter(child)]
-    if any((shape := _shape(child)) and shape[0] % samples == 0 for child in inputs):
-        return not (own and own[0] % samples == 0)
-    return not own and any(_is_picked(child) for child in inputs)
+    inputs = [child for child in children_of(node) if not _is_of_parameter(child)]
+    if any(_is_by_sample(child, samples) for child in inputs):
+        return not _is_by_sample(node, samples)
+    return not shape_of(node) and any(_is_picked(child) for child in inputs)
+
+
+def _is_by_sample(node: Any, samples: int) -> bool:
+    """Whether a value's first dimension may be the samples'."""
+    shape = shape_of(node)
+    return bool(shape) and shape[0] % samples == 0
 
 
 def without_division(root: Any, divisor: float) -> Any:
     """Return the node that a framework has divided by a number, or the node itself."""
-    if root is None or _name(root) != "Div" or _number(root, "_saved_other") != divisor:
+    if root is None or name_of(root) != "Div" or number_beside(root, "_saved_other") != divisor:
         return root
-    return _children(root)[0]
+    return children_of(root)[0]
 
 
 def _has_samples(node: Any, samples: int) -> bool:
@@ -188,19 +195,19 @@ def _has_samples(node: Any, samples: int) -> bool:
         node = ahead.pop(0)
         if _reduces(node, samples):
             return True
-        if _name(node) in (*_LINEAR, *_CURVED, "Mul", "Div"):
-            ahead += _children(node)
+        if name_of(node) in (*_LINEAR, *_CURVED, "Mul", "Div"):
+            ahead += children_of(node)
     return False
 
 
 def _is_of_parameter(node: Any) -> bool:
     """Whether a value is computed from a parameter alone, element by element."""
-    shape = _shape(node)
+    shape = shape_of(node)
     for _ in range(8):
-        if _name(node) == "torch::autograd::AccumulateGrad":
+        if name_of(node) == "torch::autograd::AccumulateGrad":
             return True
-        children = _children(node)
-        if not children or any(_shape(child) != shape for child in children):
+        children = children_of(node)
+        if not children or any(shape_of(child) != shape for child in children):
             return False
         node = children[0]
     return False
@@ -209,10 +216,10 @@ def _is_of_parameter(node: Any) -> bool:
 def _is_picked(node: Any) -> bool:
     """Whether values were picked out of others, as those that a mask leaves."""
     for _ in range(8):
-        name = _name(node)
+        name = name_of(node)
         if name in ("Index", "MaskedSelect", "IndexSelect", "Take", "Gather"):
             return True
-        children = _children(node)
+        children = children_of(node)
         if name not in (*_LINEAR, *_CURVED, "Mul", "Div") or not children:
             return False
         node = children[0]
@@ -226,33 +233,34 @@ def _is_paired(node: Any, samples: int) -> bool:
         if not ahead:
             return False
         node = ahead.pop(0)
-        name = _name(node)
+        name = name_of(node)
         if _is_square(node, samples):
-            operands = _children(node)
+            operands = children_of(node)
             if name in _PAIRS and len(operands) == 2:
                 if not any(_is_weight(operand) for operand in operands):
                     return True
                 continue
             ahead += operands
         elif name in ("Index", "MaskedSelect", "Select", "Diagonal", "Gather"):
-            ahead += [child for child in _children(node) if _is_square(child, samples)]
+            ahead += [child for child in children_of(node) if _is_square(child, samples)]
     return False
 
 
 def _is_square(node: Any, samples: int) -> bool:
-    return len(sizes := _shape(node)[-2:]) == 2 and sizes[0] == sizes[1] and not sizes[0] % samples
+    shape = shape_of(node)
+    return len(shape) >= 2 and shape[-2] == shape[-1] and shape[-1] % samples == 0
 
 
 def _is_weight(node: Any) -> bool:
-    while _name(node) in ("T", "Transpose", "Permute"):
-        node = _children(node)[0]
-    return _name(node) == "torch::autograd::AccumulateGrad"
+    while name_of(node) in ("T", "Transpose", "Permute"):
+        node = children_of(node)[0]
+    return name_of(node) == "torch::autograd::AccumulateGrad"
 
 
 def _has_classes_of_samples(node: Any, samples: int) -> bool:
     """Whether it is a cross entropy whose classes are the samples themselves, in their order."""
     target = getattr(node, "_saved_target", None)
-    if not _name(node).startswith("NllLoss") or target is None:
+    if not name_of(node).startswith("NllLoss") or target is None:
         return False
     classes = node._saved_self.shape[-1]
     if classes == samples >= _FEWEST and target.shape == (samples,):
@@ -261,40 +269,16 @@ def _has_classes_of_samples(node: Any, samples: int) -> bool:
 
 
 def _divisor(node: Any, reduction: int | None) -> float | None:
-    name = _name(node)
+    name = name_of(node)
     if name.startswith("NllLoss"):
         return float(node._saved_total_weight)
     if reduction == _MEAN:
         saved = getattr(node, "_saved_self", None)
         return float(saved.numel()) if isinstance(saved, Tensor) else None
-    return float(math.prod(_shape(_children(node)[0]))) if name == "Mean" else None
-
-
-def _number(node: Any, *names: str) -> float:
-    """Return the number that an operation had beside the loss; 1 where it is no single one."""
-    for name in names:
-        saved = getattr(node, name, None)
-        if isinstance(saved, (int, float)):
-            return float(saved)
-        if isinstance(saved, Tensor) and saved.numel() == 1:
-            return float(saved.detach())
-    return 1.0
+    return float(math.prod(shape_of(children_of(node)[0]))) if name == "Mean" else None
 
 
 def _is_multiple(divisor: float, counts: float) -> bool:
     times = divisor / counts
     whole = round(times) if math.isfinite(times) else math.nan
     return times >= 1.0 - _TOLERANCE and abs(times - whole) <= _TOLERANCE * times
-
-
-def _name(node: Any) -> str:
-    return node.name().split("Backward")[0]
-
-
-def _children(node: Any) -> list[Any]:
-    return [child for child, _ in node.next_functions if child is not None]
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    """Return the shape of what an operation gave; empty where autograd does not tell."""
-    return tuple(told[0].shape) if (told := getattr(node, "_input_metadata", None)) else ()

@@ -25,6 +25,7 @@ class MemoryPasses:
 
     Attributes:
         finds_limit: The limit of a pass is found during the run.
+        averages: Gradients are averaged here, once all ranks have theirs.
         repeating: A pass has run out of memory: nothing happens before the loop's `step`.
     """
 
@@ -39,6 +40,7 @@ class MemoryPasses:
         """
         self._model, self._ranks = model, ranks
         self.finds_limit = limits.micro_batch_size == "auto"
+        self.averages = self.finds_limit and ranks.world_size > 1 and not ranks.sharded
         limit = limits.micro_batch_size
         if limit == "auto":
             limit = -(-base_batch_size // ranks.world_size)
@@ -58,13 +60,8 @@ class MemoryPasses:
         """Most samples of a pass, on all ranks; None for no limit."""
         return self._guard.limit
 
-    @property
-    def averages(self) -> bool:
-        """Whether gradients are averaged here, once all ranks have theirs."""
-        return self.finds_limit and self._ranks.world_size > 1 and not self._ranks.sharded
-
     def require_watched(self) -> None:
-        """Refuse a backward pass that nobody watches, where the limit is to be found.
+        """Refuse a backward pass that nobody watches, where its limit is to be found.
 
         Raises:
             DeliveryError: It is one.

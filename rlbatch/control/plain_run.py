@@ -50,6 +50,19 @@ class PlainRun:
     rate: TorchRate
     user: UserState
 
+    def skip(self) -> None:
+        """Leave the optimizer step under way out; see `BatchController.skip`."""
+        delivered = self.accumulator.skip()
+        self.passes.repeating = False
+        self.adapter.abandon_step()
+        self.plain_steps.leave_out(delivered.step_samples, delivered.step_end)
+        self.loader.skip_step()
+
+    def close(self) -> None:
+        """The run is over: optimizers may step as they like, and the log is closed."""
+        self.accumulator.close()
+        self.adapter.close()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last optimizer step."""
         return {

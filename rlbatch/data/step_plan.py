@@ -112,7 +112,7 @@ def round_batch_size(
     """
     check_ranks(0, world_size)
     shares = number(wanted) / world_size
-    fewest, most = np.ceil(np.divide(minimum, world_size)), np.floor(np.divide(maximum, world_size))
+    fewest, most = np.ceil(number(minimum) / world_size), np.floor(number(maximum) / world_size)
     if (fewest > most).any():
         raise ConfigurationError(
             f"Expected a multiple of the {world_size} ranks between the batch sizes {minimum} and "

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from rlbatch.integrations._shared import SampleScheduler
+from rlbatch.integrations._transformers_run import TrainRun
+from rlbatch.integrations._transformers_skip import drop_gradients
+
 
 class Progress(Protocol):
     """The progress of a run in steps of the user's batch size."""
@@ -55,37 +59,53 @@ class SampleFlowCallback(DefaultFlowCallback):
 
 
 class StepCallback(TrainerCallback):
-    """Tells the controlled trainer what happens; it comes before every other callback."""
+    """Steers the run by what happens in the Trainer's loop; comes before other callbacks."""
 
-    def __init__(self, trainer: Any) -> None:
-        """Tell this trainer."""
-        self._trainer = trainer
+    def __init__(self, trainer: Any, run: Callable[[], TrainRun]) -> None:
+        """Steer the run of a controlled trainer that `run` returns."""
+        self._trainer, self._run = trainer, run
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer is about to step."""
-        self._trainer.announce_controlled_step(True)
+        run = self._run()
+        if run.watch is not None:
+            run.watch.stepping(True)
+        if run.left_out:
+            drop_gradients(self._trainer)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """It has."""
-        self._trainer.announce_controlled_step(False)
+        watch = self._run().watch
+        if watch is not None:
+            watch.stepping(False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The step is counted."""
-        self._trainer.end_controlled_step()
+        """Decide, and correct what the Trainer counts."""
+        run = self._run()
+        state.epoch = run.end_step()
+        # What is left at this batch size: bars show it, and callbacks stop where nothing is left.
+        state.max_steps = state.global_step + run.steps_left()
+        if isinstance(self._trainer.lr_scheduler, SampleScheduler):
+            self._trainer.lr_scheduler.skip()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The loop was told to stop because the loader has nothing more."""
-        self._trainer.end_controlled_epoch()
+        """Take back the request to stop the epoch, which was over."""
+        run = self._run()
+        if run.epoch_is_over:
+            run.epoch_is_over = control.should_epoch_stop = False
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
-        """There is a validation loss."""
-        self._trainer.report_evaluation(metrics or {})
+        """Give the next decision the validation loss."""
+        controller = self._trainer.controller
+        loss = validation_loss(metrics or {}, args.metric_for_best_model)
+        if loss is not None and self._trainer.is_in_train and controller is not None:
+            controller.report_validation(loss)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The run is over."""
-        self._trainer.end_controlled_run()
+        """Close the log and leave the optimizer as it was."""
+        self._run().stop()
 
 
 def validation_loss(metrics: Mapping[str, Any], wanted: str | None) -> float | None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.loader import loader_sizes
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.integrations._shared import SampleCount, plain_loader
 from rlbatch.integrations._torch_loop import TorchLoop
 from rlbatch.integrations._transformers_data import Step, TrainData
+from rlbatch.integrations._transformers_plan import PlainPlan
 from rlbatch.integrations._transformers_state import SavedRun
 from rlbatch.integrations._transformers_watch import RunWatch
 from rlbatch.loop_adapter import LoopAdapter
@@ -29,10 +27,7 @@ class TrainRun:
 
     Attributes:
         loader: Given to the Trainer.
-        count: Turns samples into steps of the user's batch size.
-        micro_batch_size: The user's, on one process.
-        micro_steps: Micro-batches of the plain run in an epoch, on one process.
-        total_steps: Of the plain run.
+        plan: The plain run.
         step: The optimizer step under way, or the latest.
         shares: Of its micro-batches in the gradient.
         counts: What their means are taken to be over.
@@ -42,6 +37,7 @@ class TrainRun:
         watch: Notices what would change the run, once it has begun.
         step_is_open: The optimizer has yet to step on it.
         left_out: It is going to step with nothing.
+        epoch_is_over: The Trainer's loop was told to stop: the loader has nothing more.
         loss_scaled: Whether the loss is divided by `num_items_in_batch`; None: not known yet.
     """
 
@@ -56,21 +52,12 @@ class TrainRun:
         Raises:
             ConfigurationError: The loader or the checkpoint cannot be gone on from.
         """
-        args = trainer.args
-        self.rank, self.world_size = args.process_index, args.world_size
-        self.micro_batch_size = trainer._train_batch_size
-        self.accumulation_steps = args.gradient_accumulation_steps
-        self._round = self.micro_batch_size * self.world_size
         self._saved: SavedRun | None = None
         if checkpoint is not None:
-            self._saved = SavedRun.read(checkpoint, self.rank, self.world_size)
-        self.batch_size = self._size_to_keep()
+            args = trainer.args
+            self._saved = SavedRun.read(checkpoint, args.process_index, args.world_size)
+        self.plan = PlainPlan(trainer, prepared, self._saved)
         self.loader = TrainData(prepared)
-        self._plain = plain_loader(prepared, self.batch_size // self.world_size)
-        _, samples = loader_sizes(self._plain)
-        self.count = SampleCount(self.batch_size, samples)
-        self.micro_steps = -(-samples // self._round)
-        self.total_steps = 0
         self.steps_before = self.steps_done = 0
         self.loss_scaled = None if self._saved is None else self._saved.loss_scaled
         self.step: Step | None = None
@@ -82,24 +69,7 @@ class TrainRun:
         self.watch: RunWatch | None = None
         self._optimizer: Any = None
         self._arrived: Delivered | None = None
-        self.step_is_open = False
-
-    def _size_to_keep(self) -> int:
-        """Return the user's batch size; that of the checkpoint where it had other processes."""
-        size, saved = self._round * self.accumulation_steps, self._saved
-        if saved is None or saved.world_size == self.world_size:
-            return size
-        if saved.batch_size % self.world_size:
-            raise ConfigurationError(
-                f"The checkpoint's batch size {saved.batch_size} cannot be shared by "
-                f"{self.world_size} processes. Resume on a number of them that divides it."
-            )
-        return saved.batch_size
-
-    @property
-    def keeps_size(self) -> bool:
-        """Whether the batch size is a checkpoint's, and not what the arguments say."""
-        return self.batch_size != self._round * self.accumulation_steps
+        self.step_is_open = self.epoch_is_over = False
 
     @property
     def controller(self) -> LoopAdapter | None:
@@ -114,49 +84,44 @@ class TrainRun:
     @property
     def is_shared(self) -> bool:
         """Whether the step under way has several parts, on this process or on several."""
-        return len(self.shares) > 1 or self.world_size > 1
+        return len(self.shares) > 1 or self.plan.world_size > 1
 
     @property
     def resumes_in(self) -> int:
         """The epoch that the run begins in."""
         return 0 if self._saved is None else self._saved.epoch
 
-    def plan(self, args: Any) -> tuple[int, int]:
-        """Return epochs and steps of the plain run of this batch size, from the arguments."""
-        per_epoch = self.count.steps_per_epoch
-        if args.max_steps > 0:
-            return -(-args.max_steps // per_epoch), args.max_steps
-        return math.ceil(args.num_train_epochs), math.ceil(args.num_train_epochs * per_epoch)
-
     def save(self, checkpoint: str) -> None:
         """Write what a resumed run reads."""
         if self.controller is None:
             return
-        saved = SavedRun(self.controller.state_dict(), self.loss_scaled, self.world_size)
-        saved.write(checkpoint, self.rank)
+        saved = SavedRun(self.controller.state_dict(), self.loss_scaled, self.plan.world_size)
+        saved.write(checkpoint, self.plan.rank)
 
     def start(self, trainer: Any, policy: Policy | str, config: ControllerConfig) -> None:
         """Make the controller, now that the Trainer has its optimizer."""
-        is_larger = self.batch_size > self._round
-        config = in_users_parts(config, trainer.model, self.micro_batch_size, accumulates=is_larger)
+        plan = self.plan
+        config = in_users_parts(
+            config, trainer.model, plan.micro_batch_size, accumulates=plan.accumulates
+        )
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        model = trainer.model if self.world_size == 1 else trainer.model_wrapped
+        model = trainer.model if plan.world_size == 1 else trainer.model_wrapped
         self._loop = loop = TorchLoop(
             self,
             getattr(model, "_orig_mod", model),
             self._optimizer,
-            self._plain,
-            batch_size=self.batch_size,
+            plan.loader,
+            batch_size=plan.batch_size,
             policy=policy,
             config=config,
-            epochs=self.count.epochs(self.total_steps),
+            epochs=plan.count.epochs(plan.total_steps),
             scaler=trainer.accelerator.scaler,
         )
         self.watch = RunWatch(model, self._optimizer, loop.changes)
         self.loader.elastic = loop.loader
         if self._saved is not None:
             loop.adapter.load_state_dict(self._saved.controller)
-            self.steps_done = self.count.steps(*loop.place)
+            self.steps_done = plan.count.steps(*loop.place)
             self._limit(*loop.place)
         loop.attach()
 
@@ -192,16 +157,12 @@ class TrainRun:
 
     # -- a step --
 
-    def __len__(self) -> int:
-        """Return the samples of an epoch."""
-        return self.count.dataset_size
-
     def due(self) -> int:
         """Return the steps of the plain run that are complete with the step under way."""
         if self.step is None:
             return self.steps_done
-        plan = self.step.plans[0]
-        return self.count.steps(plan.epoch, plan.step_end)
+        first = self.step.plans[0]
+        return self.plan.count.steps(first.epoch, first.step_end)
 
     def passed(self, every: float) -> bool:
         """Whether the latest optimizer step went past a multiple of `every` plain steps."""
@@ -214,7 +175,7 @@ class TrainRun:
             DeliveryError: The epoch ended within a step, or the one before was not ended.
         """
         self.step = None
-        if self.steps_done < self.total_steps:
+        if self.steps_done < self.plan.total_steps:
             self.step = self._gather(batches)
         return self.step
 
@@ -250,14 +211,14 @@ class TrainRun:
                 processes.
             counts: What each one's mean is taken to be over.
         """
-        plan, self.shares, self.counts = step.plans[0], shares, counts
-        self.left_out = False
-        totals = micro_batch_totals(plan.step_samples, plan.micro_batches, self.world_size)
+        first, self.shares, self.counts = step.plans[0], shares, counts
+        self.left_out, world_size = False, self.plan.world_size
+        totals = micro_batch_totals(first.step_samples, first.micro_batches, world_size)
         self._weighed = list(totals)
-        if self.world_size == 1:
-            weighed = [share * plan.step_samples for share in shares]
+        if world_size == 1:
+            weighed = [share * first.step_samples for share in shares]
             self._weighed = self._weighed if min(weighed) < 1 else weighed
-        self._require_loop().begin_step(plan, self._weighed)
+        self._require_loop().begin_step(first, self._weighed)
 
     def after_backward(self, loss: Tensor, index: int) -> None:
         """Take a micro-batch's loss, times its share, after its backward pass."""
@@ -282,28 +243,24 @@ class TrainRun:
         """Count the step that was made and return the epochs done."""
         if self.step is None:
             raise ConfigurationError("An optimizer step ended that the controller did not begin.")
-        plan, self.step_is_open = self.step.plans[0], False
+        first, self.step_is_open = self.step.plans[0], False
         if self.left_out:
             self._require_loop().adapter.abandon_step()
-        self._require_loop().end_step(plan)
-        self.latest_samples = plan.step_samples
+        self._require_loop().end_step(first)
+        self.latest_samples = first.step_samples
         self.steps_before, self.steps_done = self.steps_done, self.due()
-        self._limit(plan.epoch, plan.step_end)
-        if plan.step_end >= len(self):
-            return plan.epoch + 1.0
-        return plan.epoch + plan.step_end / self._round / self.micro_steps
+        self._limit(first.epoch, first.step_end)
+        return self.plan.epochs_after(first)
 
     def steps_left(self) -> int:
         """Return the optimizer steps to come if the batch size stays."""
-        left = max(self.total_steps - self.steps_done, 0) * self.batch_size
-        size = self.batch_size if self.controller is None else self.controller.batch_size
+        left = max(self.plan.total_steps - self.steps_done, 0) * self.plan.batch_size
+        size = self.plan.batch_size if self.controller is None else self.controller.batch_size
         return -(-left // size)
 
     def _limit(self, epoch: int, position: int) -> None:
-        if position >= len(self):
-            epoch, position = epoch + 1, 0
-        left = self.count.limit(self.total_steps, epoch, position)
-        if left is not None and left > 0:
+        left = self.plan.samples_left(epoch, position)
+        if left:
             self._require_loop().limit_next(left)
 
     def _require_loop(self) -> TorchLoop:

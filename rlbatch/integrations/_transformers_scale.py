@@ -39,6 +39,6 @@ def is_scaled(trainer: Any, model: Any, run: TrainRun, items: Any) -> bool:
     if scaled is None:
         return True  # as the Trainer assumes; asked again with the next step
     if is_new:
-        adds = run.world_size if trainer.args.average_tokens_across_devices else 1
-        warn_about_loss(scaled, run.accumulation_steps * adds)
+        adds = run.plan.world_size if trainer.args.average_tokens_across_devices else 1
+        warn_about_loss(scaled, run.plan.accumulation_steps * adds)
     return scaled

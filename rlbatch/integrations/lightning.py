@@ -17,6 +17,7 @@ with needs_extra("lightning", "lightning"):
     from lightning.pytorch import Callback
 
 from rlbatch.integrations._lightning_checks import check_fit, check_optimization
+from rlbatch.integrations._lightning_counts import UsersLimits
 from rlbatch.integrations._lightning_data import TrainSource
 from rlbatch.integrations._lightning_gradient import Weight
 from rlbatch.integrations._lightning_run import FitRun, Hook
@@ -31,10 +32,10 @@ class BatchSizeCallback(Callback):
         trainer.fit(model, DataLoader(train_set, batch_size=64, shuffle=True), val_loader)
 
     Module, data module and Trainer stay as they are. What the Trainer hands to `training_step` are
-    micro-batches: the whole batch, or a part of it where the batch exceeds `micro_batch_size` or
-    its gradient noise is measured. What is given in steps (`max_steps`, `val_check_interval`,
-    schedules with `interval="step"`) means steps of the user's batch size, which is the loader's
-    times `accumulate_grad_batches` and the number of devices: all of it goes by samples.
+    micro-batches: the whole batch, or a part of it where the batch exceeds `micro_batch_size`. What
+    is given in steps (`max_steps`, `val_check_interval`, schedules with `interval="step"`) means
+    steps of the user's batch size, which is the loader's times `accumulate_grad_batches` and the
+    number of devices: all of it goes by samples.
 
     With the policy `fixed`, the run is the plain one, bit for bit.
     """
@@ -70,6 +71,7 @@ class BatchSizeCallback(Callback):
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         self._source: TrainSource | None = None
+        self._users: UsersLimits | None = None
         self._fit: FitRun | None = None
         self._loaded: Mapping[str, Any] | None = None
 
@@ -127,15 +129,16 @@ class BatchSizeCallback(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse optimizers and schedules that cannot be controlled."""
         check_optimization(trainer, pl_module)
-        self._fit = FitRun(trainer)
+        self._users = UsersLimits(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the controller."""
-        if self._source is None or self._source.loader is None:
+        loader = None if self._source is None else self._source.loader
+        if loader is None or self._users is None:
             raise ConfigurationError("The Trainer has asked for no training data.")
         loaded, self._loaded = self._loaded, None  # a state that is refused is not tried again
-        self._running.start(
-            self._source.loader, self.policy, self.config, loaded, self._hooks, self._weight
+        self._fit = FitRun(
+            self._users, loader, self.policy, self.config, loaded, self._hooks, self._weight
         )
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -170,7 +173,7 @@ class BatchSizeCallback(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Stop the clock until the next batch is fetched."""
         if self.controller is not None:
-            self._running.pause()
+            self.controller.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Give the next decision the validation loss."""
@@ -206,7 +209,7 @@ class BatchSizeCallback(Callback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         """Stop the clock until the next batch is fetched."""
         if self.controller is not None:
-            self._running.pause()
+            self.controller.pause()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state behind the last optimizer step; empty where there is no controller."""
@@ -221,7 +224,9 @@ class BatchSizeCallback(Callback):
     def _release(self, trainer: Any) -> None:
         if self._source is not None:
             trainer.fit_loop._data_source = self._source.source
-        self._source = None
+        if self._users is not None:
+            self._users.give_back()
+        self._source = self._users = None
         if self._fit is not None:
             self._fit.finish()
 

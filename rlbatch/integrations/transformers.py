@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,12 @@ with needs_extra("transformers", "transformers"):
 
 from rlbatch.integrations._transformers_checks import check_trainer, check_version
 from rlbatch.integrations._transformers_data import MicroBatches, TrainData, accumulation_slots
-from rlbatch.integrations._transformers_flow import (
-    SampleFlowCallback,
-    StepCallback,
-    validation_loss,
-)
+from rlbatch.integrations._transformers_flow import SampleFlowCallback, StepCallback
 from rlbatch.integrations._transformers_loss import WeightOf, on_this_process, part_shares
 from rlbatch.integrations._transformers_pass import surroundings
 from rlbatch.integrations._transformers_run import TrainRun
 from rlbatch.integrations._transformers_scale import is_scaled
-from rlbatch.integrations._transformers_skip import LeavesOut, drop_gradients
+from rlbatch.integrations._transformers_skip import LeavesOut
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -84,12 +80,11 @@ class ControlledTrainerMixin(LeavesOut, _Base):
         self._policy, self._config = policy, config or controller or ControllerConfig()
         _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
         self.weight = weight
-        self._loop_was_stopped = False
         self._checkpoint: str | None = None
         super().__init__(*args, **kwargs)
         check_trainer(self)
         callbacks = self.callback_handler.callbacks
-        callbacks.insert(0, StepCallback(self))
+        callbacks.insert(0, StepCallback(self, self._require_run))
         for place, callback in enumerate(callbacks):
             if type(callback) is DefaultFlowCallback:
                 callbacks[place] = SampleFlowCallback(self._require_run)
@@ -125,13 +120,13 @@ class ControlledTrainerMixin(LeavesOut, _Base):
             return super().set_initial_training_values(args, dataloader)
         values = super().set_initial_training_values(args, dataloader.prepared)
         epochs, _, examples, samples, batch_size, _, max_steps = values
-        run = self._require_run()
-        if run.keeps_size:
-            batch_size, (epochs, max_steps) = run.batch_size, run.plan(args)
-        run.total_steps = max_steps
+        plan = self._require_run().plan
+        if plan.keeps_size:
+            batch_size, (epochs, max_steps) = plan.batch_size, plan.length(args)
+        plan.total_steps = max_steps
         # No more steps than samples; and a number of micro-batches that is never reached, since
         # the Trainer would step the optimizer there.
-        most, unreachable = len(run), (len(run) + 1) * run.accumulation_steps
+        most, unreachable = plan.samples, (plan.samples + 1) * plan.accumulation_steps
         return epochs, most, examples, samples, batch_size, unreachable, max_steps
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,26 +170,26 @@ class ControlledTrainerMixin(LeavesOut, _Base):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], Any]:
         """Return the next optimizer step's micro-batches, in place of so many batches."""
-        run = self._require_run()
-        if self.args.gradient_accumulation_steps != run.accumulation_steps:
+        run, plan = self._require_run(), self._require_run().plan
+        if self.args.gradient_accumulation_steps != plan.accumulation_steps:
             raise ConfigurationError(
-                f"gradient_accumulation_steps was {run.accumulation_steps} when the run began and "
+                f"gradient_accumulation_steps was {plan.accumulation_steps} when the run began and "
                 f"is {self.args.gradient_accumulation_steps} now. Leave it: the controller decides."
             )
         step = run.next_step(epoch_iterator)
         if step is None:
-            self.control.should_epoch_stop = self._loop_was_stopped = True
-            if run.steps_done >= run.total_steps:
+            self.control.should_epoch_stop = run.epoch_is_over = True
+            if run.steps_done >= plan.total_steps:
                 self.control.should_training_stop = True
             return [], None
         batches = step.batches
         _, items = super().get_batch_samples(iter(batches), len(batches), device)
         if items is not None and not self.args.average_tokens_across_devices:
-            items = on_this_process(items, step.plans, run.world_size)
+            items = on_this_process(items, step.plans, plan.world_size)
         run.begin_step(step, *part_shares(self, batches, step.plans, run.ranks))
         if run.watch is not None:
             run.watch.look_at_rates(step.plans[0].epoch, self.lr_scheduler)
-        return accumulation_slots(len(batches), run.accumulation_steps), items
+        return accumulation_slots(len(batches), plan.accumulation_steps), items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward passes of micro-batches, weighted by their share in the step."""
@@ -243,39 +238,7 @@ class ControlledTrainerMixin(LeavesOut, _Base):
         for index in inputs.indices:
             super()._track_num_input_tokens(self._require_run().batch(index))
 
-    # -- an optimizer step, and behind it --
-
-    def announce_controlled_step(self, steps: bool) -> None:
-        """The optimizer is going to step, or has done so; called by the first callback."""
-        run = self._require_run()
-        if run.watch is not None:
-            run.watch.stepping(steps)
-        if steps and run.left_out:
-            drop_gradients(self)
-
-    def end_controlled_step(self) -> None:
-        """Decide, and correct what the Trainer counts; called by the first callback."""
-        run = self._require_run()
-        self.state.epoch = run.end_step()
-        # What is left at this batch size: bars show it, and callbacks stop where nothing is left.
-        self.state.max_steps = self.state.global_step + run.steps_left()
-        if isinstance(self.lr_scheduler, SampleScheduler):
-            self.lr_scheduler.skip()
-
-    def end_controlled_epoch(self) -> None:
-        """Take back the request to stop the epoch, which was over."""
-        if self._loop_was_stopped:
-            self._loop_was_stopped = self.control.should_epoch_stop = False
-
-    def end_controlled_run(self) -> None:
-        """Close the log and leave the optimizer as it was."""
-        self._require_run().stop()
-
-    def report_evaluation(self, metrics: Mapping[str, Any]) -> None:
-        """Give the next decision the validation loss."""
-        loss = validation_loss(metrics, self.args.metric_for_best_model)
-        if loss is not None and self.is_in_train and self.controller is not None:
-            self.controller.report_validation(loss)
+    # -- beside the steps --
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, off the controller's clock."""

@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rlbatch.observation.state import as_array
 from rlbatch.signals.elementwise import number
 from rlbatch.signals.record import COST_CURVE_SIZES, Array, RunContext, Signals
 
@@ -22,7 +21,7 @@ def step_cost_at(curve: Array, log2_size: Array) -> Array:
         curve: `Signals.step_cost_curve`, shape (..., 17).
         log2_size: log2 of the batch size, shape (...); clipped to the curve's range.
     """
-    return interpolated(curve, as_array(log2_size)[..., None])[..., 0]
+    return interpolated(curve, number(log2_size)[..., None])[..., 0]
 
 
 def interpolated(curve: Array, log2_sizes: Array) -> Array:

@@ -39,7 +39,7 @@ def encode(signals: Signals, state: EncoderState) -> tuple[NDArray[np.float32], 
         state = as_numbers(state)
         after = advance(signals, state)
         moment = Moment(signals, state, after)
-        shapes = np.shape(after.last_size), np.shape(after.chunks)
+        shapes = after.last_size.shape, after.chunks.shape
         if any(shapes):
             # Feature by feature in memory: the runs of one lie side by side while it is written.
             table = np.empty((len(FEATURES), *np.broadcast_shapes(*shapes)), np.float32)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rlbatch.observation import size_statistics, trend
 from rlbatch.observation.cost import goodput_size, interpolated
-from rlbatch.observation.state import TINY, EncoderState, as_array
-from rlbatch.signals.elementwise import clip, isfinite, maximum, where
+from rlbatch.observation.state import TINY, EncoderState
+from rlbatch.signals.elementwise import clip, isfinite, maximum, number, where
 from rlbatch.signals.record import Array, RunContext, Signals
 
 SIGNED, SHARE = (-1.0, 1.0), (0.0, 1.0)
@@ -54,17 +54,17 @@ class Moment:
     @_Lazy
     def target(self) -> Array:
         """Loss to be reached; NaN without a target."""
-        return as_array(self.context.target_loss)
+        return number(self.context.target_loss)
 
     @_Lazy
     def planned(self) -> Array:
         """Samples for which the run is planned; NaN where nobody said."""
-        return as_array(self.context.planned_samples)
+        return number(self.context.planned_samples)
 
     @_Lazy
     def val_loss(self) -> Array:
         """Validation loss of this chunk; NaN without one."""
-        return as_array(self.signals.val_loss)
+        return number(self.signals.val_loss)
 
     @_Lazy
     def has_val(self) -> NDArray[np.bool_]:

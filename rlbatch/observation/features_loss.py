@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
-from rlbatch.observation.state import TINY, as_array, finite
-from rlbatch.signals.elementwise import isnan, maximum, minimum, where
+from rlbatch.observation.state import TINY, finite
+from rlbatch.signals.elementwise import isnan, maximum, minimum, number, where
 from rlbatch.signals.record import Array
 
 
@@ -45,13 +45,13 @@ def _progress_ratio(m: Moment) -> Array:
 
 
 def _trouble(m: Moment) -> Array:
-    nonfinite = minimum(as_array(m.signals.nonfinite_steps), 1.0)
-    return nonfinite * 0.5 + as_array(m.signals.rolled_back) * 0.5
+    nonfinite = minimum(number(m.signals.nonfinite_steps), 1.0)
+    return nonfinite * 0.5 + number(m.signals.rolled_back) * 0.5
 
 
 def _rate_change(m: Moment) -> Array:
     now, earlier = m.after.current_size_rate, m.after.previous_size_rate
-    return finite((now - earlier) / (np.abs(now) + np.abs(earlier) + TINY))
+    return finite((now - earlier) / (abs(now) + abs(earlier) + TINY))
 
 
 def _val_rate(m: Moment) -> Array:
@@ -160,7 +160,7 @@ TREND = (
     Feature(
         *("chunk_share", "trend", "1", SHARE),
         "Share of the run's steps that lie in this chunk.",
-        lambda m: as_array(m.signals.steps) / maximum(m.signals.total_steps, 1),
+        lambda m: number(m.signals.steps) / maximum(m.signals.total_steps, 1),
     ),
 )
 

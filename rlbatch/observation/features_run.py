@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
-from rlbatch.observation.state import as_array
-from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, where
+from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, number, where
 from rlbatch.signals.record import Array
 
 # Decisions cannot depend on more: real training runs had a few thousand samples at most, simulated
@@ -15,22 +14,22 @@ _LARGEST_DATASET = 2000.0
 
 
 def _dataset_size(m: Moment) -> Array:
-    return minimum(as_array(m.context.dataset_size), _LARGEST_DATASET)
+    return minimum(number(m.context.dataset_size), _LARGEST_DATASET)
 
 
 def _spent(m: Moment) -> Array:
-    budget = as_array(m.context.budget)
+    budget = number(m.context.budget)
     aimless = isnan(m.target)
     return where(
         isfinite(budget),
-        as_array(m.signals.total_cost) / budget,
+        number(m.signals.total_cost) / budget,
         # Not beside a target, whose run goes on after its plan; the group `plan` tells of both.
-        where(aimless & isfinite(m.planned), as_array(m.signals.total_samples) / m.planned, 0.0),
+        where(aimless & isfinite(m.planned), number(m.signals.total_samples) / m.planned, 0.0),
     )
 
 
 def _plan_left(m: Moment) -> Array:
-    steps_left = (m.planned - as_array(m.signals.total_samples)) / m.signals.batch_size
+    steps_left = (m.planned - number(m.signals.total_samples)) / m.signals.batch_size
     left = np.log2(maximum(steps_left, 1.0) / maximum(m.signals.total_steps, 1)) / 8
     return where(isfinite(m.planned), where(steps_left > 0, left, -1.0), 0.0)
 
@@ -64,12 +63,12 @@ PLACE = (
     Feature(
         *("epochs_done", "place", "5 e-folds", SHARE),
         "One more than the epochs, of 2,000 samples at most, that are done.",
-        lambda m: np.log1p(as_array(m.signals.total_samples) / _dataset_size(m)) / 5,
+        lambda m: np.log1p(number(m.signals.total_samples) / _dataset_size(m)) / 5,
     ),
     Feature(
         *("steps_done", "place", "8 doublings", SIGNED),
         "One more than the optimizer steps done, over 256.",
-        lambda m: np.log2(1 + as_array(m.signals.total_steps)) / 8 - 1,
+        lambda m: np.log2(1 + number(m.signals.total_steps)) / 8 - 1,
     ),
 )
 
@@ -77,17 +76,17 @@ LEARNING_RATE = (
     Feature(
         *("coupling", "learning_rate", "exponent", SHARE),
         "Exponent by which the learning rate follows the batch size.",
-        lambda m: as_array(m.context.coupling_exponent),
+        lambda m: number(m.context.coupling_exponent),
     ),
     Feature(
         *("adascale", "learning_rate", "flag", SHARE),
         "Whether the coupling is AdaScale's.",
-        lambda m: as_array(m.context.adascale),
+        lambda m: number(m.context.adascale),
     ),
     Feature(
         *("rate_factor", "learning_rate", "6 doublings", SIGNED),
         "Factor of the coupling on the learning rate.",
-        lambda m: np.log2(as_array(m.signals.learning_rate_factor)) / 6,
+        lambda m: np.log2(number(m.signals.learning_rate_factor)) / 6,
     ),
     Feature(
         *("schedule_factor", "learning_rate", "6 doublings", SIGNED),
@@ -97,12 +96,12 @@ LEARNING_RATE = (
     Feature(
         *("adaptive", "learning_rate", "flag", SHARE),
         "Whether the optimizer is of Adam's kind.",
-        lambda m: as_array(m.context.adaptive),
+        lambda m: number(m.context.adaptive),
     ),
     Feature(
         *("momentum", "learning_rate", "1", SHARE),
         "Decay of the first moment.",
-        lambda m: as_array(m.context.momentum),
+        lambda m: number(m.context.momentum),
     ),
 )
 
@@ -120,17 +119,17 @@ OBJECTIVE = (
     Feature(
         *("weight_seconds", "objective", "1", SHARE),
         "Weight of seconds in the cost.",
-        lambda m: as_array(m.context.weight_seconds),
+        lambda m: number(m.context.weight_seconds),
     ),
     Feature(
         *("weight_samples", "objective", "1", SHARE),
         "Weight of samples in the cost.",
-        lambda m: as_array(m.context.weight_samples),
+        lambda m: number(m.context.weight_samples),
     ),
     Feature(
         *("weight_joules", "objective", "1", SHARE),
         "Weight of joules in the cost.",
-        lambda m: as_array(m.context.weight_joules),
+        lambda m: number(m.context.weight_joules),
     ),
 )
 
@@ -145,7 +144,7 @@ PLAN = (
         "Share of the planned samples that is done.",
         lambda m: where(
             isfinite(m.planned),
-            minimum(as_array(m.signals.total_samples) / m.planned, 1.0),
+            minimum(number(m.signals.total_samples) / m.planned, 1.0),
             0.0,
         ),
     ),

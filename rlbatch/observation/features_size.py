@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from rlbatch.observation.feature import SHARE, SIGNED, Feature, Moment
-from rlbatch.observation.state import TINY, as_array
-from rlbatch.signals.elementwise import isnan, maximum, where
+from rlbatch.observation.state import TINY
+from rlbatch.signals.elementwise import isnan, maximum, number, where
 from rlbatch.signals.record import Array
 
 _FACTORS = ("/16", "/4", "/2", "x2", "x4", "x16")
@@ -22,7 +20,7 @@ def _measured(m: Moment, value: Array) -> Array:
 
 def _certainty(m: Moment) -> Array:
     grad_sqr, error = m.mean_gradient
-    return maximum(_measured(m, grad_sqr / (np.abs(grad_sqr) + error + TINY)), 0.0)
+    return maximum(_measured(m, grad_sqr / (abs(grad_sqr) + error + TINY)), 0.0)
 
 
 def _noise_trend(m: Moment) -> Array:
@@ -59,7 +57,7 @@ COST = (
     Feature(
         *("cost_known", "cost", "1", SHARE),
         "How well the cost of a step is known at other sizes.",
-        lambda m: as_array(m.signals.step_cost_known),
+        lambda m: number(m.signals.step_cost_known),
     ),
 )
 

@@ -105,6 +105,7 @@ def as_numbers(state: EncoderState) -> EncoderState:
 class _Chunk(NamedTuple):
     """What several averages need of a chunk."""
 
+    size: Array  # log2 of its batch size
     first: NDArray[np.bool_]  # no loss was seen before it
     loss: Array  # of the chunk, or the last one known
     seen: NDArray[np.bool_]  # it has a loss of its own
@@ -128,23 +129,24 @@ def advance(signals: Signals, state: EncoderState) -> EncoderState:
         lowest_loss=fmin(state.lowest_loss, loss),
         rate=RATE_DECAY * state.rate + decrease,
         rate_cost=RATE_DECAY * state.rate_cost + cost_growth,
-        last_cost=as_array(signals.total_cost),
+        last_cost=number(signals.total_cost),
         **_noise_state(signals, state),
         **_size_state(signals, state, chunk),
         **_prediction_state(signals, state, chunk),
-        **_trend_state(signals, state, loss, one_sample, loss_var, decrease, cost_growth),
-        **_size_statistics_state(signals, state, loss, loss_var, cost_growth),
+        **_trend_state(signals, state, chunk, one_sample, loss_var),
+        **_size_statistics_state(signals, state, chunk, loss_var),
     )
 
 
 def _chunk(signals: Signals, state: EncoderState) -> _Chunk:
-    loss = as_array(signals.train_loss)
+    loss = number(signals.train_loss)
     seen = isfinite(loss) & (loss > 0)
     loss = where(seen, loss, state.last_loss)
     first = isnan(state.initial_loss)
     decrease = where(first, 0.0, np.log(state.last_loss / loss))
-    growth = np.log(as_array(signals.total_cost) / maximum(state.last_cost, TINY))
-    return _Chunk(first, loss, seen, finite(decrease), where(first, 0.0, growth))
+    growth = np.log(number(signals.total_cost) / maximum(state.last_cost, TINY))
+    size = spread(np.log2(signals.batch_size), loss)
+    return _Chunk(size, first, loss, seen, finite(decrease), where(first, 0.0, growth))
 
 
 def _one_sample_variance(
@@ -153,8 +155,9 @@ def _one_sample_variance(
     """Return the decayed sum of variances of one sample's loss, its weight, and the variance."""
     # Batch means tell how one sample's loss varies. Chunks of a single step say nothing about it,
     # so it is pooled over chunks; before the first longer one, it is taken to vary by its own size.
-    freedom = where(chunk.seen, maximum(as_array(signals.steps) - 1.0, 0.0), 0.0)
-    spread = np.square(finite(signals.train_loss_std)) * signals.batch_size
+    freedom = where(chunk.seen, maximum(number(signals.steps) - 1.0, 0.0), 0.0)
+    std = finite(signals.train_loss_std)
+    spread = std * std * signals.batch_size
     sample_var = NOISE_DECAY * state.sample_var + freedom * spread
     weight = NOISE_DECAY * state.sample_var_weight + freedom
     pooled = sample_var / maximum(weight, TINY)
@@ -162,10 +165,10 @@ def _one_sample_variance(
 
 
 def _noise_state(signals: Signals, state: EncoderState) -> dict[str, Array]:
-    grad_sqr, trace = as_array(signals.grad_sqr), as_array(signals.noise_trace)
+    grad_sqr, trace = number(signals.grad_sqr), number(signals.noise_trace)
     measured = isfinite(grad_sqr) & isfinite(trace)
     decay = where(measured, NOISE_DECAY, 1.0)
-    grad_se = where(isfinite(signals.grad_sqr_se), signals.grad_sqr_se, np.abs(grad_sqr))
+    grad_se = where(isfinite(signals.grad_sqr_se), signals.grad_sqr_se, abs(grad_sqr))
     level = maximum(grad_sqr, 0.0) + finite(trace) / signals.batch_size
     before = state.gradient_level
     level = where(isnan(before), level, 0.5 * (before + level))
@@ -174,7 +177,7 @@ def _noise_state(signals: Signals, state: EncoderState) -> dict[str, Array]:
     return {
         "grad_sqr": decay * state.grad_sqr + where(measured, grad_sqr, 0.0),
         "grad_sqr_var": decay * decay * state.grad_sqr_var
-        + where(measured, np.square(grad_se), 0.0),
+        + where(measured, grad_se * grad_se, 0.0),
         "noise_trace": decay * state.noise_trace + where(measured, trace, 0.0),
         "noise_weight": decay * state.noise_weight + measured,
         "noise_fast": where(measured & (grad_sqr > 0), scale, state.noise_fast),
@@ -184,14 +187,14 @@ def _noise_state(signals: Signals, state: EncoderState) -> dict[str, Array]:
 
 
 def _size_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
-    size, unknown = np.log2(signals.batch_size), isnan(state.last_size)
-    changed = ~unknown & (np.abs(size - state.last_size) > 1e-9)
+    size, unknown = chunk.size, isnan(state.last_size)
+    changed = ~unknown & (abs(size - state.last_size) > 1e-9)
     change = where(unknown, 0.0, size - state.last_size)
     rate, known = chunk.decrease / maximum(signals.chunk_cost, TINY), state.current_size_rate
     return {
         "previous_size_rate": where(changed, known, state.previous_size_rate),
         "current_size_rate": where(isnan(known) | changed, rate, 0.5 * (known + rate)),
-        "last_size": spread(size, chunk.loss),
+        "last_size": size,
         "last_change": where(changed, change, 0.0),
         "since_change": where(changed, 0.0, state.since_change + 1),
         "largest": fmax(state.largest, size),
@@ -201,7 +204,7 @@ def _size_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[st
 
 def _prediction_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> dict[str, Array]:
     actual = where(chunk.first, 0.0, state.last_loss - chunk.loss)
-    predicted = as_array(signals.predicted_decrease)
+    predicted = number(signals.predicted_decrease)
     known = isfinite(predicted) & ~chunk.first
     return {
         "actual_decrease": RATE_DECAY * state.actual_decrease + where(known, finite(actual), 0.0),
@@ -210,24 +213,18 @@ def _prediction_state(signals: Signals, state: EncoderState, chunk: _Chunk) -> d
 
 
 def _trend_state(
-    signals: Signals,
-    state: EncoderState,
-    loss: Array,
-    one_sample: Array,
-    loss_var: Array,
-    decrease: Array,
-    cost_growth: Array,
+    signals: Signals, state: EncoderState, chunk: _Chunk, one_sample: Array, loss_var: Array
 ) -> dict[str, Array]:
-    size = spread(np.log2(signals.batch_size), loss)
+    size, loss = chunk.size, chunk.loss
     samples = signals.batch_size * maximum(signals.steps, 1)
     seen = isfinite(loss)
     samples, level = where(seen, samples, 0.0), where(seen, loss, 0.0)
     fast = trend.add(state.fast_loss, state.fast_weight, level, samples, trend.FAST_DECAY)
     slow = trend.add(state.slow_loss, state.slow_weight, level, samples, trend.SLOW_DECAY)
-    cost = spread(as_array(signals.chunk_cost), loss)
+    cost = spread(number(signals.chunk_cost), loss)
     sizes = trend.add(state.size_cost, state.size_cost_weight, size, cost, trend.SLOW_DECAY)
-    variance = finite((loss_var + state.last_loss_var) / np.square(loss))
-    rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
+    variance = finite((loss_var + state.last_loss_var) / (loss * loss))
+    rate, precision = trend.rate_and_precision(chunk.decrease, chunk.cost_growth, variance)
     precision = where(isnan(state.initial_loss) | ~seen, 0.0, precision)
     decay = trend.RATE_DECAY
     return {
@@ -247,21 +244,21 @@ def _trend_state(
 
 
 def _size_statistics_state(
-    signals: Signals, state: EncoderState, loss: Array, loss_var: Array, cost_growth: Array
+    signals: Signals, state: EncoderState, chunk: _Chunk, loss_var: Array
 ) -> dict[str, Array]:
-    size = spread(np.log2(signals.batch_size), loss)
-    kept = (as_array(signals.rolled_back) < 0.5) & isfinite(loss)
+    size, loss = chunk.size, chunk.loss
+    kept = (number(signals.rolled_back) < 0.5) & isfinite(loss)
     # Progress since the last chunk that was kept: what follows a rolled-back one gained nothing.
     decrease = np.log(state.kept_loss / loss)
-    variance = (loss_var + state.kept_loss_var) / np.square(loss)
-    rate, precision = trend.rate_and_precision(decrease, cost_growth, variance)
+    variance = (loss_var + state.kept_loss_var) / (loss * loss)
+    rate, precision = trend.rate_and_precision(decrease, chunk.cost_growth, variance)
     precision = where(isfinite(decrease), precision, 0.0)
     decayed = size_statistics.DECAY * state.size_rates, size_statistics.DECAY * state.size_weights
     table = size_statistics.note(decayed, size, rate, precision)
 
-    val, total = as_array(signals.val_loss), as_array(signals.total_cost)
+    val, total = number(signals.val_loss), number(signals.total_cost)
     validated = isfinite(val) & (val > 0)
-    mean_size = state.val_size + size * as_array(signals.chunk_cost)
+    mean_size = state.val_size + size * number(signals.chunk_cost)
     again = validated & isfinite(state.last_val)
     val_decrease = where(again, np.log(state.last_val / val), 0.0)
     val_growth = where(again, np.log(total / state.val_cost), 0.0)
@@ -283,10 +280,6 @@ def _size_statistics_state(
         "size_rates": table[0],
         "size_weights": table[1],
     }
-
-
-as_array = number
-"""Returns a number or an array as an array of double precision."""
 
 
 def finite(value: float | Array) -> Array:

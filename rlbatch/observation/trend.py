@@ -55,7 +55,7 @@ def rate_and_precision(decrease: Array, growth: Array, variance: Array) -> tuple
         variance: Of `decrease`.
     """
     rate = clip(decrease / maximum(growth, 1e-6), -_MOST_RATE, _MOST_RATE)
-    return rate, np.square(growth) / (variance + 1e-4)
+    return rate, growth * growth / (variance + 1e-4)
 
 
 def slope(
@@ -75,6 +75,6 @@ def slope(
     """
     total = maximum(weight, _TINY)
     mean_size, mean_rate = size / total, rate / total
-    spread = maximum(size_sqr / total - np.square(mean_size), 0.0)
+    spread = maximum(size_sqr / total - mean_size * mean_size, 0.0)
     value = (product / total - mean_size * mean_rate) / maximum(spread, 1e-3)
     return value, value * np.sqrt(weight * spread)

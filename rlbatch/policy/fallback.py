@@ -106,6 +106,9 @@ class Fallback(Wrapper):
             second, second_state = first, next_state(signals, second_state)
         else:
             second, second_state = self.fallback.decide(tame, signals, second_state)
+        next_own = first_state, second_state, taken.astype(np.int64), streak
+        if observation.ndim == 1 and not (by_second | strange | first.fell_back):
+            return first, next_own
         change = where(by_second, second.log2_change, where(strange, 0.0, first.log2_change))
         made = replace(
             first, log2_change=tools.numeric(change), fell_back=tools.flag(by_second | strange)
@@ -115,7 +118,7 @@ class Fallback(Wrapper):
             said = f"fallback: {tools.describe(float(change))} ({why})"
             seconds = second.reasons if by_second else ()
             made = replace(made, reasons=(*first.reasons, *seconds, said))
-        return made, (first_state, second_state, taken.astype(np.int64), streak)
+        return made, next_own
 
     def outside(self, observation: Observation) -> NDArray[np.bool_]:
         """Return which features are outside of their range in training, shape (..., features)."""

@@ -112,7 +112,7 @@ class LearnedPolicy(Trained):
         """
         given = tools.checked_observation("LearnedPolicy", observation)
         seed, counter = state
-        probabilities, value = self._forward(given, self._legal(given, signals))
+        probabilities, value = self._forward(given, signals)
         if self.sample:
             index = _draw(probabilities, tools.uniform(seed, counter))
         else:
@@ -149,10 +149,15 @@ class LearnedPolicy(Trained):
                 lambda change: near_base(change, observation, signals),
             )
 
-    def _legal(self, observation: Float32, signals: Signals) -> NDArray[np.bool_]:
-        """Return which actions may be taken, shape (..., actions); "stay" always may."""
+    def _legal(self, finite: NDArray[np.bool_], signals: Signals) -> NDArray[np.bool_]:
+        """Return which actions may be taken, shape (..., actions); "stay" always may.
+
+        Args:
+            finite: Which features of the observation are.
+            signals: Of the chunk.
+        """
         grid = self._grid
-        legal = np.isfinite(observation).all(axis=-1, keepdims=True)
+        legal = finite.all(axis=-1, keepdims=True)
         if self.masked:
             size = _log2(signals.batch_size) + grid
             low = _log2(signals.context.min_batch_size) - tools.SAME_SIZE
@@ -160,22 +165,31 @@ class LearnedPolicy(Trained):
             legal = legal & (size >= low) & (size <= high)
         return legal | (grid == 0.0)
 
-    def _forward(
-        self, observation: Float32, legal: NDArray[np.bool_]
-    ) -> tuple[Float32, Float32 | None]:
-        inputs = np.where(np.isfinite(observation), observation, np.float32(0.0))
-        if inputs.ndim == 1 and self._stack is not None:
-            logits = np.where(legal, self._stack.forward("policy", inputs), -np.inf)
-            value = None
-            if self.values:
-                value = _mean(self._stack.forward("value", inputs)[:, 0])
-            return _mean(softmax(logits)), value
+    def _forward(self, observation: Float32, signals: Signals) -> tuple[Float32, Float32 | None]:
+        finite = np.isfinite(observation)
+        stack = self._stack if observation.ndim == 1 else None
+        if stack is not None and not self.masked and finite.all():  # nothing is left out
+            return self._together(stack, np.ascontiguousarray(observation), None)
+        inputs = np.where(finite, observation, np.float32(0.0))
+        legal = self._legal(finite, signals)
+        if stack is not None:
+            return self._together(stack, inputs, legal)
         probabilities = [
             softmax(np.where(legal, member.forward("policy", inputs), -np.inf))
             for member in self.members
         ]
         values = [member.forward("value", inputs)[..., 0] for member in self.members if self.values]
         return _mean(np.stack(probabilities)), _mean(np.stack(values)) if values else None
+
+    def _together(
+        self, stack: Stack, inputs: Float32, legal: NDArray[np.bool_] | None
+    ) -> tuple[Float32, Float32 | None]:
+        """Return what all networks say of a single run; where `legal` is None, all actions are."""
+        logits = stack.forward("policy", inputs)
+        if legal is not None:
+            logits = np.where(legal, logits, -np.inf)
+        value = _mean(stack.forward("value", inputs)[:, 0]) if self.values else None
+        return _mean(softmax(logits)), value
 
     @cached_property
     def _grid(self) -> Array:

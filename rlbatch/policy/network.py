@@ -227,7 +227,9 @@ class Stack:
         *hidden, last = self._layers[net]
         values = inputs[None, None, :]
         for layer in hidden:
-            values = self._activate(values @ layer.weight + layer.bias)
+            values = values @ layer.weight
+            values += layer.bias
+            values = self._activate(values)
         return (values @ last.weight + last.bias)[:, 0]
 
     def _stacked(self, net: str) -> tuple[Layer, ...]:

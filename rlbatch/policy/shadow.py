@@ -16,8 +16,7 @@ from rlbatch.signals.record import Signals
 class Shadow(Wrapper):
     """Always asks to stay; what the inner policy wanted is in the reasons and probabilities.
 
-    Gradient noise is measured as the inner policy needs it, so batches are split as they would be
-    in earnest.
+    Gradient noise is measured as the inner policy needs it, so that it decides as in earnest.
 
     Attributes:
         policy: The inner policy.

@@ -27,6 +27,14 @@ Mean = tuple[Array, Array]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+class Stateless:
+    """A rule that remembers nothing from decision to decision."""
+
+    def initial_state(self, shape: tuple[int, ...] = ()) -> tuple[()]:
+        """Return the empty state."""
+        return ()
+
+
 def checked_grid(owner: str, action_grid: Sequence[float]) -> tuple[float, ...]:
     """Return an action grid as plain numbers.
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from rlbatch.envs.tasks import char_lm, translation
+from rlbatch.envs.tasks.families import char_lm, translation
 from rlbatch.envs.tasks.transformer import Attention
 
 

@@ -104,7 +104,7 @@ class Run:
 
     @property
     def _begins_anew(self) -> bool:
-        accumulator: Any = self.controller._accumulator
+        accumulator: Any = self.controller._run.accumulator
         return not accumulator.parts.is_open
 
     @property
@@ -335,7 +335,7 @@ def train(rank: int, world_size: int, folder: str, fails: dict[int, tuple[int, .
 
 
 def _open(controller: Any) -> bool:
-    return controller._accumulator.parts.is_open
+    return controller._run.accumulator.parts.is_open
 
 
 @pytest.mark.slow

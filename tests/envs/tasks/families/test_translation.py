@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from rlbatch.envs.tasks import translation
+from rlbatch.envs.tasks.families import translation
+from rlbatch.envs.tasks.families.translation import END, loss, split_pieces
 from rlbatch.envs.tasks.text import PADDING, read_text
-from rlbatch.envs.tasks.translation import END, loss, split_pieces
 
 PIECES = {" ": 2, "a": 3, "b": 4, " a": 5, "ab": 6, " ab": 7}
 

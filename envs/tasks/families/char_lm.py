@@ -43,4 +43,3 @@ FAMILY = TaskFamily(
     adamw_learning_rate=8e-3,
     sgd_learning_rate=0.2,
 )
-adamw, sgd = FAMILY.adamw, FAMILY.sgd

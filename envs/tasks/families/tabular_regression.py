@@ -57,4 +57,3 @@ FAMILY = TaskFamily(
     adamw_learning_rate=8e-3,
     sgd_learning_rate=0.02,
 )
-adamw, sgd = FAMILY.adamw, FAMILY.sgd

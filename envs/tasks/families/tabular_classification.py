@@ -54,4 +54,3 @@ FAMILY = TaskFamily(
     adamw_learning_rate=4e-3,
     sgd_learning_rate=0.04,
 )
-adamw, sgd = FAMILY.adamw, FAMILY.sgd

@@ -1,0 +1,123 @@
+"""What the least wrapper around a training loop would cost, beside the controller.
+
+    python scripts/measure_floor.py [--models mlp cnn] [--batch-size 64] [--rounds 15]
+
+The wrapper changes nothing and can change nothing: a hook on `optimizer.step` that counts, a sum of
+losses that stays on the device, and at the ends of the same chunks one read of it and one decision
+of the shipped policy from signals that were made before. No data is resized, nothing is measured,
+guarded or logged. What it costs no controller that decides as often, by the same networks, can
+undercut.
+
+Own time, as in `rlbatch bench overhead`: outside of fetching, passes and the optimizer, less that
+of the plain loop, medians of paired rounds; a run is one of 1,000 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from rlbatch.agents.evaluate.overhead import part_configs, run_shares
+from rlbatch.agents.evaluate.overhead_turns import median_interval, take_turns
+from rlbatch.agents.evaluate.overhead_workloads import (
+    MODELS,
+    Arm,
+    Workload,
+    controlled,
+    plain,
+    watched,
+)
+from rlbatch.control.build import make_engine
+from rlbatch.control.config import ControllerConfig
+from rlbatch.envs.threads import use_one_thread
+from rlbatch.policy.registry import DEFAULT, resolve_policy
+from rlbatch.testing import simple_signals
+
+_STEPS = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    use_one_thread()
+    print("| model | loop | plain step | own, every step | own, a decision | in a run [95%] |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for model in arguments.models:
+        measure(Workload(model, arguments.batch_size, torch.device("cpu")), arguments.rounds)
+
+
+def measure(workload: Workload, rounds: int) -> None:
+    """Print the lines of one model."""
+    policy = resolve_policy(DEFAULT)
+    configs, share = part_configs(policy), run_shares(policy, _STEPS)["decision"]
+    arms: dict[str, Arm] = {
+        "plain": plain(workload),
+        "controller, step": controlled(workload, policy, configs["step"]),
+        "controller, decision": controlled(workload, policy, configs["decision"]),
+        "least wrapper, step": wrapped(workload, None),
+        "least wrapper, decision": wrapped(workload, decides()),
+    }
+    times = take_turns(arms, "plain", workload.device, rounds=rounds, seed=0)
+    base = times["plain"]
+    for loop in ("controller", "least wrapper"):
+        step, decision = times[f"{loop}, step"].own, times[f"{loop}, decision"].own
+        every = [a - b for a, b in zip(step, base.own, strict=True)]
+        more = [a - b for a, b in zip(decision, step, strict=True)]
+        costs = [
+            100 * (a + share * b) / whole
+            for a, b, whole in zip(every, more, base.whole, strict=True)
+        ]
+        low, high = median_interval(costs)
+        print(
+            f"| {workload.name} | {loop} | {1e3 * statistics.median(base.whole):.2f} ms "
+            f"| {1e6 * statistics.median(every):.0f} us | {1e6 * statistics.median(more):.0f} us "
+            f"| {statistics.median(costs):+.1f}% [{low:.1f}, {high:.1f}] |",
+            flush=True,
+        )
+
+
+def decides() -> Callable[[], object]:
+    """Return a decision of the shipped policy, from a chunk that was measured before."""
+    engine = make_engine(resolve_policy(DEFAULT), ControllerConfig())
+    signals = simple_signals()
+    return lambda: engine.decide(signals)
+
+
+def wrapped(workload: Workload, decide: Callable[[], object] | None) -> Arm:
+    """Train with the least wrapper, deciding after each step or never."""
+    watch, model, optimizer, loader = watched(workload)
+    steps, total = 0, torch.zeros(())
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    optimizer.register_step_post_hook(count)
+    while True:
+        watch.start()
+        for x, y in loader:
+            own = watch.stop()
+            loss = watch.watched(nn.functional.cross_entropy(model(x), y))
+            watch.start()
+            loss.backward()
+            total += loss.detach()
+            optimizer.step()
+            optimizer.zero_grad()
+            if decide is not None:
+                float(total)
+                decide()
+            own += watch.stop()
+            del loss.backward  # a cycle of references would keep the graph
+            yield own
+            watch.start()
+
+
+if __name__ == "__main__":
+    main()
