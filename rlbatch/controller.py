@@ -334,7 +334,8 @@ class BatchController:
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
                 Nothing of it was taken then: the controller is what it was.
         """
-        check_state(state, self.base_batch_size)
+        if self._parts is None:  # or else the ranks refuse it together
+            check_state(state, self.base_batch_size)
         with all_or_nothing(self):
             self._state = state
             if self._parts is not None:

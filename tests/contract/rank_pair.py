@@ -176,7 +176,7 @@ class Pair:
         for rank in range(self._world_size):
             here, there = context.Pipe()
             arguments = rank, self._world_size, self._folder, there
-            process = context.Process(target=serve, args=arguments, daemon=True)
+            process = context.Process(target=serve, args=arguments)
             process.start()
             there.close()
             self._ranks.append((process, here))
