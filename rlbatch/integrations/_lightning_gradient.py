@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rlbatch.control.gradient_watch import GradientWatch, no_gradient
 from rlbatch.control.loss_parts import LossParts
-from rlbatch.control.step_watch import StepWatch
 from rlbatch.control.part_weights import weighs_nothing
+from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._lightning_steps import MicroBatchTracker
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -30,9 +29,9 @@ import rlbatch
 from tests.contract.situations import Host, silence
 
 RANKS = 2
-TIMEOUT = 10.0  # seconds that a rank waits for the other
-GRACE = 2 * TIMEOUT  # after which one that has not ended is killed
-LIMIT = 60.0  # seconds of a situation
+TIMEOUT = 30.0  # seconds that a rank waits for the other; where it has not ended by twice that
+# after the other, it is killed
+LIMIT = 180.0  # seconds of a situation
 
 
 class OnRanks(Host):
@@ -97,13 +96,13 @@ def serve(rank: int, world_size: int, folder: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     while (order := pipe.recv()) is not None:
-        number, situation, kind = order
+        number, situation, kind, timeout = order
         torch.distributed.init_process_group(
             "gloo",
             init_method=f"file://{folder}/meet{number}",
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=TIMEOUT),
+            timeout=timedelta(seconds=timeout),
         )
         pipe.send(_run(situation, OnRanks(rank, kind, world_size)))
         pipe.recv()
@@ -140,19 +139,22 @@ class Pair:
         self._number = 0
         self._ranks: list[tuple[Any, Any]] = []
 
-    def run(self, situation: Callable[[Host], None], kind: str) -> list[Outcome]:
+    def run(
+        self, situation: Callable[[Host], None], kind: str, timeout: float = TIMEOUT
+    ) -> list[Outcome]:
         """Run a situation on all ranks.
 
         Args:
             situation: A function of a module.
             kind: `ddp` or `fsdp`.
+            timeout: Seconds that a rank waits for another.
         """
         if not self._ranks:
             self._start()
         self._number += 1
         for _, pipe in self._ranks:
-            pipe.send((self._number, situation, kind))
-        found = self._wait()
+            pipe.send((self._number, situation, kind, timeout))
+        found = self._wait(2.0 * timeout)
         if KILLED in found:
             self.close(at_once=True)
         else:
@@ -181,7 +183,7 @@ class Pair:
             there.close()
             self._ranks.append((process, here))
 
-    def _wait(self) -> list[Outcome]:
+    def _wait(self, grace: float) -> list[Outcome]:
         found: dict[int, Outcome] = {}
         ends = time.monotonic() + LIMIT
         while len(found) < self._world_size and time.monotonic() < ends:
@@ -192,7 +194,7 @@ class Pair:
                     found[rank] = pipe.recv()
                 except EOFError:
                     found[rank] = KILLED
-                ends = min(ends, time.monotonic() + GRACE)
+                ends = min(ends, time.monotonic() + grace)
         return [found.get(rank, KILLED) for rank in range(self._world_size)]
 
 
@@ -205,8 +207,3 @@ def check(found: list[Outcome]) -> None:
     ]
     assert not any(outcome.error for outcome in found), "\n".join(told)
     assert len({outcome.said for outcome in found}) == 1, "\n".join(told)
-
-
-def note(*words: Any) -> None:
-    """Print at once, from a rank whose output nobody collects."""
-    print(*words, file=sys.stderr, flush=True)

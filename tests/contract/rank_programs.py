@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from rlbatch.errors import ConfigurationError
+from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.testing import ScriptedPolicy
-from tests.contract.programs import BASE, CLASSES, Rows, error, flat, gradient_of_all, network
+from tests.contract.programs import BASE, Rows, error, flat, gradient_of_all, network
 from tests.contract.situations import (
     GROW,
     Host,
@@ -26,7 +26,7 @@ from tests.contract.situations import (
     silence,
     still,
 )
-from tests.contract.test_divided_losses import CLASS_WEIGHTS, class_weights, dice, info_nce, triplet
+from tests.contract.test_divided_losses import class_weights, dice, info_nce, triplet
 
 # -- losses --
 
@@ -36,7 +36,9 @@ def batches_that_fit(host: Host) -> None:
     for own_loss in (class_weights, dice, info_nce, triplet):
         run, wanted = Run(host, make=still, policy=GROW), list[Tensor]()
 
-        def loss(model: nn.Module, batch: Any, own_loss: Any = own_loss) -> Tensor:
+        def loss(
+            model: nn.Module, batch: Any, own_loss: Any = own_loss, wanted: Any = wanted
+        ) -> Tensor:
             found = host.gather((len(batch[0]), gradient_of_all(network(), own_loss, batch)))
             total = sum(count for count, _ in found)
             wanted.append(torch.stack([count / total * g for count, g in found]).sum(0))
@@ -79,6 +81,15 @@ def parts_without_weight(host: Host) -> None:
             else:
                 assert not bool(found.any())
         assert compared > 4
+
+
+def a_loss_of_nothing_on_shards(host: Any) -> None:
+    if host.kind != "fsdp":
+        return  # there such a part may be no number, see above
+    run = Run(host)
+    with host.refuses(DeliveryError, "weight is 0 has a loss that is not finite"):
+        for batch in run.loader:
+            run.controller.backward(plain_mean(run.model, batch) * math.nan, weight=0)
 
 
 class Zeroed(nn.Module):
@@ -266,6 +277,7 @@ def a_state_that_one_rank_refuses(host: Any) -> None:
 PROGRAMS: tuple[Situation, ...] = (
     batches_that_fit,
     parts_without_weight,
+    a_loss_of_nothing_on_shards,
     a_term_times_zero,
     no_rest_of_one,
     steps_that_keep_within_what_fits,
@@ -279,4 +291,3 @@ PROGRAMS: tuple[Situation, ...] = (
     settings_that_differ,
     a_state_that_one_rank_refuses,
 )
-assert len(CLASS_WEIGHTS) == CLASSES

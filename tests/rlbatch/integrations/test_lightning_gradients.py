@@ -295,7 +295,8 @@ def test_a_whole_batch_of_weight_0_adds_nothing() -> None:
     module = Program(of_few, rate=0.1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="rlbatch")
-        train(module, weight=lambda batch: counts(batch).sum(), policy="fixed", micro_batch_size=None)
+        count: Any = lambda batch: counts(batch).sum()  # noqa: E731
+        train(module, weight=count, policy="fixed", micro_batch_size=None)
     kept = [bool(counts(batch).any()) for batch in module.batches]
     assert kept.count(False) > 2
     found = [e for e, counted in zip(module.errors, kept, strict=True) if counted]
