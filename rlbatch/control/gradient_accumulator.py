@@ -24,8 +24,9 @@ _FAILED = (
     "the batch out by controller.skip()."
 )
 _NO_NUMBER = (
-    "A part whose weight is 0 has a loss that is not finite, and with fully_shard its gradient would "
-    "reach all ranks. Give such a part a loss of 0 that depends on the model: output.sum() * 0.0."
+    "A part whose weight is 0 has a loss that is not finite, and with fully_shard its "
+    "gradient would reach all ranks. Give such a part a loss of 0 that depends on the model: "
+    "output.sum() * 0.0."
 )
 
 

@@ -28,7 +28,7 @@ class ElasticSource:
         drop_last: Whether samples that do not fill the epoch's last step are left out.
         least_rest: A step of another size than the first leaves no fewer samples at an epoch's end:
             they join it. Several ranks leave no fewer behind any step.
-        largest_step: Where a step and the rest that joins it exceed it, the two are shared out anew:
+        largest_step: Where a step with the rest that joins it exceeds it, they are shared out anew:
             both of about the same size; None for no limit.
         epoch_size: Samples of an epoch, where that is known.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
