@@ -176,8 +176,7 @@ class BatchController:
         Args:
             loss: A mean.
             weight: What it is the mean of, where that is not the samples: the number of tokens, the
-                sum of class weights. Give it in every call. Where it is 0, the part adds nothing,
-                even if its loss is no number.
+                sum of class weights. Give it in every call. Where it is 0, the part adds nothing.
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients

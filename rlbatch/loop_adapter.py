@@ -257,8 +257,7 @@ class LoopAdapter:
         The log goes on behind the decisions that the state knows of; later ones are dropped.
 
         Raises:
-            ConfigurationError: The state is of another version, batch size or policy, or damaged.
-                Nothing of it was taken then.
+            ConfigurationError: It is of another run, or damaged. Nothing of it was taken then.
         """
         with all_or_nothing(self):
             with self.ranks.refuse_together():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlbatch.control.checks import warn_of_made_up_step
-from rlbatch.control.gradient_watch import GradientWatch, no_gradient
+from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.part_weights import PartWeights, weighs_nothing
@@ -22,11 +22,6 @@ from rlbatch.errors import DeliveryError
 _FAILED = (
     "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
     "the batch out by controller.skip()."
-)
-_NO_NUMBER = (
-    "A part whose weight is 0 has a loss that is not finite, and with fully_shard its "
-    "gradient would reach all ranks. Give such a part a loss of 0 that depends on the model: "
-    "output.sum() * 0.0."
 )
 
 
@@ -148,8 +143,7 @@ class GradientAccumulator:
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, the gradients of
-                the parts before it were touched, or, on sharded ranks, a loss that does not count
-                is not finite.
+                the parts before it were touched, or a loss of nothing is not finite on shards.
         """
         delivered = self.delivered
         if self._failed:
@@ -161,8 +155,8 @@ class GradientAccumulator:
             )
         self._left_over.check()
         # Few steps are divided: the others are spared the accumulator.
-        whole = delivered.micro_batches == 1 and self._world_size == 1
-        whole = whole and not weighs_nothing(weight)
+        alone = delivered.micro_batches == 1 and self._world_size == 1
+        whole = alone and not weighs_nothing(weight)
         if whole:
             self.parts.forget_weights()
         if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
@@ -201,12 +195,7 @@ class GradientAccumulator:
             return
         watch.begin_backward()
         try:
-            if factor == 0.0 and not self.parts.ranks.sharded:
-                with no_gradient(self._unwrapped):
-                    self._run_backward(loss, factor)
-            else:
-                if factor == 0.0 and not bool(loss.detach().isfinite().all()):
-                    raise DeliveryError(_NO_NUMBER)
+            with self.parts.counted(loss, factor):
                 self._run_backward(loss, factor)
         finally:
             watch.end_backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlbatch.control.gradient_watch import parameters_of
+from rlbatch.control.gradient_watch import no_gradient, parameters_of
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loss_weights import LossWeights
@@ -82,6 +83,28 @@ class PartWeights:
         if not self._unit_known and (number > 0.0 or self._world_size > 1):
             self._choose_unit(number / delivered.micro_size)
         return self._weights.add(delivered, weight=number)
+
+    def counted(self, loss: Tensor, factor: float | None) -> AbstractContextManager[None]:
+        """Return the block of a part's backward pass, in which one whose weight is 0 adds nothing.
+
+        Args:
+            loss: Its mean loss.
+            factor: What `add` has returned; None for the only part.
+
+        Raises:
+            DeliveryError: It weighs nothing, its loss is not finite, and ranks have shards.
+        """
+        if factor != 0.0:
+            return nullcontext()
+        if not self.ranks.sharded:
+            return no_gradient(getattr(self._optimizer, "optimizer", self._optimizer))
+        if not bool(loss.detach().isfinite().all()):
+            raise DeliveryError(
+                "A part whose weight is 0 has a loss that is not finite, and with fully_shard its "
+                "gradient would reach all ranks. Give such a part a loss of 0 that depends on the "
+                "model: output.sum() * 0.0."
+            )
+        return nullcontext()
 
     def leave_out(self, delivered: Delivered) -> None:
         """Take a part into the step that has no loss."""

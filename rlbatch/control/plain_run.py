@@ -115,12 +115,8 @@ class PlainLoop:
         loader = ranks.share(loader)
         batch_size, dataset_size = loader_sizes(loader)
         limits = self.config.limits
-        ranks.require_same(
-            batch_size=batch_size,
-            samples_of_an_epoch=dataset_size,
-            drop_last=bool(loader.drop_last),
-            micro_batch_size=0 if limits.micro_batch_size == "auto" else limits.micro_batch_size,
-        )
+        told = {"drop_last": loader.drop_last, "micro_batch_size": limits.micro_batch_size}
+        ranks.require_same(batch_size=batch_size, samples_of_an_epoch=dataset_size, **told)
         checks.check_loader_size(batch_size, ranks.world_size, self.batch_size)
         if self.accumulator is None:
             warn_of_smaller_parts(self.model, limits, batch_size)

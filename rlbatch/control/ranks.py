@@ -135,7 +135,7 @@ class Ranks:
             self.require_agreement(0, error)
             raise
 
-    def require_same(self, **numbers: int | None) -> None:
+    def require_same(self, **numbers: int | str | None) -> None:
         """Refuse a training for which the ranks were told different numbers: one all-reduce.
 
         They would make different steps, and some wait for the others without an end.
@@ -143,7 +143,7 @@ class Ranks:
         Raises:
             ConfigurationError: On every rank, if one of them differs.
         """
-        told = [-1 if number is None else int(number) for number in numbers.values()]
+        told = [int(n) if isinstance(n, int) else -1 for n in numbers.values()]
         found = self.largest(*told, *(-number for number in told))
         for place, name in enumerate(numbers):
             high, low = found[place], -found[len(told) + place]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.integrations.steered import ByBits, TWO_STEP_CHUNKS
+from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS, ByBits
 from tests.rlbatch.integrations.torchrun import serve
 from tests.rlbatch.integrations.transformers_ranks import Rows, flat
 
