@@ -171,7 +171,6 @@ class BatchController(RunView):
             loss: A mean.
             weight: What it is the mean of, where that is not the samples: the number of tokens, the
                 sum of class weights. Give it in every call. Where it is 0, the part adds nothing.
-                It is read only if the batch is divided, or has several ranks.
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
@@ -286,7 +285,8 @@ class BatchController(RunView):
             ConfigurationError: The state is of another version, batch size or policy, or damaged.
                 Nothing of it was taken then: the controller is what it was.
         """
-        check_state(state, self.base_batch_size)
+        if self._parts is None:  # or else the ranks refuse it together
+            check_state(state, self.base_batch_size)
         with all_or_nothing(self):
             self._state = state
             if self._parts is not None:

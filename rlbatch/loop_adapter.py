@@ -257,17 +257,17 @@ class LoopAdapter:
         The log goes on behind the decisions that the state knows of; later ones are dropped.
 
         Raises:
-            ConfigurationError: The state is of another version, batch size or policy, or damaged.
-                Nothing of it was taken then.
+            ConfigurationError: It is of another run, or damaged. Nothing of it was taken then.
         """
-        check_state(state, self.base_batch_size)
         with all_or_nothing(self):
-            own = self._place_state()
-            require_like({name: state[name] for name in own}, own, "the controller's state")
-            self._epochs_done, self._log_exists = float(state["epochs_done"]), True
-            self._validations.resume(self._epochs_done)
-            if self.loader is not None:
-                self.loader.load_state_dict(state["loader"])
+            with self.ranks.refuse_together():
+                check_state(state, self.base_batch_size)
+                own = self._place_state()
+                require_like({name: state[name] for name in own}, own, "the controller's state")
+                self._epochs_done, self._log_exists = float(state["epochs_done"]), True
+                self._validations.resume(self._epochs_done)
+                if self.loader is not None:
+                    self.loader.load_state_dict(state["loader"])
             # The loop comes last: it drops lines of the log, for which there is no way back.
             self._loop.load_state_dict(state["control_loop"])
 

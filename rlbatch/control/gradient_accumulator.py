@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlbatch.control.checks import warn_of_made_up_step
-from rlbatch.control.gradient_watch import GradientWatch, no_gradient
+from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
-from rlbatch.control.part_weights import PartWeights
+from rlbatch.control.part_weights import PartWeights, weighs_nothing
 from rlbatch.control.ranks import without_sync
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
@@ -139,11 +139,11 @@ class GradientAccumulator:
 
         Args:
             loss: A mean.
-            weight: Of what, if not of the samples. Read where the step has several parts or ranks.
+            weight: Of what, if not of the samples.
 
         Raises:
-            DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
-                of the parts before it were touched.
+            DeliveryError: There is no micro-batch to which the loss could belong, the gradients of
+                the parts before it were touched, or a loss of nothing is not finite on shards.
         """
         delivered = self.delivered
         if self._failed:
@@ -155,7 +155,8 @@ class GradientAccumulator:
             )
         self._left_over.check()
         # Few steps are divided: the others are spared the accumulator.
-        whole = delivered.micro_batches == 1 and self._world_size == 1
+        alone = delivered.micro_batches == 1 and self._world_size == 1
+        whole = alone and not weighs_nothing(weight)
         if whole:
             self.parts.forget_weights()
         if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
@@ -194,10 +195,7 @@ class GradientAccumulator:
             return
         watch.begin_backward()
         try:
-            if factor == 0.0 and not self.parts.ranks.sharded:
-                with no_gradient(self._unwrapped):
-                    self._run_backward(loss, factor)
-            else:
+            with self.parts.counted(loss, factor):
                 self._run_backward(loss, factor)
         finally:
             watch.end_backward()
@@ -272,7 +270,7 @@ class GradientAccumulator:
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        if count > 1 or self._world_size > 1:
+        if count > 1 or self._world_size > 1 or self.parts.is_open:
             self.parts.close()
             self._watch.forget()
         if self.schedules is not None and self.schedules.waits:

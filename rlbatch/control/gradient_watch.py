@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 
 from rlbatch.control.average_watch import AverageWatch
 from rlbatch.errors import DeliveryError
+from rlbatch.signals import foreach
+
+_LOOKS = 8  # parts in front of which sharded gradients are compared by their values
 
 
 class _Seen(NamedTuple):
@@ -24,7 +27,9 @@ class _Seen(NamedTuple):
 class GradientWatch:
     """Compares the gradients in front of a part's backward pass with those behind the last one.
 
-    By identity and torch's count of in-place changes: no value is read, no device waited for.
+    By identity and torch's count of in-place changes: no value is read, no device waited for. Only
+    of sharded gradients (a `DTensor`) not all changes are counted: the values of this rank's shards
+    are compared, too, in front of the first few parts.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class GradientWatch:
         self._optimizer, self._zeroing, self._clipping = optimizer, zeroing, clipping
         self._averaging, self._averages = averaging, AverageWatch()
         self._seen: list[_Seen] = []
+        self._norms: Tensor | None = None  # of shards, behind the latest part
+        self._looks = _LOOKS
 
     def remember(self) -> None:
         """Note the gradients behind a part that is not the last one."""
@@ -54,6 +61,7 @@ class GradientWatch:
             for parameter in parameters_of(self._optimizer)
             if parameter.grad is not None
         ]
+        self._norms = self._norms_of_shards() if self._looks else None
         self._averages.remember()
 
     def forget(self) -> None:
@@ -81,11 +89,28 @@ class GradientWatch:
                     f"that call out: {self._zeroing}."
                 )
             if version_of(gradient) != version:
-                raise DeliveryError(
-                    f"{_between(part, parts)} a .grad was changed: the loop clips, scales or "
-                    f"zeroes it at every batch. {self._clipping}; and leave zero_grad() out: "
-                    f"{self._zeroing}."
-                )
+                raise self._changed(part, parts)
+        if self._norms is None:
+            return
+        self._looks -= 1
+        norms, self._norms = self._norms, None
+        if not torch.equal(norms, cast("Tensor", self._norms_of_shards())):
+            raise self._changed(part, parts)
+
+    def _changed(self, part: int, parts: int) -> DeliveryError:
+        return DeliveryError(
+            f"{_between(part, parts)} a .grad was changed: the loop clips, scales or zeroes it at "
+            f"every batch. {self._clipping}; and leave zero_grad() out: {self._zeroing}."
+        )
+
+    def _norms_of_shards(self) -> Tensor | None:
+        """Return the norms of this rank's shards; None if none is sharded."""
+        shards = [
+            foreach.local(seen.gradient)
+            for seen in self._seen
+            if hasattr(seen.gradient, "_local_tensor")
+        ]
+        return foreach.squared_norms(shards).nan_to_num() if shards else None
 
 
 def _between(part: int, parts: int) -> str:
@@ -113,12 +138,16 @@ def parameters_of(optimizer: Optimizer) -> Iterable[Any]:
 
 
 def version_of(tensor: Any) -> int:
-    """Return torch's count of a tensor's in-place changes; of this rank's shard, if it is one.
+    """Return torch's count of a tensor's in-place changes.
 
-    -1 where there is no count: in inference mode, and for a lazy layer's parameter, which has no
-    values before the first forward pass.
+    Of a `DTensor`, those of this rank's shard (by FSDP) and those of the whole (by a loop): torch
+    counts either apart, and the functions that take many tensors at once nowhere. -1 where there is
+    no count: in inference mode, and for a lazy layer's parameter, which has no values before the
+    first forward pass.
     """
     if is_lazy(tensor):
         return -1
-    local = getattr(tensor, "_local_tensor", tensor)  # of a DTensor
-    return -1 if local.is_inference() else local._version
+    local = getattr(tensor, "_local_tensor", None)  # of a DTensor
+    if tensor.is_inference() or (local is not None and local.is_inference()):
+        return -1
+    return tensor._version + (0 if local is None else local._version)

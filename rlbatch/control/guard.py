@@ -153,12 +153,19 @@ def _has_risen(state: GuardState, config: GuardConfig, chunk: ChunkLoss) -> bool
         return False  # nothing to compare with; and negative losses have no meaningful ratio
     if state.weight < _FEWEST_SAMPLES:
         return False  # the squared error of one sample is often a hundredth of the mean's
-    variance = max(state.sample_variance, (_SAMPLE_SPREAD * state.recent_loss) ** 2)
+    variance = max(state.sample_variance, _square(_SAMPLE_SPREAD * state.recent_loss))
     samples = chunk.batch_size * max(chunk.steps, 1)
     error = math.sqrt(variance * (1.0 / samples + 1.0 / state.weight))
     limit = state.recent_loss + config.significance * error
     jump = state.last_loss + (config.loss_ratio - 1.0) * state.lowest_loss
     return chunk.mean > max(config.loss_ratio * state.lowest_loss, jump, limit)
+
+
+def _square(value: float) -> float:
+    try:
+        return value**2
+    except OverflowError:  # of a loss beyond 1e154
+        return math.inf
 
 
 def _rises_anyway(state: GuardState, chunk: ChunkLoss) -> bool:
@@ -179,7 +186,7 @@ def _keep(state: GuardState, chunk: ChunkLoss) -> GuardState:
     return GuardState(
         lowest_loss=min(state.lowest_loss, recent) if total >= _FEWEST_SAMPLES else math.inf,
         recent_loss=recent,
-        sample_variance=pooled(state.sample_variance, chunk.std**2 * chunk.batch_size),
+        sample_variance=pooled(state.sample_variance, _square(chunk.std) * chunk.batch_size),
         weight=total,
         consecutive=state.consecutive if tried else 0,
         last_loss=chunk.mean,

@@ -68,6 +68,12 @@ class Limits:
             )
         return self.micro_batch_size
 
+    def largest_step(self, world_size: int = 1) -> int | None:
+        """Return what no step may exceed, not even by an epoch's rest; None: nothing."""
+        if self.divisible or not isinstance(self.micro_batch_size, int):
+            return None
+        return self.micro_batch_size * world_size
+
     def bounds(
         self, base_batch_size: int, dataset_size: int, world_size: int = 1, *, may_shrink: bool
     ) -> tuple[int, int]:
@@ -88,8 +94,7 @@ class Limits:
         low = max(self.min_batch_size or lowest, world_size)
         high = self.max_batch_size or _LARGEST_GROWTH * base_batch_size
         high = min(high, max(dataset_size, base_batch_size))
-        if not self.divisible and isinstance(self.micro_batch_size, int):
-            high = min(high, self.micro_batch_size * world_size)
+        high = min(high, self.largest_step(world_size) or high)
         if not low <= base_batch_size <= high:
             raise ConfigurationError(
                 f"The loader's batch size {base_batch_size} must lie between min_batch_size {low} "

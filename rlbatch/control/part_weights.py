@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlbatch.control.gradient_watch import parameters_of
+from rlbatch.control.gradient_watch import no_gradient, parameters_of
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.data.loss_weights import LossWeights
@@ -44,6 +45,8 @@ class PartWeights:
         self._weights = LossWeights(world_size)
         self._unit_known = False
         self._told: tuple[Tensor, float] | None = None  # sums of weighted losses, and of weights
+        self._total: float | None = None  # weights of a step's parts on all ranks, once known
+        self._latest: Tensor | None = None  # that was told of a step's loss
         self.ranks = Ranks()
 
     @property
@@ -70,6 +73,7 @@ class PartWeights:
             DeliveryError: The part is not the next one, or came with a weight and others did not.
         """
         self._told = self._told if delivered.position else None
+        self._total = None
         if weight is None:
             return self._weights.add(delivered)
         number = _number(weight)
@@ -79,6 +83,28 @@ class PartWeights:
         if not self._unit_known and (number > 0.0 or self._world_size > 1):
             self._choose_unit(number / delivered.micro_size)
         return self._weights.add(delivered, weight=number)
+
+    def counted(self, loss: Tensor, factor: float | None) -> AbstractContextManager[None]:
+        """Return the block of a part's backward pass, in which one whose weight is 0 adds nothing.
+
+        Args:
+            loss: Its mean loss.
+            factor: What `add` has returned; None for the only part.
+
+        Raises:
+            DeliveryError: It weighs nothing, its loss is not finite, and ranks have shards.
+        """
+        if factor != 0.0:
+            return nullcontext()
+        if not self.ranks.sharded:
+            return no_gradient(getattr(self._optimizer, "optimizer", self._optimizer))
+        if not bool(loss.detach().isfinite().all()):
+            raise DeliveryError(
+                "A part whose weight is 0 has a loss that is not finite, and with fully_shard its "
+                "gradient would reach all ranks. Give such a part a loss of 0 that depends on the "
+                "model: output.sum() * 0.0."
+            )
+        return nullcontext()
 
     def leave_out(self, delivered: Delivered) -> None:
         """Take a part into the step that has no loss."""
@@ -92,16 +118,22 @@ class PartWeights:
     def told(self, loss: Tensor, delivered: Delivered | None) -> Tensor:
         """Return what to tell of a weighted part's loss, for a mean over samples of the parts.
 
-        What the loss of the whole step is shows behind the last one: nothing before.
+        What the loss of the whole step is shows behind the last one: nothing before. Where nothing
+        in it counts, it is as high as the one before, for which nobody is blamed.
         """
         if delivered is None or self._told is None or not delivered.is_last:
             return torch.zeros_like(loss.detach())
-        if delivered.micro_batches == 1:
+        total, weight = self._told
+        if self._total is not None:  # of all ranks, over which what is told is averaged
+            weight = self._total / self._world_size
+        elif delivered.micro_batches == 1 and weight > 0.0:
             return loss
+        if weight <= 0.0:
+            return total if self._latest is None else self._latest
         count, world_size = delivered.micro_batches, self._world_size
         share = micro_batch_totals(delivered.step_samples, count, world_size)[-1]
-        total, weight = self._told
-        return total * (delivered.step_samples / share / max(weight, 1e-300))
+        self._latest = total * (delivered.step_samples / share / weight)
+        return self._latest
 
     def correct(self) -> None:
         """Divide the gradients by the sum of the weights of all parts, which now is known."""
@@ -110,6 +142,7 @@ class PartWeights:
             return
         if self._world_size > 1:
             total = float(self.ranks.mean(np.array([total]))[0]) * self._world_size
+        self._total = total
         factor = self._weights.correction(total)
         optimizer: Any = getattr(self._optimizer, "optimizer", self._optimizer)
         grads = [foreach.local(p.grad) for p in parameters_of(optimizer) if p.grad is not None]
@@ -131,6 +164,11 @@ class PartWeights:
         if self._world_size > 1:  # the same on all, which may not wait for each other in a pass
             (power,) = self.ranks.largest(power) if self._synchronises else (0,)
         self._weights.unit, self._unit_known = 2.0**power, True
+
+
+def weighs_nothing(weight: float | Tensor | None) -> bool:
+    """Return whether a part's loss is a mean of nothing; a tensor on a device is waited for."""
+    return weight is not None and _number(weight) == 0.0
 
 
 def _number(weight: float | Tensor) -> float:

@@ -18,7 +18,7 @@ from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_mod
 from rlbatch.control.loader_events import LoaderEvents
 from rlbatch.control.memory_passes import MemoryPasses
 from rlbatch.control.ranks import Ranks
-from rlbatch.control.saved_state import require_like
+from rlbatch.control.saved_state import check_state, require_like
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.torch_parts import TorchRate, torch_parts
 from rlbatch.control.user_state import UserState
@@ -78,11 +78,13 @@ class PlainRun:
         Raises:
             ConfigurationError: It is of another run, or damaged.
         """
-        own = {**self.state_dict(), "control_loop": None}
-        require_like({**state, "control_loop": None}, own, "the controller's state")
-        self.passes.load_state_dict(state.get("memory"))
-        self.plain_steps.load_state_dict(state["plain_steps"])
-        self.user.load_state_dict(state["schedules"])
+        with self.adapter.ranks.refuse_together():
+            check_state(state, self.adapter.base_batch_size)
+            own = {**self.state_dict(), "control_loop": None}
+            require_like({**state, "control_loop": None}, own, "the controller's state")
+            self.passes.load_state_dict(state.get("memory"))
+            self.plain_steps.load_state_dict(state["plain_steps"])
+            self.user.load_state_dict(state["schedules"])
         self.adapter.load_state_dict(state)
 
 
@@ -125,10 +127,13 @@ class PlainLoop:
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
         batch_size, dataset_size = loader_sizes(loader)
+        limits = self.config.limits
+        told = {"drop_last": loader.drop_last, "micro_batch_size": limits.micro_batch_size}
+        ranks.require_same(batch_size=batch_size, samples_of_an_epoch=dataset_size, **told)
         checks.check_loader_size(batch_size, ranks.world_size, self.batch_size)
         if self.accumulator is None:
-            warn_of_smaller_parts(self.model, self.config.limits, batch_size)
-        passes = MemoryPasses(self.model, self.config.limits, self.batch_size, ranks)
+            warn_of_smaller_parts(self.model, limits, batch_size)
+        passes = MemoryPasses(self.model, limits, self.batch_size, ranks)
         accumulator = self.make_accumulator(ranks, synchronises=not passes.averages)
         accumulator.parts.ranks = ranks
         self._watch_schedules(accumulator, ranks, dataset_size)
@@ -147,10 +152,11 @@ class PlainLoop:
         )
         plain_steps = PlainSteps(count)
         events = LoaderEvents(owner, self.model, adapter, accumulator, passes, plain_steps)
-        limit = passes.limit if self.config.limits.divisible else None
+        limit = passes.limit if limits.divisible else None
         events.loader = adapter.loader = controlled = ControlledLoader(
             loader, events, batch_size=self.batch_size, micro_batch_size=limit, ranks=ranks
         )
+        controlled.sampler.largest_step = limits.largest_step(ranks.world_size)
         passes.attach(adapter, accumulator, controlled)
         user.attach(parts.weights)
         return PlainRun(adapter, controlled, accumulator, passes, plain_steps, parts.rate, user)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -122,6 +122,37 @@ class Ranks:
                 f"Expected the ranks' states of the same optimizer step, got {-earliest} to "
                 f"{latest}. Let a checkpoint count only once all ranks have saved theirs."
             )
+
+    @contextmanager
+    def refuse_together(self) -> Generator[None]:
+        """Let a saved state that the block refuses on this rank be refused on all of them.
+
+        Without an error nothing is sent: `require_agreement` comes later.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.require_agreement(0, error)
+            raise
+
+    def require_same(self, **numbers: int | str | None) -> None:
+        """Refuse a training for which the ranks were told different numbers: one all-reduce.
+
+        They would make different steps, and some wait for the others without an end.
+
+        Raises:
+            ConfigurationError: On every rank, if one of them differs.
+        """
+        told = [int(n) if isinstance(n, int) else -1 for n in numbers.values()]
+        found = self.largest(*told, *(-number for number in told))
+        for place, name in enumerate(numbers):
+            high, low = found[place], -found[len(told) + place]
+            if low != high:
+                raise ConfigurationError(
+                    f"Expected the same {name} on every rank, got {low} to {high} (-1: none). Make "
+                    "model, data and controller alike on all ranks; the controller's loader deals "
+                    "out the samples."
+                )
 
     def average_gradients(self, model: nn.Module) -> None:
         """Average the gradients over ranks, in place; a parameter without one counts as zero."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlbatch.data.delivery import Delivered, DeliveryQueue, IssuedStep
-from rlbatch.data.step_plan import check_batch_size, check_micro_batch_size
+from rlbatch.data.step_plan import check_batch_size, check_micro_batch_size, last_but_one
 from rlbatch.errors import ConfigurationError, DeliveryError
 
 _STATE_VERSION = 2
@@ -28,6 +28,8 @@ class ElasticSource:
         drop_last: Whether samples that do not fill the epoch's last step are left out.
         least_rest: A step of another size than the first leaves no fewer samples at an epoch's end:
             they join it. Several ranks leave no fewer behind any step.
+        largest_step: Where a step with the rest that joins it exceeds it, they are shared out anew:
+            both of about the same size; None for no limit.
         epoch_size: Samples of an epoch, where that is known.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
             read yet; None before.
@@ -51,6 +53,7 @@ class ElasticSource:
         check_micro_batch_size(micro_batch_size)
         self.drop_last = drop_last
         self.least_rest = world_size
+        self.largest_step: int | None = None
         self.epoch_size: int | None = None
         self._world_size = world_size
         self._requested, self._micro_limit = batch_size, micro_batch_size
@@ -198,7 +201,9 @@ class ElasticSource:
         if self.epoch_size is None or self.drop_last or size == self._first_size:
             return size
         left = self.epoch_size - start
-        return left if 0 < left - size < self.least_rest else size
+        if not 0 < left - size < self.least_rest:
+            return size
+        return last_but_one(left, self.largest_step, self.least_rest)
 
     def _step(
         self, planned: IssuedStep | None, samples: int, start: int, tail: Sequence[Any]

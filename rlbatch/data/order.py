@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from rlbatch.data.delivery import appearance
 from rlbatch.data.randomness import Randomness
+from rlbatch.data.step_plan import last_but_one
 from rlbatch.errors import ConfigurationError
 
 
@@ -202,7 +203,12 @@ class Lookahead:
     """Takes steps from an order so that the last one leaves no rank without a sample."""
 
     def __init__(
-        self, indices: Iterator[int], world_size: int, drop_last: bool, least: int | None = None
+        self,
+        indices: Iterator[int],
+        world_size: int,
+        drop_last: bool,
+        least: int | None = None,
+        largest: int | None = None,
     ) -> None:
         """Take over what is left of an epoch.
 
@@ -212,7 +218,10 @@ class Lookahead:
             drop_last: Leave out what does not fill the last step.
             least: With several ranks, a rest of fewer samples joins the step before; None for one a
                 rank.
+            largest: With several ranks, a step and the rest that joins it are made two of about the
+                same size where they exceed it; None for no limit.
         """
+        self._largest = largest
         self._indices, self._world_size, self._drop_last = indices, world_size, drop_last
         self._least = world_size if least is None else max(least, world_size)
         self._ahead: list[int] = []
@@ -231,8 +240,8 @@ class Lookahead:
             self._ahead = step
             return self._tail()
         wanted = size if self._drop_last else size + self._least
-        self._ahead += islice(self._indices, wanted - len(self._ahead))
-        if len(self._ahead) == wanted:
+        self._ahead += islice(self._indices, max(wanted - len(self._ahead), 0))
+        if len(self._ahead) >= wanted:
             step, self._ahead = self._ahead[:size], self._ahead[size:]
             return step
         return self._tail()
@@ -247,7 +256,11 @@ class Lookahead:
                 f"Expected at least one sample an epoch for each of {self._world_size} ranks, got "
                 f"{len(left)}. Use fewer ranks."
             )
-        step, self._ahead = left, []
+        size = len(left)
+        if self._world_size > 1:
+            size = last_but_one(size, self._largest, self._least, self._world_size)
+        step, self._ahead = left[:size], left[size:]
+        self.exhausted = not self._ahead
         return step
 
 

@@ -138,7 +138,9 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             position, tail = self._queue.position, self._queue.tail
             self._queue.start(epoch, position, tail)
             indices = self._order.resume(order, position, tail)
-        return Lookahead(indices, self._world_size, self.drop_last, self.least_rest)
+        return Lookahead(
+            indices, self._world_size, self.drop_last, self.least_rest, self.largest_step
+        )
 
     def _issue(self, planned: IssuedStep | None, step: list[int], start: int) -> list[list[int]]:
         tail = step[-TAIL:]

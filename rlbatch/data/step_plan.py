@@ -146,6 +146,21 @@ def check_ranks(rank: int, world_size: int) -> None:
         )
 
 
+def last_but_one(left: int, largest: int | None, least: int, world_size: int = 1) -> int:
+    """Return the size of the step that takes an epoch's last samples, or one half of them.
+
+    Args:
+        left: Samples of a step and of the small rest behind it.
+        largest: What a step may hold at most; None: anything.
+        least: What a step may hold at least: where two of no fewer cannot be made, one takes all.
+        world_size: Ranks that share it equally where there is another step behind it.
+    """
+    if largest is None or left <= largest:
+        return left
+    half = -(-left // (2 * world_size)) * world_size
+    return half if left - half >= least else left
+
+
 def check_micro_batch_size(micro_batch_size: int | None) -> None:
     """Raise ConfigurationError for a limit below one sample."""
     if micro_batch_size is not None and micro_batch_size < 1:

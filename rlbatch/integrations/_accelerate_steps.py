@@ -13,6 +13,7 @@ from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
+from rlbatch.integrations._shared import require_all_samples
 
 
 class AcceleratedAccumulator(GradientAccumulator):
@@ -74,13 +75,19 @@ class DeviceLoader:
     """A controlled loader that tells the accelerator of steps, with batches on its device."""
 
     def __init__(
-        self, loader: ControlledLoader, accelerator: Accelerator, controller: BatchController
+        self,
+        loader: ControlledLoader,
+        accelerator: Accelerator,
+        controller: BatchController,
+        users: Any,
     ) -> None:
+        self._users = users
         self.dataset, self.sampler = loader.dataset, loader.sampler
         self._loader, self._accelerator, self._controller = loader, accelerator, controller
         self._users_steps = accelerator.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[Any]:
+        require_all_samples(self._users)
         for batch in self._loader:
             delivered = self._controller.delivered
             if delivered is not None:

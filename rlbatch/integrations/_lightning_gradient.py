@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlbatch.control.gradient_watch import GradientWatch, no_gradient
 from rlbatch.control.loss_parts import LossParts
+from rlbatch.control.part_weights import weighs_nothing
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._lightning_steps import MicroBatchTracker
@@ -89,14 +90,14 @@ class StepGradient:
             self._watch.forget()
         self._steps.stepping = delivered.is_last
         self._weight = None
-        if self._weight_of is not None and self._needs_weight(delivered):
-            self._weight = self._weight_of(batch)
+        if self._weight_of is not None:
+            self._take_weight(delivered, self._weight_of(batch))
 
     def weigh(self, weight: Weight) -> None:
         """Take what the loss of the part under way is the mean of."""
         delivered = self.tracker.delivered
-        if delivered is not None and self._needs_weight(delivered):
-            self._weight = weight
+        if delivered is not None:
+            self._take_weight(delivered, weight)
 
     def before_backward(self, loss: Tensor, divisor: int) -> None:
         """Give a part's loss its weight in the gradient.
@@ -159,9 +160,10 @@ class StepGradient:
         """Whether a loss is to be looked at that came without a weight."""
         return self._weight is None and (self._changes or delivered.micro_batches > 1)
 
-    def _needs_weight(self, delivered: Delivered) -> bool:
-        """Whether a weight matters: reading it waits for the device."""
-        return delivered.micro_batches > 1 or not self._alone
+    def _take_weight(self, delivered: Delivered, weight: Weight) -> None:
+        """Keep a weight that matters: of a part, or of a batch in which nothing counts."""
+        if delivered.micro_batches > 1 or not self._alone or weighs_nothing(weight):
+            self._weight = weight
 
     def _note_step(self, *_: Any) -> None:
         self._steps.stepping = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
@@ -17,6 +17,7 @@ __all__ = [
     "SampleScheduler",
     "follows_a_metric",
     "plain_loader",
+    "require_all_samples",
 ]
 
 
@@ -67,6 +68,21 @@ def _plain_stream(loader: Any, batch_size: int) -> DataLoader[Any]:
         )
     _require_all_samples(len(dataset), loader)
     return DataLoader(dataset, batch_size=batch_size, **loader_options(loader))
+
+
+def require_all_samples(loader: Any) -> None:
+    """Refuse a loader, prepared or not, whose `drop_last` leaves out samples of the next epoch.
+
+    Raises:
+        ConfigurationError: It does: its dataset may have grown since the last one.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        _require_all_samples(len(cast("Any", loader.dataset)), loader)
+        return
+    batches = loader.batch_sampler
+    if type(batches).__name__ == "BatchSamplerShard":  # of Accelerate, on several ranks
+        batches = batches.batch_sampler
+    _require_all_samples(len(batches.sampler), batches)
 
 
 def _require_all_samples(samples: int, batches: Any) -> None:

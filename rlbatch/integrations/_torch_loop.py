@@ -66,7 +66,8 @@ class TorchLoop:
         checks.check_training(model, optimizer)
         self.ranks = ranks = Ranks.of(model)
         loader = ranks.share(loader)
-        limits, dataset_size = config.limits, loader_sizes(loader)[1]
+        limits, (own_size, dataset_size) = config.limits, loader_sizes(loader)
+        ranks.require_same(batch_size=own_size, samples_of_an_epoch=dataset_size)
         config = config.lasting(epochs)
         self._model = model
         parts = torch_parts(model, optimizer, scaler=scaler, ranks=ranks)
@@ -86,6 +87,7 @@ class TorchLoop:
             micro_batch_size=limits.known_micro_batch_size if limits.divisible else None,
             ranks=ranks,
         )
+        self.loader.sampler.largest_step = limits.largest_step(ranks.world_size)
 
     @property
     def changes(self) -> bool:

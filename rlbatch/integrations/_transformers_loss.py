@@ -70,10 +70,10 @@ def part_shares(
     samples, world_size = plans[0].step_samples, ranks.world_size
     sizes = [float(plan.micro_size) for plan in plans]
     by_samples = [size * world_size / samples for size in sizes], sizes
-    if world_size == 1 and len(batches) == 1:
+    tells = trainer.weight is not None
+    if world_size == 1 and len(batches) == 1 and not tells:
         return by_samples
     counts = item_counts(trainer, batches)
-    tells = trainer.weight is not None
     if world_size > 1 and (tells or trainer.args.average_tokens_across_devices):
         own = [math.nan if counts is None else sum(counts)]
         per_rank = float(ranks.mean(np.array(own))[0])

@@ -144,7 +144,7 @@ class AcceleratedController:
         plain: DataLoader[Any] = plain_loader(loader, base_batch_size // world_size)
         controlled = self.controller.loader(plain)
         self._take_place()
-        return DeviceLoader(controlled, self._accelerator, self.controller)
+        return DeviceLoader(controlled, self._accelerator, self.controller, loader)
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.

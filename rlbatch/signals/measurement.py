@@ -108,16 +108,21 @@ def _finite(losses: Array, known: NDArray[np.bool_] | None) -> tuple[Array, set[
 
 
 def _mean_and_spread(losses: Array) -> tuple[float, float]:
-    """Return mean and standard deviation, NaN without a loss and 0 with a single one."""
+    """Return mean and standard deviation, NaN without a loss and 0 with a single one.
+
+    A deviation whose square is no number of double precision, from 1e154 on, is infinite.
+    """
     count = len(losses)
     if not count:
         return math.nan, 0.0
-    # In a few microseconds; `mean` and `std` take three times as long for the same numbers.
-    mean = np.add.reduce(losses) / count
     if count == 1:
-        return float(mean), 0.0
-    rest = losses - mean
-    return float(mean), float(np.sqrt(np.add.reduce(rest * rest) / (count - 1)))
+        return float(losses[0]), 0.0
+    # In a few microseconds; `mean` and `std` take three times as long for the same numbers.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.add.reduce(losses) / count
+        rest = losses - mean
+        spread = np.sqrt(np.add.reduce(rest * rest) / (count - 1))
+    return float(mean), float(spread)
 
 
 @dataclass

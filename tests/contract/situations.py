@@ -31,6 +31,8 @@ from tests.contract.test_divided_losses import (
 )
 from tests.contract.test_rising_loss import ramp
 
+# Torch's own words, of an output that is a view: of any `Linear` on sequences.
+IGNORED = ("FSDP2-wrapped module",)
 GROW = ScriptedPolicy((2.0,))
 Call = Callable[["Run", int], Any]
 Situation = Callable[[Any], None]
@@ -52,6 +54,22 @@ class Host:
     world_size = 1
     takes_all = False  # drop_last is refused where it would leave samples out
 
+    def __init__(self) -> None:
+        self.said: list[str] = []  # in refusing
+
+    @contextmanager
+    def refuses(self, error: type[Exception], match: str = ".") -> Iterator[None]:
+        """Require that the block is refused."""
+        with pytest.raises(error, match=match) as caught:
+            yield
+        self.said.append(str(caught.value))
+
+    @contextmanager
+    def warns_once(self, match: str) -> Iterator[None]:
+        """Require that the process that decides warns of what concerns all."""
+        with pytest.warns(RuntimeWarning, match=match):
+            yield
+
     def prepare(self, model: nn.Module, make: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Return the model as it is trained, and its optimizer."""
         return model, make(model)
@@ -72,6 +90,10 @@ class Host:
     def whole(self, tensor: Any) -> Tensor:
         """Return a tensor put together from its shards."""
         return tensor.detach().clone().reshape(-1)
+
+    def own(self, tensor: Any) -> Tensor:
+        """Return what this process has of a tensor."""
+        return tensor
 
 
 class Ordered(Sampler[int]):
@@ -105,7 +127,7 @@ class Run:
         model: nn.Module | None = None,
         make: Callable[[Any], Any] = sgd,
         *,
-        samples: int = 75,
+        samples: int = 76,
         base: int = BASE,
         sampler: Any = None,
         **settings: Any,
@@ -166,6 +188,8 @@ class Run:
 def silence() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        for words in IGNORED:
+            warnings.filterwarnings("ignore", words)
         yield
 
 
@@ -218,7 +242,7 @@ def still(model: nn.Module) -> Any:
 
 
 def zeroing_between_parts(host: Host) -> None:
-    with pytest.raises(DeliveryError, match=r"\.grad vanished"):
+    with host.refuses(DeliveryError, match=r"\.grad vanished"):
         Run(host, micro_batch_size=2).train(before=lambda run, _: run.inner.zero_grad())
 
 
@@ -226,7 +250,7 @@ def clipping_between_parts(host: Host) -> None:
     def clip(run: Run, _: int) -> None:
         nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3)
 
-    with pytest.raises(DeliveryError, match=r"\.grad was changed"):
+    with host.refuses(DeliveryError, match=r"\.grad was changed"):
         Run(host, micro_batch_size=2).train(behind=clip)
 
 
@@ -254,7 +278,7 @@ def gradients_left_over(host: Host) -> None:
 
     with pytest.warns(RuntimeWarning, match="begins with gradients that none") as said:
         Run(host).train(after=leave)
-    assert len(said) == 1
+    assert sum("begins with gradients" in str(warning.message) for warning in said) == 1
     with silence():
         Run(host).train(after=leave_and_zero)
         Run(host).train(after=lambda run, _: run.inner.zero_grad(set_to_none=False))
@@ -262,7 +286,7 @@ def gradients_left_over(host: Host) -> None:
 
 def averages_between_parts(host: Host) -> None:
     average = AveragedModel(network())
-    with pytest.raises(DeliveryError, match="AveragedModel was updated"):
+    with host.refuses(DeliveryError, match="AveragedModel was updated"):
         Run(host, micro_batch_size=2).train(after=lambda *_: average.update_parameters(network()))
 
 
@@ -276,7 +300,7 @@ def a_failed_backward_pass(host: Host) -> None:
             continue
         with pytest.raises(RuntimeError, match="does not require grad"):
             run.controller.backward(loss.detach())
-        with pytest.raises(DeliveryError, match="backward pass of this batch has failed"):
+        with host.refuses(DeliveryError, match="backward pass of this batch has failed"):
             run.controller.step()
         run.controller.skip()
     assert run.controller.steps == len(run.gradients) == 9
@@ -299,7 +323,8 @@ def a_schedule_by_steps(host: Host) -> None:
 
 
 def sixty_five_samples(host: Host) -> None:
-    run = Run(host, samples=65, base=64, policy=ScriptedPolicy((-1.0, 1.0, -2.0)))
+    policy = ScriptedPolicy((-1.0, 1.0, -2.0))
+    run = Run(host, samples=65, base=64, policy=policy, min_batch_size=8)
     inner = schedules.StepLR(run.inner, 100)
     schedule = run.controller.schedule(inner)
     run.train(epochs=10, after=lambda *_: schedule.step())
@@ -332,7 +357,7 @@ def schedules_left_as_they_were(host: Host) -> None:
     )
     run = Run(host, policy=GROW)
     taken = run.controller.schedule(schedules.CosineAnnealingWarmRestarts(run.inner, 2))
-    with pytest.raises(ConfigurationError, match=r"step\(\) without an argument"):
+    with host.refuses(ConfigurationError, match=r"step\(\) without an argument"):
         run.train(after=lambda *_: taken.step(0.5))
 
 
@@ -401,14 +426,14 @@ def a_roll_back(host: Host) -> None:
         if run.controller.steps != 12:
             queue.copy_(queue.roll(1))[0] = run.controller.steps
 
-    with pytest.warns(RuntimeWarning, match="These steps are undone"):
+    with host.warns_once("These steps are undone"):
         run.train(loss, after=push, until=13)
     assert torch.equal(states[8], states[12])
     assert not torch.equal(states[7], states[8])
     copied = run.controller.state_dict()["control_loop"]["guard"]
     shapes = [tuple(t.shape) for _, _, _, t in _tensors_of(copied)]
     assert shapes
-    assert tuple(first.weight.shape) not in shapes or host.world_size > 1
+    assert tuple(host.own(first.weight).shape) not in shapes
 
 
 def _tensors_of(saved: Any) -> list[Any]:
@@ -448,7 +473,7 @@ def an_explosion(host: Host) -> None:
             warnings.filterwarnings("ignore", "rlbatch: the learning rate has", RuntimeWarning)
             run.train(loss, epochs=6, before=explode)
 
-    with pytest.warns(RuntimeWarning, match="after the batch size had changed"):
+    with host.warns_once("after the batch size had changed"):
         trained()
     assert run.controller.components["rollbacks"] >= 1
 
@@ -470,7 +495,7 @@ def a_batch_left_out(host: Host) -> None:
         run.controller.step()
     model = network()
     optimizer = sgd(model)
-    order = list(iter(Ordered(75)))
+    order = list(range(76))
     for step in range(10):
         rows = order[step * BASE : (step + 1) * BASE]
         if step != 2:
@@ -586,20 +611,20 @@ def optimizers_that_cannot_be_steered(host: Host) -> None:
         "explicit learning rate": rateless,
     }
     for words, make in makes.items():
-        with pytest.raises(ConfigurationError, match=words):
+        with host.refuses(ConfigurationError, match=words):
             Run(host, make=make)
 
 
 def steps_beside_the_controllers(host: Host) -> None:
-    with pytest.raises(DeliveryError, match="beside"):
+    with host.refuses(DeliveryError, match="beside"):
         Run(host).train(behind=lambda run, _: run.inner.step())
     run = Run(host)
     second = sgd(run.model)
-    with pytest.raises(ConfigurationError, match="second optimizer"):
+    with host.refuses(ConfigurationError, match="second optimizer"):
         run.train(behind=lambda *_: second.step())
     stranger = sgd(network())
     Run(host).train(behind=lambda *_: stranger.step())
-    with pytest.raises(DeliveryError, match="between two parts"):
+    with host.refuses(DeliveryError, match="between two parts"):
         Run(host, micro_batch_size=2).train(before=lambda *_: stranger.step())
 
 
@@ -608,7 +633,7 @@ def steps_within_the_backward_pass(host: Host) -> None:
     second = sgd(run.model)
     for parameter in run.model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda _: second.step())
-    with pytest.raises(ConfigurationError, match="within the backward pass"):
+    with host.refuses(ConfigurationError, match="within the backward pass"):
         run.train()
 
 
@@ -621,13 +646,13 @@ def two_controllers(host: Host) -> None:
     one.controller.backward(plain_mean(one.model, batch))
     taken = iter(loader)
     next(taken)
-    with pytest.raises(ConfigurationError, match="Another controller has begun"):
+    with host.refuses(ConfigurationError, match="Another controller has begun"):
         one.controller.step()
 
 
 def groups_side_by_side(host: Host) -> None:
-    with pytest.raises(ConfigurationError, match="side by side"):
-        Run(host, sampler=Ordered(75, m_per_class=4))
+    with host.refuses(ConfigurationError, match="side by side"):
+        Run(host, sampler=Ordered(76, m_per_class=4))
 
 
 def states_that_are_refused(host: Host) -> None:
@@ -636,7 +661,7 @@ def states_that_are_refused(host: Host) -> None:
     fresh = Run(host, policy=policy)
     before = str(fresh.controller.state_dict())
     for damaged in ({**saved, "control_loop": {}}, {**saved, "loader": None}, {}, None):
-        with pytest.raises(ConfigurationError):
+        with host.refuses(ConfigurationError):
             fresh.controller.load_state_dict(damaged)
     assert str(fresh.controller.state_dict()) == before
     assert fresh.train().steps == Run(host, policy=policy).train().steps

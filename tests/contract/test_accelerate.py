@@ -22,7 +22,8 @@ from rlbatch.errors import ConfigurationError, DeliveryError, RlbatchError
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.programs import BASE, Rows, flat, network
-from tests.contract.situations import Host, failures
+from tests.contract.rank_programs import parts_without_weight
+from tests.contract.situations import SITUATIONS, Growing, Host, failures
 from tests.contract.test_divided_losses import (
     class_weights,
     dice,
@@ -362,6 +363,23 @@ def test_a_state_that_is_refused_is_not_taken_at_all() -> None:
     assert fresh.train().norms == Loop(policy=GROW).train().norms
 
 
+# -- data --
+
+
+def test_a_dataset_that_grows_to_what_drop_last_would_leave_out() -> None:
+    loop, data = Loop(), Growing(40, 58)
+    loop.controller.close()
+    controller = AcceleratedController(
+        loop.accelerator, loop.model, loop.optimizer, batch_size=BASE, policy="fixed"
+    )
+    loop.controller = controller
+    loop.loader = controller.loader(DataLoader(data, BASE, drop_last=True))
+    loop.train()
+    assert controller.controller.steps == 5
+    data.epoch = 1
+    refused(ConfigurationError, "drop_last leaves out 2 samples of each epoch", loop.train)
+
+
 # -- what the plain loop has --
 
 
@@ -383,5 +401,5 @@ class OnAccelerate(Host):
 
 @pytest.mark.slow
 def test_accelerate_is_in_no_situation_worse_than_the_plain_loop() -> None:
-    found = failures(OnAccelerate())
+    found = failures(OnAccelerate(), (*SITUATIONS, parts_without_weight))
     assert not found, "\n".join(found.values())

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
+import rlbatch
 from rlbatch.errors import ConfigurationError, DeliveryError
-from rlbatch.testing import check_divisible
+from rlbatch.testing import ScriptedPolicy, check_divisible
 from tests.contract.programs import BASE, CLASSES, TOKENS, Rows, Steps, network, train
 
 EXACT = 1e-12
@@ -162,6 +164,51 @@ def test_a_weight_with_some_parts_only_is_refused() -> None:
 def test_a_step_without_anything_to_learn_leaves_the_weights() -> None:
     steps = train(masked_mean, weight=lambda _: 0.0)
     assert all(error == 1.0 for error in steps.divided if error == error)  # noqa: PLR0124
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_batches_without_anything_that_counts_are_no_damage(
+    kind: Any, micro_batch_size: int | None
+) -> None:
+    """A mean over samples of one class, 0 / 0 where there is none: compared with a plain loop."""
+    rare = torch.tensor([0.0, 0.0, 0.0, 0.0, 5.0], dtype=torch.float64)
+    rows, model = Rows(), network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    controller = rlbatch.BatchController(
+        model, optimizer, batch_size=2, policy=ScriptedPolicy((0.0, 1.0)), cost="samples",
+        lr_coupling="none", micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    steps: list[list[int]] = [[]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a roll-back
+        for batch in controller.loader(DataLoader(rows, 2)):
+            steps[-1] += batch[0].tolist()
+            loss = functional.cross_entropy(model(batch[1]).mean(1), batch[2], weight=rare)
+            controller.backward(loss, weight=kind(float(rare[batch[2]].sum())))
+            if controller.step():
+                steps.append([])
+    plain = network()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
+    without = 0
+    for indices in steps[:-1]:
+        batch = rows.batch(indices)
+        loss = functional.cross_entropy(plain(batch[1]).mean(1), batch[2], weight=rare)
+        if bool(rare[batch[2]].any()):
+            loss.backward()
+        else:
+            without += 1
+            for parameter in plain.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert without > 4
+    assert max(map(len, steps)) >= 4
+    torch.testing.assert_close(
+        torch.cat([p.reshape(-1) for p in model.parameters()]),
+        torch.cat([p.reshape(-1) for p in plain.parameters()]),
+        rtol=1e-10, atol=1e-12,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,18 @@ def test_a_change_that_explodes_each_time_switches_the_controller_off() -> None:
         )
     assert controller.components["rollbacks"] == 4
     assert not controller.components["enabled"]
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e300])
+def test_losses_whose_squares_double_precision_does_not_have(scale: float) -> None:
+    model = nn.Linear(3, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    controller = rlbatch.BatchController(
+        model, optimizer, batch_size=4, policy=ScriptedPolicy((1.0, 0.0, -1.0) * 9), cost="samples"
+    )
+    data = TensorDataset(torch.randn(80, 3).double())
+    for (x,) in controller.loader(DataLoader(data, 4)):
+        controller.backward(model(x).square().mean() * scale)
+        controller.step()
+    assert controller.components["rollbacks"] == 0
+    assert controller.components["enabled"]

@@ -119,6 +119,30 @@ def test_ranks_get_no_single_sample_where_a_distributed_sampler_gives_none(
             assert 1 not in shares
 
 
+@pytest.mark.parametrize(("world_size", "limit"), [(1, 16), (2, 8), (2, 5), (4, 6)])
+@pytest.mark.parametrize("samples", range(40, 140, 3))
+def test_a_rest_makes_no_step_larger_than_what_fits(
+    world_size: int, limit: int, samples: int
+) -> None:
+    """Of a loss that cannot be divided; nor is a rank left with one sample for it."""
+    for size in (limit, limit - 1):
+        steps: list[list[list[int]]] = []
+        for rank in range(world_size):
+            sampler = ElasticBatchSampler(
+                ShuffledSampler(samples, 0), 4 * world_size, rank=rank, world_size=world_size
+            )
+            sampler.least_rest = 2 * world_size
+            sampler.largest_step = limit * world_size
+            sampler.set_batch_size(size * world_size)
+            steps.append(list(sampler))
+        assert sorted(i for own in steps for step in own for i in step) == list(range(samples))
+        sizes = [len(step) for own in steps for step in own]
+        assert max(sizes) <= limit
+        assert min(sizes) > 1
+        assert len({len(own) for own in steps}) == 1
+        assert abs(len(steps[0]) - samples / (size * world_size)) < 1.0
+
+
 def test_35_samples_on_two_ranks_at_16_leave_none_with_one() -> None:
     steps: list[list[int]] = []
     for rank in range(2):

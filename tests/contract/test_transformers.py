@@ -478,3 +478,29 @@ def test_batch_normalisation_in_smaller_parts_than_the_trainers(tmp_path: Path) 
         warnings.simplefilter("error", RuntimeWarning)
         train(tmp_path, normalised(), micro=None, **ACCUMULATE)
         train(tmp_path, normalised(), micro=BASE, script=(1.0,))
+
+
+def test_a_whole_batch_of_weight_0_adds_nothing(tmp_path: Path) -> None:
+    """Compared with a plain loop that leaves such batches out."""
+
+    def only_first_class(out: Any, labels: Any) -> Any:
+        kept = labels == 0
+        return functional.cross_entropy(out[kept], labels[kept])
+
+    def count(batch: Any) -> Any:
+        return (batch["labels"] == 0).sum()
+
+    model = Classifier(only_first_class)
+    train(tmp_path, model, micro=None, weight=count, per_device_train_batch_size=2)
+    plain, rows, without = Classifier(), Rows(), 0
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for indices in model.seen:
+        labels = rows.labels[indices]
+        if not bool((labels == 0).any()):
+            without += 1
+            continue
+        only_first_class(plain.net(rows.x[indices]), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert without > 1
+    torch.testing.assert_close(flat(model), flat(plain), rtol=0.0, atol=1e-14)

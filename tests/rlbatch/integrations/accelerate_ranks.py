@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from rlbatch.integrations.accelerate import AcceleratedController
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
+from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS, ByBits
 from tests.rlbatch.integrations.torchrun import serve
 from tests.rlbatch.integrations.transformers_ranks import Rows, flat
 
@@ -41,8 +41,9 @@ class Job:
         kind: `ddp` or `fsdp`.
         accumulation: Of the accelerator; a loader's batch has 8 samples over this.
         settings: Of the controller.
-        save_after: Optimizer steps, behind which the state is saved; 0: never.
-        resume: Name of the job whose state is taken up.
+        saves: Optimizer steps behind which the state is saved.
+        resume: Name of the job whose state is taken up, and behind which step it is.
+        bits: Decide by the exact bits of all signals in place of the script.
         weigh: Give each part's loss as a mean with weights.
         dropout: Share of activations.
     """
@@ -52,8 +53,9 @@ class Job:
     accumulation: int = 1
     script: tuple[float, ...] = (1.0, 0.6, -2.0, 1.5, -1.0, 1.0)
     settings: dict[str, Any] = field(default_factory=dict)
-    save_after: int = 0
-    resume: str = ""
+    saves: tuple[int, ...] = ()
+    resume: tuple[str, int] | tuple[()] = ()
+    bits: bool = False
     weigh: bool = False
     dropout: float = 0.0
     epochs: int = 3
@@ -110,14 +112,15 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         optimizer,
         batch_size=8 * accelerator.num_processes,
         scheduler=schedule,
-        policy=Measuring(job.script),
+        policy=ByBits() if job.bits else Measuring(job.script),
         log_dir=None if job.resume else folder / job.name / "log",
         **{**TWO_STEP_CHUNKS, **job.settings},
     )
     accelerator.register_for_checkpointing(controller, schedule)
     loader = controller.loader(DataLoader(Rows(75), 8 // job.accumulation, shuffle=True))
     if job.resume:
-        accelerator.load_state(str(folder / job.resume / "state"))
+        name, steps = job.resume
+        accelerator.load_state(str(folder / name / f"state{steps}"))
     batches: list[list[list[int]]] = [[]]
     weights: list[Tensor] = []
     rates: list[float] = []
@@ -134,8 +137,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
             batches.append([])
             weights.append(flat(model))
             rates.append(float(schedule.get_last_lr()[0]))
-            if job.save_after == len(weights):
-                accelerator.save_state(str(folder / job.name / "state"))
+            if len(weights) in job.saves:
+                accelerator.save_state(str(folder / job.name / f"state{len(weights)}"))
     decided = controller.batch_size
     state = controller.state_dict()["control_loop"]
     controller.close()

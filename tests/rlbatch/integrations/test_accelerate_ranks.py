@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 KINDS = ("ddp", "fsdp")
 PARTS: dict[str, Any] = {"settings": {"micro_batch_size": 3}}
+BITS: dict[str, Any] = {
+    "dropout": 0.2,
+    "bits": True,
+    "settings": {"micro_batch_size": 5, "noise_rate": 2.0, "lr_coupling": "adascale"},
+}
+SAVES = (1, 4, 7, 8, 11)  # within chunks and between them, within epochs and at their ends
 JOBS = [
     job
     for kind in KINDS
@@ -26,8 +32,8 @@ JOBS = [
         Job(f"{kind}", kind, **PARTS),
         Job(f"{kind} accumulating", kind, accumulation=2),
         Job(f"{kind} weigh", kind, **PARTS, weigh=True),
-        Job(f"{kind} saved", kind, save_after=5, dropout=0.2),
-        Job(f"{kind} resumed", kind, resume=f"{kind} saved", dropout=0.2),
+        Job(f"{kind} saved", kind, saves=SAVES, **BITS),
+        *(Job(f"{kind} resumed {n}", kind, resume=(f"{kind} saved", n), **BITS) for n in SAVES),
     )
 ]
 Seen = dict[str, list[dict[str, Any]]]
@@ -74,10 +80,17 @@ def test_a_steps_gradient_is_that_of_all_its_samples(seen: Seen, kind: str, name
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_go_on_as_if_nothing_had_happened(seen: Seen, kind: str) -> None:
-    """Accelerate saves one state of the controller; each process finds its own beside it."""
-    for one, again in zip(seen[f"{kind} saved"], seen[f"{kind} resumed"], strict=True):
-        assert len(again["batches"]) == len(one["batches"]) - 5
-        for what in ("batches", "rates"):
-            assert again[what] == one[what][5:]
-        assert all(map(torch.equal, again["weights"], one["weights"][5:]))
-        assert again["decided"] == one["decided"]
+    """Accelerate saves one state of the controller; each process finds its own beside it.
+
+    The policy decides by the exact bits of what it sees, with dropout in the model.
+    """
+    for steps in SAVES:
+        whole, resumed = seen[f"{kind} saved"], seen[f"{kind} resumed {steps}"]
+        for one, again in zip(whole, resumed, strict=True):
+            assert len(again["batches"]) == len(one["batches"]) - steps > 0
+            for what in ("batches", "rates"):
+                assert again[what] == one[what][steps:]
+            assert all(map(torch.equal, again["weights"], one["weights"][steps:]))
+            assert again["decided"] == one["decided"]
+    sizes = {len(rows) for rows in rows_of(seen[f"{kind} saved"])}
+    assert len(sizes) > 3

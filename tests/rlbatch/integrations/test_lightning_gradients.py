@@ -282,3 +282,23 @@ def test_a_run_that_leaves_out_divided_steps_is_the_undivided_one() -> None:
     assert is_divided(divided)
     for one, other in zip(undivided.parameters(), divided.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=0)
+
+
+def test_a_whole_batch_of_weight_0_adds_nothing() -> None:
+    def counts(batch: Any) -> Any:
+        return batch[0] % 16 == 3
+
+    def of_few(model: Any, batch: Any) -> Any:
+        kept = counts(batch)
+        return torch.nn.functional.cross_entropy(model(batch[1][kept]).mean(1), batch[2][kept])
+
+    module = Program(of_few, rate=0.1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="rlbatch")
+        count: Any = lambda batch: counts(batch).sum()  # noqa: E731
+        train(module, weight=count, policy="fixed", micro_batch_size=None)
+    kept = [bool(counts(batch).any()) for batch in module.batches]
+    assert kept.count(False) > 2
+    found = [e for e, counted in zip(module.errors, kept, strict=True) if counted]
+    assert max(found) < EXACT
+    assert all(bool(p.isfinite().all()) for p in module.net.parameters())

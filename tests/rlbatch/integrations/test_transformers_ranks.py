@@ -43,6 +43,14 @@ SAVES: dict[str, Any] = {**USUAL, "num_train_epochs": 4, "save_strategy": "steps
 ODD: dict[str, Any] = {"script": GROW, "samples": 75}
 # Sizes and rests that one process and two can have.
 EVEN: dict[str, Any] = {"script": (1.0, -1.0, 1.0, 1.0, -2.0), "settings": {"lr_coupling": "sqrt"}}
+# Checkpoints within chunks and between them.
+BITS: dict[str, Any] = {
+    "bits": True,
+    "samples": 75,
+    "args": {**SAVES, "save_steps": 3},
+    "settings": {"micro_batch_size": 5, "noise_rate": 2.0, "lr_coupling": "adascale"},
+    "dropout": 0.2,
+}
 TOKENS: dict[str, Any] = {"kind": "tokens", "samples": 50, "args": {"num_train_epochs": 1}}
 
 JOBS = [
@@ -54,6 +62,7 @@ JOBS = [
     Job("odd3", **ODD, settings={"micro_batch_size": 3}),
     Job("schedule", **ODD, args={"lr_scheduler_type": "cosine", "warmup_steps": 4, "max_steps": 9}),
     Job("saves", **ODD, args=SAVES, settings={"lr_coupling": "sqrt"}, dropout=0.2),
+    Job("bits", **BITS),
     Job("still", **EVEN, args=SAVES),
     Job("still odd", **ODD, args=SAVES),
     Job("plain shards", script=None, args=USUAL, shards=True),
@@ -258,6 +267,10 @@ def resumed(folder: Path, seen: Seen, alone: list[dict[str, Any]]) -> Seen:
         )
         for steps in (place[0], place[-1])
     ]
+    jobs += [
+        Job(f"bits{steps}", **BITS, resume=str(folder / "bits" / f"checkpoint-{steps}"))
+        for steps in within(folder, "bits", seen)[:5]
+    ]
     steps = within(folder, "saves shards", seen)[0]
     shards = str(folder / "saves shards" / f"checkpoint-{steps}")
     jobs.append(Job(f"shards{steps}", **ODD, args=SAVES, dropout=0.2, resume=shards, shards=True))
@@ -279,6 +292,20 @@ def test_two_processes_go_on_as_if_nothing_had_happened(seen: Seen, resumed: See
             for what in ("batches", "rates", "epochs"):
                 assert again[what] == one[what][steps:]
             assert all(map(torch.equal, again["weights"], one["weights"][steps:]))
+
+
+def test_a_policy_of_exact_bits_decides_as_if_nothing_had_happened(
+    seen: Seen, resumed: Seen
+) -> None:
+    names = [name for name in resumed if name.startswith("bits")]
+    assert len(names) > 2
+    for name in names:
+        steps = int(name.removeprefix("bits"))
+        for one, again in zip(seen["bits"], resumed[name], strict=True):
+            for what in ("batches", "rates", "epochs"):
+                assert again[what] == one[what][steps:]
+            assert all(map(torch.equal, again["weights"], one["weights"][steps:]))
+    assert len({len(rows) for rows in rows_of(seen["bits"])}) > 3
 
 
 def goes_on(whole: list[dict[str, Any]], again: list[dict[str, Any]], steps: int) -> None:

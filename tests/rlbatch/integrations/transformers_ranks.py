@@ -34,7 +34,7 @@ from transformers import (
 from rlbatch.control.settings import make_config
 from rlbatch.integrations.transformers import ControlledTrainer, ControlledTrainerMixin
 from rlbatch.testing import ScriptedPolicy
-from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS
+from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS, ByBits
 from tests.rlbatch.integrations.torchrun import serve
 
 
@@ -53,6 +53,7 @@ class Job:
         resume: Checkpoint to go on from.
         dropout: Share of activations.
         shards: Share the model's parameters among the processes (FSDP2).
+        bits: Decide by the exact bits of all signals in place of the script.
         loss: `model`: as the model says; `mean`: a mean over what counts, whatever it is told.
     """
 
@@ -64,6 +65,7 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     resume: str | None = None
     dropout: float = 0.0
+    bits: bool = False
     loss: str = "model"
     shards: bool = False
 
@@ -266,6 +268,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         told = {**TWO_STEP_CHUNKS, "log_dir": log, **job.settings}
         settings["config"] = make_config(None, told)
         settings["policy"] = ScriptedPolicy(job.script) if job.script else "fixed"
+        if job.bits:
+            settings["policy"] = ByBits()
     trainer = (plain if job.script is None else controlled)(
         model,
         arguments(job, folder),
