@@ -60,7 +60,7 @@ def main() -> None:
             for policy in arguments.policy:
                 row = {"task": name, "steps": arguments.steps, "seed": seed, "share": share}
                 row |= {"profile": profile, "policy": policy}
-                row |= _row(run(aimed, policy, profile), stays)
+                row |= _row(run(aimed, policy, profile), stays, aimed.target)
                 print(json.dumps(row), flush=True)
                 if arguments.out is not None:
                     with arguments.out.open("a") as file:
@@ -91,13 +91,16 @@ def _reached_by(staying: tuple[RunResult, float], share: float) -> float:
     return min(v.loss for v in result.validations if v.cost <= share * result.cost)
 
 
-def _row(run: tuple[RunResult, float], staying: tuple[RunResult, float]) -> dict[str, Any]:
+def _row(
+    run: tuple[RunResult, float], staying: tuple[RunResult, float], target: float
+) -> dict[str, Any]:
     (result, seconds), (stays, its_seconds) = run, staying
     ratio = result.cost / stays.cost if result.reached else UNREACHED_RATIO
     sizes = [(size, len(list(group))) for size, group in groupby(s for _, s in result.trajectory)]
     return {
         "over_staying": round(ratio, 4),
         "reached": result.reached,
+        "missed_by": round(max(min(v.loss for v in result.validations) / target - 1.0, 0.0), 5),
         "decisions": result.decisions,
         "changes": len(sizes) - 1,
         "sizes": sizes,
