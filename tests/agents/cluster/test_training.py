@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def test_runs_on_own_tasks_are_the_same_and_need_no_common_folder(
 
 
 def lines(path: Path) -> list[str]:
-    return path.read_text().splitlines()
+    """Return a file's rows without what they took on this machine."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.dumps({k: v for k, v in row.items() if k != "seconds"}) for row in rows]
 
 
 def test_live_runs_go_on_when_their_worker_is_lost(address: str) -> None:
