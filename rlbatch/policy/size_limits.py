@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlbatch.observation import OBSERVATION_NAMES, step_cost_at
+from rlbatch.observation.state import TINY
 from rlbatch.policy.network import Float32
 from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, number, where
 from rlbatch.signals.record import Array, RunContext, Signals
@@ -77,7 +78,9 @@ def arrival(observation: Float32, signals: Signals) -> Array:
     """
     folds = np.exp2(_REMAINING_SCALE * _feature(observation, _REMAINING))
     cost = number(signals.total_cost) * np.expm1(minimum(folds, _MOST_FOLDS))
-    a_sample = number(signals.chunk_cost) / (number(signals.steps) * signals.batch_size)
+    # At least 1: all steps of a chunk may have been left out.
+    chunk = maximum(number(signals.steps), 1.0) * signals.batch_size
+    a_sample = maximum(number(signals.chunk_cost), TINY) / chunk
     samples = number(signals.total_samples) + cost / a_sample
     return samples / number(signals.context.planned_samples)
 

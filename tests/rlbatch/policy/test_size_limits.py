@@ -154,3 +154,10 @@ def test_a_target_that_is_expected_late_keeps_a_run_at_the_users_size(
     remaining = np.log2(np.log1p(left / steps)) / 8.0
     assert float(arrival(observed(remaining), signals)) == pytest.approx(share, rel=1e-4)
     assert float(near_base(np.asarray(3.0), observed(remaining), signals)) == change
+
+
+def test_a_chunk_without_a_step_says_nothing_of_what_is_left() -> None:
+    common = {"planned_samples": PLAN, "total_samples": 0.5 * PLAN, "total_steps": 50.0}
+    signals = simple_signals(steps=0.0, chunk_cost=0.0, **common)
+    assert float(arrival(observed(), signals)) > 1.0  # not known, so not early
+    assert float(near_base(np.asarray(3.0), observed(), signals)) == 0.0
