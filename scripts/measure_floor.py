@@ -19,17 +19,18 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rlbatch.agents.evaluate.overhead import part_configs, run_shares
 from rlbatch.agents.evaluate.overhead_turns import median_interval, take_turns
 from rlbatch.agents.evaluate.overhead_workloads import (
     MODELS,
+    AfterStep,
     Arm,
     Workload,
     controlled,
     plain,
-    watched,
 )
 from rlbatch.control.build import make_engine
 from rlbatch.control.config import ControllerConfig
@@ -61,8 +62,8 @@ def measure(workload: Workload, rounds: int) -> None:
         "plain": plain(workload),
         "controller, step": controlled(workload, policy, configs["step"]),
         "controller, decision": controlled(workload, policy, configs["decision"]),
-        "least wrapper, step": wrapped(workload, None),
-        "least wrapper, decision": wrapped(workload, decides()),
+        "least wrapper, step": plain(workload, least(None)),
+        "least wrapper, decision": plain(workload, least(decides())),
     }
     times = take_turns(arms, "plain", workload.device, rounds=rounds, seed=0)
     base = times["plain"]
@@ -90,33 +91,27 @@ def decides() -> Callable[[], object]:
     return lambda: engine.decide(signals)
 
 
-def wrapped(workload: Workload, decide: Callable[[], object] | None) -> Arm:
-    """Train with the least wrapper, deciding after each step or never."""
-    watch, model, optimizer, loader = watched(workload)
-    steps, total = 0, torch.zeros(())
+def least(decide: Callable[[], object] | None) -> AfterStep:
+    """Return the least wrapper, deciding after each step or never."""
 
-    def count(*_: object) -> None:
-        nonlocal steps
-        steps += 1
+    def begin(model: nn.Module, optimizer: Optimizer) -> Callable[[Tensor], object]:
+        steps, total = 0, torch.zeros(())
 
-    optimizer.register_step_post_hook(count)
-    while True:
-        watch.start()
-        for x, y in loader:
-            own = watch.stop()
-            loss = watch.watched(nn.functional.cross_entropy(model(x), y))
-            watch.start()
-            loss.backward()
+        def count(*_: object) -> None:
+            nonlocal steps
+            steps += 1
+
+        def after(loss: Tensor) -> None:
+            nonlocal total
             total += loss.detach()
-            optimizer.step()
-            optimizer.zero_grad()
             if decide is not None:
                 float(total)
                 decide()
-            own += watch.stop()
-            del loss.backward  # a cycle of references would keep the graph
-            yield own
-            watch.start()
+
+        optimizer.register_step_post_hook(count)
+        return after
+
+    return begin
 
 
 if __name__ == "__main__":

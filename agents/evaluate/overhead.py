@@ -33,6 +33,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rlbatch.agents.evaluate.overhead_turns import WARM_UP, Times, median_interval, take_turns
 from rlbatch.agents.evaluate.overhead_workloads import (
@@ -44,6 +46,7 @@ from rlbatch.agents.evaluate.overhead_workloads import (
     plain,
 )
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.snapshot import Snapshot
 from rlbatch.envs.threads import one_thread
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy, noise_rate_of
@@ -254,7 +257,7 @@ def _measure_cell(
     arms = {
         _PLAIN: plain(workload),
         ("", "nothing"): plain(workload),
-        ("", "snapshot"): plain(workload, snapshots=True),
+        ("", "snapshot"): plain(workload, _snapshots),
     }
     for name, policy in policies.items():
         for part, config in part_configs(policy).items():
@@ -265,6 +268,12 @@ def _measure_cell(
         reads[key] = host_reads(arm, workload.device)
     times = take_turns(arms, _PLAIN, workload.device, rounds=settings.rounds, seed=settings.seed)
     return _Cell(workload, times, reads)
+
+
+def _snapshots(model: nn.Module, optimizer: Optimizer) -> Callable[[Tensor], object]:
+    """Copy weights and optimizer state after each step, as the guard does a chunk."""
+    copy = Snapshot(model, optimizer)
+    return lambda loss: copy.take()
 
 
 def _devices() -> tuple[str, ...]:

@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from rlbatch.agents.evaluate.overhead_larger import LARGER, Parts, adamw, sgd
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.snapshot import Snapshot
 from rlbatch.controller import BatchController
 from rlbatch.errors import UnknownNameError
 from rlbatch.policy.base import Policy
 
 Arm = Generator[float]
+AfterStep = Callable[[nn.Module, Optimizer], Callable[[Tensor], object]]
+"""From a training's parts to what it does with a step's loss after the step."""
 """A training that goes on by one optimizer step each time it is asked.
 
 It yields the host's seconds in that step outside of fetching samples, forward and backward passes
@@ -125,7 +126,7 @@ class _Stopwatch:
         return time.thread_time() - self._began - self._within
 
 
-def watched(workload: Workload) -> tuple[_Stopwatch, nn.Module, Any, DataLoader[Any]]:
+def _watched(workload: Workload) -> tuple[_Stopwatch, nn.Module, Any, DataLoader[Any]]:
     """Return a stopwatch with the parts of a training, whose own time it does not count."""
     watch = _Stopwatch()
     model, optimizer, loader = workload.parts()
@@ -136,15 +137,15 @@ def watched(workload: Workload) -> tuple[_Stopwatch, nn.Module, Any, DataLoader[
     return watch, model, optimizer, loader
 
 
-def plain(workload: Workload, *, snapshots: bool = False) -> Arm:
+def plain(workload: Workload, after_step: AfterStep | None = None) -> Arm:
     """Train without a controller.
 
     Args:
         workload: What is trained.
-        snapshots: Copy weights and optimizer state after each step, as the guard does a chunk.
+        after_step: What else is done, and counted as own time.
     """
-    watch, model, optimizer, loader = watched(workload)
-    copy = Snapshot(model, optimizer)
+    watch, model, optimizer, loader = _watched(workload)
+    after = None if after_step is None else after_step(model, optimizer)
     while True:
         watch.start()
         for x, y in loader:
@@ -154,8 +155,8 @@ def plain(workload: Workload, *, snapshots: bool = False) -> Arm:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if snapshots:
-                copy.take()
+            if after is not None:
+                after(loss)
             own += watch.stop()
             del loss.backward  # a cycle of references would keep the graph
             yield own
@@ -164,7 +165,7 @@ def plain(workload: Workload, *, snapshots: bool = False) -> Arm:
 
 def controlled(workload: Workload, policy: Policy | str, config: ControllerConfig) -> Arm:
     """Train with a controller. Of a divided step, the time of its last part is yielded."""
-    watch, model, optimizer, loader = watched(workload)
+    watch, model, optimizer, loader = _watched(workload)
     controller = BatchController(
         model, optimizer, batch_size=workload.batch_size, policy=policy, config=config
     )
