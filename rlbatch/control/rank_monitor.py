@@ -66,6 +66,48 @@ class RankMonitor(_AveragedMonitor):
     _handles: Sequence[RemovableHandle] = ()
     _repeated = False
 
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: Optimizer,
+        ranks: Ranks,
+        *,
+        scaler: Any = None,
+    ) -> None:
+        """Watch these parameters on this rank; see `ChunkMonitor`."""
+        super().__init__(parameters, optimizer, ranks, scaler=scaler)
+        self._kinds = _kinds(self._parameters)
+
+    def begin_step(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
+        """Announce an optimizer step; see `ChunkMonitor`.
+
+        Raises:
+            ConfigurationError: A parameter was converted, so that nobody averages its gradient.
+        """
+        self._require_averaged()
+        super().begin_step(micro_batch_sizes, measured=measured)
+
+    def _require_averaged(self) -> None:
+        """Refuse a model that is no more what `DistributedDataParallel` was made for.
+
+        It averages in hooks on the nodes of autograd's graph in which gradients are accumulated,
+        and a parameter of another type or device gets a new node, without them and without a word.
+        """
+        now = _kinds(self._parameters)
+        if now == self._kinds:
+            return
+        both = zip(self._parameters, self._kinds, now, strict=True)
+        changed = [(was, new) for p, was, new in both if was != new and p.requires_grad]
+        if not changed:
+            return
+        (was, device), (kind, place) = changed[0]
+        raise ConfigurationError(
+            f"{len(changed)} parameters were {was} on {device} when the controller was made and "
+            f"are {kind} on {place} now. DistributedDataParallel does not average the gradients of "
+            "parameters that were converted, and each rank trains a model of its own. Convert the "
+            "model first, and make DistributedDataParallel, optimizer and controller behind it."
+        )
+
     @property
     def _is_measuring(self) -> bool:
         return bool(self._handles)
@@ -179,3 +221,7 @@ class ShardMonitor(_AveragedMonitor):
         values = super()._read(losses, norms)
         values[len(losses) :] *= self._ranks.world_size
         return values
+
+
+def _kinds(parameters: Iterable[nn.Parameter]) -> list[tuple[torch.dtype, torch.device]]:
+    return [(parameter.dtype, parameter.device) for parameter in parameters]
