@@ -237,6 +237,7 @@ class BatchController(RunView):
         run.passes.end_step()
         samples, position = delivered.step_samples, delivered.step_end
         run.adapter.end_step(samples, epoch=delivered.epoch, position=position)
+        run.user.end_step(delivered.epoch, run.accumulator.left_out)
         return StepSamples.of(samples, self.base_batch_size, run.plain_steps.advance(position))
 
     def skip(self) -> None:

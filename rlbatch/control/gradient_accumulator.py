@@ -14,6 +14,7 @@ from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.part_weights import PartWeights, weighs_nothing
 from rlbatch.control.ranks import without_sync
+from rlbatch.control.scaled_step import never, overflow
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
@@ -33,6 +34,7 @@ class GradientAccumulator:
         parts: What the parts of a step weigh.
         schedules: Notices schedules that count steps; None looks for none.
         changes: The batch size may change.
+        left_out: Returns whether a scaler has left out the latest optimizer step.
     """
 
     def __init__(
@@ -61,11 +63,10 @@ class GradientAccumulator:
         self.parts = PartWeights(optimizer, world_size, synchronises=synchronises)
         self._watch, self._left_over = GradientWatch(optimizer), LeftOver(optimizer)
         self._steps: StepWatch | None = None  # from the first batch on
-        self._watches = False  # during an epoch
-        self._loss_parts = LossParts()
+        self._watches, self._loss_parts = False, LossParts()  # the first: during an epoch
         self._backward_done = self._unscaled = self._failed = False
         self.schedules: ScheduleWatch | None = None
-        self.changes = False
+        self.changes, self.left_out = False, never
         self.delivered: Delivered | None = None
 
     @property
@@ -263,14 +264,13 @@ class GradientAccumulator:
             raise DeliveryError(
                 "step() needs a backward(loss) before it, once for each batch of the loader."
             )
-        count = delivered.micro_batches
-        if count > 1 and not delivered.is_last:
+        if not delivered.is_last:
             self.delivered = None
             return None
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        if count > 1 or self._world_size > 1 or self.parts.is_open:
+        if delivered.micro_batches > 1 or self._world_size > 1 or self.parts.is_open:
             self.parts.close()
             self._watch.forget()
         if self.schedules is not None and self.schedules.waits:
@@ -283,8 +283,8 @@ class GradientAccumulator:
         return delivered
 
     def _make_step(self, applied: AbstractContextManager[Any]) -> None:
-        if (watch := self._steps) is not None:
-            watch.stepping = True
+        if watch := self._steps:
+            watch.stepping, watch.stepped = True, False
         try:
             with applied:
                 if self._scaler is None:
@@ -292,7 +292,9 @@ class GradientAccumulator:
                 else:
                     self._scaler.step(self._optimizer)
             if self._scaler is not None:
+                stepped = watch is None or watch.stepped
+                self.left_out = overflow(self._scaler, self._optimizer, stepped=stepped)
                 self._scaler.update()
         finally:
-            if watch is not None:
+            if watch:
                 watch.stepping = False

@@ -26,6 +26,7 @@ class StepWatch:
 
     Attributes:
         stepping: The step that comes is the controller's own.
+        stepped: It came: no scaler has left it out.
         in_backward: A backward pass runs.
     """
 
@@ -49,7 +50,7 @@ class StepWatch:
             ends: Where another optimizer may step, for the message.
         """
         self._steps, self._ends = steps, ends
-        self.stepping = self.in_backward = False
+        self.stepping = self.stepped = self.in_backward = False
         self._optimizer, self._watched = optimizer, weakref.ref(watched)
         held = {id(parameter) for parameter in parameters_of(optimizer)}
         self._held = held | {id(parameter) for parameter in model.parameters()}
@@ -78,6 +79,7 @@ class StepWatch:
                 parameters of this run.
         """
         if self.stepping:
+            self.stepped = True
             return
         if self.in_backward:
             raise ConfigurationError(self._in_backward(type(optimizer).__name__))

@@ -32,7 +32,7 @@ class UserState:
         """Return a schedule that catches up with `due`."""
         schedule = RunSchedule(scheduler, due)
         if self._loaded:
-            schedule.made = self._loaded.pop(0)
+            schedule.stand_at(self._loaded.pop(0))
         self._schedules.append(schedule)
         return schedule
 
@@ -49,12 +49,17 @@ class UserState:
 
     def state_dict(self) -> list[int]:
         """Return where the schedules stand, in steps of the plain loop."""
-        return [schedule.made for schedule in self._schedules]
+        return [schedule.place for schedule in self._schedules]
+
+    def end_step(self, epoch: int, left_out: Callable[[], bool]) -> None:
+        """An optimizer step ends; see `RunSchedule.end_step`."""
+        for schedule in self._schedules:
+            schedule.end_step(epoch, left_out)
 
     def load_state_dict(self, state: Sequence[int]) -> None:
         """Let schedules stand there, also those that are registered later."""
         for schedule, made in zip(self._schedules, state, strict=False):
-            schedule.made = made
+            schedule.stand_at(made)
         self._loaded = list(state[len(self._schedules) :])
 
 

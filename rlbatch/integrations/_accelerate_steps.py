@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader
+from rlbatch.control.scaled_step import always, never
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._shared import require_all_samples
@@ -60,6 +62,10 @@ class AcceleratedAccumulator(GradientAccumulator):
         if self.batch_complete and not self._unscaled and self._accelerator.scaler is not None:
             self._accelerator.unscale_gradients()
             self._unscaled = True
+
+    def _make_step(self, applied: AbstractContextManager[Any]) -> None:
+        super()._make_step(applied)
+        self.left_out = always if self._accelerator.optimizer_step_was_skipped else never
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
         if self.parts.ranks.sharded:  # `accumulate` has told it not to, in all but the last pass

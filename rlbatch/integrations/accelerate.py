@@ -190,12 +190,15 @@ class AcceleratedController:
     def schedule(self, scheduler: Any) -> RunSchedule:
         """Let a schedule by steps go by samples, where the loop is to step it itself.
 
-        As in `rlbatch.BatchController.schedule`; prepared or not. Give a schedule here or as
+        As in `rlbatch.BatchController.schedule`; prepared or not. One that was prepared makes no
+        step behind an optimizer step that was left out for an overflow. Give a schedule here or as
         `scheduler` at construction, not both.
         """
         if not isinstance(scheduler, AcceleratedScheduler):
             return self.controller.schedule(scheduler)
-        return self.controller.schedule(scheduler.scheduler, self._steps_of(scheduler))
+        taken = self.controller.schedule(scheduler.scheduler, self._steps_of(scheduler))
+        taken.passes = lambda: self._accelerator.optimizer_step_was_skipped
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last optimizer step."""

@@ -61,6 +61,10 @@ class OnRanks(Host):
         with super().warns_once(match) if self.rank == 0 else silence():
             yield
 
+    @property
+    def last(self) -> bool:
+        return self.rank == self.world_size - 1
+
     def gather(self, values: Any) -> list[Any]:
         found: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(found, values)

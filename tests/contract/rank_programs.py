@@ -28,6 +28,8 @@ from tests.contract.situations import (
 )
 from tests.contract.test_divided_losses import class_weights, dice, info_nce, triplet
 
+CHUNKS: dict[str, Any] = {f"{name}_chunk_steps": 2 for name in ("first", "min", "max")}
+
 # -- losses --
 
 
@@ -262,6 +264,43 @@ def a_model_converted_within_the_run(host: Any) -> None:
             run.train(loss)
 
 
+def loader_workers(host: Any) -> None:
+    """They prefetch in the sizes of then; each epoch has every sample once, also where resumed."""
+
+    def begin(persistent: bool) -> Run:
+        settings = {"policy": ScriptedPolicy((1.0, 0.6, -2.0, 1.5) * 3), "micro_batch_size": 5}
+        run = Run(host, **settings)
+        run.controller.close()
+        told = {**settings, **CHUNKS, "cost": "samples", "lr_coupling": "none"}
+        run.controller = host.control(run.model, run.optimizer, batch_size=BASE, **told)
+        sampler: Any = DistributedSampler(run.data, host.world_size, host.rank, seed=3)
+        workers = {"num_workers": 2, "persistent_workers": persistent}
+        loader = DataLoader(
+            run.data, BASE // host.world_size, sampler=sampler, multiprocessing_context="fork",
+            **workers,
+        )  # fmt: skip
+        run.loader = run.controller.loader(loader)
+        return run
+
+    def train(run: Run, until: int = -1) -> Run:
+        while run.loader.sampler.epoch < 2 and run.controller.steps != until:
+            run.loader.set_epoch(run.loader.sampler.epoch)
+            run.train(until=until)
+        return run
+
+    for persistent, stop in ((False, 3), (True, 7)):
+        whole = train(begin(persistent))
+        order = [row for step in whole.steps for row in step]
+        assert [sorted(order[:76]), sorted(order[76:])] == [list(range(76))] * 2
+        assert len(set(map(len, whole.steps))) > 3
+        first = train(begin(persistent), stop)
+        assert first.loader.sampler.position
+        second = begin(persistent)
+        second.controller.load_state_dict(first.controller.state_dict())
+        assert first.steps + train(second).steps == whole.steps
+        assert len(first.steps) == stop
+
+
 # -- what one rank alone has --
 
 
@@ -307,6 +346,7 @@ PROGRAMS: tuple[Situation, ...] = (
     a_model_saved_within_a_measured_step,
     a_rate_set_late_by_hand,
     a_model_converted_within_the_run,
+    loader_workers,
     data_of_different_length,
     settings_that_differ,
     a_state_that_one_rank_refuses,

@@ -34,6 +34,10 @@ from tests.contract.test_rising_loss import ramp
 # Torch's own words, of an output that is a view: of any `Linear` on sequences.
 IGNORED = ("FSDP2-wrapped module",)
 GROW = ScriptedPolicy((2.0,))
+OFTEN: dict[str, Any] = {  # other sizes, every second step
+    "policy": ScriptedPolicy((1.0, 0.6, -1.0, 0.0, 0.4, -1.0)),
+    **{f"{name}_chunk_steps": 2 for name in ("first", "min", "max")},
+}
 Call = Callable[["Run", int], Any]
 Situation = Callable[[Any], None]
 
@@ -53,6 +57,7 @@ class Host:
 
     world_size = 1
     takes_all = False  # drop_last is refused where it would leave samples out
+    scaler: Any = None  # of the run that is made next
 
     def __init__(self) -> None:
         self.said: list[str] = []  # in refusing
@@ -86,6 +91,11 @@ class Host:
     def gather(self, values: Any) -> list[Any]:
         """Return what each process has."""
         return [values]
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last of the processes."""
+        return True
 
     def whole(self, tensor: Any) -> Tensor:
         """Return a tensor put together from its shards."""
@@ -130,13 +140,14 @@ class Run:
         samples: int = 76,
         base: int = BASE,
         sampler: Any = None,
+        scaler: Any = None,
         **settings: Any,
     ) -> None:
-        self.host, self.data = host, Rows(samples)
+        self.host, self.data, host.scaler = host, Rows(samples), scaler
         self.model, self.optimizer = host.prepare(network() if model is None else model, make)
         self.inner = getattr(self.optimizer, "optimizer", self.optimizer)
         told = {"cost": "samples", "lr_coupling": "none", "policy": "fixed", "on_error": "raise"}
-        told |= settings
+        told |= settings if scaler is None else {"scaler": scaler, **settings}
         self.controller = host.control(self.model, self.optimizer, batch_size=base, **told)
         self.loader = self.controller.loader(host.source(self.data, base, sampler))
         self.steps: list[list[int]] = []
@@ -397,6 +408,117 @@ def a_schedule_resumed_within_an_epoch(host: Host) -> None:
     second.train(epochs=2, after=lambda *_: again.step())
     assert first.rates + second.rates == whole.rates
     assert first.steps + second.steps == whole.steps
+
+
+class Scaled:
+    """A run with a GradScaler, in whose steps 0, 3, 9 and 11 gradients overflow."""
+
+    BAD = (0, 3, 9, 11)
+
+    def __init__(self, host: Host, lags: bool, **settings: Any) -> None:
+        """The loop steps the schedule behind each batch, or (`lags`) where the optimizer stepped."""
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
+        self.run = Run(host, make=adam, scaler=self.scaler, **settings)
+        self.inner, self.lags = schedules.LinearLR(self.run.inner, 1.0, 0.1, 20), lags
+        self.schedule = self.run.controller.schedule(self.inner)
+        self.bad, self.scales = list[int](), list[float]()
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        out = model(batch[1])
+        # On one rank: its gradient reaches the others.
+        if self.run.controller.steps in self.BAD and self.run.host.last:
+            out.register_hook(lambda gradient: gradient * math.inf)
+        return nn.functional.cross_entropy(out.mean(1), batch[2])
+
+    def _behind(self, *_: Any) -> None:
+        self._scale = self.scaler.get_scale()
+
+    def _after(self, *_: Any) -> None:
+        now = self.scaler.get_scale()
+        if now < self._scale:
+            self.bad.append(len(self.run.steps) - 1)
+        if now >= self._scale or not self.lags:
+            self.schedule.step()
+        self.scales.append(now)
+
+    def train(self, **settings: Any) -> Scaled:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of", UserWarning)  # torch's, of plain
+            self.run.train(self._loss, behind=self._behind, after=self._after, **settings)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in ("scaler", "schedule")}
+        rate = self.run.inner.param_groups[0]["lr"]
+        return {**parts, "controller": self.run.controller.state_dict(), "rate": rate}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.run.inner.param_groups[0]["lr"] = state["rate"]
+        for name in ("scaler", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        self.run.controller.load_state_dict(state["controller"])
+
+
+def plain_scaled(lags: bool) -> tuple[list[float], list[float], Tensor]:
+    """Return rates, scales and weights of the plain loop."""
+    model, data, rates, scales = network(), Rows(76), list[float](), list[float]()
+    optimizer = adam(model)
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
+    schedule: Any = schedules.LinearLR(optimizer, 1.0, 0.1, 20)
+    rows = [list(range(at, min(at + BASE, 76))) for at in range(0, 76, BASE)] * 2
+    for step, chosen in enumerate(rows):
+        loss = plain_mean(model, data.batch(chosen))
+        if step in Scaled.BAD:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        scaler.scale(loss).backward()
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        scales.append(scaler.get_scale())
+        if not lags or scales[-1] >= before:
+            schedule.step()
+    return rates, scales, flat(list(model.parameters()))
+
+
+def steps_that_a_scaler_leaves_out(host: Host) -> None:
+    """For gradients that overflow: rates, scales and weights are the plain loop's, resumed, too."""
+    for lags in (False, True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of", UserWarning)
+            rates, scales, weights = plain_scaled(lags)
+        whole = Scaled(host, lags).train(epochs=2)
+        assert (whole.run.rates, whole.scales) == (rates, scales)
+        assert error(whole.run.weights, weights) < 1e-12
+        for stop in (4, 5):  # right behind an overflow, and one step later
+            first = Scaled(host, lags).train(until=stop)
+            second = Scaled(host, lags)
+            second.load(first.state())
+            second.train(epochs=2)
+            assert first.run.rates + second.run.rates == rates
+            assert first.scales + second.scales == scales
+        grown = Scaled(host, lags, **OFTEN).train(epochs=2)
+        assert grown.bad == [0, 3, 9, 11][: len(grown.bad)]
+        assert sorted(row for step in grown.run.steps for row in step) == sorted([*range(76)] * 2)
+        ends = [sum(map(len, grown.run.steps[: n + 1])) for n in range(len(grown.run.steps))]
+        made = [10 * (end // 76) + end % 76 // BASE for end in ends]
+        left = sum(made[n] - (made[n - 1] if n else 0) for n in grown.bad)
+        assert left > len(grown.bad) > 2
+        assert grown.inner.last_epoch == 20 - (left if lags else 0)
+    assert whole.run.controller.components["rollbacks"] == 0
+
+
+def a_schedule_that_begins_late(host: Host) -> None:
+    """Behind the first of three epochs."""
+    for policy in ("fixed", GROW):
+        run = Run(host, policy=policy)
+        inner = schedules.LinearLR(run.inner, 1.0, 0.1, 20)
+        schedule = run.controller.schedule(inner)
+        run.train(after=lambda _, epoch, s=schedule: s.step() if epoch else None, epochs=3)
+        assert inner.last_epoch == 20
+        if policy == "fixed":
+            assert run.rates[:11] == [0.01] * 11
 
 
 # -- roll-backs --
@@ -682,6 +804,8 @@ SITUATIONS: tuple[Situation, ...] = (
     schedules_left_as_they_were,
     a_chained_schedule,
     a_schedule_resumed_within_an_epoch,
+    steps_that_a_scaler_leaves_out,
+    a_schedule_that_begins_late,
     a_roll_back,
     a_term_that_is_phased_in,
     an_explosion,

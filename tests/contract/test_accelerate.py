@@ -392,10 +392,12 @@ class OnAccelerate(Host):
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         self.accelerator = Accelerator(cpu=True)
+        self.accelerator.scaler = self.scaler  # as with fp16 on a GPU
         prepared: Any = self.accelerator.prepare(model, make(model))
         return prepared
 
     def control(self, model: Any, optimizer: Any, **settings: Any) -> Any:
+        settings.pop("scaler", None)
         return AcceleratedController(self.accelerator, model, optimizer, **settings)
 
 

@@ -26,9 +26,11 @@ class Alone(Host):
     [
         "a_chained_schedule",
         "a_dataset_that_grows",
+        "a_schedule_that_begins_late",
         "a_sum_that_grows",
         "gradients_left_over",
         "statistics_in_parts",
+        "steps_that_a_scaler_leaves_out",
     ],
 )
 def test_one_process(name: str) -> None:
