@@ -50,11 +50,18 @@ class Loop:
     """A loop on Accelerate whose lines may be replaced."""
 
     def __init__(
-        self, model: Any = None, *, accumulation: int = 1, schedule: Any = None, **settings: Any
+        self,
+        model: Any = None,
+        *,
+        accumulation: int = 1,
+        schedule: Any = None,
+        scaler: Any = None,
+        **settings: Any,
     ) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+        self.accelerator.scaler = scaler
         self.own = network() if model is None else model
         sgd = torch.optim.SGD(self.own.parameters(), lr=0.01)
         self.model, self.optimizer = self.accelerator.prepare(self.own, sgd)
@@ -295,6 +302,42 @@ def test_the_schedule_of_the_controller_is_not_warned_about() -> None:
     loop.controller, loop.loader = controlled, controlled.loader(DataLoader(Rows(), BASE))
     loop.train()
     assert loop.schedule.get_last_lr() == [pytest.approx(0.001)]
+
+
+@pytest.mark.filterwarnings("ignore:Seems like .optimizer.step", "ignore:Detected call of")
+@pytest.mark.parametrize("given", [True, False])
+def test_a_prepared_schedule_waits_for_a_scaler(given: bool) -> None:
+    """Accelerate's own makes no step behind an overflow, although the loop steps it there."""
+    rates: list[float] = []
+    for alone in (True, False):
+        loop, bad = Loop(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10)), (2, 5)
+        schedule: Any = loop.accelerator.prepare_scheduler(linear(loop.optimizer.optimizer))
+        told: dict[str, Any] = {"scheduler": schedule} if given else {}
+        batches: Any = loop.accelerator.prepare(DataLoader(Rows(), BASE))
+        if not alone:
+            loop.controller = AcceleratedController(
+                loop.accelerator, loop.model, loop.optimizer, batch_size=BASE, policy="fixed",
+                cost="samples", **told,
+            )  # fmt: skip
+            batches = loop.controller.loader(batches)
+            schedule = schedule if given else loop.controller.schedule(schedule)
+        for step, batch in enumerate(batches):
+            loss = plain_mean(loop.model, batch)
+            if step in bad:
+                loss.register_hook(lambda gradient: gradient * torch.inf)
+            if alone:
+                loop.accelerator.backward(loss)
+                loop.optimizer.step()
+                loop.optimizer.zero_grad()
+            else:
+                loop.controller.backward(loss)
+                loop.controller.step()
+            if alone or not given:
+                schedule.step()
+            rates.append(schedule.get_last_lr()[0])
+    count = len(rates) // 2
+    assert rates[:count] == rates[count:]
+    assert len(set(rates)) == count - 2
 
 
 # -- batches that are left out --

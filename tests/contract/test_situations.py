@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import rlbatch
@@ -35,6 +37,13 @@ class Alone(Host):
 )
 def test_one_process(name: str) -> None:
     getattr(situations, name)(Alone())
+
+
+def test_a_scaler_that_leaves_it_to_a_fused_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `step` is called for an overflow, too, and looks itself."""
+    fused = partial(torch.optim.Adam, lr=0.01, fused=True)
+    monkeypatch.setattr(situations, "adam", lambda model: fused(model.parameters()))
+    situations.steps_that_a_scaler_leaves_out(Alone())
 
 
 def test_passes_of_the_users_own_are_not_smaller_for_accumulating() -> None:
