@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from rlbatch.control.plain_run import PlainRun
+from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import ConfigurationError
 
@@ -19,6 +20,11 @@ class RunView:
 
     base_batch_size: int
     _parts: PlainRun | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together; this one alone before there is a loader."""
+        return Ranks() if self._parts is None else self._parts.adapter.ranks
 
     @property
     def delivered(self) -> Delivered | None:

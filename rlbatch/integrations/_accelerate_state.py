@@ -27,6 +27,7 @@ class OwnState:
         """
         self._accelerator, self._state_dict = accelerator, state_dict
         self._found: Mapping[str, Any] | None = None
+        self._damaged: ConfigurationError | None = None  # told where all processes hear of it
         if accelerator.num_processes > 1:
             accelerator.register_save_state_pre_hook(self._save)
             accelerator.register_load_state_pre_hook(self._load)
@@ -38,9 +39,12 @@ class OwnState:
             state: Of the main process, or this one's own.
 
         Raises:
-            ConfigurationError: What was found beside it is of another place in the run.
+            ConfigurationError: What was found beside it is damaged.
         """
         found, self._found = self._found, None
+        damaged, self._damaged = self._damaged, None
+        if damaged is not None:
+            raise damaged
         if self._accelerator.is_main_process:
             return state
         if found is not None and _place_of(found) == _place_of(state):
@@ -63,7 +67,7 @@ class OwnState:
         torch.save({"state": self._state_dict(), "world_size": world_size}, self._path(folder))
 
     def _load(self, models: Any, folder: str) -> None:
-        self._found = None
+        self._found = self._damaged = None
         path = self._path(folder)
         if self._accelerator.is_main_process or not os.path.isfile(path):
             return
@@ -72,9 +76,9 @@ class OwnState:
             if saved["world_size"] == self._accelerator.num_processes:
                 self._found = saved["state"]
         except Exception as error:  # of pickle, zip files and what is in them
-            raise ConfigurationError(
+            self._damaged = ConfigurationError(
                 f"{path} is damaged ({type(error).__name__}). Resume from another checkpoint."
-            ) from error
+            )
 
 
 def _place_of(state: Mapping[str, Any]) -> Any:

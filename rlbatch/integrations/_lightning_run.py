@@ -11,7 +11,7 @@ from rlbatch.control.config import ControllerConfig
 from rlbatch.control.saved_state import require_like
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.data.delivery import Delivered
-from rlbatch.errors import DeliveryError
+from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations._lightning_averages import average_hooks
 from rlbatch.integrations._lightning_checks import require_whole_epochs
 from rlbatch.integrations._lightning_counts import TrainerCounts, UsersLimits
@@ -69,14 +69,17 @@ class FitRun:
                 or its state of the callback is damaged.
         """
         self.trainer = trainer = users.trainer
-        if state is None:
-            require_whole_epochs(trainer)
-        else:
-            require_like(state, _STATE, "the callback's state")
+        refused = _refused(trainer, state)
         self._users, self._finished = users, False
         self._divisor, self._within, self.samples = 1, False, 0
-        first_epoch = trainer.current_epoch if state is None else state["first_epoch"]
+        first_epoch = trainer.current_epoch
+        if state is not None and refused is None:
+            first_epoch = state["first_epoch"]
         self._loop = loop = self._make_loop(loader, policy, config, first_epoch)
+        loop.ranks.require_same(state_to_go_on_from=int(state is not None))
+        with loop.ranks.refuse_together():
+            if refused is not None:
+                raise refused
         for hook in (*average_hooks(trainer), *hooks):
             loop.adapter.on_rollback(*hook)
         if state is not None:
@@ -240,3 +243,15 @@ class FitRun:
         self._loop.end_step(delivered)
         self._counts.end_step()
         return True
+
+
+def _refused(trainer: Any, state: Mapping[str, Any] | None) -> ConfigurationError | None:
+    """Return why this process cannot go on from a checkpoint; others wait to hear of it."""
+    try:
+        if state is None:
+            require_whole_epochs(trainer)
+        else:
+            require_like(state, _STATE, "the callback's state")
+    except ConfigurationError as error:
+        return error
+    return None

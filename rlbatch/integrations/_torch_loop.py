@@ -67,7 +67,8 @@ class TorchLoop:
         self.ranks = ranks = Ranks.of(model)
         loader = ranks.share(loader)
         limits, (own_size, dataset_size) = config.limits, loader_sizes(loader)
-        ranks.require_same(batch_size=own_size, samples_of_an_epoch=dataset_size)
+        told = {"drop_last": loader.drop_last, "micro_batch_size": limits.micro_batch_size}
+        ranks.require_same(batch_size=own_size, samples_of_an_epoch=dataset_size, **told)
         config = config.lasting(epochs)
         self._model = model
         parts = torch_parts(model, optimizer, scaler=scaler, ranks=ranks)
@@ -137,7 +138,9 @@ class TorchLoop:
         Raises:
             ConfigurationError: The state is damaged or of another run.
         """
-        self.adapter.load_state_dict(of_rank(state, self.ranks))
+        with self.ranks.refuse_together():
+            own = of_rank(state, self.ranks)
+        self.adapter.load_state_dict(own)
 
     def limit_next(self, samples: int) -> None:
         """Let the coming steps have so many samples at most: the run ends after them."""

@@ -53,9 +53,9 @@ class TrainRun:
             ConfigurationError: The loader or the checkpoint cannot be gone on from.
         """
         self._saved: SavedRun | None = None
+        self._refused: ConfigurationError | None = None  # on this process; others wait for it
         if checkpoint is not None:
-            args = trainer.args
-            self._saved = SavedRun.read(checkpoint, args.process_index, args.world_size)
+            self._read(checkpoint, trainer.args)
         self.plan = PlainPlan(trainer, prepared, self._saved)
         self.loader = TrainData(prepared)
         self.steps_before = self.steps_done = 0
@@ -70,6 +70,14 @@ class TrainRun:
         self._optimizer: Any = None
         self._arrived: Delivered | None = None
         self.step_is_open = self.epoch_is_over = False
+
+    def _read(self, checkpoint: str, args: Any) -> None:
+        try:
+            self._saved = SavedRun.read(checkpoint, args.process_index, args.world_size)
+        except ConfigurationError as error:
+            if args.world_size == 1:
+                raise
+            self._refused = error
 
     @property
     def controller(self) -> LoopAdapter | None:
@@ -119,6 +127,9 @@ class TrainRun:
         )
         self.watch = RunWatch(model, self._optimizer, loop.changes)
         self.loader.elastic = loop.loader
+        with loop.ranks.refuse_together():
+            if self._refused is not None:
+                raise self._refused
         if self._saved is not None:
             loop.adapter.load_state_dict(self._saved.controller)
             self.steps_done = plan.count.steps(*loop.place)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
+from rlbatch.control.ranks import Ranks
 from rlbatch.control.saved_state import check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.users_parts import in_users_parts
@@ -133,6 +134,7 @@ class AcceleratedController:
             ConfigurationError: The loader has another batch size than was said, or no sampler.
         """
         batch_size = getattr(loader.batch_sampler, "batch_size", None)
+        Ranks.of(self.controller.model).require_same(batch_size=batch_size)
         if batch_size is not None and batch_size != self._loader_batch_size:
             raise ConfigurationError(
                 f"The controller was made for a loader of batch size {self._loader_batch_size}, "
@@ -210,8 +212,10 @@ class AcceleratedController:
         Raises:
             ConfigurationError: It is of another run, or damaged. Nothing of it was taken then.
         """
-        check_state(state, self.controller.base_batch_size)
-        self.controller.load_state_dict(self._own_state.of_this_process(state))
+        with self.controller.ranks.refuse_together():
+            check_state(state, self.controller.base_batch_size)
+            own = self._own_state.of_this_process(state)
+        self.controller.load_state_dict(own)
         self._take_place()
 
     def _steps_of(self, scheduler: Any) -> int:

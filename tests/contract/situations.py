@@ -416,7 +416,7 @@ class Scaled:
     BAD = (0, 3, 9, 11)
 
     def __init__(self, host: Host, lags: bool, **settings: Any) -> None:
-        """The loop steps the schedule behind each batch, or (`lags`) where the optimizer stepped."""
+        """The loop steps the schedule always, or (`lags`) where the optimizer has stepped."""
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
         self.run = Run(host, make=adam, scaler=self.scaler, **settings)
         self.inner, self.lags = schedules.LinearLR(self.run.inner, 1.0, 0.1, 20), lags

@@ -1,4 +1,4 @@
-"""Steps that a GradScaler leaves out, in Lightning and in Hugging Face's Trainer, against them alone.
+"""Steps that a GradScaler leaves out, in Lightning and the Trainer of Transformers, against both.
 
 The plain loop, ranks and Accelerate: `situations.steps_that_a_scaler_leaves_out`.
 """
