@@ -12,7 +12,7 @@ from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
-from rlbatch.control.part_weights import PartWeights, weighs_nothing
+from rlbatch.control.part_weights import PartWeights, number_of
 from rlbatch.control.ranks import without_sync
 from rlbatch.control.scaled_step import never, overflow
 from rlbatch.control.schedule_watch import ScheduleWatch
@@ -155,9 +155,9 @@ class GradientAccumulator:
                 "each, with the sum of all losses."
             )
         self._left_over.check()
+        weight = None if weight is None else number_of(weight)
         # Few steps are divided: the others are spared the accumulator.
-        alone = delivered.micro_batches == 1 and self._world_size == 1
-        whole = alone and not weighs_nothing(weight)
+        whole = delivered.micro_batches == 1 and self._world_size == 1 and weight != 0.0
         if whole:
             self.parts.forget_weights()
         if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
@@ -173,9 +173,7 @@ class GradientAccumulator:
         elif self._synchronises:
             self.correct()
 
-    def _factor(
-        self, loss: Tensor, delivered: Delivered, weight: float | Tensor | None
-    ) -> float | None:
+    def _factor(self, loss: Tensor, delivered: Delivered, weight: float | None) -> float | None:
         if delivered.position:
             self._watch.check(delivered.position, delivered.micro_batches)
         if weight is None and (self.changes or delivered.micro_batches > 1):

@@ -76,7 +76,7 @@ class PartWeights:
         self._total = None
         if weight is None:
             return self._weights.add(delivered)
-        number = _number(weight)
+        number = number_of(weight)
         total, before = self._told or (torch.zeros_like(loss.detach()), 0.0)
         # The mean of nothing may be no number.
         self._told = total + loss.detach() * number if number else total, before + number
@@ -166,12 +166,15 @@ class PartWeights:
         self._weights.unit, self._unit_known = 2.0**power, True
 
 
-def weighs_nothing(weight: float | Tensor | None) -> bool:
-    """Return whether a part's loss is a mean of nothing; a tensor on a device is waited for."""
-    return weight is not None and _number(weight) == 0.0
+def number_of(weight: float | Tensor) -> float:
+    """Return what a part's loss is a mean of, as a number; a tensor on a device is waited for.
 
+    It has to be known before the backward pass: where it is 0, the loss may be no number, whose
+    gradient none must add. So it is read once, and best counted where the data come from.
 
-def _number(weight: float | Tensor) -> float:
+    Raises:
+        DeliveryError: It is not one number.
+    """
     try:
         return float(weight)
     except (TypeError, ValueError, RuntimeError):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlbatch.control.gradient_watch import GradientWatch, no_gradient
 from rlbatch.control.loss_parts import LossParts
-from rlbatch.control.part_weights import weighs_nothing
+from rlbatch.control.part_weights import number_of
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._lightning_steps import MicroBatchTracker
@@ -162,8 +162,9 @@ class StepGradient:
 
     def _take_weight(self, delivered: Delivered, weight: Weight) -> None:
         """Keep a weight that matters: of a part, or of a batch in which nothing counts."""
-        if delivered.micro_batches > 1 or not self._alone or weighs_nothing(weight):
-            self._weight = weight
+        number = number_of(weight)
+        if delivered.micro_batches > 1 or not self._alone or number == 0.0:
+            self._weight = number
 
     def _note_step(self, *_: Any) -> None:
         self._steps.stepping = False

@@ -25,6 +25,7 @@ from tests.contract.situations import (
     plain_mean,
     silence,
     still,
+    tokens_of_some,
 )
 from tests.contract.test_divided_losses import class_weights, dice, info_nce, triplet
 
@@ -35,7 +36,7 @@ CHUNKS: dict[str, Any] = {f"{name}_chunk_steps": 2 for name in ("first", "min", 
 
 def batches_that_fit(host: Host) -> None:
     """Each step's gradient is the mean of what the ranks' own losses give, by autograd alone."""
-    for own_loss in (class_weights, dice, info_nce, triplet):
+    for own_loss in (class_weights, tokens_of_some, dice, info_nce, triplet):
         run, wanted = Run(host, make=still, policy=GROW), list[Tensor]()
 
         def loss(

@@ -43,7 +43,7 @@ class Job:
 
     Attributes:
         name: Framework and what differs on the second rank, or happens on both: `data`, `loader`,
-            `micro`, `state`, `missing` (the state), `converted`.
+            `micro`, `state`, `missing` (its file, or what it is of), `converted`.
     """
 
     name: str
@@ -147,7 +147,8 @@ def lightning(job: Job, folder: Path, rank: int) -> None:
         callback = Damaging(SCRIPT, **job.settings(rank))
         callback.wrong = job.kind if rank and resume else ""
         trainer = Trainer(
-            max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", logger=False,
+            max_epochs=1 + (job.kind == "converted" or resume is not None),
+            accelerator="cpu", devices=2, strategy="ddp", logger=False,
             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
             callbacks=[callback],
         )  # fmt: skip

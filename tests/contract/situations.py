@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.testing import ScriptedPolicy
-from tests.contract.programs import BASE, Rows, error, flat, gradient_of_all, network
+from tests.contract.programs import BASE, CLASSES, Rows, error, flat, gradient_of_all, network
 from tests.contract.test_divided_losses import (
     class_weights,
     dice,
@@ -44,6 +44,14 @@ Situation = Callable[[Any], None]
 
 def plain_mean(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(model(batch[1]).mean(1), batch[2])
+
+
+def tokens_of_some(model: nn.Module, batch: Any) -> Tensor:
+    """A mean over the tokens that count; 0 where none does."""
+    _, x, _, tokens = batch
+    found = model(x).reshape(-1, CLASSES)
+    total = nn.functional.cross_entropy(found, tokens.reshape(-1), reduction="sum")
+    return total / (tokens >= 0).sum().clamp_min(1)
 
 
 class Measuring(ScriptedPolicy):
@@ -211,7 +219,7 @@ def parts_that_do_not_add_up(host: Host) -> None:
     def root(model: nn.Module, batch: Any) -> Tensor:
         return model(batch[1]).square().mean().sqrt()
 
-    for loss in (class_weights, dice, info_nce, triplet, root):
+    for loss in (class_weights, tokens_of_some, dice, info_nce, triplet, root):
         with pytest.warns(RuntimeWarning, match="do not add up"):
             Run(host, micro_batch_size=3, policy=GROW).train(loss)
 
@@ -714,6 +722,29 @@ def a_measured_run(host: Host) -> None:
     assert torch.equal(*ends)
 
 
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.LazyLinear(9), nn.Tanh(), nn.Linear(9, 5)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def lazy_layers(host: Host) -> None:
+    """DistributedDataParallel and fully_shard themselves refuse those without a size."""
+    ends: list[Tensor] = []
+    for policy in ("fixed", Measuring((0.0,) * 50)):
+        model = Lazy()
+        if host.world_size > 1:
+            with pytest.raises(RuntimeError, match="uninitialized"):
+                Run(host, Lazy())
+            model(Rows().x[:2])
+        ends.append(Run(host, model, policy=policy, noise_rate=5.0).train().weights)
+    assert torch.equal(*ends)
+
+
 # -- what is refused --
 
 
@@ -814,6 +845,7 @@ SITUATIONS: tuple[Situation, ...] = (
     a_dataset_that_grows,
     statistics_in_parts,
     a_measured_run,
+    lazy_layers,
     optimizers_that_cannot_be_steered,
     steps_beside_the_controllers,
     steps_within_the_backward_pass,

@@ -97,6 +97,33 @@ def test_parts_that_say_what_they_are_means_of_have_the_gradient_of_the_whole(
     check_all(train(loss, weight=weight, micro_batch_size=micro_batch_size))
 
 
+class Counted:
+    """A tensor on a device, as far as it is read: each time the device is waited for."""
+
+    reads = 0
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        Counted.reads += 1
+        return float(self.value)
+
+    item = __float__
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_a_weight_is_read_once_a_part(micro_batch_size: int | None) -> None:
+    Counted.reads = 0
+    steps = train(
+        padding,
+        weight=lambda batch: Counted(tokens_that_count(batch)),
+        micro_batch_size=micro_batch_size,
+    )
+    assert Counted.reads == sum(map(len, steps.parts))
+    assert max(steps.errors) < EXACT
+
+
 def test_weights_go_with_a_grad_scaler() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)  # whose factor stays in the gradient
     check_all(train(masked_mean, weight=tokens_that_count, scaler=scaler))

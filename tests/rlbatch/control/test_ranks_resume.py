@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 WORLD_SIZE = 2
 PLACES = ("arrive", "backward", "step", "save", "rename")
+KILLS = int(os.environ.get("RLBATCH_KILLS", "5"))  # each costs a start of two ranks
 
 
 def start(job: Job, die: tuple[int, int, str] | None = None) -> list[int | None]:
@@ -44,7 +46,7 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
         settings=tuple(settings.items()),
         dropout=0.2,
         saves=4,
-        epochs=16,  # more steps than the kills let pass
+        epochs=max(16, 3 * KILLS),  # more steps than the kills let pass
         bits=True,
     )
     killed = replace(whole, folder=tmp_path / "killed")
@@ -52,7 +54,8 @@ def test_ranks_killed_at_random_steps_are_the_undisturbed_ranks(tmp_path: Path, 
         job.folder.mkdir()
     assert start(whole) == [0] * WORLD_SIZE
     draw = random.Random(3)
-    for place in PLACES:
+    for number in range(KILLS):
+        place = PLACES[number % len(PLACES)]
         victim = 0 if place == "rename" else draw.randrange(WORLD_SIZE)
         codes = start(killed, (victim, draw.randint(1, 7), place))
         assert codes[victim] == -signal.SIGKILL
