@@ -246,25 +246,6 @@ def a_rate_set_late_by_hand(host: Host) -> None:
         Run(host, policy=GROW).train(after=lower, epochs=2)
 
 
-def a_model_converted_within_the_run(host: Any) -> None:
-    """Torch's own loop trains each rank alone from there on (DDP), or raises (FSDP2)."""
-
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        kind = next(model.parameters()).dtype
-        return plain_mean(model, [batch[0], batch[1].to(kind), batch[2]])
-
-    run = Run(host, policy=GROW).train(loss)
-    run.model.to(torch.float64)
-    run.train(loss)  # nothing was converted
-    run.model.float()
-    if host.kind == "ddp":
-        with host.refuses(ConfigurationError, "were torch.float64 on cpu .* are torch.float32"):
-            run.train(loss)
-    else:
-        with pytest.raises(RuntimeError, match="dtype float, but got double"):
-            run.train(loss)
-
-
 def loader_workers(host: Any) -> None:
     """They prefetch in the sizes of then; each epoch has every sample once, also where resumed."""
 
@@ -346,7 +327,6 @@ PROGRAMS: tuple[Situation, ...] = (
     a_fixed_size,
     a_model_saved_within_a_measured_step,
     a_rate_set_late_by_hand,
-    a_model_converted_within_the_run,
     loader_workers,
     data_of_different_length,
     settings_that_differ,

@@ -573,6 +573,30 @@ def _tensors_of(saved: Any) -> list[Any]:
     return []
 
 
+def a_model_converted_within_the_run(host: Host) -> None:
+    """Torch's own loop trains each rank alone from there on (DDP), or raises (FSDP2)."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        kind = next(model.parameters()).dtype
+        return plain_mean(model, [batch[0], batch[1].to(kind), batch[2]])
+
+    run = Run(host, **OFTEN).train(loss)
+    run.model.to(torch.float64)
+    run.train(loss)  # nothing was converted
+    run.model.float()
+    if host.world_size == 1:
+        run.train(loss)
+        copied = run.controller._run.adapter._parts.weights.state_dict()["tensors"]
+        kinds = {tensor.dtype for kind, _, _, tensor in copied if kind == "parameter"}
+        assert kinds == {torch.float32}
+    elif getattr(host, "kind", "") == "ddp":
+        with host.refuses(ConfigurationError, "were torch.float64 on cpu .* are torch.float32"):
+            run.train(loss)
+    else:
+        with pytest.raises(RuntimeError, match="dtype float, but got double"):
+            run.train(loss)
+
+
 def a_term_that_is_phased_in(host: Host) -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         term = ramp(run.controller.steps)
@@ -838,6 +862,7 @@ SITUATIONS: tuple[Situation, ...] = (
     steps_that_a_scaler_leaves_out,
     a_schedule_that_begins_late,
     a_roll_back,
+    a_model_converted_within_the_run,
     a_term_that_is_phased_in,
     an_explosion,
     a_batch_left_out,

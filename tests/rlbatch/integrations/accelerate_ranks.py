@@ -40,6 +40,8 @@ class Job:
         name: Of the folder for results, checkpoints and log.
         kind: `ddp` or `fsdp`.
         accumulation: Of the accelerator; a loader's batch has 8 samples over this.
+        script: Changes that a policy plays; empty for the policy `fixed`.
+        samples: Of an epoch.
         settings: Of the controller.
         saves: Optimizer steps behind which the state is saved.
         resume: Name of the job whose state is taken up, and behind which step it is.
@@ -52,6 +54,7 @@ class Job:
     kind: str = "ddp"
     accumulation: int = 1
     script: tuple[float, ...] = (1.0, 0.6, -2.0, 1.5, -1.0, 1.0)
+    samples: int = 75
     settings: dict[str, Any] = field(default_factory=dict)
     saves: tuple[int, ...] = ()
     resume: tuple[str, int] | tuple[()] = ()
@@ -98,7 +101,32 @@ def make_accelerator(job: Job) -> Accelerator:
     return accelerator
 
 
+def alone(job: Job) -> dict[str, Any]:
+    """The same loop on Accelerate without a controller."""
+    accelerator = make_accelerator(job)
+    model = make_model(job)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    prepared: Any = accelerator.prepare(model, optimizer, DataLoader(Rows(job.samples), 8))
+    model, optimizer, loader = prepared
+    schedule = CosineAnnealingLR(optimizer.optimizer, job.epochs * 5)
+    batches: list[list[list[int]]] = []
+    weights: list[Tensor] = []
+    rates: list[float] = []
+    for _ in range(job.epochs):
+        for batch in loader:
+            accelerator.backward(loss_of(model, batch, weigh=False)[0])
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            batches.append([batch["index"].tolist()])
+            weights.append(flat(model))
+            rates.append(float(schedule.get_last_lr()[0]))
+    return {"batches": batches, "weights": weights, "rates": rates}
+
+
 def run(job: Job, folder: Path) -> dict[str, Any]:
+    if "alone" in job.name:
+        return alone(job)
     accelerator = make_accelerator(job)
     model = make_model(job)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
@@ -112,12 +140,14 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         optimizer,
         batch_size=8 * accelerator.num_processes,
         scheduler=schedule,
-        policy=ByBits() if job.bits else Measuring(job.script),
+        policy=ByBits() if job.bits else Measuring(job.script) if job.script else "fixed",
         log_dir=None if job.resume else folder / job.name / "log",
         **{**TWO_STEP_CHUNKS, **job.settings},
     )
     accelerator.register_for_checkpointing(controller, schedule)
-    loader = controller.loader(DataLoader(Rows(75), 8 // job.accumulation, shuffle=True))
+    shuffle = bool(job.script)
+    rows = DataLoader(Rows(job.samples), 8 // job.accumulation, shuffle=shuffle)
+    loader = controller.loader(rows)
     if job.resume:
         name, steps = job.resume
         accelerator.load_state(str(folder / name / f"state{steps}"))

@@ -32,6 +32,8 @@ JOBS = [
         Job(f"{kind}", kind, **PARTS),
         Job(f"{kind} accumulating", kind, accumulation=2),
         Job(f"{kind} weigh", kind, **PARTS, weigh=True),
+        Job(f"{kind} fixed", kind, script=(), samples=80),
+        Job(f"{kind} alone", kind, script=(), samples=80),
         Job(f"{kind} saved", kind, saves=SAVES, **BITS),
         *(Job(f"{kind} resumed {n}", kind, resume=(f"{kind} saved", n), **BITS) for n in SAVES),
     )
@@ -54,6 +56,17 @@ def test_an_epoch_has_every_sample_once(seen: Seen, kind: str) -> None:
         order = [row for step in rows for row in step]
         for epoch in range(3):
             assert sorted(order[75 * epoch : 75 * (epoch + 1)]) == list(range(75))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fixed_size_is_accelerate_alone(seen: Seen, kind: str) -> None:
+    """On 80 samples, which two processes share equally; those of a step are added up elsewise."""
+    fixed, alone = seen[f"{kind} fixed"], seen[f"{kind} alone"]
+    assert [sorted(rows) for rows in rows_of(fixed)] == [sorted(rows) for rows in rows_of(alone)]
+    for one, other in zip(fixed, alone, strict=True):
+        assert one["rates"] == other["rates"]
+        assert len(one["weights"]) == 15
+        torch.testing.assert_close(one["weights"], other["weights"], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["", " accumulating", " weigh"])

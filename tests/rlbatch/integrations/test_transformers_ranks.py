@@ -63,6 +63,7 @@ JOBS = [
     Job("schedule", **ODD, args={"lr_scheduler_type": "cosine", "warmup_steps": 4, "max_steps": 9}),
     Job("saves", **ODD, args=SAVES, settings={"lr_coupling": "sqrt"}, dropout=0.2),
     Job("bits", **BITS),
+    Job("bits shards", **BITS, shards=True),
     Job("still", **EVEN, args=SAVES),
     Job("still odd", **ODD, args=SAVES),
     Job("plain shards", script=None, args=USUAL, shards=True),
@@ -268,8 +269,14 @@ def resumed(folder: Path, seen: Seen, alone: list[dict[str, Any]]) -> Seen:
         for steps in (place[0], place[-1])
     ]
     jobs += [
-        Job(f"bits{steps}", **BITS, resume=str(folder / "bits" / f"checkpoint-{steps}"))
-        for steps in within(folder, "bits", seen)[:5]
+        Job(
+            f"{kind} {steps}",
+            **BITS,
+            shards=kind != "bits",
+            resume=str(folder / kind / f"checkpoint-{steps}"),
+        )
+        for kind, count in (("bits", 5), ("bits shards", 3))
+        for steps in within(folder, kind, seen)[:count]
     ]
     steps = within(folder, "saves shards", seen)[0]
     shards = str(folder / "saves shards" / f"checkpoint-{steps}")
@@ -298,14 +305,16 @@ def test_a_policy_of_exact_bits_decides_as_if_nothing_had_happened(
     seen: Seen, resumed: Seen
 ) -> None:
     names = [name for name in resumed if name.startswith("bits")]
-    assert len(names) > 2
+    assert len(names) > 4
     for name in names:
-        steps = int(name.removeprefix("bits"))
-        for one, again in zip(seen["bits"], resumed[name], strict=True):
+        whole, _, steps = name.rpartition(" ")
+        for one, again in zip(seen[whole], resumed[name], strict=True):
+            assert again["sharded"] == (whole == "bits shards")
             for what in ("batches", "rates", "epochs"):
-                assert again[what] == one[what][steps:]
-            assert all(map(torch.equal, again["weights"], one["weights"][steps:]))
-    assert len({len(rows) for rows in rows_of(seen["bits"])}) > 3
+                assert again[what] == one[what][int(steps) :]
+            assert all(map(torch.equal, again["weights"], one["weights"][int(steps) :]))
+    for whole in ("bits", "bits shards"):
+        assert len({len(rows) for rows in rows_of(seen[whole])}) > 3
 
 
 def goes_on(whole: list[dict[str, Any]], again: list[dict[str, Any]], steps: int) -> None:
