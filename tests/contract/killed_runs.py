@@ -18,12 +18,13 @@ import random
 import shutil
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-EPOCHS, BASE, SAMPLES = 40, 8, 75
+BASE, SAMPLES = 8, 75
 EVERY = 2  # optimizer steps between two checkpoints
 SETTINGS: dict[str, Any] = {
     **{"cost": "samples", "micro_batch_size": 5, "noise_rate": 2.0, "lr_coupling": "adascale"},
@@ -37,22 +38,22 @@ class Attempt:
 
     Attributes:
         folder: Of the run: what it has seen, its log and its checkpoints.
+        epochs: Of the run.
     """
 
-    def __init__(self, folder: Path, calls: int | None) -> None:
+    def __init__(self, folder: Path, epochs: int, calls: int | None) -> None:
         """Die at a call of a function.
 
         Args:
             folder: Of the run.
-            calls: So many of them are let pass behind `begin`; None: all.
+            epochs: Of the run.
+            calls: So many of them are let pass behind the attempt's first step, which imports
+                much; None: all.
         """
-        self.folder, self._dies_at, self._calls = folder, calls, 0
+        self.folder, self.epochs = folder, epochs
+        self._dies_at, self._calls, self._counts = calls, 0, False
         seen = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._seen = os.open(folder / "seen.jsonl", seen)
-
-    def begin(self) -> None:
-        """Training begins: count calls."""
-        sys.setprofile(self._count)
 
     def _count(self, frame: Any, event: str, what: Any) -> None:
         if event == "call":
@@ -63,6 +64,9 @@ class Attempt:
     def note(self, step: int, *what: Any) -> None:
         """Write down what a step was made of."""
         os.write(self._seen, (json.dumps([step, *what]) + "\n").encode())
+        if not self._counts:
+            self._counts = True
+            sys.setprofile(self._count)
 
     @property
     def latest(self) -> Path | None:
@@ -88,7 +92,6 @@ def is_due(steps: int) -> bool:
 
 
 def plain(attempt: Attempt) -> None:
-    """A loop on Accelerate is the plain one, with `save_state`; so this is the plain loop."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -109,7 +112,6 @@ def plain(attempt: Attempt) -> None:
         state = torch.load(attempt.latest, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    attempt.begin()
 
     def save(name: str) -> None:
         torch.save({k: v.state_dict() for k, v in parts.items()}, attempt.folder / name)
@@ -138,7 +140,6 @@ def accelerate(attempt: Attempt) -> None:
     loader = controller.loader(DataLoader(Rows(SAMPLES), BASE, shuffle=True))
     if attempt.latest is not None:
         accelerator.load_state(str(attempt.latest))
-    attempt.begin()
 
     def save(name: str) -> None:
         accelerator.save_state(str(attempt.folder / name))
@@ -159,7 +160,7 @@ def _loop(
     from torch.nn.functional import mse_loss
 
     batch: list[list[int]] = []
-    while loader.sampler.epoch < EPOCHS:
+    while loader.sampler.epoch < attempt.epochs:
         for part in loader:
             batch.append(part["index"].tolist())
             loss = mse_loss(model(part["x"])[:, 0], part["labels"])
@@ -204,12 +205,10 @@ def lightning(attempt: Attempt) -> None:
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.latest = trainer.global_step
-            attempt.begin()
 
         def on_train_batch_end(self, trainer: Any, net: Any, *_: Any) -> None:
             step = trainer.global_step
-            if step == self.latest:
-                # Within a step, too: a checkpoint of any batch.
+            if step == self.latest:  # of a part of a step
                 return
             self.latest = step
             attempt.note(step, control.controller.batch_size, net.batch, net.loss)
@@ -222,7 +221,7 @@ def lightning(attempt: Attempt) -> None:
     net = Net()
     control: Any = BatchSizeCallback(ByBits(), log_dir=attempt.folder / "log", **SETTINGS)
     trainer = Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_epochs=attempt.epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, callbacks=[control, Notes()],
         default_root_dir=attempt.folder,
     )  # fmt: skip
@@ -240,9 +239,6 @@ def transformers(attempt: Attempt) -> None:
     from tests.rlbatch.integrations.transformers_ranks import Regression, Rows
 
     class Notes(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            attempt.begin()
-
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             assert trainer.controller is not None
             attempt.note(state.global_step, trainer.controller.batch_size, model.seen)
@@ -257,7 +253,7 @@ def transformers(attempt: Attempt) -> None:
     set_seed(7)
     args = TrainingArguments(
         output_dir=str(attempt.folder), use_cpu=True, report_to=[], disable_tqdm=True,
-        per_device_train_batch_size=BASE, num_train_epochs=EPOCHS, learning_rate=0.01,
+        per_device_train_batch_size=BASE, num_train_epochs=attempt.epochs, learning_rate=0.01,
         save_strategy="no", dataloader_pin_memory=False, logging_strategy="no",
     )  # fmt: skip
     trainer = ControlledTrainer(
@@ -277,9 +273,6 @@ def keras(attempt: Attempt) -> None:
     from tests.rlbatch.integrations.steered import ByBits
 
     class Notes(framework.callbacks.Callback):
-        def on_train_begin(self, logs: Any = None) -> None:
-            attempt.begin()
-
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             weights = [w.tolist() for w in self.model.get_weights()]
             attempt.note(control.steps, control.batch_size, weights)
@@ -299,14 +292,14 @@ def keras(attempt: Attempt) -> None:
     backup = control.backup(attempt.folder / "backup", save_freq=EVERY, delete=False)
     # Before those that note: they see a step that is saved.
     callbacks = [control, backup, Notes()]
-    model.fit(control.dataset(x, y), epochs=EPOCHS, verbose=0, callbacks=callbacks)
+    model.fit(control.dataset(x, y), epochs=attempt.epochs, verbose=0, callbacks=callbacks)
     attempt.end([w.tolist() for w in model.get_weights()])
 
 
-_TORCH = ("torch.utils.data", "tests.rlbatch.integrations.steered", "rlbatch.controller")
+_TORCH = "torch._dynamo", "torch.utils.data", "tests.rlbatch.integrations.steered"
 _ROWS = (*_TORCH, "tests.rlbatch.integrations.transformers_ranks")
 IMPORTS = {  # once, and not in each attempt
-    "plain": _ROWS,
+    "plain": (*_ROWS, "rlbatch.controller"),
     "accelerate": (*_ROWS, "rlbatch.integrations.accelerate"),
     "lightning": (*_ROWS, "rlbatch.integrations.lightning"),
     "transformers": (*_ROWS, "rlbatch.integrations.transformers"),
@@ -321,7 +314,7 @@ PROGRAMS: dict[str, Callable[[Attempt], None]] = {
 }
 
 
-def fork(name: str, folder: Path, calls: int | None) -> int:
+def fork(name: str, folder: Path, epochs: int, calls: int | None) -> int:
     """Run an attempt in a process of its own, and return how it ended."""
     folder.mkdir(exist_ok=True)
     if not any((folder / kept).exists() for kept in ("latest", "backup")):
@@ -334,7 +327,7 @@ def fork(name: str, folder: Path, calls: int | None) -> int:
         code = 1
         with contextlib.suppress(SystemExit):
             try:
-                PROGRAMS[name](Attempt(folder, calls))
+                PROGRAMS[name](Attempt(folder, epochs, calls))
                 code = 0
             except BaseException:
                 import traceback
@@ -365,24 +358,31 @@ def compare(whole: Path, killed: Path) -> None:
     assert len({attempts[0][0] for attempts in expected.values()}) > 3  # sizes
 
 
-def main(name: str, folder: Path, kills: int, seed: int = 1) -> None:
-    """Kill runs so often, and compare each with an undisturbed one."""
+def main(name: str, folder: Path, kills: int, seconds: int = 3600) -> None:
+    """Kill runs so often, or for so long, and compare each with an undisturbed one."""
+    ends = time.monotonic() + seconds
     warnings.simplefilter("ignore")
     folder.mkdir(exist_ok=True)
     for module in IMPORTS[name]:
         importlib.import_module(module)
-    draw, whole = random.Random(seed), folder / "whole"
-    assert fork(name, whole, None) == 0, (whole / "said").read_text()[-2000:]
+    draw, whole = random.Random(1), folder / "whole"
+    epochs = max(6, 4 * kills // 5)  # few kills need no long run
+    assert fork(name, whole, epochs, None) == 0, (whole / "said").read_text()[-2000:]
     steps = len(read(whole))
     # An attempt lasts for eight steps at most, as many of which are lost as are not saved.
     most = 8 * int((whole / "calls").read_text()) // steps
     made = runs = 0
-    while made < kills:
+    while made < kills and time.monotonic() < ends:
         runs += 1
         killed = folder / f"killed{runs}"
-        while (code := fork(name, killed, draw.randint(1, most) if made < kills else None)) != 0:
+        while True:
+            kill = made < kills and time.monotonic() < ends
+            code = fork(name, killed, epochs, draw.randint(1, most) if kill else None)
+            if code == 0:
+                break
             assert code == -signal.SIGKILL, (killed / "said").read_text()[-2000:]
             made += 1
+            print(made, sum(map(len, read(killed).values())), file=sys.stderr, flush=True)
         compare(whole, killed)
     attempts = sum(map(len, read(folder / "killed1").values()))
     print(json.dumps({"kills": made, "runs": runs, "steps": steps, "attempted": attempts}))
