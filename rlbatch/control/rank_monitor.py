@@ -93,10 +93,12 @@ class RankMonitor(_AveragedMonitor):
         It averages in hooks on the nodes of autograd's graph in which gradients are accumulated,
         and a parameter of another type or device gets a new node, without them and without a word.
         """
-        now = _kinds(self._parameters)
-        if now == self._kinds:
+        # All of them at a chunk's start: in each step it would take as long as a small step.
+        some = self._parameters if not self._losses else self._parameters[:1]
+        now = _kinds(some)
+        if now == self._kinds[: len(now)]:
             return
-        both = zip(self._parameters, self._kinds, now, strict=True)
+        both = zip(some, self._kinds, now, strict=False)
         changed = [(was, new) for p, was, new in both if was != new and p.requires_grad]
         if not changed:
             return
