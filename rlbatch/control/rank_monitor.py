@@ -95,10 +95,9 @@ class RankMonitor(_AveragedMonitor):
         """
         # All of them at a chunk's start: in each step it would take as long as a small step.
         some = self._parameters if not self._losses else self._parameters[:1]
-        now = _kinds(some)
-        if now == self._kinds[: len(now)]:
+        if _kinds(some) == self._kinds[: len(some)]:
             return
-        both = zip(some, self._kinds, now, strict=False)
+        both = zip(self._parameters, self._kinds, _kinds(self._parameters), strict=True)
         changed = [(was, new) for p, was, new in both if was != new and p.requires_grad]
         if not changed:
             return
