@@ -39,6 +39,7 @@ def test_one_process(name: str) -> None:
     getattr(situations, name)(Alone())
 
 
+@pytest.mark.slow
 def test_a_scaler_that_leaves_it_to_a_fused_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its `step` is called for an overflow, too, and looks itself."""
     fused = partial(torch.optim.Adam, lr=0.01, fused=True)
