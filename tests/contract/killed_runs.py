@@ -384,6 +384,7 @@ def main(name: str, folder: Path, kills: int, seconds: int = 3600) -> None:
             made += 1
             print(made, sum(map(len, read(killed).values())), file=sys.stderr, flush=True)
         compare(whole, killed)
+    assert made, f"no time was left in {seconds} seconds to kill a run"
     attempts = sum(map(len, read(folder / "killed1").values()))
     print(json.dumps({"kills": made, "runs": runs, "steps": steps, "attempted": attempts}))
 
