@@ -317,7 +317,7 @@ PROGRAMS: dict[str, Callable[[Attempt], None]] = {
 def fork(name: str, folder: Path, epochs: int, calls: int | None) -> int:
     """Run an attempt in a process of its own, and return how it ended."""
     folder.mkdir(exist_ok=True)
-    if not any((folder / kept).exists() for kept in ("latest", "backup")):
+    if not [*folder.glob("latest"), *folder.glob("backup/[0-9]*")]:
         shutil.rmtree(folder / "log", ignore_errors=True)  # nothing to go on from: a new run
     child = os.fork()
     if not child:
