@@ -22,9 +22,10 @@ _GOODPUT_SCALE, _NOISE_SCALE, _REMAINING_SCALE, _SINCE_SCALE = 6.0, 10.0, 8.0, 8
 _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
 _GROWTH = ((0.1, 0.0), (0.25, 1.0))
-_FORESEEN = _GROWTH[-1][0]  # from here on `arrival` says enough
+_FORESEEN, _WELL_FORESEEN = _GROWTH[-1][0], 0.5  # from here on `arrival` says enough
 _MOST_GROWN = 3.0  # doublings, where it says the most
 _LATEST = 0.65  # share of the plan by which the target has to be expected
+_EARLIER = 0.3  # share, for each that is missing to `_WELL_FORESEEN`
 _PER_DOUBLING = 1.5  # times as many samples as are left at half the size, at most
 _HELD = 0.05  # share of the plan for which a size is kept from `_FORESEEN` on, or 8 chunks
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
@@ -122,7 +123,8 @@ def _sustained(observation: Float32, signals: Signals, done: Array) -> Array:
     whole ones: a size stays until the plan holds for one more, or not for this one.
     """
     expected = maximum(arrival(observation, signals) - done, TINY)
-    times = maximum(_LATEST - done, TINY) / expected
+    latest = _LATEST - _EARLIER * maximum(_WELL_FORESEEN - done, 0.0)
+    times = maximum(latest - done, TINY) / expected
     return np.floor(np.log(times) / np.log(_PER_DOUBLING))
 
 
