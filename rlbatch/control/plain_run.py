@@ -23,6 +23,7 @@ from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.torch_parts import TorchRate, torch_parts
 from rlbatch.control.user_state import UserState
 from rlbatch.control.users_parts import warn_of_smaller_parts
+from rlbatch.data.loader import check_is_loader
 from rlbatch.data.plain_steps import PlainSteps, SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
@@ -124,6 +125,7 @@ class PlainLoop:
             ConfigurationError: The loader has another batch size than was said, it cannot be
                 resized, or several processes share the training.
         """
+        check_is_loader(loader)
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
         batch_size, dataset_size = loader_sizes(loader)
