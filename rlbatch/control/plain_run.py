@@ -82,6 +82,8 @@ class PlainRun:
         with self.adapter.ranks.refuse_together():
             check_state(state, self.adapter.base_batch_size)
             own = {**self.state_dict(), "control_loop": None}
+            if not self.passes.takes(state.get("memory")):
+                own["memory"] = None  # a limit that is not looked at
             require_like({**state, "control_loop": None}, own, "the controller's state")
             self.passes.load_state_dict(state.get("memory"))
             self.plain_steps.load_state_dict(state["plain_steps"])

@@ -221,7 +221,7 @@ class AcceleratedController:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        return self._schedule_steps * self.controller.plain_steps
+        return self._schedule_steps * self.controller.steps_due
 
 
 def _check(accelerator: Accelerator) -> None:
