@@ -20,6 +20,7 @@ from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import DeliveryError
 
+
 class GradientAccumulator:
     """Accumulates the gradient of a step's micro-batches and steps the optimizer behind the last.
 

@@ -34,7 +34,7 @@ class LoaderView:
 
     def __getattr__(self, name: str) -> Any:
         """Return what the user's loader has, of what is not asked of this one."""
-        if name == "batch_size" or name == "batch_sampler":
+        if name in ("batch_size", "batch_sampler"):
             raise AttributeError(f"A controller's loader has no {name}. {_SIZES}")
         if name.startswith("_"):  # of Python's protocols, and while it is copied
             raise AttributeError(name)

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-
 _DECAY = ("weight_decay",)  # a schedule of a rate may move momentum with it
 
 

@@ -104,7 +104,7 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         self._exhausted = True
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler the epoch, if it shuffles by it: loops call `loader.sampler.set_epoch`."""
+        """Tell the sampler the epoch, if it shuffles by it; loops do so by `loader.sampler`."""
         set_epoch = getattr(self.sampler, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
