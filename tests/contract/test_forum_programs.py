@@ -137,7 +137,7 @@ def unfreeze(run: Run) -> None:
         parameter.requires_grad_(True)
 
 
-def add(run: Run) -> None:
+def add(run: Any) -> None:
     unfreeze(run)
     run.extra = torch.nn.Parameter(torch.zeros(3))
     run.optimizer.add_param_group({"params": [run.extra], "lr": 0.01})
@@ -148,7 +148,7 @@ def add(run: Run) -> None:
 def test_what_begins_to_be_trained_within_a_chunk_is_rolled_back_with_it(
     change: Callable[[Run], None],
 ) -> None:
-    chunks = {f"{name}_chunk_steps": 6 for name in ("first", "min", "max")}
+    chunks: Settings = {f"{name}_chunk_steps": 6 for name in ("first", "min", "max")}
     run: Any = Run(policy=ScriptedPolicy((0.5, -0.5) * 20), **chunks)
     run.extra = torch.zeros(3)
     for parameter in run.model[0].parameters():

@@ -413,6 +413,20 @@ def test_a_rate_that_a_callback_sets_is_warned_about(tmp_path: Path) -> None:
         train(tmp_path, script=(1.0,), lr_scheduler_type="cosine", warmup_steps=2)
 
 
+def test_a_weight_decay_by_steps_and_hooks_that_clip_parts_are_warned_about(tmp_path: Path) -> None:
+    def decay(model: Any, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["weight_decay"] += 1e-4
+
+    with pytest.warns(RuntimeWarning, match="than the schedule sets the weight decay"):
+        train(tmp_path, callback=Calls(behind=decay), script=(1.0,))
+    model = Classifier()
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    with pytest.warns(RuntimeWarning, match="a hook on a parameter changes its gradient"):
+        train(tmp_path, model, **ACCUMULATE)
+
+
 def test_an_average_that_is_updated_between_parts_is_refused(tmp_path: Path) -> None:
     model = Classifier()
     average = torch.optim.swa_utils.AveragedModel(model)
