@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import lr_scheduler as schedules
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import rlbatch
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -127,6 +128,32 @@ def test_what_is_no_policy_and_no_model_is_refused(policy: Any) -> None:
         rlbatch.BatchController(model, optimizer, batch_size=BASE, policy=policy)
     with pytest.raises(ConfigurationError, match=r"torch\.nn\.Module, got method"):
         rlbatch.BatchController(model.forward, optimizer, batch_size=BASE)
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, told: int) -> None:
+        self.told = told
+
+    def __len__(self) -> int:
+        return self.told
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(rows())
+
+
+def test_a_stream_whose_length_counts_batches_is_warned_about() -> None:
+    run = Run(policy="fixed")
+    for told, expected in ((len(rows()) // BASE + 1, 1), (len(rows()) - 9, 0)):
+        model = network()
+        controller = rlbatch.BatchController(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), batch_size=BASE, policy="fixed"
+        )
+        run.model, run.controller = model, controller
+        run.loader = controller.loader(DataLoader(Stream(told), BASE))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run.train(epochs=2)
+        assert len([w for w in said if "not its batches" in str(w.message)]) == expected
 
 
 # -- what is trained changes within the run --
