@@ -78,24 +78,22 @@ class Snapshot:
         self.also.take()
         self.taken = True
 
-    @torch.no_grad()
     def extend(self) -> None:
         """Copy what has begun to be trained since `take`: unfrozen, or given to the optimizer.
 
         Called in each step before the optimizer's, and quick where nothing is frozen.
         """
-        grown = len(self._optimizer.param_groups) != self._groups
-        if not self.taken or not (self._frozen or grown):
+        groups = len(self._optimizer.param_groups)
+        if not self.taken or not (self._frozen or groups != self._groups):
             return
         begun = {slot: tensor for slot, tensor in self._frozen.items() if tensor.requires_grad}
-        if grown:
+        if groups != self._groups:
+            self._groups = groups
             begun |= {slot: t for slot, t in self._tensors() if slot[0] == _EXTRA}
-        if not begun:
-            return
         for slot, tensor in begun.items():
             self._frozen.pop(slot, None)
             self._saved.setdefault(slot, foreach.local(tensor).detach().clone())
-        self._live, self._groups = [], len(self._optimizer.param_groups)
+            self._live = []  # the next copy is made anew
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -217,16 +217,16 @@ def follows_a_metric(scheduler: Any) -> bool:
 
 def require_steps(scheduler: Any) -> None:
     """Raise ConfigurationError for a scheduler that does not count steps by itself."""
-    if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
-        name = getattr(scheduler, "__name__", type(scheduler).__name__)
-        raise ConfigurationError(
-            f"Expected a scheduler that was made for the optimizer and has step(), got {name}."
-        )
     if hasattr(scheduler, "step_update"):  # as timm's
         raise ConfigurationError(
             f"Expected a scheduler that counts steps by itself, got {type(scheduler).__name__}, "
             "which is told how many there were. Step it yourself, with those of your batch size: "
             "scheduler.step_update(controller.plain_steps)."
+        )
+    if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+        name = getattr(scheduler, "__name__", type(scheduler).__name__)
+        raise ConfigurationError(
+            f"Expected a scheduler that was made for the optimizer and has step(), got {name}."
         )
     if follows_a_metric(scheduler):
         raise ConfigurationError(
