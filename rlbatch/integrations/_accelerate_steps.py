@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader
+from rlbatch.control.loader_view import LoaderView
 from rlbatch.control.scaled_step import always, never
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
@@ -77,7 +78,7 @@ class AcceleratedAccumulator(GradientAccumulator):
         self._accelerator.backward(loss)
 
 
-class DeviceLoader:
+class DeviceLoader(LoaderView):
     """A controlled loader that tells the accelerator of steps, with batches on its device."""
 
     def __init__(
@@ -87,7 +88,7 @@ class DeviceLoader:
         controller: BatchController,
         users: Any,
     ) -> None:
-        self._users = users
+        super().__init__(users)
         self.dataset, self.sampler = loader.dataset, loader.sampler
         self._loader, self._accelerator, self._controller = loader, accelerator, controller
         self._users_steps = accelerator.gradient_accumulation_steps

@@ -15,6 +15,7 @@ from rlbatch.control.saved_state import check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.controller import BatchController
+from rlbatch.data.loader import check_is_loader
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
@@ -133,6 +134,7 @@ class AcceleratedController:
         Raises:
             ConfigurationError: The loader has another batch size than was said, or no sampler.
         """
+        check_is_loader(loader)
         batch_size = getattr(loader.batch_sampler, "batch_size", None)
         Ranks.of(self.controller.model).require_same(batch_size=batch_size)
         if batch_size is not None and batch_size != self._loader_batch_size:
@@ -228,7 +230,7 @@ class AcceleratedController:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        return self._schedule_steps * self.controller.plain_steps
+        return self._schedule_steps * self.controller.steps_due
 
 
 def _check(accelerator: Accelerator) -> None:
