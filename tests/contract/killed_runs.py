@@ -274,7 +274,7 @@ def keras(attempt: Attempt) -> None:
 
     class Notes(framework.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            weights = [w.tolist() for w in self.model.get_weights()]
+            weights = [w.tolist() for w in model.get_weights()]
             attempt.note(control.steps, control.batch_size, weights)
 
     rng = np.random.default_rng(0)

@@ -59,7 +59,7 @@ def overflowing(loss: Tensor, step: int) -> Tensor:
 class Scaling(MixedPrecision):
     """As on a GPU, but for the halves, which would hide what is to be compared bit by bit."""
 
-    def autocast_context_manager(self) -> AbstractContextManager[None]:  # type: ignore[override]
+    def autocast_context_manager(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
