@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -12,17 +13,12 @@ from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
+from rlbatch.control.order_errors import not_finished, out_of_order
 from rlbatch.control.part_weights import PartWeights, weighs_nothing
 from rlbatch.control.ranks import without_sync
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
-from rlbatch.errors import DeliveryError
-
-_FAILED = (
-    "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
-    "the batch out by controller.skip()."
-)
 
 
 class GradientAccumulator:
@@ -59,11 +55,13 @@ class GradientAccumulator:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._unwrapped: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.parts = PartWeights(optimizer, world_size, synchronises=synchronises)
-        self._watch, self._left_over = GradientWatch(optimizer), LeftOver(optimizer)
+        self._watch = GradientWatch(optimizer)
+        self._left_over: LeftOver | None = LeftOver(optimizer)  # in the first steps
         self._steps: StepWatch | None = None  # from the first batch on
         self._watches = False  # during an epoch
         self._loss_parts = LossParts()
         self._backward_done = self._unscaled = self._failed = False
+        self._is_whole = False  # the step under way has one part, and nothing to be weighed
         self.schedules: ScheduleWatch | None = None
         self.changes = False
         self.delivered: Delivered | None = None
@@ -88,18 +86,12 @@ class GradientAccumulator:
             DeliveryError: The loop has not finished with the previous one.
         """
         if self.delivered is not None:
-            missing = "step()" if self._backward_done else "backward(loss) and step()"
-            raise DeliveryError(
-                f"The previous batch had no {missing}. Call both for every batch of the loader, or "
-                "controller.skip() to leave one out. If something takes batches ahead of the loop "
-                "(a prefetcher, list(loader), zip with a longer loader), leave it out: batches are "
-                "made for the step that comes next. Workers may prefetch: num_workers. What only "
-                "looks at data (update_bn, an evaluation) needs a DataLoader of its own."
-            )
+            raise not_finished(backward_done=self._backward_done)
         if not self._watches:
             self._begin_watch()
         self.delivered, self._backward_done = delivered, False
-        self._left_over.arrive(delivered.position)
+        if self._left_over is not None:
+            self._left_over.arrive(delivered.position)
         # From before the forward pass: there a DistributedDataParallel decides to synchronise.
         if self._world_size > 1:
             alone = not (delivered.is_last and self._synchronises)
@@ -146,18 +138,14 @@ class GradientAccumulator:
                 the parts before it were touched, or a loss of nothing is not finite on shards.
         """
         delivered = self.delivered
-        if self._failed:
-            raise DeliveryError(_FAILED)
-        if delivered is None or self._backward_done:
-            raise DeliveryError(
-                "backward() belongs to one batch of the controller's loader: call it once for "
-                "each, with the sum of all losses."
-            )
-        self._left_over.check()
+        if delivered is None or self._backward_done or self._failed:
+            raise out_of_order("backward", failed=self._failed)
+        if self._left_over is not None and not self._left_over.check():
+            self._left_over = None
         # Few steps are divided: the others are spared the accumulator.
         alone = delivered.micro_batches == 1 and self._world_size == 1
-        whole = alone and not weighs_nothing(weight)
-        if whole:
+        whole = self._is_whole = alone and (weight is None or not weighs_nothing(weight))
+        if whole and weight is not None:
             self.parts.forget_weights()
         if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
             self._loss_parts.look(loss, delivered)
@@ -193,13 +181,19 @@ class GradientAccumulator:
         if watch is None:
             self._run_backward(loss, factor)
             return
-        watch.begin_backward()
+        watch.in_backward = True
+        if watch.is_first:
+            watch.begin_backward()
         try:
-            with self.parts.counted(loss, factor):
+            if factor != 0.0:
                 self._run_backward(loss, factor)
+            else:
+                with self.parts.counted(loss):
+                    self._run_backward(loss, factor)
         finally:
-            watch.end_backward()
-        watch.check_backward()
+            watch.in_backward = False
+        if watch.is_first:
+            watch.check_backward()
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
         weighted = loss if weight is None else loss * weight
@@ -217,10 +211,7 @@ class GradientAccumulator:
         """
         delivered = self.delivered
         if delivered is None:
-            raise DeliveryError(
-                "skip() leaves out a batch of the controller's loader, and there is none under "
-                "way. Call it in place of backward(loss) and step()."
-            )
+            raise out_of_order("skip", failed=False)
         if self._unscaled:
             self._scaler.update()  # else it would refuse to unscale the next step
         self._drop_step(began=True)
@@ -242,12 +233,12 @@ class GradientAccumulator:
             self._unscaled = True
 
     def step(
-        self, applied: AbstractContextManager[Any], clip_norm: float | None
+        self, applied: AbstractContextManager[Any] | None, clip_norm: float | None
     ) -> Delivered | None:
         """Finish the micro-batch, and the step if it is complete.
 
         Args:
-            applied: In force while the optimizer steps.
+            applied: In force while the optimizer steps; None: nothing is.
             clip_norm: Clip the gradient to this norm before.
 
         Returns:
@@ -257,42 +248,40 @@ class GradientAccumulator:
             DeliveryError: The micro-batch had no backward pass.
         """
         delivered = self.delivered
-        if self._failed:
-            raise DeliveryError(_FAILED)
         if delivered is None or not self._backward_done:
-            raise DeliveryError(
-                "step() needs a backward(loss) before it, once for each batch of the loader."
-            )
-        count = delivered.micro_batches
-        if count > 1 and not delivered.is_last:
+            raise out_of_order("step", failed=self._failed)
+        if not self._is_whole and not delivered.is_last:
             self.delivered = None
             return None
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        if count > 1 or self._world_size > 1 or self.parts.is_open:
+        if not self._is_whole:
             self.parts.close()
             self._watch.forget()
-        if self.schedules is not None and self.schedules.waits:
-            self.schedules.before_step(delivered)
+        schedules = self.schedules
+        if schedules is not None and schedules.waits:
+            schedules.before_step(delivered)
         self._make_step(applied)
-        if self.schedules is not None and self.schedules.waits:
-            self.schedules.after_step()
+        if schedules is not None and schedules.waits:
+            schedules.after_step()
         self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
         return delivered
 
-    def _make_step(self, applied: AbstractContextManager[Any]) -> None:
+    def _make_step(self, applied: AbstractContextManager[Any] | None) -> None:
         if (watch := self._steps) is not None:
             watch.stepping = True
+        scaler, optimizer = self._scaler, self._optimizer
+        step = optimizer.step if scaler is None else partial(scaler.step, optimizer)
         try:
-            with applied:
-                if self._scaler is None:
-                    self._optimizer.step()
-                else:
-                    self._scaler.step(self._optimizer)
-            if self._scaler is not None:
-                self._scaler.update()
+            if applied is None:
+                step()
+            else:
+                with applied:
+                    step()
+            if scaler is not None:
+                scaler.update()
         finally:
             if watch is not None:
                 watch.stepping = False

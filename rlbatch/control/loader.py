@@ -107,6 +107,7 @@ class ControlledLoader:
         self._consumer.begin_epoch()
         self._step_open = False
         batches = self._current = self._start()
+        sampler, arrive = self.sampler, self._consumer.arrive
         is_first = between = True
         while True:
             if between:
@@ -115,15 +116,14 @@ class ControlledLoader:
                 batch = next(batches)
             except StopIteration:
                 break
-            begun_at = self.sampler.begun_at
-            if is_first and begun_at is not None:
+            if is_first and sampler.begun_at is not None:
                 # The order was drawn in `next`, and is not drawn again in a resumed run.
-                self._before_step = self._before_step._replace(cpu=begun_at)
+                self._before_step = self._before_step._replace(cpu=sampler.begun_at)
             is_first = False
             self._step_open = True
-            delivered = self.sampler.next_delivered()
+            delivered = sampler.next_delivered()
             between = delivered.position + 1 == delivered.micro_batches
-            self._consumer.arrive(delivered)
+            arrive(delivered)
             yield batch
             if self._skipped:
                 self._skipped, between = False, True

@@ -143,11 +143,11 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         )
 
     def _issue(self, planned: IssuedStep | None, step: list[int], start: int) -> list[list[int]]:
-        tail = step[-TAIL:]
-        if planned is None:  # nearly always
-            issued = IssuedStep(self._requested, len(step), self._micro_limit, start, tail)
-        else:
-            issued = self._step(planned, len(step), start, tail)
+        tail, count, limit = step[-TAIL:], len(step), self._micro_limit
+        if planned is None and self._world_size == 1 and (limit is None or count <= limit):
+            self._queue.issue_whole(self._requested, count, limit, start, tail)  # nearly always
+            return [step]
+        issued = self._step(planned, count, start, tail)
         plan = _plan_step(
             issued.samples,
             issued.micro_batch_size,
