@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
@@ -85,7 +85,7 @@ class ControlledLoader:
         self._skipped = False
         self._current: Iterator[Any] = iter(())
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
-        self._before_step = RandomState.now()  # when the latest step was asked for
+        self._before_step: RandomState | None = None  # when the latest step was asked for
         self._repeats = False  # the step under way is to come again
         self._step_open = False  # the loop has begun a step and not stepped with it
 
@@ -111,15 +111,15 @@ class ControlledLoader:
         is_first = between = True
         while True:
             if between:
+                self._before_step = None  # its memory is taken once more, while it is in a cache
                 self._before_step = RandomState.now()
             try:
                 batch = next(batches)
             except StopIteration:
                 break
-            if is_first and sampler.begun_at is not None:
-                # The order was drawn in `next`, and is not drawn again in a resumed run.
-                self._before_step = self._before_step._replace(cpu=sampler.begun_at)
-            is_first = False
+            if is_first:
+                is_first = False
+                self._take_back(sampler.begun_at)
             self._step_open = True
             delivered = sampler.next_delivered()
             between = delivered.position + 1 == delivered.micro_batches
@@ -134,6 +134,11 @@ class ControlledLoader:
                 del batch, batches  # and with it the workers
                 self._current = batches = self._start()
         self._consumer.end_epoch()
+
+    def _take_back(self, begun_at: Tensor | None) -> None:
+        """The order was drawn in `next`, if so, and is not drawn again in a resumed run."""
+        if begun_at is not None and self._before_step is not None:
+            self._before_step = self._before_step._replace(cpu=begun_at)
 
     def _check_groups(self, loader: DataLoader[Any], ranks: Ranks) -> None:
         batches: Any = self.sampler

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 _IS_BUILT = torch.backends.cuda.is_built()
 _cpu_state = torch.default_generator.get_state  # not torch.get_rng_state: taken in every step
-_make: Any = tuple.__new__
+_make = cast("Any", tuple).__new__
 
 
 class RandomState(NamedTuple):
