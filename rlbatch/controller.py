@@ -81,8 +81,7 @@ class BatchController(RunView):
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
-            accumulator: Makes what runs backward passes and steps, for a framework that has its
-                own way; None: torch's.
+            accumulator: Makes what runs passes and steps, for a framework's own way; None: torch's.
             **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
@@ -185,7 +184,8 @@ class BatchController(RunView):
         if weight is not None and accumulator.parts.is_weighted:
             run.adapter.leave_unmeasured()
             loss = accumulator.parts.told(loss, accumulator.delivered)
-        run.adapter.after_backward(loss)
+        if run.control.watching:
+            run.control.monitor.after_backward(loss)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.

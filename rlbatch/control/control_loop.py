@@ -33,9 +33,8 @@ _OFF = 0  # agreed on instead of a batch size
 class ControlLoop:
     """Turns the steps of a run into chunks, and chunks into decisions.
 
-    For each optimizer step call `begin_step`, and `end_step` after the optimizer has stepped with
-    its learning rate times `rate.factor`. In between, while `watching`, the training's monitor is
-    told of each micro-batch.
+    For each step call `begin_step`, and `end_step` after that of the optimizer, made at its rate
+    times `rate.factor`. In between, while `watching`, tell `monitor` of each micro-batch.
 
     Attributes:
         watching: The step under way belongs to a chunk.
@@ -46,6 +45,7 @@ class ControlLoop:
         cost_tracker: The cost.
         guard: Undoes chunks that did damage.
         logger: Writes what is decided.
+        monitor: Watches losses and gradients.
         last: The latest decision.
     """
 
@@ -68,7 +68,7 @@ class ControlLoop:
         """
         self.ranks = Ranks() if ranks is None else ranks
         self.config, self.context, self.logger = config, context, DecisionLogger()
-        self._learning_rate, self._monitor = parts.rate, parts.monitor
+        self._learning_rate, self.monitor = parts.rate, parts.monitor
         self.base_batch_size = round(float(context.base_batch_size))
         self.rate = CoupledRate(parts.rate, Coupling(config.lr_coupling), self.base_batch_size)
         self.cost_tracker = CostTracker(config)
@@ -113,7 +113,7 @@ class ControlLoop:
         # Where a step is divided anyway its noise is known for nothing.
         divided = len(sizes) > 1 and self._measuring_rate is not None
         self._asks = divided or at.steps == self._measured_at
-        self._monitor.begin_step(sizes, measured=self._asks)
+        self.monitor.begin_step(sizes, measured=self._asks)
 
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
@@ -142,7 +142,7 @@ class ControlLoop:
     def abandon_step(self) -> None:
         """Forget the step under way."""
         if self.watching:
-            self._monitor.drop_step(self.progress.chunk_done)
+            self.monitor.drop_step(self.progress.chunk_done)
             self.watching = False
 
     def report_validation(self, loss: float) -> None:
@@ -179,7 +179,7 @@ class ControlLoop:
         self.guard.begin_chunk(touched=at.touched, rises=at.batch_size > at.before, step=at.steps)
 
     def _end_chunk(self, place: Place) -> None:
-        measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
+        measured = self.monitor.finish()  # waits for the device: the chunk's time is complete
         at = self.progress
         self.cost_tracker.end_chunk(at.batch_size, at.chunk_done)
         at.chunk_steps = at.chunk_done = 0
@@ -215,7 +215,7 @@ class ControlLoop:
     def _end_trial(self, samples: int, place: Place) -> None:
         """Behind the first step with the weights from before a chunk whose loss rose."""
         at = self.progress
-        losses = self._monitor.state_dict(at.chunk_done)["losses"]
+        losses = self.monitor.state_dict(at.chunk_done)["losses"]
         loss = float(self.ranks.mean(np.array(losses[:1]))[0])
         undone = self.guard.undone(at.chunk_began)
         if self.guard.end_trial(at.steps, loss, samples):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -150,8 +150,15 @@ class GradientAccumulator:
         if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
             self._loss_parts.look(loss, delivered)
         factor = None if whole else self._factor(loss, delivered, weight)
-        self._failed = True  # until it is known that it has not
-        self._watched_backward(loss, factor)
+        watch, self._failed = self._steps, True  # until it is known that it has not
+        if watch is None or watch.is_first or factor == 0.0:  # few
+            self._watched_backward(watch, loss, factor)
+        else:
+            watch.in_backward = True
+            try:
+                self._run_backward(loss, factor)
+            finally:
+                watch.in_backward = False
         self._backward_done, self._failed = True, False
         if whole:
             return
@@ -176,23 +183,19 @@ class GradientAccumulator:
         """
         self.parts.correct()
 
-    def _watched_backward(self, loss: Tensor, factor: float | None) -> None:
-        watch = self._steps
-        if watch is None:
-            self._run_backward(loss, factor)
-            return
-        watch.in_backward = True
-        if watch.is_first:
+    def _watched_backward(
+        self, watch: StepWatch | None, loss: Tensor, factor: float | None
+    ) -> None:
+        """Run a pass that is the first one, or that adds nothing."""
+        if watch is not None:
             watch.begin_backward()
         try:
-            if factor != 0.0:
+            with self.parts.counted(loss) if factor == 0.0 else nullcontext():
                 self._run_backward(loss, factor)
-            else:
-                with self.parts.counted(loss):
-                    self._run_backward(loss, factor)
         finally:
-            watch.in_backward = False
-        if watch.is_first:
+            if watch is not None:
+                watch.end_backward()
+        if watch is not None:
             watch.check_backward()
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
