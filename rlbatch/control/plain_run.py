@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from rlbatch.control import checks
 from rlbatch.control.build import keeps_size
 from rlbatch.control.config import ControllerConfig
-from rlbatch.control.control_loop import ControlLoop
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_model
 from rlbatch.control.loader_events import LoaderEvents, Owner
@@ -36,7 +35,6 @@ class PlainRun:
 
     Attributes:
         adapter: Decides.
-        control: Its loop, for what is told in every step.
         loader: Hands out micro-batches.
         accumulator: Runs backward passes and steps.
         passes: Lets a batch come again where memory ran out.
@@ -46,7 +44,6 @@ class PlainRun:
     """
 
     adapter: LoopAdapter
-    control: ControlLoop
     loader: ControlledLoader
     accumulator: GradientAccumulator
     passes: MemoryPasses
@@ -164,10 +161,7 @@ class PlainLoop:
         passes.attach(adapter, accumulator, controlled)
         user.attach(parts.weights)
         coupling = parts.rate.coupling
-        return PlainRun(
-            *(adapter, adapter.control_loop, controlled, accumulator),
-            *(passes, plain_steps, coupling, user),
-        )
+        return PlainRun(adapter, controlled, accumulator, passes, plain_steps, coupling, user)
 
     def make_accumulator(self, ranks: Ranks, *, synchronises: bool = True) -> GradientAccumulator:
         """Return what runs backward passes and steps.
