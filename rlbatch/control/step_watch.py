@@ -77,6 +77,8 @@ class StepWatch:
             ConfigurationError: An optimizer steps within the backward pass, or a second one steps
                 parameters of this run.
         """
+        if self.stepping:
+            return
         if self.in_backward:
             raise ConfigurationError(self._in_backward(type(optimizer).__name__))
         if optimizer is self._optimizer:
@@ -139,5 +141,5 @@ def _listen() -> None:
 def _look(optimizer: Any, *_: Any) -> None:
     for reference in tuple(_active):
         watch = reference()
-        if watch is not None and not watch.stepping:
+        if watch is not None:
             watch.look(optimizer)
