@@ -9,16 +9,17 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlbatch.control import loop_order
 from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
-from rlbatch.control.order_errors import not_finished, out_of_order
 from rlbatch.control.part_weights import PartWeights, weighs_nothing
 from rlbatch.control.ranks import without_sync
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
+from rlbatch.errors import DeliveryError
 
 
 class GradientAccumulator:
@@ -86,7 +87,7 @@ class GradientAccumulator:
             DeliveryError: The loop has not finished with the previous one.
         """
         if self.delivered is not None:
-            raise not_finished(backward_done=self._backward_done)
+            raise loop_order.unfinished(self._backward_done)
         if not self._watches:
             self._begin_watch()
         self.delivered, self._backward_done = delivered, False
@@ -139,7 +140,9 @@ class GradientAccumulator:
         """
         delivered = self.delivered
         if delivered is None or self._backward_done or self._failed:
-            raise out_of_order("backward", failed=self._failed)
+            raise loop_order.out_of_turn(delivered is not None, self._failed)
+        if not isinstance(loss, Tensor):
+            loop_order.require_loss(loss)
         if self._left_over is not None and not self._left_over.check():
             self._left_over = None
         # Few steps are divided: the others are spared the accumulator.
@@ -214,7 +217,7 @@ class GradientAccumulator:
         """
         delivered = self.delivered
         if delivered is None:
-            raise out_of_order("skip", failed=False)
+            raise DeliveryError(loop_order.NO_BATCH)
         if self._unscaled:
             self._scaler.update()  # else it would refuse to unscale the next step
         self._drop_step(began=True)
@@ -251,8 +254,10 @@ class GradientAccumulator:
             DeliveryError: The micro-batch had no backward pass.
         """
         delivered = self.delivered
+        if self._failed:
+            raise DeliveryError(loop_order.FAILED)
         if delivered is None or not self._backward_done:
-            raise out_of_order("step", failed=self._failed)
+            raise DeliveryError(loop_order.NO_BACKWARD)
         if not self._is_whole and not delivered.is_last:
             self.delivered = None
             return None
