@@ -64,7 +64,7 @@ class AcceleratedAccumulator(GradientAccumulator):
             self._accelerator.unscale_gradients()
             self._unscaled = True
 
-    def _make_step(self, applied: AbstractContextManager[Any]) -> None:
+    def _make_step(self, applied: AbstractContextManager[Any] | None) -> None:
         super()._make_step(applied)
         self.left_out = always if self._accelerator.optimizer_step_was_skipped else never
 
