@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rlbatch.agents.own_tasks.outcome import Display, Outcome
     from rlbatch.agents.own_tasks.plan import Plan
 
-_LINE_EVERY = 10.0  # seconds, where there is no terminal
-
 
 def prepare(plan: Plan | None, out: Path, resume: bool, tasks: Sequence[str]) -> Plan:
     """Return the plan, new or that of the folder, and keep it there.
@@ -124,7 +122,7 @@ class _Lines:
 
     def __call__(self, what: str, done: float, total: float, left: float) -> None:
         now = time.monotonic()
-        if what == self._what and now - self._last < _LINE_EVERY:
+        if what == self._what and now - self._last < _shared.LINE_EVERY:
             return
         self._what, self._last = what, now
         share = done / total if total else 0.0
