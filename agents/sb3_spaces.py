@@ -143,7 +143,8 @@ def _written(text: str) -> list[float]:
 def _pickled(text: str) -> NDArray[np.float32]:
     """Return the observations among a pickled array's bytes; none if it is of another kind."""
     found, single = b"", False
-    for code, argument, _ in pickletools.genops(base64.b64decode(text)) if text else ():
+    codes: Any = pickletools.genops(base64.b64decode(text)) if text else ()
+    for code, argument, _ in codes:
         if code.name in _BYTES:
             found = max(found, bytes(argument), key=len)
         single = single or argument == "f4"

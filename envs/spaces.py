@@ -17,7 +17,7 @@ CHANGES, SCHEMA = "rlbatch_changes", "rlbatch_schema"
 """Names of the attributes."""
 
 
-def observation_space() -> gymnasium.spaces.Box:
+def observation_space() -> gymnasium.spaces.Box[np.float32]:
     """Return the space of observations, with the version of what their numbers mean."""
     space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
     vars(space)[SCHEMA] = SCHEMA_VERSION

@@ -102,14 +102,14 @@ def _display() -> Generator[Display]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as bar:
         shown = bar.add_task("starting", total=1.0, left="")
 
         def show(what: str, done: float, total: float, left: float) -> None:
             share = done / total if total else 0.0
-            bar.update(shown, description=what, completed=share, left=minutes_text(left))
+            bar.update(shown, description=what, completed=share, left=left_text(left))
 
         yield show
 
@@ -126,7 +126,14 @@ class _Lines:
             return
         self._what, self._last = what, now
         share = done / total if total else 0.0
-        _shared.note(f"{what}: {share:.0%}, {minutes_text(left)} left")
+        _shared.note(f"{what}: {share:.0%}, {left_text(left)}")
+
+
+def left_text(seconds: float) -> str:
+    """Return how much time is left, in words where it is over."""
+    if seconds < 1.0:
+        return "the time is up, doing what cannot be left out"
+    return f"{minutes_text(seconds)} left"
 
 
 def minutes_text(seconds: float) -> str:
