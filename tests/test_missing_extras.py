@@ -108,11 +108,10 @@ def test_a_package_of_the_training_extra_is_named(
 
     done = with_torch(python, {hidden}, "-m", "rlbatch", *arguments, *policy)
 
-    *before, said = done.stderr.splitlines()
-    assert said == (
-        f"rlbatch: {package} is needed here and is not installed. Run: pip install 'rlbatch[train]'"
+    assert done.stderr == (
+        f"rlbatch: {package} is needed here and is not installed. "
+        "Run: pip install 'rlbatch[train]'\n"
     )
-    assert all(line.startswith("Training ") for line in before)  # the demo says what it does
     assert done.returncode == 1
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 

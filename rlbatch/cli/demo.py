@@ -52,13 +52,20 @@ class Command:
 
     def run(self) -> int:
         """Measure, print and draw."""
-        _shared.note(self._announced())  # importing what it takes may itself take seconds
         from rlbatch.agents.evaluate.demo import run_demo
 
         self._check()
         out = _new_folder() if self.out is None else self.out
         _shared.require_possible_folder(out)
         with _shared.progress("Training: runs finished") as update:
+
+            def told(done: int, total: int) -> None:
+                if not said:  # all has been checked, and nothing trained yet
+                    said.append(self._announced())
+                    _shared.note(said[0])
+                update(done, total)
+
+            said: list[str] = []
             demo = run_demo(
                 out,
                 task=self.task,
@@ -68,7 +75,7 @@ class Command:
                 coupling=self.lr_coupling,
                 seeds=self.seeds,
                 jobs=self._jobs(),
-                on_progress=update,
+                on_progress=told,
             )
         picture = _draw(demo, out)
         if self.json:

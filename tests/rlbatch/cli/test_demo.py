@@ -22,7 +22,7 @@ def test_processes(command: Command, processes: int) -> None:
     assert command._jobs() == processes
 
 
-def test_what_it_does_is_said_before_anything_is_imported() -> None:
+def test_what_it_does_is_said() -> None:
     said = Command()._announced()
 
     assert DEFAULT_TASK in said
