@@ -116,7 +116,7 @@ class BatchController(RunView):
                 resized, or several processes share the training.
         """
         if self._parts is not None:
-            raise ConfigurationError("A controller has one loader, and it was made already.")
+            raise ConfigurationError(checks.ONE_LOADER)
         self._parts = self._loop.begin(self, loader, self._user)
         if self._state is not None:
             state, self._state = self._state, None
@@ -140,7 +140,7 @@ class BatchController(RunView):
         Raises:
             ConfigurationError: It follows a metric instead of counting steps.
         """
-        return self._user.schedule(scheduler, lambda: steps * self.plain_steps)
+        return self._user.schedule(scheduler, lambda: steps * self.steps_due)
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None

@@ -142,6 +142,7 @@ class LoopAdapter:
         """Take a micro-batch's mean loss, after its backward pass and before anything clips."""
         if self._loop.watching:
             self._parts.monitor.after_backward(loss)
+            self._parts.weights.extend()
 
     def end_step(self, samples: int, *, epoch: int, position: int) -> None:
         """Count an optimizer step that was made; after the last one of a chunk, decide.
@@ -169,8 +170,7 @@ class LoopAdapter:
 
     def report_validation(self, loss: float) -> None:
         """Tell a validation loss; the next decision sees it."""
-        self._validations.report()
-        self._loop.report_validation(float(loss))
+        self._loop.report_validation(self._validations.report(loss))
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None

@@ -55,8 +55,15 @@ def named_policy(policy: Policy | str, config: ControllerConfig) -> tuple[Policy
 
     Raises:
         UnknownNameError: There is no policy of that name.
+        ConfigurationError: It is no policy.
     """
     if not isinstance(policy, str):
+        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+            raise ConfigurationError(
+                "Expected the name of a policy, a policy file or a policy, got "
+                f"{getattr(policy, '__name__', type(policy).__name__)}. `rlbatch policies` lists "
+                "names; a class has to be called first."
+            )
         return policy, type(policy).__name__
     name = choose_policy(policy, config)
     return resolve_policy(name), name

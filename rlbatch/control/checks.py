@@ -37,6 +37,11 @@ _GROUPS = (
     *("m_per_class", "num_instances", "n_instances", "samples_per_class", "instances_per_class"),
     *("images_per_class", "group_size", "num_repeats", "repeats", "num_samples_per_class"),
 )
+ONE_LOADER = (
+    "A controller has one loader, and it was made already. Make it before the first epoch; between "
+    "epochs its dataset and sampler may change what they hand out. For another DataLoader close() "
+    "this controller and make a new one."
+)
 _LARGEST = 8  # samples of a group of neighbours; larger ones are blocks for the disk's sake
 _CHANCE = 1e-4  # of taking labels in no order for groups
 _OWNERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -48,6 +53,11 @@ def check_training(model: nn.Module, optimizer: Any) -> None:
     Raises:
         ConfigurationError: The message says what to do.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"Expected the model that is trained, a torch.nn.Module, got {type(model).__name__}. "
+            "Several models of one optimizer go into a torch.nn.ModuleList."
+        )
     check_optimizer(optimizer)
     check_owner_of_parameters(model, optimizer)
     check_backward_hooks(model, optimizer)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlbatch.control import loop_order
 from rlbatch.control.checks import warn_of_made_up_step
 from rlbatch.control.gradient_watch import GradientWatch
 from rlbatch.control.left_over import LeftOver
@@ -18,11 +19,6 @@ from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import DeliveryError
-
-_FAILED = (
-    "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
-    "the batch out by controller.skip()."
-)
 
 
 class GradientAccumulator:
@@ -88,14 +84,7 @@ class GradientAccumulator:
             DeliveryError: The loop has not finished with the previous one.
         """
         if self.delivered is not None:
-            missing = "step()" if self._backward_done else "backward(loss) and step()"
-            raise DeliveryError(
-                f"The previous batch had no {missing}. Call both for every batch of the loader, or "
-                "controller.skip() to leave one out. If something takes batches ahead of the loop "
-                "(a prefetcher, list(loader), zip with a longer loader), leave it out: batches are "
-                "made for the step that comes next. Workers may prefetch: num_workers. What only "
-                "looks at data (update_bn, an evaluation) needs a DataLoader of its own."
-            )
+            raise loop_order.unfinished(self._backward_done)
         if not self._watches:
             self._begin_watch()
         self.delivered, self._backward_done = delivered, False
@@ -147,12 +136,10 @@ class GradientAccumulator:
         """
         delivered = self.delivered
         if self._failed:
-            raise DeliveryError(_FAILED)
+            raise DeliveryError(loop_order.FAILED)
         if delivered is None or self._backward_done:
-            raise DeliveryError(
-                "backward() belongs to one batch of the controller's loader: call it once for "
-                "each, with the sum of all losses."
-            )
+            raise loop_order.out_of_turn(delivered is not None)
+        loop_order.require_loss(loss)
         self._left_over.check()
         # Few steps are divided: the others are spared the accumulator.
         alone = delivered.micro_batches == 1 and self._world_size == 1
@@ -217,10 +204,7 @@ class GradientAccumulator:
         """
         delivered = self.delivered
         if delivered is None:
-            raise DeliveryError(
-                "skip() leaves out a batch of the controller's loader, and there is none under "
-                "way. Call it in place of backward(loss) and step()."
-            )
+            raise DeliveryError(loop_order.NO_BATCH)
         if self._unscaled:
             self._scaler.update()  # else it would refuse to unscale the next step
         self._drop_step(began=True)
@@ -258,11 +242,9 @@ class GradientAccumulator:
         """
         delivered = self.delivered
         if self._failed:
-            raise DeliveryError(_FAILED)
+            raise DeliveryError(loop_order.FAILED)
         if delivered is None or not self._backward_done:
-            raise DeliveryError(
-                "step() needs a backward(loss) before it, once for each batch of the loader."
-            )
+            raise DeliveryError(loop_order.NO_BACKWARD)
         count = delivered.micro_batches
         if count > 1 and not delivered.is_last:
             self.delivered = None

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from rlbatch.control.average_watch import AverageWatch
+from rlbatch.control.hook_watch import HookWatch
 from rlbatch.errors import DeliveryError
 from rlbatch.signals import foreach
 
@@ -50,6 +51,7 @@ class GradientWatch:
         """
         self._optimizer, self._zeroing, self._clipping = optimizer, zeroing, clipping
         self._averaging, self._averages = averaging, AverageWatch()
+        self._hooks = HookWatch()
         self._seen: list[_Seen] = []
         self._norms: Tensor | None = None  # of shards, behind the latest part
         self._looks = _LOOKS
@@ -63,6 +65,8 @@ class GradientWatch:
         ]
         self._norms = self._norms_of_shards() if self._looks else None
         self._averages.remember()
+        if not self._hooks.done:
+            self._hooks.look(self._optimizer)
 
     def forget(self) -> None:
         """The step is complete, or was dropped."""

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from rlbatch.control.checks import check_order, check_sampler
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.elastic_source import elastic_source
+from rlbatch.control.loader_view import LoaderView
 from rlbatch.control.random_state import RandomState
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.users_parts import smallest_part
 from rlbatch.data.delivery import Delivered
-from rlbatch.data.loader import batch_source
+from rlbatch.data.loader import batch_source, check_is_loader
 from rlbatch.errors import ConfigurationError
 
 
@@ -41,10 +42,8 @@ class Consumer(Protocol):
         ...
 
 
-class ControlledLoader:
+class ControlledLoader(LoaderView):
     """Iterates like the loader that it was made from, in micro-batches of changing size.
-
-    There is no `len()`: the number of micro-batches depends on sizes yet to be decided.
 
     Attributes:
         dataset: As the user's loader.
@@ -73,13 +72,14 @@ class ControlledLoader:
         Raises:
             ConfigurationError: The loader's batches cannot be resized.
         """
+        super().__init__(loader)
         self.dataset = loader.dataset
         self._consumer = consumer
         ranks = Ranks() if ranks is None else ranks
         self._batches, self.sampler = elastic_source(loader, batch_size, micro_batch_size, ranks)
         if not isinstance(loader.dataset, IterableDataset):
             self._check_groups(loader, ranks)
-        self._users, self._world_size = loader, ranks.world_size
+        self._world_size = ranks.world_size
         self._measure()
         self._left_out = 0  # steps that the loop has skipped
         self._skipped = False
@@ -90,9 +90,20 @@ class ControlledLoader:
         self._step_open = False  # the loop has begun a step and not stepped with it
 
     def __iter__(self) -> Iterator[Any]:
-        """Hand out one epoch, or what is left of an interrupted one."""
+        """Hand out one epoch, or what is left of an interrupted one.
+
+        As with torch's own, random numbers are drawn here already: a second loader of the same loop
+        (`zip`) draws its own before the first batch of either.
+        """
+        self._measure()
+        self._consumer.begin_epoch()
+        self._step_open = False
+        self._current = self._start()
+        return self._watched([self._current])
+
+    def _watched(self, begun: list[Iterator[Any]]) -> Iterator[Any]:
         try:
-            yield from self._hand_out()
+            yield from self._hand_out(begun)
         finally:
             self._consumer.leave()
 
@@ -102,11 +113,8 @@ class ControlledLoader:
         self.sampler.epoch_size = samples
         self.sampler.least_rest = least_rest(samples, size, self._world_size)
 
-    def _hand_out(self) -> Iterator[Any]:
-        self._measure()
-        self._consumer.begin_epoch()
-        self._step_open = False
-        batches = self._current = self._start()
+    def _hand_out(self, begun: list[Iterator[Any]]) -> Iterator[Any]:
+        batches = begun.pop()  # nobody else may hold it: see where it is deleted
         is_first = between = True
         while True:
             if between:
@@ -229,6 +237,7 @@ def loader_sizes(loader: DataLoader[Any]) -> tuple[int, int]:
     Raises:
         ConfigurationError: Its batches cannot be resized, or the samples are not known.
     """
+    check_is_loader(loader)
     batch_size = loader.batch_size
     if isinstance(loader.dataset, IterableDataset):
         source: Any = loader.dataset

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from rlbatch.control.graph_nodes import children_of, name_of, number_beside, shape_of
+from rlbatch.control.graph_pairs import has_classes_of_samples, is_paired, sums_over_samples
 
 _NODES = 48  # of the graph, behind the loss
 _MEAN, _SUM = 1, 2  # reductions, as autograd notes them
@@ -30,12 +30,14 @@ _CURVED = (
     *("Abs", "Sigmoid", "Tanh", "Softplus", "LogSigmoid", "Relu", "Clamp", "ClampMin", "ClampMax"),
     *("Maximum", "Minimum", "Acos", "Atan2"),
 )
+_GATHERING = ("Stack", "Cat")  # of values that are not the samples'
+_BY_SAMPLE = (  # where each sample's value comes of its own
+    *("Mul", "Div", "LogSoftmax", "Softmax", "NllLoss", "Gather", "Gelu", "Silu", "LeakyRelu"),
+)
 _ORDERED = (  # reductions that are no sums
     *("Max", "Min", "Amax", "Amin", "Median", "Nanmedian", "Topk", "Kthvalue", "Logsumexp", "Var"),
     *("Std", "VarMean", "StdMean", "Prod", "Norm", "LinalgVectorNorm"),
 )
-_PAIRS = ("Mm", "Bmm", "Cdist", "EuclideanDist")
-_FEWEST = 4  # samples of a part whose labels tell something
 
 
 class Mean(NamedTuple):
@@ -100,6 +102,8 @@ def read(root: Any, samples: int, counts: float | None = None) -> Reading:
             continue
         if _reduces(place.node, samples):
             _read_reduction(reading, place, samples, counts)
+        elif place.curve is not None and sums_over_samples(place.node, samples):
+            reading.problem = f"the loss is a function ({place.curve}) of a sum over samples"
         else:
             ahead += _behind(place, samples)
     return reading
@@ -119,9 +123,11 @@ def _read_reduction(reading: Reading, place: _Place, samples: int, counts: float
         if divisor is not None:
             reading.means.append(Mean(name, divisor / counts))
             reading.totals.append(divisor * place.factor)
-    if any(_is_paired(child, samples) for child in children_of(node)):
+    if any(is_paired(child, samples) for child in children_of(node)):
         reading.problem = "the loss compares each sample with the others of its batch"
-    reading.compares = reading.compares or _has_classes_of_samples(node, samples)
+    elif any(_reads_batch(child, samples) for child in children_of(node)):
+        reading.problem = "the loss of each sample depends on means over the others of its batch"
+    reading.compares = reading.compares or has_classes_of_samples(node, samples)
 
 
 def _read_sum(reading: Reading, place: _Place, counts: float) -> None:
@@ -200,6 +206,23 @@ def _has_samples(node: Any, samples: int) -> bool:
     return False
 
 
+def _reads_batch(node: Any, samples: int) -> bool:
+    """Whether each sample's value was computed with a reduction over all of them."""
+    ahead = [node]
+    for _ in range(_NODES):
+        if not ahead:
+            return False
+        node = ahead.pop(0)
+        if name_of(node) in _GATHERING or not _is_by_sample(node, samples):
+            continue
+        if name_of(node) in (*_LINEAR, *_CURVED, *_BY_SAMPLE):
+            children = children_of(node)
+            if any(_reduces(child, samples) for child in children):
+                return True
+            ahead += children
+    return False
+
+
 def _is_of_parameter(node: Any) -> bool:
     """Whether a value is computed from a parameter alone, element by element."""
     shape = shape_of(node)
@@ -223,48 +246,6 @@ def _is_picked(node: Any) -> bool:
         if name not in (*_LINEAR, *_CURVED, "Mul", "Div") or not children:
             return False
         node = children[0]
-    return False
-
-
-def _is_paired(node: Any, samples: int) -> bool:
-    """Whether there is a value for each pair of samples behind a node."""
-    ahead = [node]
-    for _ in range(_NODES):
-        if not ahead:
-            return False
-        node = ahead.pop(0)
-        name = name_of(node)
-        if _is_square(node, samples):
-            operands = children_of(node)
-            if name in _PAIRS and len(operands) == 2:
-                if not any(_is_weight(operand) for operand in operands):
-                    return True
-                continue
-            ahead += operands
-        elif name in ("Index", "MaskedSelect", "Select", "Diagonal", "Gather"):
-            ahead += [child for child in children_of(node) if _is_square(child, samples)]
-    return False
-
-
-def _is_square(node: Any, samples: int) -> bool:
-    shape = shape_of(node)
-    return len(shape) >= 2 and shape[-2] == shape[-1] and shape[-1] % samples == 0
-
-
-def _is_weight(node: Any) -> bool:
-    while name_of(node) in ("T", "Transpose", "Permute"):
-        node = children_of(node)[0]
-    return name_of(node) == "torch::autograd::AccumulateGrad"
-
-
-def _has_classes_of_samples(node: Any, samples: int) -> bool:
-    """Whether it is a cross entropy whose classes are the samples themselves, in their order."""
-    target = getattr(node, "_saved_target", None)
-    if not name_of(node).startswith("NllLoss") or target is None:
-        return False
-    classes = node._saved_self.shape[-1]
-    if classes == samples >= _FEWEST and target.shape == (samples,):
-        return bool((target.detach().cpu() == torch.arange(samples)).all())
     return False
 
 

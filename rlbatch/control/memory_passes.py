@@ -116,8 +116,13 @@ class MemoryPasses:
         """Return plain values."""
         return self._guard.state_dict()
 
+    def takes(self, state: Any) -> bool:
+        """Whether a limit was found and is to be found: else the settings' holds."""
+        unlimited = isinstance(state, Mapping) and "limit" in state and state["limit"] is None
+        return self.finds_limit and state is not None and not unlimited
+
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Continue with the limit that was found."""
-        if self.finds_limit and state is not None:
+        if state is not None and self.takes(state):
             self._guard.load_state_dict(state)
             self._loader.sampler.set_micro_batch_size(self._guard.limit)

@@ -23,6 +23,7 @@ from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.torch_parts import TorchRate, torch_parts
 from rlbatch.control.user_state import UserState
 from rlbatch.control.users_parts import warn_of_smaller_parts
+from rlbatch.data.loader import check_is_loader
 from rlbatch.data.plain_steps import PlainSteps, SampleCount
 from rlbatch.loop_adapter import LoopAdapter
 from rlbatch.policy.base import Policy
@@ -81,6 +82,8 @@ class PlainRun:
         with self.adapter.ranks.refuse_together():
             check_state(state, self.adapter.base_batch_size)
             own = {**self.state_dict(), "control_loop": None}
+            if not self.passes.takes(state.get("memory")):
+                own["memory"] = None  # a limit that is not looked at
             require_like({**state, "control_loop": None}, own, "the controller's state")
             self.passes.load_state_dict(state.get("memory"))
             self.plain_steps.load_state_dict(state["plain_steps"])
@@ -124,6 +127,7 @@ class PlainLoop:
             ConfigurationError: The loader has another batch size than was said, it cannot be
                 resized, or several processes share the training.
         """
+        check_is_loader(loader)
         ranks = Ranks.of(self.model)
         loader = ranks.share(loader)
         batch_size, dataset_size = loader_sizes(loader)

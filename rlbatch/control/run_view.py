@@ -48,6 +48,16 @@ class RunView:
     @property
     def plain_steps(self) -> int:
         """Steps that the plain loop would have made with as many samples: what schedules go by."""
+        parts = self._parts
+        if parts is None:
+            return 0
+        if (watch := parts.accumulator.schedules) is not None:
+            watch.steps_asked = True
+        return parts.plain_steps.total
+
+    @property
+    def steps_due(self) -> int:
+        """As `plain_steps`, asked for by a schedule that the controller steps."""
         return 0 if self._parts is None else self._parts.plain_steps.total
 
     @property

@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import gc
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from rlbatch.control.rate_watch import known_rates
+from rlbatch.control.rate_watch import differ, known_rates, known_settings
 from rlbatch.data.delivery import Delivered
-from rlbatch.data.sample_schedule import counts_samples, follows_a_metric, horizon_of
+from rlbatch.data.sample_schedule import (
+    counts_samples,
+    follows_a_metric,
+    goes_by_samples,
+    horizon_of,
+)
 
 _LOOKS = 2  # epochs in whose first step schedulers are looked for: it takes time
 _REMEDY = (
     "Before the loop call scheduler = controller.schedule(scheduler), which goes by samples, and "
     "leave the rest as it is."
 )
+_BY_HAND = " What is set by hand goes by controller.plain_steps."
 _EVERY_STEP = (
     "{} is stepped at every batch, and a run whose batch size changes has fewer or more of them: "
-    f"the schedule would end late or early. {_REMEDY}"
+    f"the schedule would end late or early. {_REMEDY}{_BY_HAND}"
 )
 _WITHIN_EPOCH = (
     "{} has moved within an epoch, and a run whose batch size changes has fewer or more steps: "
-    f"what counts them ends late or early. {_REMEDY} A rate that is set by hand goes by "
-    "controller.plain_steps."
+    f"what counts them ends late or early. {_REMEDY}{_BY_HAND}"
 )
 _EVERY_METRIC = (
     "{} follows a metric and is stepped at every batch: its patience counts batches, of which a "
     "run whose batch size changes has fewer or more. Step it after a validation, or once an epoch."
 )
+
+
+_SETTINGS = ("weight_decay", "momentum", "betas")
+
+
+class _Places(NamedTuple):
+    """Where a run's schedules stand.
+
+    Attributes:
+        epochs: Of torch's schedulers, in their own count, but for those that go by samples.
+        rates: Of each parameter group.
+        settings: Others of each parameter group that schedules move.
+    """
+
+    epochs: list[Any]
+    rates: list[Any]
+    settings: list[Any]
 
 
 class ScheduleWatch:
@@ -41,6 +63,7 @@ class ScheduleWatch:
 
     Attributes:
         waits: The next step is one to be told of.
+        steps_asked: The loop asks for the steps of the plain run: what it sets goes by them.
     """
 
     def __init__(self, optimizer: Optimizer, samples: int = 0) -> None:
@@ -53,11 +76,11 @@ class ScheduleWatch:
         self._optimizer, self._samples = optimizer, samples
         self._schedulers: list[Any] = []  # of torch
         self._looks_left = _LOOKS
-        self._before: list[Any] | None = None  # behind the first step of the epoch
+        self._before: _Places | None = None  # behind the first step of the epoch
         self._metric: list[int] = []  # places of those that follow a metric, then
         self._is_second = False  # the step that comes, of the first epoch that has one
         self._begins, self._is_new, self._done = True, True, False
-        self.waits = True
+        self.waits, self.steps_asked = True, False
 
     def after_step(self) -> None:
         """The optimizer has stepped: note where its schedules stand, if the step is the first."""
@@ -75,16 +98,16 @@ class ScheduleWatch:
         self._is_second = self._is_new = self.waits = False
         if self._metric_places() != self._metric:
             self._say(_EVERY_METRIC.format(self._named(metric=True)))
-        elif self._has_moved() and not self._by_place(delivered.step_start):
-            self._say(_EVERY_STEP.format(self._named()))
+        elif (moved := self._moved()) and not self._by_place(delivered.step_start):
+            self._say(_EVERY_STEP.format(moved))
 
     def end_epoch(self) -> None:
         """The loop has left an epoch: warn where a schedule has moved within it."""
         if self._before is not None:
             # One that follows a metric may have moved with a validation.
-            moved = self._metric_places() == self._metric and self._has_moved()
+            moved = self._moved() if self._metric_places() == self._metric else None
             if moved and not self._by_place(self._samples):
-                self._say(_WITHIN_EPOCH.format(self._named()))
+                self._say(_WITHIN_EPOCH.format(moved))
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -92,8 +115,22 @@ class ScheduleWatch:
         self._before, self._begins, self._is_second = None, True, False
         self.waits = True
 
-    def _has_moved(self) -> bool:
-        return self._places() != self._before and not counts_samples(self._optimizer)
+    def _moved(self) -> str | None:
+        """Return what counts steps and has moved since the epoch's first one; None for nothing."""
+        now, before = self._places(), self._before
+        if before is None:
+            return None
+        if differ(now.epochs, before.epochs):
+            return self._named()
+        if self.steps_asked or counts_samples(self._optimizer):
+            return None
+        if differ(now.rates, before.rates):
+            return self._named()
+        for number, name in enumerate(_SETTINGS):
+            old, new = ([group[number] for group in p.settings] for p in (before, now))
+            if differ(new, old):
+                return f"the setting {name} of the optimizer"
+        return None
 
     def _by_place(self, samples: int) -> bool:
         """Whether the one that moved was told a part of an epoch, of so many of its samples."""
@@ -105,11 +142,14 @@ class ScheduleWatch:
         self._done, self._before = True, None
         warnings.warn(f"rlbatch: {text}", RuntimeWarning, stacklevel=6)
 
-    def _places(self) -> list[Any]:
-        found = (scheduler for scheduler in self._schedulers if not follows_a_metric(scheduler))
+    def _places(self) -> _Places:
         # A chain has no epoch of its own: what it is made of is found beside it.
-        epochs = (getattr(scheduler, "last_epoch", None) for scheduler in found)
-        return [*known_rates(self._optimizer), *epochs]
+        epochs = [getattr(s, "last_epoch", None) for s in self._counting()]
+        optimizer = self._optimizer
+        return _Places(epochs, known_rates(optimizer), known_settings(optimizer, _SETTINGS))
+
+    def _counting(self) -> list[Any]:
+        return [s for s in self._schedulers if not (follows_a_metric(s) or goes_by_samples(s))]
 
     def _metric_places(self) -> list[int]:
         return [s.last_epoch for s in self._schedulers if follows_a_metric(s)]
@@ -120,11 +160,11 @@ class ScheduleWatch:
             self._schedulers = schedulers_of(self._optimizer)
 
     def _named(self, *, metric: bool = False) -> str:
-        for scheduler in self._schedulers:
-            if follows_a_metric(scheduler) == metric:
-                horizon = horizon_of(scheduler)
-                name = type(scheduler).__name__
-                return f"the schedule {name}" + (f" ({horizon})" if horizon else "")
+        found = [s for s in self._schedulers if follows_a_metric(s)] if metric else self._counting()
+        for scheduler in found:
+            horizon = horizon_of(scheduler)
+            name = type(scheduler).__name__
+            return f"the schedule {name}" + (f" ({horizon})" if horizon else "")
         return "the learning rate"
 
 

@@ -52,6 +52,8 @@ class Snapshot:
         self._plain: dict[_Slot, Any] = {}
         self._versions: dict[_Slot, int] | None = None  # when the run began
         self._changing: set[_Slot] | None = None  # of the rest; None: not known yet
+        self._frozen: dict[_Slot, Tensor] = {}  # that the copy is without
+        self._groups = 0  # of the optimizer, in the copy
         self.also = UserCopies()
         self.taken = False
 
@@ -72,8 +74,26 @@ class Snapshot:
         else:
             copies = [value.detach().clone() for value in values]
             self._live, self._saved = list(live.values()), dict(zip(live, copies, strict=True))
+        self._note_frozen()
         self.also.take()
         self.taken = True
+
+    def extend(self) -> None:
+        """Copy what has begun to be trained since `take`: unfrozen, or given to the optimizer.
+
+        Called in each step before the optimizer's, and quick where nothing is frozen.
+        """
+        groups = len(self._optimizer.param_groups)
+        if not self.taken or not (self._frozen or groups != self._groups):
+            return
+        begun = {slot: tensor for slot, tensor in self._frozen.items() if tensor.requires_grad}
+        if groups != self._groups:
+            self._groups = groups
+            begun |= {slot: t for slot, t in self._tensors() if slot[0] == _EXTRA}
+        for slot, tensor in begun.items():
+            self._frozen.pop(slot, None)
+            self._saved.setdefault(slot, foreach.local(tensor).detach().clone())
+            self._live = []  # the next copy is made anew
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -145,6 +165,7 @@ class Snapshot:
         if self.taken:
             self._live, self._saved = [], saved
             self._plain = plain
+            self._note_frozen()
             self.also.saved = list(state.get("also", []))
 
     def changing(self) -> list[_Slot] | None:
@@ -167,6 +188,14 @@ class Snapshot:
                 yield (_EXTRA, index, ""), parameter
         for index, buffer in enumerate(self._model.buffers()):
             yield (_BUFFER, index, ""), buffer
+
+    def _note_frozen(self) -> None:
+        self._frozen = {
+            slot: tensor
+            for slot, tensor in self._tensors()
+            if slot not in self._saved and slot[0] != _BUFFER
+        }
+        self._groups = len(self._optimizer.param_groups)
 
     def _learn_what_changes(self) -> None:
         """Look what has changed since the run began, if a step was made since."""

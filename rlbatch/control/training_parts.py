@@ -90,6 +90,10 @@ class WeightCopy(Protocol):
         """Copy the present values, over those of the last call."""
         ...
 
+    def extend(self) -> None:
+        """Copy what has begun to be trained since, before the optimizer's step."""
+        ...
+
     def restore(self) -> None:
         """Put the copied values back."""
         ...

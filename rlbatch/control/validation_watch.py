@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
+
+from rlbatch.errors import ConfigurationError
 
 
 class ValidationWatch:
@@ -12,9 +15,21 @@ class ValidationWatch:
         """Watch a run with this target; None for none."""
         self._done = target_loss is None
 
-    def report(self) -> None:
-        """A validation was reported."""
+    def report(self, loss: Any) -> float:
+        """Take a validation loss and return it as a number.
+
+        Raises:
+            ConfigurationError: It is none.
+        """
+        try:
+            number = float(loss)
+        except (TypeError, ValueError, RuntimeError):
+            hint = " Does the validation return it?" if loss is None else ""
+            raise ConfigurationError(
+                f"Expected the validation loss as one number, got {type(loss).__name__}.{hint}"
+            ) from None
         self._done = True
+        return number
 
     def resume(self, epochs_done: float) -> None:
         """A run goes on: after its first epoch it has been warned."""

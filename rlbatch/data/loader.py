@@ -118,6 +118,7 @@ def batch_source(loader: Any) -> BatchSource:
     Raises:
         ConfigurationError: They cannot be made in other sizes; the message says what to change.
     """
+    check_is_loader(loader)
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigurationError(
             "Expected a loader over a map-style dataset, got one over an IterableDataset, which "
@@ -146,6 +147,20 @@ def batch_source(loader: Any) -> BatchSource:
             "batch_sampler=ElasticBatchSampler(sampler, batch_size)."
         )
     return BatchSource(batches.sampler, batches.batch_size, batches.drop_last, batches)
+
+
+def check_is_loader(loader: Any) -> None:
+    """Raise ConfigurationError for anything but a torch DataLoader."""
+    if isinstance(loader, DataLoader):
+        return
+    name = type(loader).__name__
+    remedy = "Give the DataLoader of the training data: DataLoader(dataset, batch_size=...)."
+    if hasattr(loader, "__iter__") and isinstance(getattr(loader, "loader", None), DataLoader):
+        remedy = (
+            f"Give the DataLoader within it; the {name} may wrap what comes back, where it takes "
+            "no batch ahead of the loop."
+        )
+    raise ConfigurationError(f"Expected a torch DataLoader, got {name}. {remedy}")
 
 
 def check_owner(loader: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -48,6 +49,7 @@ class SampleScheduler:
             due: Returns the steps of the plain run that are complete behind the latest step.
         """
         self.scheduler, self._due, self.made = scheduler, due, 0
+        _note_taken(scheduler)
         optimizer = getattr(scheduler, "optimizer", None)
         # Also the one within another, as a framework wraps it.
         for known in (optimizer, getattr(optimizer, "optimizer", None)):
@@ -184,6 +186,21 @@ class RunSchedule(SampleScheduler):
 
 
 _BY_SAMPLES: WeakSet[Optimizer] = WeakSet()
+_TAKEN: WeakSet[Any] = WeakSet()
+
+
+def _note_taken(scheduler: Any) -> None:
+    """Note a scheduler that goes by samples, with those that it is made of."""
+    with suppress(TypeError):  # of a class that cannot be referred to weakly
+        _TAKEN.add(scheduler)
+    for inner in (getattr(scheduler, "scheduler", None), *getattr(scheduler, "_schedulers", ())):
+        if inner is not None:
+            _note_taken(inner)
+
+
+def goes_by_samples(scheduler: Any) -> bool:
+    """Whether this very scheduler was made to go by samples, or is part of one that was."""
+    return scheduler in _TAKEN
 
 
 def counts_samples(optimizer: Optimizer) -> bool:
@@ -205,6 +222,11 @@ def require_steps(scheduler: Any) -> None:
             f"Expected a scheduler that counts steps by itself, got {type(scheduler).__name__}, "
             "which is told how many there were. Step it yourself, with those of your batch size: "
             "scheduler.step_update(controller.plain_steps)."
+        )
+    if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+        name = getattr(scheduler, "__name__", type(scheduler).__name__)
+        raise ConfigurationError(
+            f"Expected a scheduler that was made for the optimizer and has step(), got {name}."
         )
     if follows_a_metric(scheduler):
         raise ConfigurationError(

@@ -103,6 +103,12 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             start += len(step)
         self._exhausted = True
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler the epoch, if it shuffles by it; loops do so by `loader.sampler`."""
+        set_epoch = getattr(self.sampler, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+
     def state_dict(self, rewind_to: Tensor | None = None) -> dict[str, Any]:
         """Return the place in the run and how its epoch's order was drawn; see the base class."""
         return {**super().state_dict(rewind_to), "order": self._current_order(rewind_to)}

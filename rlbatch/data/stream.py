@@ -65,6 +65,7 @@ class ElasticIterable(ElasticSource):
         self.collate = collate or _collate
         self._randomness = Randomness(samples, within=(Dataset,))
         self._start: dict[str, Any] = {}  # random states at the epoch's start
+        self._compared = False
 
     @classmethod
     def from_loader(
@@ -119,6 +120,21 @@ class ElasticIterable(ElasticSource):
                 self._require_current(iteration)
             start += len(step)
         self._exhausted = True
+        self._compare_with_estimate(start)
+
+    def _compare_with_estimate(self, samples: int) -> None:
+        """Warn, once, where an epoch had not nearly as many samples as its length says."""
+        told = self.epoch_size
+        if told is None or self._compared or told / 2 <= samples <= told * 2:
+            return
+        self._compared = True
+        warnings.warn(
+            f"rlbatch: the stream's __len__ says {told} samples, and an epoch had {samples}. "
+            "Progress and the largest batch size go by it: let it estimate the samples of an "
+            "epoch, not its batches.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def state_dict(self, rewind_to: Tensor | None = None) -> dict[str, Any]:
         """Return the place in the run and the epoch's random states; see the base class."""

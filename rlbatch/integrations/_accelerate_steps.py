@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader
+from rlbatch.control.loader_view import LoaderView
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._shared import require_all_samples
@@ -71,7 +72,7 @@ class AcceleratedAccumulator(GradientAccumulator):
         self._accelerator.backward(loss)
 
 
-class DeviceLoader:
+class DeviceLoader(LoaderView):
     """A controlled loader that tells the accelerator of steps, with batches on its device."""
 
     def __init__(
@@ -81,7 +82,7 @@ class DeviceLoader:
         controller: BatchController,
         users: Any,
     ) -> None:
-        self._users = users
+        super().__init__(users)
         self.dataset, self.sampler = loader.dataset, loader.sampler
         self._loader, self._accelerator, self._controller = loader, accelerator, controller
         self._users_steps = accelerator.gradient_accumulation_steps

@@ -42,6 +42,7 @@ class KerasRate:
         self._scales_loss = self.optimizer is not model.optimizer
         self._now = (1.0, 0, 0)  # what the three hold, known without asking the device
         self._epoch_rate: float | None = None
+        self._epoch_decay: Any = None
         self._warned = False
         self._has_moments = self.iterations > 0
         self._first = self.iterations  # and of these, before the first step
@@ -96,14 +97,16 @@ class KerasRate:
     def current(self) -> float:
         """Return it as the user has it, without the factor; waits for the device."""
         value = float(on_host(self._plain_rate()))
-        known = self._epoch_rate is None or self._follows_steps or self._warned
-        if not known and value != self._epoch_rate:
+        if self._epoch_rate is None or self._warned:
+            return value
+        moved = not self._follows_steps and value != self._epoch_rate
+        if moved or self._decay() != self._epoch_decay:
             self._warned = True
             warnings.warn(
-                "The learning rate was changed between two batches of an epoch. A schedule "
-                "that counts batches stretches when the batch size grows: give the optimizer a "
-                "LearningRateSchedule, which then goes by samples, or count "
-                "control.plain_steps.",
+                f"The {'learning rate' if moved else 'weight decay'} was changed between two "
+                "batches of an epoch. A schedule that counts batches stretches when the batch size "
+                "grows: give the optimizer a LearningRateSchedule, which then goes by samples, or "
+                "count control.plain_steps.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -113,7 +116,11 @@ class KerasRate:
         """Note what the callbacks have made of it for this epoch."""
         self._epoch_rate = None
         self.user_rate = self.optimizer._learning_rate
-        self._epoch_rate = self.current()
+        self._epoch_rate, self._epoch_decay = self.current(), self._decay()
+
+    def _decay(self) -> Any:
+        value: Any = getattr(self.optimizer, "weight_decay", None)
+        return value if isinstance(value, int | float) else None  # a variable is left on its device
 
     @contextmanager
     def applied(self, plain_step: int) -> Generator[None]:

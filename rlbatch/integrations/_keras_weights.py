@@ -42,6 +42,9 @@ class KerasWeights:
         self.also.take()
         self.taken = True
 
+    def extend(self) -> None:
+        """Nothing begins to be trained within `fit`: that takes a new `compile`."""
+
     def restore(self) -> None:
         """Put the values of the last `take` back."""
         iterations = self._rate.iterations

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -124,6 +125,12 @@ class EpochLoader:
         if ranks > 1:
             users = _on_ranks(users, trainer)
         self.users = users
+        if isinstance(users.dataset, IterableDataset):
+            raise ConfigurationError(
+                f"Expected a dataset with indices, got the stream {type(users.dataset).__name__} "
+                "(an IterableDataset), which this callback does not control. Index its samples, or "
+                "use rlbatch.BatchController in a loop of your own."
+            )
         size = getattr(users.batch_sampler, "batch_size", None) or 1
         require_samples("The training loader's batch size", size)
         self.plain = plain_loader(users, size * steps)

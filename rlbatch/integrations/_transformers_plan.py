@@ -43,6 +43,7 @@ class PlainPlan:
         self.accumulation_steps = args.gradient_accumulation_steps
         self.round = self.micro_batch_size * self.world_size
         self.batch_size = self._size_to_keep(saved)
+        _require_size(prepared, self.micro_batch_size)
         self.loader = plain_loader(prepared, self.batch_size // self.world_size)
         _, samples = loader_sizes(self.loader)
         self.count = SampleCount(self.batch_size, samples)
@@ -96,3 +97,18 @@ class PlainPlan:
         if position >= self.samples:
             epoch, position = epoch + 1, 0
         return max(self.count.limit(self.total_steps, epoch, position) or 0, 0)
+
+
+def _require_size(prepared: Any, batch_size: int) -> None:
+    """Refuse a loader of the user's own whose batches are others than the arguments say.
+
+    The Trainer alone would go by the loader, and plan its steps from the loader's length.
+    """
+    batches = getattr(prepared, "batch_sampler", None)
+    batches = getattr(batches, "batch_sampler", batches)  # of Accelerate, on several ranks
+    found = getattr(batches, "batch_size", None)
+    if found is not None and found != batch_size:
+        raise ConfigurationError(
+            f"The batch size cannot be controlled: get_train_dataloader makes batches of {found}, "
+            f"and the arguments say {batch_size}. Set per_device_train_batch_size to {found}."
+        )

@@ -14,6 +14,7 @@ from rlbatch.control.saved_state import check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.controller import BatchController
+from rlbatch.data.loader import check_is_loader
 from rlbatch.data.sample_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
@@ -132,6 +133,7 @@ class AcceleratedController:
         Raises:
             ConfigurationError: The loader has another batch size than was said, or no sampler.
         """
+        check_is_loader(loader)
         batch_size = getattr(loader.batch_sampler, "batch_size", None)
         if batch_size is not None and batch_size != self._loader_batch_size:
             raise ConfigurationError(
@@ -221,7 +223,7 @@ class AcceleratedController:
             self._schedule.skip()
 
     def _steps_due(self) -> int:
-        return self._schedule_steps * self.controller.plain_steps
+        return self._schedule_steps * self.controller.steps_due
 
 
 def _check(accelerator: Accelerator) -> None:

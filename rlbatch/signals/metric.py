@@ -28,7 +28,7 @@ _SECOND_MOMENTS = {"max_exp_avg_sq": True, "exp_avg_sq": True, "exp_inf": False,
 
 def is_adaptive(optimizer: Optimizer) -> bool:
     """True for optimizers that divide by a running root mean square: Adam and its kin, RMSprop."""
-    defaults = optimizer.defaults
+    defaults = getattr(optimizer, "defaults", None) or optimizer.param_groups[0]  # of a wrapper
     second_decay = len(defaults["betas"]) == 2 if "betas" in defaults else "alpha" in defaults
     return second_decay and "eps" in defaults
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 pytest.importorskip("lightning")
 
@@ -163,6 +163,46 @@ def test_a_rate_that_is_set_by_hand_is_warned_about() -> None:
     with pytest.warns(RuntimeWarning, match="something else than the schedule"):
         Run(ScriptedPolicy((1.0,)), net=net, loader=loader(64, 8), val=False, max_epochs=1)
     Run("fixed", net=net, loader=loader(64, 8), val=False, max_epochs=1)  # the plain run
+
+
+class Clamps(Program):
+    """Moves the weight decay by steps, and clips by hooks on parameters."""
+
+    moves = clamps = False
+
+    def on_fit_start(self) -> None:
+        if self.clamps:
+            for parameter in self.net.parameters():
+                parameter.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.moves:
+            group = self.trainer.optimizers[0].param_groups[0]
+            group["weight_decay"] = 1e-4 * self.trainer.global_step
+
+
+def test_a_weight_decay_by_steps_and_hooks_that_clip_parts_are_warned_about() -> None:
+    net = Clamps()
+    net.moves = True
+    with pytest.warns(RuntimeWarning, match="than the schedule sets the weight decay"):
+        Run(ScriptedPolicy((1.0,)), net=net, loader=loader(64, 8), val=False, max_epochs=1)
+    net = Clamps()
+    net.clamps = True
+    with pytest.warns(RuntimeWarning, match="a hook on a parameter changes its gradient"):
+        Run(
+            ScriptedPolicy((2.0,)), net=net, loader=loader(100, 8), val=False, max_epochs=2,
+            settings={"micro_batch_size": 8},
+        )  # fmt: skip
+
+
+def test_a_stream_is_refused_by_its_name() -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(Rows(64))
+
+    stream = DataLoader(Endless(), 8)
+    with pytest.raises(ConfigurationError, match="got the stream Endless"):
+        Run("fixed", net=Program(), loader=stream, val=False, max_epochs=1)
 
 
 def test_the_hook_before_zeroing_comes_once_a_step() -> None:

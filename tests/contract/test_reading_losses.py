@@ -72,6 +72,12 @@ ADD_UP: dict[str, Loss] = {
         each(model(batch[1]).mean(1), batch[2]).mean()
         + (model[0].weight.T @ model[0].weight - 1.0).square().sum()  # pyright: ignore[reportIndexIssue]
     ),
+    "five tasks": of_logits(
+        lambda x, y: torch.stack([each(x, y).mean(), *(x.pow(n).mean() for n in range(4))]).mean()
+    ),
+    "standardised features": of_logits(
+        lambda x, y: each((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), y).mean()
+    ),
     "nothing of a sum": of_logits(lambda x, y: each(x, y).mean() + 0.0 * x.sum()),
     "nothing at all": of_logits(lambda x, y: 0.0 * each(x, y).sum()),
     "learned weight": lambda model, batch: (
@@ -119,7 +125,19 @@ DO_NOT: dict[str, tuple[Loss, str]] = {
     "distances": (of_logits(lambda x, y: torch.cdist(x, x).mean()), "compares each sample"),
     "products": (
         of_logits(lambda x, y: (x.T @ x / len(x) - torch.eye(CLASSES)).square().sum()),
-        "compares each sample",
+        "compares each sample|of a sum over samples",
+    ),
+    "correlations": (
+        of_logits(lambda x, y: (x[:, :3].T @ x[:, 1:4] / len(x) - torch.eye(3)).square().sum()),
+        r"function \(Pow\) of a sum over samples",
+    ),
+    "centred": (
+        of_logits(lambda x, y: (x - x.mean(0)).square().mean()),
+        "depends on means over the others",
+    ),
+    "standardised": (
+        of_logits(lambda x, y: each((x - x.mean(0)) / (x.std(0) + 1e-5), y).mean()),
+        "depends on means over the others",
     ),
     "smoothed tokens": (
         lambda model, batch: functional.cross_entropy(

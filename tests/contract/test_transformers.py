@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 pytest.importorskip("transformers")
 
@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import rlbatch
 from rlbatch.control.settings import make_config
 from rlbatch.errors import ConfigurationError, DeliveryError, RlbatchError
-from rlbatch.integrations.transformers import ControlledTrainer
+from rlbatch.integrations.transformers import ControlledTrainer, ControlledTrainerMixin
 from rlbatch.testing import ScriptedPolicy
 
 SAMPLES, BASE = 48, 8
@@ -411,6 +411,30 @@ def test_a_rate_that_a_callback_sets_is_warned_about(tmp_path: Path) -> None:
         warnings.simplefilter("error", RuntimeWarning)
         train(tmp_path, callback=Calls(behind=decay))  # a fixed size: the plain run
         train(tmp_path, script=(1.0,), lr_scheduler_type="cosine", warmup_steps=2)
+
+
+def test_a_weight_decay_by_steps_and_hooks_that_clip_parts_are_warned_about(tmp_path: Path) -> None:
+    def decay(model: Any, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["weight_decay"] += 1e-4
+
+    with pytest.warns(RuntimeWarning, match="than the schedule sets the weight decay"):
+        train(tmp_path, callback=Calls(behind=decay), script=(1.0,))
+    model = Classifier()
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    with pytest.warns(RuntimeWarning, match="a hook on a parameter changes its gradient"):
+        train(tmp_path, model, **ACCUMULATE)
+
+
+def test_a_loader_of_another_size_than_the_arguments_say_is_refused(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def get_train_dataloader(self) -> Any:
+            return DataLoader(cast("Any", self.train_dataset), 2 * BASE)
+
+    class Controlled(ControlledTrainerMixin, Own): ...
+
+    refused(ConfigurationError, f"makes batches of {2 * BASE}", tmp_path, kind=Controlled)
 
 
 def test_an_average_that_is_updated_between_parts_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,19 @@ def assert_same_weights(left: Any, right: Any) -> None:
 # -- learning rates --
 
 
+class Decays(Callback):
+    """Moves the weight decay by batches."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.model.optimizer.weight_decay += 1e-4
+
+
+def test_a_weight_decay_by_steps_is_warned_about() -> None:
+    model = network(optimizers.AdamW(0.01, weight_decay=1e-3))
+    with pytest.warns(RuntimeWarning, match="The weight decay was changed between two batches"):
+        fit(model, control(), epochs=2, callbacks=[Decays()])
+
+
 @pytest.fixture
 def half_precision() -> Iterator[None]:
     keras.config.set_dtype_policy("mixed_float16")

@@ -1,0 +1,61 @@
+"""What is said of a loop whose calls come in another order than its batches ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rlbatch.errors import DeliveryError
+
+FAILED = (
+    "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
+    "the batch out by controller.skip()."
+)
+NO_BACKWARD = "step() needs a backward(loss) before it, once for each batch of the loader."
+NO_BATCH = (
+    "skip() leaves out a batch of the controller's loader, and there is none under "
+    "way. Call it in place of backward(loss) and step()."
+)
+_AHEAD = (
+    " If something takes batches ahead of the loop (a prefetcher, list(loader), zip with a longer "
+    "loader), leave it out: batches are made for the step that comes next. Workers may prefetch: "
+    "num_workers. What only looks at data (update_bn, an evaluation) needs a DataLoader of its own."
+)
+_NO_STEP = (
+    "The previous batch had no step(). Call it for every batch of the loader; it steps where the "
+    "batch is complete. A loop that accumulates gradients over several batches makes controller "
+    "and loader with the samples of them all as batch_size, and those of one as micro_batch_size."
+)
+_NEITHER = (
+    "The previous batch had no backward(loss) and step(). Call both for every batch of the loader, "
+    "or controller.skip() to leave one out."
+)
+_TWICE = (
+    "backward() belongs to one batch of the controller's loader: call it once for each, with the "
+    "sum of all losses."
+)
+_KEPT = (
+    "backward() belongs to one batch of the controller's loader, and none is under way: this one "
+    "is of another loader, or was kept from before (itertools.cycle and lists keep batches). Begin "
+    "the loader anew for each epoch: while True: yield from loader."
+)
+
+
+def unfinished(backward_done: bool) -> DeliveryError:
+    """Return the error of a batch that comes before the last one is done with."""
+    return DeliveryError((_NO_STEP if backward_done else _NEITHER) + _AHEAD)
+
+
+def out_of_turn(under_way: bool) -> DeliveryError:
+    """Return the error of a backward pass that belongs to no batch, or is the second of one."""
+    return DeliveryError(_TWICE if under_way else _KEPT)
+
+
+def require_loss(loss: Any) -> None:
+    """Raise DeliveryError for a loss that has no gradient to give."""
+    if not isinstance(loss, Tensor):
+        raise DeliveryError(
+            f"Expected the loss as a tensor, got {type(loss).__name__}. Give what loss.backward() "
+            "was called on: no loss.item(), and the sum of several losses."
+        )
