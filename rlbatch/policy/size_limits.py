@@ -14,13 +14,20 @@ from rlbatch.policy.network import Float32
 from rlbatch.signals.elementwise import isfinite, isnan, maximum, minimum, number, where
 from rlbatch.signals.record import Array, RunContext, Signals
 
-_GOODPUT, _NOISE_KNOWN, _NOISE, _REMAINING = map(
-    OBSERVATION_NAMES.index, ("goodput_step", "noise_known", "noise_vs_size", "val_remaining")
+_GOODPUT, _NOISE_KNOWN, _NOISE, _REMAINING, _SINCE = map(
+    OBSERVATION_NAMES.index,
+    ("goodput_step", "noise_known", "noise_vs_size", "val_remaining", "since_change"),
 )
-_GOODPUT_SCALE, _NOISE_SCALE, _REMAINING_SCALE = 6.0, 10.0, 8.0  # of these features
+_GOODPUT_SCALE, _NOISE_SCALE, _REMAINING_SCALE, _SINCE_SCALE = 6.0, 10.0, 8.0, 8.0  # of these
 _LARGEST_RAISE = 1.0  # of log2(batch size), by which the floor lifts at a time
 _KEPT_SHARE = 0.25  # of the planned steps, where the learning rate follows the batch size
-_GROWTH = ((0.1, 0.0), (0.5, 1.0), (1.0, 2.0))
+_GROWTH = ((0.1, 0.0), (0.25, 1.0))
+_FORESEEN, _WELL_FORESEEN = _GROWTH[-1][0], 0.5  # from here on `arrival` says enough
+_MOST_GROWN = 3.0  # doublings, where it says the most
+_LATEST = 0.65  # share of the plan by which the target has to be expected
+_EARLIER = 0.3  # share, for each that is missing to `_WELL_FORESEEN`
+_PER_DOUBLING = 1.5  # times as many samples as are left at half the size, at most
+_HELD = 0.05  # share of the plan for which a size is kept from `_FORESEEN` on, or 8 chunks
 _UNPLANNED = 1.0  # doublings, where a schedule moves whose length nobody said
 _FIRST_LEAST = -1.0  # doublings, before the first share of `_GROWTH`
 _TO_SHRINK = 0.25  # most of a sample's cost that a doubling saves, in log2: a sixth
@@ -28,9 +35,6 @@ _TO_RISE = 0.55  # least that it saves: a third
 _GUESSED_SAVING = 0.585  # what it saves where twice the user's size is guessed to be the knee
 _COST_KNOWN = 0.4  # of `Signals.step_cost_known`: more than one size was measured
 _STILL = 1e-9  # of a schedule's factor
-_FORESEEN, _WELL_FORESEEN = 0.25, 0.5  # shares of the plan from which on `arrival` says enough
-_LATEST = 0.7  # share of the plan by which the target has to be expected; before the latter, less
-_TO_GROW = 0.1  # by how much earlier where the size is not above the user's yet
 _MOST_FOLDS = 5.0  # of cost that is left
 
 
@@ -89,10 +93,9 @@ def near_base(change: Array, observation: Float32, signals: Signals) -> Array:
     """Keep near the user's size as long as the schedule asks for it.
 
     By `_GROWTH` it may be at most so many doublings above before such a share of the plan. Before
-    the first share it is the user's, or half of it where that costs no time. Where a schedule moves
-    whose length nobody said, it is never far above; on a device that is full, not at all; nor where
-    the target is expected so late in the plan, or so much of it is over, that larger batches would
-    miss it.
+    the first share it is the user's, or half of it where that costs no time; after the last one as
+    far above as the plan sustains, and a size is kept for a while. Where a schedule moves whose
+    length nobody said, it is never far above; on a device that is full, not at all.
     """
     context = signals.context
     done = number(signals.total_samples) / number(context.planned_samples)
@@ -100,23 +103,37 @@ def near_base(change: Array, observation: Float32, signals: Signals) -> Array:
     aimed = _has_target(context) & (~isnan(done) | moves)
     if not np.any(aimed):
         return change
+    shift = _to_base(signals)
     most = where(isnan(done) & moves, _UNPLANNED, np.inf)
+    sustained = _sustained(observation, signals, done) - shift
+    most = where(done < 1.0, minimum(maximum(sustained, 0.0), _MOST_GROWN), most)
     for share, doublings in reversed(_GROWTH):
         most = where(done < share, doublings, most)
-    full = _saves_less(signals, _TO_RISE, above=0)
-    most = where(full | _is_late(observation, signals, done), minimum(most, 0.0), most)
+    most = where(_saves_less(signals, _TO_RISE, above=0), minimum(most, 0.0), most)
     first = where(_saves_less(signals, _TO_SHRINK, above=-1), _FIRST_LEAST, 0.0)
     least = where(aimed & (done < _GROWTH[0][0]), first, -np.inf)
-    shift = _to_base(signals)
-    return maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
+    limited = maximum(minimum(change, where(aimed, most, np.inf) + shift), least + shift)
+    return where(aimed & _is_held(observation, signals, done), 0.0, limited)
 
 
-def _is_late(observation: Float32, signals: Signals, done: Array) -> NDArray[np.bool_]:
-    """Return whether the target is expected late: not known before `_FORESEEN`."""
-    grown = signals.batch_size > number(signals.context.base_batch_size)
-    early = 0.5 * maximum(_WELL_FORESEEN - done, 0.0)
-    latest = _LATEST - early - where(grown, 0.0, _TO_GROW)
-    return (done >= _FORESEEN) & (done < 1.0) & (arrival(observation, signals) > latest)
+def _sustained(observation: Float32, signals: Signals, done: Array) -> Array:
+    """Return by how many doublings the size may change so that the target still comes in time.
+
+    Each is taken to need `_PER_DOUBLING` times the samples that are left to the target. They are
+    whole ones: a size stays until the plan holds for one more, or not for this one.
+    """
+    expected = maximum(arrival(observation, signals) - done, TINY)
+    latest = _LATEST - _EARLIER * maximum(_WELL_FORESEEN - done, 0.0)
+    times = maximum(latest - done, TINY) / expected
+    return np.floor(np.log(times) / np.log(_PER_DOUBLING))
+
+
+def _is_held(observation: Float32, signals: Signals, done: Array) -> NDArray[np.bool_]:
+    """Return whether the last change is too short a time ago for another."""
+    chunks = _SINCE_SCALE * _feature(observation, _SINCE)
+    samples = chunks * number(signals.steps) * signals.batch_size
+    recent = (chunks < _SINCE_SCALE) & (samples < _HELD * number(signals.context.planned_samples))
+    return (done >= _FORESEEN) & (done < 1.0) & recent
 
 
 def _feature(observation: Float32, place: int) -> Array:

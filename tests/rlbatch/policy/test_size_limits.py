@@ -17,13 +17,19 @@ FULL = np.log2(8.0 + COST_CURVE_SIZES)
 HALF_FULL = np.log2(64.0 + COST_CURVE_SIZES)
 NOT_FULL = np.log2(256.0 + COST_CURVE_SIZES)
 PLAN = 6400.0  # samples; the user's size is 64
-REMAINING = OBSERVATION_NAMES.index("val_remaining")
+REMAINING, SINCE = map(OBSERVATION_NAMES.index, ("val_remaining", "since_change"))
 
 
-def observed(remaining: float | np.ndarray = -1.0) -> Float32:
-    """Return observations with nothing but log2 of the e-folds of cost to the target, over 8."""
+def observed(remaining: float | np.ndarray = -1.0, *, chunks: float | np.ndarray = 8.0) -> Float32:
+    """Return observations with nothing but what says how far the target and the last change are.
+
+    Args:
+        remaining: log2 of the e-folds of cost to the target, over 8.
+        chunks: Since the batch size changed.
+    """
     made = np.zeros((*np.shape(remaining), OBSERVATION_SIZE), dtype=np.float32)
     made[..., REMAINING] = remaining
+    made[..., SINCE] = np.minimum(chunks, 8.0) / 8.0
     return made
 
 
@@ -35,11 +41,11 @@ def observed(remaining: float | np.ndarray = -1.0) -> Float32:
         (-3.0, {"total_samples": 320.0}, 0.0),
         (1.0, {"total_samples": 320.0, "batch_size": 8.0}, 3.0),
         (-1.0, {"total_samples": 320.0, "batch_size": 512.0}, -3.0),
-        # Then twice it, from the middle on four times, and the user's where the target is late.
+        # Then twice it, from a quarter on up to eight times, and late in the plan the user's.
         (3.0, {"total_samples": 640.0}, 1.0),
         (-3.0, {"total_samples": 640.0}, -3.0),
-        (3.0, {"total_samples": 3200.0}, 2.0),
-        (0.0, {"total_samples": 3200.0, "batch_size": 512.0}, -1.0),
+        (4.0, {"total_samples": 1600.0}, 3.0),
+        (0.0, {"total_samples": 3200.0, "batch_size": 1024.0}, -1.0),
         (3.0, {"total_samples": 4800.0}, 0.0),
         (3.0, {"total_samples": 7000.0}, 3.0),  # the plan is over
         # Nobody said how long the schedule is: it is seen while it moves.
@@ -79,7 +85,7 @@ def test_each_of_many_runs_is_limited_as_it_is_alone() -> None:
         "target_loss": np.where(rng.random(count) < 0.2, np.nan, 0.1),
     }
     wanted = rng.integers(-3, 4, count).astype(np.float64)
-    seen = observed(rng.uniform(-0.5, 0.5, count))
+    seen = observed(rng.uniform(-0.5, 0.5, count), chunks=rng.integers(0, 12, count))
     many = near_base(wanted, seen, simple_signals(**changes))
     alone = [
         near_base(
@@ -127,21 +133,26 @@ def test_arrival_follows_a_power_law_of_the_samples() -> None:
 @pytest.mark.parametrize(
     ("done", "batch_size", "share", "change"),
     [
-        # Halfway, the target has to be expected by 0.7 of the plan to stay above the user's size.
-        (0.5, 128.0, 0.69, 1.0),
-        (0.5, 128.0, 0.71, -1.0),
-        # And by 0.6 to rise above it.
-        (0.5, 64.0, 0.59, 2.0),
+        # With half of the plan to go, 0.15 of it is time for the target at this size, two thirds
+        # of that where it is to be doubled, four ninths where it is to be four times.
+        (0.5, 128.0, 0.64, 0.0),
+        (0.5, 128.0, 0.66, -1.0),
+        (0.5, 256.0, 0.66, -1.0),
+        (0.5, 256.0, 0.74, -2.0),
         (0.5, 64.0, 0.61, 0.0),
-        # Earlier such a guess is too early: at 0.3 it has to be 0.6, or 0.5.
-        (0.3, 128.0, 0.59, 0.0),
-        (0.3, 128.0, 0.61, -1.0),
-        (0.3, 64.0, 0.51, 0.0),
+        (0.5, 64.0, 0.59, 1.0),
+        (0.5, 64.0, 0.57, 1.0),
+        (0.5, 64.0, 0.56, 2.0),
+        # Earlier such a guess is too early: at 0.3 what counts is 0.59, not 0.65.
+        (0.3, 128.0, 0.58, 0.0),
+        (0.3, 128.0, 0.60, -1.0),
+        (0.3, 64.0, 0.50, 0.0),
+        (0.3, 64.0, 0.49, 1.0),
         # Before a quarter of the plan it is not asked for.
         (0.2, 128.0, 0.99, 0.0),
     ],
 )
-def test_a_target_that_is_expected_late_keeps_a_run_at_the_users_size(
+def test_a_run_grows_as_far_as_its_target_still_comes_in_time(
     done: float, batch_size: float, share: float, change: float
 ) -> None:
     # A step of any size costs 1, and the run was at the user's size until its last chunk.
@@ -154,6 +165,33 @@ def test_a_target_that_is_expected_late_keeps_a_run_at_the_users_size(
     remaining = np.log2(np.log1p(left / steps)) / 8.0
     assert float(arrival(observed(remaining), signals)) == pytest.approx(share, rel=1e-4)
     assert float(near_base(np.asarray(3.0), observed(remaining), signals)) == change
+
+
+@pytest.mark.parametrize(
+    ("done", "chunks", "change"),
+    [
+        (0.5, 0.0, 0.0),
+        (0.5, 4.0, 0.0),
+        (0.5, 5.0, 3.0),  # of 64 samples: a twentieth of the plan
+        (0.2, 0.0, 1.0),
+        (1.1, 0.0, 3.0),
+    ],
+)
+def test_a_size_is_kept_for_a_twentieth_of_the_plan(
+    done: float, chunks: float, change: float
+) -> None:
+    given: dict[str, Any] = {"planned_samples": PLAN, "total_samples": PLAN * done, "steps": 1.0}
+    signals = simple_signals(**given, step_cost_curve=NOT_FULL)
+    assert float(near_base(np.asarray(3.0), observed(chunks=chunks), signals)) == change
+
+
+def test_a_size_is_kept_for_eight_chunks_where_they_are_short() -> None:
+    given: dict[str, Any] = {"planned_samples": 1e9, "total_samples": 5e8, "steps": 1.0}
+    signals = simple_signals(**given, step_cost_curve=NOT_FULL)
+    changes = [
+        float(near_base(np.asarray(3.0), observed(chunks=chunks), signals)) for chunks in (7.0, 8.0)
+    ]
+    assert changes == [0.0, 3.0]
 
 
 def test_a_chunk_without_a_step_says_nothing_of_what_is_left() -> None:
