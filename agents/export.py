@@ -58,7 +58,7 @@ def export_model(
         source: A zip that `model.save` or `rlbatch train` (checkpoint.zip) wrote, or the model.
         path: Where to.
         actions: The environment's changes of log2(batch size), in the order of its actions; None
-            for the default ones. A zip does not hold them.
+            for those that the model was trained with, or the default ones where it has none.
         card: How the policy was made; None for what is known.
         limits: Of the checkpoint of `rlbatch train`: add its recipe's `goodput_slack`,
             `noise_ceiling`, `keeps_steps` and `near_base`, as the training does at its end. They
@@ -152,11 +152,7 @@ def _require_plain(saved: SavedModel) -> None:
             f"{saved.origin} has the features extractor {extractor}; a policy file holds dense "
             "layers on the observation itself. Train without features_extractor_class."
         )
-    if saved.first_action:
-        raise ConfigurationError(
-            f"{saved.origin} has actions that begin at {saved.first_action}; 0 was expected. Train "
-            "with a Discrete space that starts at 0."
-        )
+    saved.spaces.require_plain(saved.origin)
 
 
 def _network(saved: SavedModel, kind: _Kind, activation: str, recipe: Recipe | None) -> Network:

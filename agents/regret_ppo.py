@@ -20,7 +20,10 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.nn import functional
 
+from rlbatch.agents.actor_critic_gradient import ActorCriticGradient, Minibatch, Weights, fits
 from rlbatch.agents.critic import PrivilegedCriticPolicy
+
+_TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss", "regret_loss")
 
 
 class LossTerms(NamedTuple):
@@ -57,17 +60,18 @@ class RegretPPO(PPO):
         self._update_learning_rate(self.policy.optimizer)
         clip: float = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         figures: dict[str, list[float]] = defaultdict(list)
+        policy: Any = self.policy
+        written_out = ActorCriticGradient(policy) if fits(policy) else None
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(self.batch_size):
-                terms, ratio = self._terms(batch, clip)
-                self._descend(loss := self.loss(terms))
-                figures["loss"].append(loss.item())
-                names = ("policy_gradient_loss", "value_loss", "entropy_loss", "regret_loss")
-                for name, term in zip(names, terms, strict=True):
-                    figures[name].append(term.item())
-                figures["clip_fraction"].append(((ratio - 1.0).abs() > clip).float().mean().item())
-                # The estimator k3 of http://joschu.net/blog/kl-approx.html.
-                figures["approx_kl"].append((ratio - 1.0 - ratio.log()).mean().item())
+                if written_out is None:
+                    found = self._gradient(batch, clip)
+                else:
+                    found = self._gradient_written_out(batch, clip, written_out)
+                for name, value in found.items():
+                    figures[name].append(value)
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
             self._n_updates += 1
         for name, values in figures.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
@@ -78,6 +82,40 @@ class RegretPPO(PPO):
         self.logger.record("train/clip_range", clip)
         self.logger.record("train/regret_weight", self.regret_weight)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _gradient(self, batch: Any, clip: float) -> dict[str, float]:
+        """Set the gradients by PyTorch; return the loss, its terms and two figures of the ratio."""
+        terms, ratio = self._terms(batch, clip)
+        loss = self.loss(terms)
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        found = {name: term.item() for name, term in zip(_TERMS, terms, strict=True)}
+        return found | {
+            "loss": loss.item(),
+            "clip_fraction": ((ratio - 1.0).abs() > clip).float().mean().item(),
+            # The estimator k3 of http://joschu.net/blog/kl-approx.html.
+            "approx_kl": (ratio - 1.0 - ratio.log()).mean().item(),
+        }
+
+    def _gradient_written_out(
+        self, batch: Any, clip: float, gradient: ActorCriticGradient
+    ) -> dict[str, float]:
+        """Return `_gradient`, in a fraction of the time."""
+        advantages = batch.advantages.numpy()
+        if len(advantages) > 1:
+            spread = np.float32(advantages.std(ddof=1) + 1e-8)
+            advantages = (advantages - advantages.mean()) / spread
+        minibatch = Minibatch(
+            batch.observations.numpy(),
+            batch.actions.long().flatten().numpy(),
+            advantages,
+            batch.returns.numpy(),
+            batch.old_log_prob.numpy(),
+        )
+        value = float(self.vf_coef)
+        found = gradient(minibatch, Weights(clip, self.ent_coef, value, self.regret_weight))
+        weighted = self.loss(LossTerms(*(found[name] for name in _TERMS)))  # type: ignore[arg-type]
+        return found | {"loss": float(weighted)}
 
     def loss(self, terms: LossTerms) -> Tensor:
         """Return the weighted sum of the terms."""
@@ -105,9 +143,3 @@ class RegretPPO(PPO):
             regret=regret.mean(),
         )
         return terms, ratio.detach()
-
-    def _descend(self, loss: Tensor) -> None:
-        self.policy.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()

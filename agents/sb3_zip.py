@@ -14,7 +14,7 @@ import json
 import pickletools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlbatch.agents.sb3_spaces import Spaces, spaces_of_model, spaces_of_settings
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.errors import ConfigurationError, PolicyFileError
 
@@ -39,14 +40,14 @@ class SavedModel:
         policy_class: Module and name of the policy's class; empty where it has none to import.
         keywords: `policy_kwargs`; a class as `<class 'module.Name'>`.
         parameters: The policy's `state_dict`.
-        first_action: Number of the first action, 0 for most spaces.
+        spaces: Between which it was trained.
     """
 
     origin: str
     policy_class: str
     keywords: Mapping[str, Any]
     parameters: dict[str, NDArray[np.float32]]
-    first_action: int = 0
+    spaces: Spaces = field(default_factory=Spaces)
 
 
 def read_zip(path: Path) -> SavedModel:
@@ -65,7 +66,7 @@ def read_zip(path: Path) -> SavedModel:
         parameters = {name: np.asarray(tensor.detach()) for name, tensor in state.items()}
         keywords = settings["policy_kwargs"] or {}
         made = settings["policy_class"]
-        first = int((settings.get("action_space") or {}).get("start", 0))
+        spaces = spaces_of_settings(settings)
     except BadZipFile as error:
         raise PolicyFileError(
             f"{path}: expected a zip that model.save of stable-baselines3 wrote; this is none, or "
@@ -77,7 +78,7 @@ def read_zip(path: Path) -> SavedModel:
             f"{error}). Save the model again with model.save."
         ) from error
     pickled = cast(Mapping[str, Any], made).get(":serialized:", "")
-    return SavedModel(str(path), pickled_class(pickled), keywords, parameters, first)
+    return SavedModel(str(path), pickled_class(pickled), keywords, parameters, spaces)
 
 
 def from_memory(model: Any) -> SavedModel:
@@ -90,7 +91,7 @@ def from_memory(model: Any) -> SavedModel:
         f"{made.__module__}.{made.__qualname__}",
         {key: str(value) for key, value in (model.policy_kwargs or {}).items()},
         parameters,
-        int(getattr(model.action_space, "start", 0)),
+        spaces_of_model(model),
     )
 
 
@@ -139,12 +140,19 @@ def action_grid(
     Args:
         saved: The model.
         count: Its actions.
-        actions: The environment's; None for the default ones.
+        actions: The environment's; None for those that the model was saved with, or the default
+            ones.
 
     Raises:
-        ConfigurationError: They are not as many, not different, or without 0.
+        ConfigurationError: They are not as many, not different, without 0, or not the model's.
     """
-    grid = tuple(float(change) for change in actions or DEFAULT_ACTIONS)
+    known = saved.spaces.changes
+    grid = tuple(float(change) for change in actions or known or DEFAULT_ACTIONS)
+    if known is not None and grid != known:
+        raise ConfigurationError(
+            f"{saved.origin} was trained with the action grid {known}, and is to be exported with "
+            f"{grid}. Leave the actions out: the model has them."
+        )
     if len(grid) != count:
         raise ConfigurationError(
             f"{saved.origin} has {count} actions and the action grid {len(grid)}: {grid}. Name "

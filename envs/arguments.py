@@ -35,6 +35,20 @@ def action_grid(actions: Sequence[float]) -> tuple[float, ...]:
     return grid
 
 
+def require_planned_steps(steps: Any) -> None:
+    """Refuse a length of a schedule that is no whole number of steps.
+
+    Raises:
+        ConfigurationError: It is neither None nor a positive whole number.
+    """
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if steps is not None and not (whole and steps >= 1):
+        raise ConfigurationError(
+            f"planned_steps must be a whole number of steps, at least 1, got {steps!r}. Leave it "
+            "out for what the task's epochs say."
+        )
+
+
 def changes(grid: Sequence[float], actions: Any, shape: tuple[int, ...] = ()) -> Array:
     """Return the changes of log2(batch size) for which actions stand.
 

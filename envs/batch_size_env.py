@@ -29,6 +29,7 @@ from rlbatch.envs.history import History, render
 from rlbatch.envs.live import LiveRun
 from rlbatch.envs.profiles import DeviceProfile
 from rlbatch.envs.settings import EpisodeSetting
+from rlbatch.envs.spaces import action_space, observation_space
 from rlbatch.envs.task import Task, resolve_task
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals.record import Coupling, Signals
@@ -84,10 +85,8 @@ class BatchSizeEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         """
         require_render_mode(render_mode)
         self.actions_log2 = action_grid(actions)
-        self.observation_space = gymnasium.spaces.Box(
-            -1.0, 1.0, (observation.OBSERVATION_SIZE,), np.float32
-        )
-        self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
+        self.observation_space = observation_space()
+        self.action_space = action_space(self.actions_log2)
         self.render_mode = render_mode
         if source is None:
             given = coupling_of(lr_coupling), profile_of(profile), start, planned_steps

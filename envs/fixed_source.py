@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlbatch.envs.arguments import start_batch_size
+from rlbatch.envs.arguments import require_planned_steps, start_batch_size
 from rlbatch.envs.conditions import RunConditions
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import LiveRun
@@ -45,10 +45,13 @@ class FixedSource:
                 what the task says.
 
         Raises:
-            ConfigurationError: The start is out of range, or the schedule has no length.
+            ConfigurationError: The start or the steps are out of range, or the schedule has no
+                length.
         """
+        require_planned_steps(planned_steps)
         self._task = resolve_task(task)
-        planned_steps = planned_steps or self._task.planned_steps()
+        if planned_steps is None:
+            planned_steps = self._task.planned_steps()
         if self._task.scheduler is not None and planned_steps is None:
             raise ConfigurationError(
                 f"Task {self._task.name!r} has a learning rate schedule. Say for how many steps at "

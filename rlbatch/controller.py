@@ -81,8 +81,7 @@ class BatchController(RunView):
                 given, and else the rule `rlbatch.control.build.WITHOUT_PLAN`.
             config: The settings, or give them as further arguments.
             scaler: A `torch.amp.GradScaler`, which then is used in here.
-            accumulator: Makes what runs backward passes and steps, for a framework that has its
-                own way; None: torch's.
+            accumulator: Makes what runs passes and steps, for a framework's own way; None: torch's.
             **settings: Fields of `ControllerConfig` and of its parts, see `Settings`.
 
         Raises:
@@ -112,8 +111,7 @@ class BatchController(RunView):
         """Return a loader like the given one, whose batch size the controller changes.
 
         Raises:
-            ConfigurationError: The loader has another batch size than was said, it cannot be
-                resized, or several processes share the training.
+            ConfigurationError: It has another batch size than was said, or cannot be resized.
         """
         if self._parts is not None:
             raise ConfigurationError(checks.ONE_LOADER)
@@ -178,16 +176,16 @@ class BatchController(RunView):
         """
         run = self._run
         accumulator, passes = run.accumulator, run.passes
-        passes.require_watched()
+        if passes.finds_limit:
+            passes.require_watched()
         accumulator.backward(loss, weight)
-        if passes.averages and accumulator.batch_complete:
-            if not passes.settle():
-                return
-            accumulator.correct()
-        if accumulator.parts.is_weighted:
+        if passes.averages and not passes.averaged():
+            return
+        if weight is not None and accumulator.parts.is_weighted:
             run.adapter.leave_unmeasured()
             loss = accumulator.parts.told(loss, accumulator.delivered)
-        run.adapter.after_backward(loss)
+        if (control := run.adapter.control_loop).watching:
+            control.monitor.after_backward(loss)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.
@@ -226,16 +224,20 @@ class BatchController(RunView):
         Raises:
             DeliveryError: The micro-batch had no backward pass.
         """
-        run = self._run
-        if run.passes.repeating:
-            run.passes.repeating = False
+        run, passes = self._run, self._run.passes
+        if passes.repeating:
+            passes.repeating = False
             return 0
-        checks.require_owner(self.model, self)
-        delivered = run.accumulator.step(run.rate.applied(), clip_norm)
+        if self.ousted:
+            checks.require_owner(self.model, self)
+        applied = None if run.coupling.factor == 1.0 else run.coupling.applied()
+        delivered = run.accumulator.step(applied, clip_norm)
         if delivered is None:
             return 0
-        run.passes.end_step()
-        samples, position = delivered.step_samples, delivered.step_end
+        if passes.finds_limit:
+            passes.end_step()
+        samples = delivered.step_samples
+        position = delivered.step_start + samples
         run.adapter.end_step(samples, epoch=delivered.epoch, position=position)
         return StepSamples.of(samples, self.base_batch_size, run.plain_steps.advance(position))
 
@@ -270,8 +272,7 @@ class BatchController(RunView):
         """Return the state behind the last optimizer step, torch's global generators included.
 
         A batch that the loop has in its hands comes again in the resumed run, and so do those that
-        workers have prefetched, in the sizes they have. `torch.load` reads the state with
-        `weights_only=True`.
+        workers have prefetched, in their sizes. `torch.load(file, weights_only=True)` reads it.
         """
         return self._run.state_dict()
 

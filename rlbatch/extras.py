@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from rlbatch.errors import MissingExtraError
 
-_CLI = {"tyro": "tyro", "rich": "rich"}
+_CLI = {"tyro": "tyro", "rich": "rich", "threadpoolctl": "threadpoolctl"}
 _TRAIN: Mapping[str, str] = {
     **_CLI,
     "gymnasium": "gymnasium",
@@ -18,7 +18,6 @@ _TRAIN: Mapping[str, str] = {
     "cloudpickle": "cloudpickle",
     "sklearn": "scikit-learn",
     "tensorboard": "tensorboard",
-    "threadpoolctl": "threadpoolctl",
 }
 _REPORT: Mapping[str, str] = {"matplotlib": "matplotlib", "rich": "rich"}
 

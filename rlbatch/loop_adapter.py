@@ -39,9 +39,8 @@ class LoopAdapter:
                 adapter.end_step(sum(sizes), epoch=epoch, position=position)
             adapter.end_epoch()
 
-    All sizes are in samples, over all ranks. `parts` is what the framework shows of the training:
-    its learning rate, its losses and gradients, a copy of its weights. The control loop sets
-    `parts.rate.factor`; the adapter of a framework sees to it that a step is made with it.
+    All sizes are in samples, over all ranks. The control loop sets `parts.rate.factor`; the adapter
+    of a framework sees to it that a step is made with it.
 
     Attributes:
         config: The settings.
@@ -52,6 +51,7 @@ class LoopAdapter:
         ranks: The processes that train together.
         loader: Is told the batch size; None where the loop asks for it before each step.
         few_sizes: The batch sizes that are allowed; None for any within the limits.
+        control_loop: Counts, watches and decides, for a loop in which each call counts.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, each for itself
@@ -101,7 +101,7 @@ class LoopAdapter:
             self.few_sizes = PowersOfTwo.between(*bounds, batch_size, dataset_size)
             config = self.few_sizes.limited(config)
         self.config = config
-        self._loop = make_control_loop(
+        self.control_loop = self._loop = make_control_loop(
             parts,
             config,
             make_engine(self.policy, config, self.few_sizes),
@@ -152,12 +152,12 @@ class LoopAdapter:
             epoch: Number of its epoch, from 0.
             position: Samples of the epoch after this step, over all ranks.
         """
-        self._epochs_done = epoch + position / self.dataset_size
+        self._epochs_done, at = epoch + position / self.dataset_size, self._loop.progress
+        before = at.batch_size
         if self.loader is not None:
             self.loader.end_step()
-        before = self._loop.progress.batch_size
         self._loop.end_step(samples, self._place)
-        if self._loop.progress.batch_size != before:
+        if at.batch_size != before:
             self._apply_batch_size()
 
     def abandon_step(self) -> None:

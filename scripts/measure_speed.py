@@ -124,8 +124,6 @@ def nanoseconds(work: Work) -> int:
 
 def environment(count: int, repeats: int) -> Iterator[tuple[str, ...]]:
     """Yield the steps a second of the simulator, layer by layer, up to PPO."""
-    from stable_baselines3 import PPO
-
     from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
     from rlbatch.envs.simulator.episodes import QuadraticEpisodes
     from rlbatch.envs.simulator.pool import make_pool
@@ -139,12 +137,8 @@ def environment(count: int, repeats: int) -> Iterator[tuple[str, ...]]:
     shape = episodes.runs.loss.shape
     degrees = np.broadcast_to(0.5 * (episodes.runs.tasks.directions[:, None] - 1.0), shape)
     changes = rng.choice([-1.0, 0.0, 1.0], size=count)
-    actions, size = rng.integers(len(DEFAULT_ACTIONS), size=count), min(4096, _STEPS * count)
-    nets: dict[str, Any] = {"net_arch": {"pi": [96, 96], "vf": [128, 128]}}
-    model = PPO(
-        "MlpPolicy", env, n_steps=_STEPS, batch_size=size, n_epochs=6, policy_kwargs=nets,
-        device="cpu",
-    )  # fmt: skip
+    actions = rng.integers(len(DEFAULT_ACTIONS), size=count)
+    model = learner(env)
     layers: dict[str, tuple[Work, int]] = {
         "floor: the dynamics' random numbers": (
             lambda: (rng.standard_normal(shape), rng.standard_gamma(degrees)),
@@ -163,6 +157,17 @@ def environment(count: int, repeats: int) -> Iterator[tuple[str, ...]]:
         pairs = [(nanoseconds(work), nanoseconds(layers[first][0])) for _ in range(calls)]
         seconds, floor = (statistics.median(times) / 1e9 for times in zip(*pairs, strict=True))
         yield name, f"{steps * count / seconds:,.0f}", f"{seconds / steps / floor:.1f}"
+
+
+def learner(env: Any) -> Any:
+    """Return PPO with small networks on these environments."""
+    from rlbatch.agents.regret_ppo import RegretPPO
+
+    nets: dict[str, Any] = {"net_arch": {"pi": [96, 96], "vf": [128, 128]}}
+    return RegretPPO(
+        "MlpPolicy", env, n_steps=_STEPS, batch_size=min(4096, _STEPS * env.num_envs), n_epochs=6,
+        policy_kwargs=nets, device="cpu",
+    )  # fmt: skip
 
 
 def live(repeats: int) -> Iterator[tuple[str, ...]]:

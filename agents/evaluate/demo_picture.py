@@ -11,7 +11,9 @@ from rlbatch.agents.evaluate.figures import figure
 from rlbatch.agents.evaluate.rows import Row, cell_key
 
 PICTURE = "demo.png"
-_BEST, _STAYING, _RULE, _OURS = "C2", "0.5", "C0", "C1"
+_BEST, _STAYING, _RULE, _OURS = "C2", "0.7", "C0", "C1"
+# The first drawn are the widest: where runs take the same size, all of their lines can be seen.
+_WIDTHS = {_STAYING: 7.0, _RULE: 4.5, _OURS: 2.5, _BEST: 1.5}
 
 
 def draw_demo(demo: Demo, out: Path) -> Path:
@@ -68,12 +70,11 @@ def _draw_start(
         points = [*shapes[cell_key(row)]]
         points.append((row["cost"], points[-1][1]))
         _line(ax, points, row["reached"], name, color)
-    # On top, and with gaps: where the controller takes that size both can be seen.
     name = "best fixed size, known afterwards"
-    _line(ax, [(0, best), (cost, best)], reached, name, _BEST, style=(0, (2, 3)))
+    _line(ax, [(0, best), (cost, best)], reached, name, _BEST)
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter("{x:.0f}")
-    ax.set_xlim(left=0)
+    ax.margins(x=0.03)  # a change in the first chunk is not hidden by the frame
     ax.set_xlabel(f"seconds ({ours['profile']})")
     ax.set_title(f"start: {size}, {start.name}")
 
@@ -84,10 +85,9 @@ def _line(
     reached: bool,
     label: str,
     color: str,
-    style: Any = "-",
 ) -> None:
     """Draw a run's sizes; a cross ends one that was given up."""
-    look = {"color": color, "label": label, "linewidth": 2, "linestyle": style}
+    width = _WIDTHS[color]
+    look = {"color": color, "label": label, "linewidth": width}
     ax.step(*zip(*points, strict=True), where="post", **look)
-    size = 8 if style == "-" else 5  # a dot on top leaves the one below it in sight
-    ax.plot(*points[-1], marker="o" if reached else "X", markersize=size, color=color)
+    ax.plot(*points[-1], marker="o" if reached else "X", markersize=4 + 1.5 * width, color=color)

@@ -21,7 +21,7 @@ from rlbatch.agents.evaluate.settings import task_identity
 from rlbatch.agents.executor import Deadline, Executor
 from rlbatch.agents.own_tasks.notes import read_note, write_note
 from rlbatch.agents.own_tasks.plan import CURVE_SEED, Plan
-from rlbatch.agents.own_tasks.target_watch import TargetWatch
+from rlbatch.agents.own_tasks.target_watch import TargetWatch, lowest_loss
 from rlbatch.envs.objectives import UNREACHED_RATIO
 from rlbatch.envs.perceptron import fastest_backend
 from rlbatch.envs.task import Task, resolve_task
@@ -180,11 +180,19 @@ def _run_curves(work: CurveWork, path: Path) -> CurveResult:
     return CurveResult(costs, planned_steps(setting, store), len(made))
 
 
-def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCosts:
+def mean_costs(
+    plan: Plan, name: str, results: Sequence[CurveResult], curves: Path | None = None
+) -> TaskCosts:
     """Return a task's costs over seeds, as results are counted.
 
     That is the geometric mean, in which a run that does not arrive counts `UNREACHED_RATIO` times
     the best size's median, and none counts more.
+
+    Args:
+        plan: Of the training.
+        name: Of the task.
+        results: One a seed.
+        curves: A file of its curves, from which is told what came of them if none arrives.
 
     Raises:
         ConfigurationError: No size arrives, or so soon that there is nothing to decide.
@@ -194,9 +202,10 @@ def mean_costs(plan: Plan, name: str, results: Sequence[CurveResult]) -> TaskCos
     each = np.array([[result.costs.get(size, math.inf) for result in results] for size in grid])
     least = float(np.median(each, axis=1).min())
     if not math.isfinite(least):
+        seen = "" if curves is None else lowest_loss(curves)[1]
         raise ConfigurationError(
             f"Task {name!r}: no fixed batch size brought the validation loss to {task.target} in "
-            "most of the runs. Choose a target that a good run reaches."
+            f"most of the runs.{seen} Choose a target that a good run reaches."
         )
     size: int = len(task.train_set)  # type: ignore[arg-type]
     step = float(plan.clock.run_cost(1, task.batch_size, size, task.batch_size))
@@ -261,7 +270,7 @@ def all_costs(
     seeds = {name: sorted(found[name]) for name in plan.tasks}
     write_note(folder / _SEEDS_FILE, seeds)
     return [
-        mean_costs(plan, name, [found[name][number] for number in seeds[name]])
+        mean_costs(plan, name, [found[name][number] for number in seeds[name]], first[name])
         for name in plan.tasks
     ]
 

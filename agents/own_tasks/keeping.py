@@ -19,7 +19,7 @@ POLICY_FILE, CARD_FILE = "policy.safetensors", "policy.md"
 _KINDS = {
     "learned": "A network that was trained on these tasks.",
     "shipped": "The policy that ships with rlbatch, unchanged: on the validation seeds nothing "
-    "that was learned here was surely better (by two standard errors).",
+    "that was tried here was surely better (by two standard errors).",
     "schedule": "A batch size that follows the loss and the steps, found by a search on these "
     "tasks and written as a policy; its name has log2 of the size over the task's at the end, "
     "and its change for each e-fold of the loss above the target and for each doubling of the "
@@ -28,6 +28,11 @@ _KINDS = {
     "network was better.",
     "rule": "A simple rule, written as a policy: on the validation seeds no network was better.",
 }
+
+_NOT_COMPARED = (
+    "The policy that ships with rlbatch, unchanged: the training was stopped before anything was "
+    "compared."
+)
 
 
 def file_of(candidate: Candidate) -> Path:
@@ -82,9 +87,7 @@ def _text(
 ) -> str:
     """Return the card in words."""
     lines = ["# The policy in policy.safetensors", "", f"**{candidate.name}.** "]
-    lines[-1] += _KINDS[candidate.kind]
-    if not results["validation"]:
-        lines[-1] += " The training was stopped before anything was compared."
+    lines[-1] += _KINDS[candidate.kind] if results["validation"] else _NOT_COMPARED
     lines += ["", f"Tasks: {', '.join(plan.tasks)}"]
     lines += ["", f"Clock: {plan.profile}. The learning rate follows the size by {plan.coupling}."]
     if results["validation"]:

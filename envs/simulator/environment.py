@@ -21,8 +21,8 @@ from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
 from rlbatch.envs.history import History, render
 from rlbatch.envs.simulator.episodes import QuadraticEpisodes, Transition
 from rlbatch.envs.simulator.pool import TaskPool, make_pool
+from rlbatch.envs.spaces import action_space, observation_space
 from rlbatch.errors import ConfigurationError
-from rlbatch.observation import OBSERVATION_SIZE
 
 _POOL_SIZE, _POOL_SEED = 512, 7
 
@@ -74,8 +74,8 @@ class QuadraticEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         """
         require_render_mode(render_mode)
         self.actions_log2 = action_grid(actions)
-        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float32)
-        self.action_space = gymnasium.spaces.Discrete(len(self.actions_log2))
+        self.observation_space = observation_space()
+        self.action_space = action_space(self.actions_log2)
         self.render_mode = render_mode
         self._pool = pool_of(pool)
         self._episodes: QuadraticEpisodes | None = None

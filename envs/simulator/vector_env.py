@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from rlbatch.envs.local_vec_env import LocalVecEnv
 from rlbatch.envs.privileged import PRIVILEGED_SIZE, privileged_information, regrets
-from rlbatch.envs.simulator.episodes import QuadraticEpisodes
+from rlbatch.envs.simulator.episodes import QuadraticEpisodes, Transition
 from rlbatch.envs.simulator.pool import TaskPool
 from rlbatch.observation import OBSERVATION_SIZE, step_cost_at
 
@@ -48,18 +48,18 @@ class QuadraticVecEnv(LocalVecEnv):
         self._privileged, self._tells_regrets = privileged, with_regrets
         self.pool, self.actions_log2 = pool, np.asarray(actions, dtype=np.float64)
         self.rng = np.random.default_rng(seed)
-        self._make = make
         self.episodes = make(pool, count, self.rng)
+        # New episodes in store, their first chunks done; `_used` of them are taken.
+        self._fresh, self._used = make(pool, count, self.rng), count
         self.returns, self.lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
         self._decided = np.zeros(count, dtype=np.int64)
         self._observation = np.zeros((count, OBSERVATION_SIZE), dtype=np.float32)
+        self._first: Transition
 
     def reset(self) -> np.ndarray:
         """Start every episode; returns the observations after each first chunk."""
-        everything = np.arange(self.num_envs)
-        self._begin(everything)
         # Episodes are spread over their length, or else all of them would end in the same rollout.
-        self._first_chunk(everything)
+        self._begin(np.arange(self.num_envs))
         return self._with_privileged(self._observation)
 
     def _with_privileged(self, seen: np.ndarray) -> np.ndarray:
@@ -92,18 +92,22 @@ class QuadraticVecEnv(LocalVecEnv):
         return regrets(self.pool.fixed_cost[index], 0.0, now, wanted)
 
     def _begin(self, index: np.ndarray) -> None:
-        # All else of the runs comes from their first chunk.
-        self.episodes.task_index[index] = self.rng.integers(len(self.pool), size=len(index))
-        self.returns[index], self.lengths[index] = 0.0, 0
+        """Put new episodes at these positions, whose first chunks are done."""
+        while len(index):
+            if self._used == self.num_envs:
+                self._refill()
+            now, index = np.split(index, [self.num_envs - self._used])
+            taken = np.arange(self._used, self._used + len(now))
+            self._used += len(now)
+            self._observation[now] = self._first.observation[taken]
+            self.returns[now], self.lengths[now] = self._first.reward[taken], 0
+            copy_runs(self._fresh, self.episodes, now, taken)
 
-    def _first_chunk(self, index: np.ndarray) -> None:
-        """Run the first chunk of some episodes only: on a small copy of just those."""
-        tasks = self.episodes.task_index[index]
-        fresh = self._make(self.pool, len(index), self.rng, tasks=tasks)
-        first = fresh.step(None)
-        self._observation[index] = first.observation
-        self.returns[index] = first.reward
-        copy_runs(fresh, self.episodes, index)
+    def _refill(self) -> None:
+        """Run as many first chunks at once as there are environments: few cost as much as many."""
+        everything = np.arange(self.num_envs)
+        self._fresh.begin(everything, self.rng.integers(len(self.pool), size=self.num_envs))
+        self._first, self._used = self._fresh.step(None), 0
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take the decisions."""
@@ -128,7 +132,6 @@ class QuadraticVecEnv(LocalVecEnv):
                     "reached": bool(transition.reached[i]),
                 }
             self._begin(ended)
-            self._first_chunk(ended)
         return (
             self._with_privileged(self._observation),
             transition.reward.astype(np.float32),
@@ -137,12 +140,24 @@ class QuadraticVecEnv(LocalVecEnv):
         )
 
 
-def copy_runs(source: QuadraticEpisodes, target: QuadraticEpisodes, index: np.ndarray) -> None:
-    """Copy every per-run array of `source` to these positions of `target`, the tasks' included."""
+def copy_runs(
+    source: QuadraticEpisodes,
+    target: QuadraticEpisodes,
+    index: np.ndarray,
+    taken: np.ndarray | slice = slice(None),
+) -> None:
+    """Copy every per-run array of `source` to positions of `target`, the tasks' included.
+
+    Args:
+        source: Where the runs are.
+        target: Where they go.
+        index: Positions there.
+        taken: Which runs; as many.
+    """
     owners = (source, target), (source.runs, target.runs), (source.runs.tasks, target.runs.tasks)
     for owner, other in owners:
         for name, values in vars(owner).items():
             if isinstance(values, np.ndarray) and name != "reference":
-                getattr(other, name)[index] = values
+                getattr(other, name)[index] = values[taken]
     for values, current in zip(source.state, target.state, strict=True):
-        current[index] = values
+        current[index] = values[taken]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import textwrap
+from collections.abc import Callable
 from dataclasses import fields, replace
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
@@ -19,7 +22,7 @@ def make_registry() -> Any:
 
     `--seeds INT`, unset unless it is given; by tyro's own rule it would be `--seeds {None}|INT`,
     and a wrong value would be told of as one that fits neither. One of any number of values is
-    unset, too, where there are none.
+    unset, too, where there are none. A path may begin with `~`.
     """
     constructors: Any = import_module("tyro.constructors")  # its types are unknown in part
 
@@ -32,24 +35,27 @@ def make_registry() -> Any:
         spec = constructors.ConstructorRegistry.get_primitive_spec(inner)
         return _with_none(spec) if isinstance(spec, constructors.PrimitiveConstructorSpec) else spec
 
-    asking = False  # tyro itself, whose answer is changed
+    asking: set[str] = set()  # tyro itself, whose answer is changed
 
-    def several(info: Any) -> Any:
-        nonlocal asking
-        if asking or get_origin(info.type) is not tuple:
+    def changed(info: Any, rule: str, change: Callable[[Any], Any]) -> Any:
+        if rule in asking:
             return None
-        asking = True
+        asking.add(rule)
         try:
             spec = constructors.ConstructorRegistry.get_primitive_spec(info)
         finally:
-            asking = False
-        return (
-            _with_nothing(spec) if isinstance(spec, constructors.PrimitiveConstructorSpec) else spec
-        )
+            asking.remove(rule)
+        return change(spec) if isinstance(spec, constructors.PrimitiveConstructorSpec) else spec
+
+    def several(info: Any) -> Any:
+        return changed(info, "tuple", _with_nothing) if get_origin(info.type) is tuple else None
+
+    def path(info: Any) -> Any:
+        return changed(info, "path", _with_home) if info.type is Path else None
 
     registry = constructors.ConstructorRegistry()
-    registry.primitive_rule(optional)
-    registry.primitive_rule(several)
+    for rule in (optional, several, path):
+        registry.primitive_rule(rule)
     return registry
 
 
@@ -72,6 +78,15 @@ def _with_nothing(spec: Any) -> Any:
         return spec.str_from_instance(value) or _UNSET
 
     return replace(spec, str_from_instance=texts)
+
+
+def _with_home(spec: Any) -> Any:
+    """Let `~` stand for the home folder: shells leave it alone in `--out=~/here`."""
+
+    def instance(texts: list[str]) -> Path:
+        return Path(os.path.expanduser(texts[0]))  # as it is for a user who is not known
+
+    return replace(spec, instance_from_str=instance)
 
 
 def reflow_help(command: type[Any]) -> str:

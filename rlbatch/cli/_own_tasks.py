@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rlbatch.agents.own_tasks.outcome import Display, Outcome
     from rlbatch.agents.own_tasks.plan import Plan
 
-_LINE_EVERY = 10.0  # seconds, where there is no terminal
-
 
 def prepare(plan: Plan | None, out: Path, resume: bool, tasks: Sequence[str]) -> Plan:
     """Return the plan, new or that of the folder, and keep it there.
@@ -104,14 +102,14 @@ def _display() -> Generator[Display]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as bar:
         shown = bar.add_task("starting", total=1.0, left="")
 
         def show(what: str, done: float, total: float, left: float) -> None:
             share = done / total if total else 0.0
-            bar.update(shown, description=what, completed=share, left=minutes_text(left))
+            bar.update(shown, description=what, completed=share, left=left_text(left))
 
         yield show
 
@@ -124,11 +122,18 @@ class _Lines:
 
     def __call__(self, what: str, done: float, total: float, left: float) -> None:
         now = time.monotonic()
-        if what == self._what and now - self._last < _LINE_EVERY:
+        if what == self._what and now - self._last < _shared.LINE_EVERY:
             return
         self._what, self._last = what, now
         share = done / total if total else 0.0
-        _shared.note(f"{what}: {share:.0%}, {minutes_text(left)} left")
+        _shared.note(f"{what}: {share:.0%}, {left_text(left)}")
+
+
+def left_text(seconds: float) -> str:
+    """Return how much time is left, in words where it is over."""
+    if seconds < 1.0:
+        return "the time is up, doing what cannot be left out"
+    return f"{minutes_text(seconds)} left"
 
 
 def minutes_text(seconds: float) -> str:

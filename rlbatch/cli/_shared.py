@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,9 @@ from typing import Any, Literal
 from rlbatch.errors import ConfigurationError, MissingExtraError
 from rlbatch.files import is_temporary
 from rlbatch.text import escaped
+
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress, where there is no terminal to draw a bar on."""
 
 CouplingName = Literal["none", "sqrt", "linear", "adascale"]
 
@@ -72,6 +76,8 @@ def print_json_lines(rows: Sequence[Mapping[str, Any]]) -> None:
 def progress(what: str) -> Generator[Callable[[int, int | None], None]]:
     """Show a progress bar with the time left on standard error while the block runs.
 
+    Where that is no terminal, a line says every few seconds what is done.
+
     Yields:
         A function of (done, total), the total None where it is not known.
     """
@@ -96,7 +102,10 @@ def progresses(*whats: str) -> Generator[list[Callable[[int, int | None], None]]
     times = (Elapsed(), TextColumn("left"), Left())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield [_Lines(what) for what in whats]
+        return
+    with Progress(*columns, console=console) as bar:
         single = len(whats) == 1
         tasks = [bar.add_task(what, total=None, visible=single) for what in whats]
 
@@ -104,6 +113,18 @@ def progresses(*whats: str) -> Generator[list[Callable[[int, int | None], None]]
             bar.update(task, completed=done, total=total, visible=True)
 
         yield [partial(update, task) for task in tasks]
+
+
+class _Lines:
+    """Prints now and then how much is done; nothing of what takes less than a few seconds."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._last = what, time.monotonic()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            note(f"{self._what}: {done:,}" + ("" if total is None else f" of {total:,}"))
 
 
 def require_possible_folder(folder: Path, option: str = "--out") -> None:

@@ -14,6 +14,8 @@ from rlbatch.cli import _shared
 if TYPE_CHECKING:
     from rlbatch.agents.evaluate.demo import Demo, Start
 
+DEFAULT_TASK = "digits-mlp-sgd"
+
 
 @dataclass(frozen=True)
 class Command:
@@ -27,7 +29,7 @@ class Command:
     For example: rlbatch demo --seeds 3
     """
 
-    task: str = "digits-mlp-sgd"
+    task: str = DEFAULT_TASK
     """What is trained: a name (`rlbatch tasks`), or file.py:function. The shipped policy
     was trained on the default task, among others; not, for example, on digits-cnn."""
     profile: str = "cpu"
@@ -42,8 +44,9 @@ class Command:
     """What controls: `default`, a policy file, or a rule."""
     lr_coupling: _shared.CouplingName = "sqrt"
     """How the learning rate follows the batch size."""
-    jobs: int = min(2, os.cpu_count() or 1)
-    """Processes, each with one thread."""
+    jobs: int | None = None
+    """Processes, each with one thread. If unset it is one for the default task, whose runs are over
+    before another process has begun, and on the wall clock; two for other tasks."""
     json: bool = False
     """Print what was measured as JSON."""
 
@@ -55,6 +58,14 @@ class Command:
         out = _new_folder() if self.out is None else self.out
         _shared.require_possible_folder(out)
         with _shared.progress("Training: runs finished") as update:
+
+            def told(done: int, total: int) -> None:
+                if not said:  # all has been checked, and nothing trained yet
+                    said.append(self._announced())
+                    _shared.note(said[0])
+                update(done, total)
+
+            said: list[str] = []
             demo = run_demo(
                 out,
                 task=self.task,
@@ -63,8 +74,8 @@ class Command:
                 starts=self.start,
                 coupling=self.lr_coupling,
                 seeds=self.seeds,
-                jobs=min(self.jobs, max(self.seeds, 1)) if self.jobs > 0 else self.jobs,
-                on_progress=update,
+                jobs=self._jobs(),
+                on_progress=told,
             )
         picture = _draw(demo, out)
         if self.json:
@@ -76,6 +87,24 @@ class Command:
         _explain(demo.starts[0])
         _next(demo, out)
         return 0
+
+    def _announced(self) -> str:
+        """Return what is about to be done, and how long that takes where it is known."""
+        what = (
+            f"Training {self.task} from {len(self.start)} batch sizes, under the rule goodput and "
+            f"under the controller, with {_seeds(self.seeds)}; fixed batch sizes first"
+        )
+        return f"{what}. A quarter of a minute on an idle machine." if self._short else f"{what}."
+
+    @property
+    def _short(self) -> bool:
+        return self.task == DEFAULT_TASK
+
+    def _jobs(self) -> int:
+        if self.jobs is None:
+            alone = self._short or self.profile == "wall"
+            return 1 if alone else max(min(2, os.cpu_count() or 1, self.seeds), 1)
+        return min(self.jobs, max(self.seeds, 1)) if self.jobs > 0 else self.jobs
 
     def _check(self) -> None:
         from rlbatch.agents.evaluate.settings import SIMULATED
@@ -117,7 +146,7 @@ def _print(demo: Demo) -> None:
     from rlbatch.envs.objectives import UNREACHED_RATIO
 
     _shared.print_table(
-        f"Time until {demo.task} reaches its target loss, {_seeds(demo.seeds)} "
+        f"Time until {demo.task} reaches its target loss, {_mean(demo.seeds)} "
         f"(clock: {demo.profile})",
         [
             "the run starts at",
@@ -169,8 +198,12 @@ def _seen(task: str) -> str:
     return "docs/results.md lists the tasks that the shipped policy was trained on, and others."
 
 
+def _mean(count: int) -> str:
+    return _seeds(count) if count == 1 else f"mean of {_seeds(count)}"
+
+
 def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"mean of {count} seeds"
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _sizes(sizes: tuple[int, ...], shown: int = 8) -> str:

@@ -20,9 +20,9 @@ class Command:
     observations, and refused where it decides otherwise.
 
     Loading such a zip with stable-baselines3 runs the code in it. This command does not: of the
-    settings it reads names and numbers only, and of the weights tensors only. If the model was
-    trained on normalised observations (VecNormalize with norm_obs=True), the zip does not say so,
-    and the policy file would be of no use.
+    settings it reads names and numbers only, and of the weights tensors only. A model that was
+    trained on normalised observations (VecNormalize with norm_obs=True) is refused: what they were
+    divided by is not in the zip.
 
     For example: rlbatch export model.zip -o policy.safetensors
     """
@@ -32,8 +32,8 @@ class Command:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The policy file to write (.safetensors)."""
     actions: tuple[float, ...] | None = None
-    """The environment's changes of log2(batch size), in the order of its actions, if they were not
-    the default ones."""
+    """The environment's changes of log2(batch size), in the order of its actions; those that the
+    model was saved with if unset, or the default ones where it has none."""
     limits: bool = False
     """For a checkpoint of rlbatch train: add the limits of its recipe, as the training does at its
     end."""

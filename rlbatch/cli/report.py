@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from rlbatch.cli import _shared
+
 if TYPE_CHECKING:
     from rlbatch.inspect.reading import RunLog
     from rlbatch.inspect.report.benchmarks import Benchmark
@@ -47,7 +49,8 @@ class Command:
         title = self.title
         if title is None and len(benchmarks) == len(self.folders):
             title = ", ".join(benchmark.name for benchmark in benchmarks)
-        page = build_page(logs, benchmarks, title)
+        with _shared.progress("Explaining decisions: runs") as update:
+            page = build_page(logs, benchmarks, title, update)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out, page)
         print(f"{self.out}: {len(page.encode()) / 1000:,.0f} kB, {_counted(logs, benchmarks)}")
@@ -59,7 +62,6 @@ class Command:
         return 0
 
     def _check(self) -> None:
-        from rlbatch.cli import _shared
         from rlbatch.errors import ConfigurationError
 
         if not self.folders:
@@ -94,7 +96,6 @@ class Command:
 
     def _runs_of(self, benches: list[Path], room: int) -> list[RunLog]:
         """Return the logged runs of benchmarks that there is room for, and say which are not."""
-        from rlbatch.cli._shared import note
         from rlbatch.inspect.reading import read_logs
         from rlbatch.inspect.report.benchmarks import named_by_difference, run_folders
 
@@ -104,7 +105,7 @@ class Command:
             drawn = runs if len(found) + len(runs) <= room else []
             if len(drawn) < count:
                 which = "those of the first seed are" if drawn else "none of them is"
-                note(
+                _shared.note(
                     f"rlbatch: {bench} has {count} logged runs, and {which} drawn. Name up to "
                     f"{_MANY} folders of {bench / 'runs'} for others."
                 )

@@ -201,8 +201,8 @@ def take_over(model: Any, controller: Any) -> None:
             "controller trains a model, over one loader: close() this one, or leave the other out."
         )
     if owner is not None:
-        owner._ousted = True
-    controller._took_over, controller._ousted = True, False
+        owner.ousted = True
+    controller._took_over, controller.ousted = True, False
     _OWNERS[model] = weakref.ref(controller)
 
 
@@ -215,7 +215,7 @@ def release(model: Any, controller: Any) -> None:
 
 def require_owner(model: Any, controller: Any) -> None:
     """Raise ConfigurationError where another controller has begun to train the model."""
-    if getattr(controller, "_ousted", False):  # asked in each step: no dictionary of weak keys
+    if getattr(controller, "ousted", False):  # asked in each step: no dictionary of weak keys
         take_over(model, controller)
 
 

@@ -24,7 +24,7 @@ from rlbatch.control.training_parts import TrainingParts
 from rlbatch.errors import EpisodeLogError
 from rlbatch.log.decision_record import Event
 from rlbatch.signals.assemble import chunk_signals
-from rlbatch.signals.cadence import is_measured
+from rlbatch.signals.cadence import next_measured
 from rlbatch.signals.record import Coupling, RunContext, Signals
 
 _OFF = 0  # agreed on instead of a batch size
@@ -33,9 +33,8 @@ _OFF = 0  # agreed on instead of a batch size
 class ControlLoop:
     """Turns the steps of a run into chunks, and chunks into decisions.
 
-    For each optimizer step call `begin_step`, and `end_step` after the optimizer has stepped with
-    its learning rate times `rate.factor`. In between, while `watching`, the training's monitor is
-    told of each micro-batch.
+    For each step call `begin_step`, and `end_step` after that of the optimizer, made at its rate
+    times `rate.factor`. In between, while `watching`, tell `monitor` of each micro-batch.
 
     Attributes:
         watching: The step under way belongs to a chunk.
@@ -46,6 +45,7 @@ class ControlLoop:
         cost_tracker: The cost.
         guard: Undoes chunks that did damage.
         logger: Writes what is decided.
+        monitor: Watches losses and gradients.
         last: The latest decision.
     """
 
@@ -67,14 +67,13 @@ class ControlLoop:
             ranks: The processes that train together; None for this one alone.
         """
         self.ranks = Ranks() if ranks is None else ranks
-        self.config, self.context = config, context
-        self.logger = DecisionLogger()
-        self._learning_rate, self._monitor = parts.rate, parts.monitor
+        self.config, self.context, self.logger = config, context, DecisionLogger()
+        self._learning_rate, self.monitor = parts.rate, parts.monitor
         self.base_batch_size = round(float(context.base_batch_size))
-        coupling = Coupling(config.lr_coupling)
-        self.rate = CoupledRate(parts.rate, coupling, self.base_batch_size)
+        self.rate = CoupledRate(parts.rate, Coupling(config.lr_coupling), self.base_batch_size)
         self.cost_tracker = CostTracker(config)
         self._measuring_rate = config.measuring_rate(engine.noise_rate)
+        self._measured_at: float = -1  # step of the run whose noise is measured next
         self.guard = Rollback(parts.weights, config.guard, self.ranks)
         self.progress = LoopProgress(self.base_batch_size, self.base_batch_size)
         self.watching = self._resumed = self._asks = False
@@ -109,10 +108,12 @@ class ControlLoop:
         elif self._resumed:
             self.guard.resume_chunk(touched=at.touched, step=at.steps)
         self._resumed = False
-        rate = self._measuring_rate
+        if at.steps > self._measured_at:
+            self._measured_at = next_measured(at.steps, self._measuring_rate or 0.0)
         # Where a step is divided anyway its noise is known for nothing.
-        self._asks = rate is not None and (len(sizes) > 1 or is_measured(at.steps, rate))
-        self._monitor.begin_step(sizes, measured=self._asks)
+        divided = len(sizes) > 1 and self._measuring_rate is not None
+        self._asks = divided or at.steps == self._measured_at
+        self.monitor.begin_step(sizes, measured=self._asks)
 
     def end_step(self, samples: int, place: Callable[[], Place]) -> None:
         """Count an optimizer step; after the last one of a chunk, decide.
@@ -121,10 +122,13 @@ class ControlLoop:
             samples: Of the step.
             place: Returns that behind the step; asked where something is decided.
         """
-        at = self.progress
-        at.count_step(samples)
-        self.cost_tracker.step(samples)
-        self.logger.reached(at, self.cost_tracker, place)
+        at, cost, logger = self.progress, self.cost_tracker, self.logger
+        at.steps += 1
+        at.samples_seen += samples
+        if cost.step_cost is not None:
+            cost.step(samples)
+        if logger.log is not None or logger.trackers:
+            logger.reached(at, cost, place)
         if not self.watching:
             return
         self.watching = False
@@ -138,7 +142,7 @@ class ControlLoop:
     def abandon_step(self) -> None:
         """Forget the step under way."""
         if self.watching:
-            self._monitor.drop_step(self.progress.chunk_done)
+            self.monitor.drop_step(self.progress.chunk_done)
             self.watching = False
 
     def report_validation(self, loss: float) -> None:
@@ -172,11 +176,10 @@ class ControlLoop:
         at = self.progress
         at.begin_chunk(self.config.cadence.chunk_steps(at.steps))
         self.cost_tracker.begin_chunk()
-        rises = at.batch_size > at.before
-        self.guard.begin_chunk(touched=at.touched, rises=rises, step=at.steps)
+        self.guard.begin_chunk(touched=at.touched, rises=at.batch_size > at.before, step=at.steps)
 
     def _end_chunk(self, place: Place) -> None:
-        measured = self._monitor.finish()  # waits for the device: the chunk's time is complete
+        measured = self.monitor.finish()  # waits for the device: the chunk's time is complete
         at = self.progress
         self.cost_tracker.end_chunk(at.batch_size, at.chunk_done)
         at.chunk_steps = at.chunk_done = 0
@@ -199,21 +202,20 @@ class ControlLoop:
             rolled_back=rolled_back,
         )
         at.chunk_cost, at.val_loss = self.cost_tracker.total, math.nan
-        in_force = at.before if rolled_back else at.batch_size
         if self.guard.diverged:
             warnings.warn("rlbatch: the loss does not recover; switching off.", stacklevel=2)
             self.disable("the loss does not recover", place)
             return
         if not rolled_back:
             self.rate.observe(measured)
-        self._decide(signals, in_force, rolled_back, place)
+        self._decide(signals, at.before if rolled_back else at.batch_size, rolled_back, place)
         if rolled_back and self.guard.trial is None:
             self.guard.copied_at = at.steps  # the weights of now are the copy's
 
     def _end_trial(self, samples: int, place: Place) -> None:
         """Behind the first step with the weights from before a chunk whose loss rose."""
         at = self.progress
-        losses = self._monitor.state_dict(at.chunk_done)["losses"]
+        losses = self.monitor.state_dict(at.chunk_done)["losses"]
         loss = float(self.ranks.mean(np.array(losses[:1]))[0])
         undone = self.guard.undone(at.chunk_began)
         if self.guard.end_trial(at.steps, loss, samples):
@@ -294,5 +296,5 @@ class ControlLoop:
             except Exception as wrong:
                 error = wrong
             self.ranks.require_agreement(self.progress.steps, error)
-            self.watching, self._resumed = False, True
+            self.watching, self._resumed, self._measured_at = False, True, -1
             self.logger.drop_later()

@@ -21,6 +21,7 @@ class CostTracker:
 
     Attributes:
         total: Cost so far.
+        step_cost: Of one step by its samples; None by the wall clock, which counts no steps.
     """
 
     def __init__(self, config: ControllerConfig, now: Callable[[], float] | None = None) -> None:
@@ -31,8 +32,7 @@ class CostTracker:
             now: Clock in seconds; None takes the system's.
         """
         self._now = time.perf_counter if now is None else now
-        # None: by the wall clock.
-        self._step_cost = samples_of if config.cost == "samples" else config.step_seconds
+        self.step_cost = samples_of if config.cost == "samples" else config.step_seconds
         self._known: step_time.StepTimeState = {}
         self._since: float | None = None
         self._seconds = 0.0  # on the wall, not yet in the total
@@ -42,7 +42,7 @@ class CostTracker:
     @property
     def so_far(self) -> float:
         """The total, with what the wall clock says since it was last added to."""
-        if self._step_cost is not None:
+        if self.step_cost is not None:
             return self.total
         running = 0.0 if self._since is None else self._now() - self._since
         return self.total + self._seconds + running
@@ -58,9 +58,9 @@ class CostTracker:
         self._since = None
 
     def step(self, samples: int) -> None:
-        """Count one optimizer step."""
-        if self._step_cost is not None:
-            self.total += float(self._step_cost(float(samples)))
+        """Count one optimizer step, where each has a known cost."""
+        if self.step_cost is not None:
+            self.total += float(self.step_cost(float(samples)))
 
     def begin_chunk(self) -> None:
         """Start the time of a chunk."""
@@ -76,8 +76,8 @@ class CostTracker:
 
     def curve(self) -> tuple[Array, float]:
         """Return `Signals.step_cost_curve` and `Signals.step_cost_known`."""
-        if self._step_cost is not None:
-            return step_time.known_curve(self._step_cost)
+        if self.step_cost is not None:
+            return step_time.known_curve(self.step_cost)
         line = step_time.fit(self._known)
         return line.step_cost_curve(), line.known
 
@@ -103,5 +103,5 @@ class CostTracker:
     def _settle(self) -> None:
         seconds, self._seconds = self._seconds + self._lap(), 0.0
         self._chunk_seconds += max(seconds, FLOOR_SECONDS)
-        if self._step_cost is None:
+        if self.step_cost is None:
             self.total += max(seconds, FLOOR_SECONDS)

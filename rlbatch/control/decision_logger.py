@@ -50,6 +50,7 @@ class DecisionLogger:
 
     Attributes:
         log: Where lines go; None drops them.
+        trackers: Are told too.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class DecisionLogger:
         self._known = 0  # lines, while no log is open
         self._reached: Reached | None = None
         self._unclosed: UnclosedEnd | None = None
-        self._trackers: list[Tracker] = []
+        self.trackers: list[Tracker] = []
         self._values = RecordValues({})
 
     @property
@@ -90,15 +91,13 @@ class DecisionLogger:
             self._unclosed.reached = None
 
     def reached(self, at: LoopProgress, cost: CostTracker, place: Callable[[], Place]) -> None:
-        """Take note of an optimizer step, for the line that ends the run.
+        """Take note of an optimizer step, for the line that ends the run: where there is a log.
 
         Args:
             at: How far the run is.
-            cost: Knows what it has cost; asked where there is somebody to tell.
+            cost: Knows what it has cost.
             place: Returns where that is.
         """
-        if self.log is None and not self._trackers:
-            return
         self._reached = Reached(at.steps, at.samples_seen, cost.so_far, place().epoch)
         if self._unclosed is not None:
             self._unclosed.reached, self._unclosed.batch_size = self._reached, at.batch_size
@@ -110,7 +109,7 @@ class DecisionLogger:
             trackers: Where values go.
             run: What `run.json` says of the run.
         """
-        self._trackers, self._values = list(trackers), RecordValues(run)
+        self.trackers, self._values = list(trackers), RecordValues(run)
         for tracker in trackers:
             self._tell(tracker, lambda tracker=tracker: tracker.begin(run))
 
@@ -133,7 +132,7 @@ class DecisionLogger:
                 chunk was undone before.
             learning_rate_factor: The coupling's factor at the new batch size.
         """
-        if self.log is None and not self._trackers:
+        if self.log is None and not self.trackers:
             return
         self._write(
             DecisionRecord(
@@ -179,7 +178,7 @@ class DecisionLogger:
             signals: Of the chunk that ended with it, if they are to be kept.
             learning_rate_factor: The coupling's at the batch size after.
         """
-        if self.log is None and not self._trackers:
+        if self.log is None and not self.trackers:
             return
         (steps, samples, cost), (before, after) = counts, batch_sizes
         self._write(
@@ -210,7 +209,7 @@ class DecisionLogger:
         """
         if self.log is not None and not self.log.is_open:
             self.log = None  # another controller of this process goes on with it
-        if self.log is not None or self._trackers:
+        if self.log is not None or self.trackers:
             reached = self._reached or Reached(at.steps, at.samples_seen, cost, place.epoch)
             self._write(reached.record(self.position, at.batch_size, CLOSED))
         self.close()
@@ -221,7 +220,7 @@ class DecisionLogger:
         if self._unclosed is not None:
             self._unclosed.batch_size = record.batch_size
         values, texts = self._values.of(record)
-        for tracker in tuple(self._trackers):
+        for tracker in tuple(self.trackers):
             self._tell(
                 tracker,
                 lambda tracker=tracker: tracker.log(record.samples_seen, values, texts),
@@ -232,7 +231,7 @@ class DecisionLogger:
         try:
             call()
         except Exception as error:
-            self._trackers.remove(tracker)
+            self.trackers.remove(tracker)
             what = f"{type(tracker).__name__} gets no more of this run"
             warnings.warn(
                 f"rlbatch: {what}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2

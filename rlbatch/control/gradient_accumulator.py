@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -55,11 +56,13 @@ class GradientAccumulator:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._unwrapped: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.parts = PartWeights(optimizer, world_size, synchronises=synchronises)
-        self._watch, self._left_over = GradientWatch(optimizer), LeftOver(optimizer)
+        self._watch = GradientWatch(optimizer)
+        self._left_over: LeftOver | None = LeftOver(optimizer)  # in the first steps
         self._steps: StepWatch | None = None  # from the first batch on
         self._watches = False  # during an epoch
         self._loss_parts = LossParts()
         self._backward_done = self._unscaled = self._failed = False
+        self._is_whole = False  # the step under way has one part, and nothing to be weighed
         self.schedules: ScheduleWatch | None = None
         self.changes = False
         self.delivered: Delivered | None = None
@@ -88,7 +91,8 @@ class GradientAccumulator:
         if not self._watches:
             self._begin_watch()
         self.delivered, self._backward_done = delivered, False
-        self._left_over.arrive(delivered.position)
+        if self._left_over is not None:
+            self._left_over.arrive(delivered.position)
         # From before the forward pass: there a DistributedDataParallel decides to synchronise.
         if self._world_size > 1:
             alone = not (delivered.is_last and self._synchronises)
@@ -135,22 +139,29 @@ class GradientAccumulator:
                 the parts before it were touched, or a loss of nothing is not finite on shards.
         """
         delivered = self.delivered
-        if self._failed:
-            raise DeliveryError(loop_order.FAILED)
-        if delivered is None or self._backward_done:
-            raise loop_order.out_of_turn(delivered is not None)
-        loop_order.require_loss(loss)
-        self._left_over.check()
+        if delivered is None or self._backward_done or self._failed:
+            raise loop_order.out_of_turn(delivered is not None, self._failed)
+        if not isinstance(loss, Tensor):
+            loop_order.require_loss(loss)
+        if self._left_over is not None and not self._left_over.check():
+            self._left_over = None
         # Few steps are divided: the others are spared the accumulator.
         alone = delivered.micro_batches == 1 and self._world_size == 1
-        whole = alone and not weighs_nothing(weight)
-        if whole:
+        whole = self._is_whole = alone and (weight is None or not weighs_nothing(weight))
+        if whole and weight is not None:
             self.parts.forget_weights()
         if whole and self.changes and delivered.micro_size not in self._loss_parts.sizes:
             self._loss_parts.look(loss, delivered)
         factor = None if whole else self._factor(loss, delivered, weight)
-        self._failed = True  # until it is known that it has not
-        self._watched_backward(loss, factor)
+        watch, self._failed = self._steps, True  # until it is known that it has not
+        if watch is None or watch.is_first or factor == 0.0:  # few
+            self._watched_backward(watch, loss, factor)
+        else:
+            watch.in_backward = True
+            try:
+                self._run_backward(loss, factor)
+            finally:
+                watch.in_backward = False
         self._backward_done, self._failed = True, False
         if whole:
             return
@@ -175,18 +186,20 @@ class GradientAccumulator:
         """
         self.parts.correct()
 
-    def _watched_backward(self, loss: Tensor, factor: float | None) -> None:
-        watch = self._steps
-        if watch is None:
-            self._run_backward(loss, factor)
-            return
-        watch.begin_backward()
+    def _watched_backward(
+        self, watch: StepWatch | None, loss: Tensor, factor: float | None
+    ) -> None:
+        """Run a pass that is the first one, or that adds nothing."""
+        if watch is not None:
+            watch.begin_backward()
         try:
-            with self.parts.counted(loss, factor):
+            with self.parts.counted(loss) if factor == 0.0 else nullcontext():
                 self._run_backward(loss, factor)
         finally:
-            watch.end_backward()
-        watch.check_backward()
+            if watch is not None:
+                watch.end_backward()
+        if watch is not None:
+            watch.check_backward()
 
     def _run_backward(self, loss: Tensor, weight: float | None) -> None:
         weighted = loss if weight is None else loss * weight
@@ -226,12 +239,12 @@ class GradientAccumulator:
             self._unscaled = True
 
     def step(
-        self, applied: AbstractContextManager[Any], clip_norm: float | None
+        self, applied: AbstractContextManager[Any] | None, clip_norm: float | None
     ) -> Delivered | None:
         """Finish the micro-batch, and the step if it is complete.
 
         Args:
-            applied: In force while the optimizer steps.
+            applied: In force while the optimizer steps; None: nothing is.
             clip_norm: Clip the gradient to this norm before.
 
         Returns:
@@ -245,36 +258,38 @@ class GradientAccumulator:
             raise DeliveryError(loop_order.FAILED)
         if delivered is None or not self._backward_done:
             raise DeliveryError(loop_order.NO_BACKWARD)
-        count = delivered.micro_batches
-        if count > 1 and not delivered.is_last:
+        if not self._is_whole and not delivered.is_last:
             self.delivered = None
             return None
         if clip_norm is not None:
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
-        if count > 1 or self._world_size > 1 or self.parts.is_open:
+        if not self._is_whole:
             self.parts.close()
             self._watch.forget()
-        if self.schedules is not None and self.schedules.waits:
-            self.schedules.before_step(delivered)
+        schedules = self.schedules
+        if schedules is not None and schedules.waits:
+            schedules.before_step(delivered)
         self._make_step(applied)
-        if self.schedules is not None and self.schedules.waits:
-            self.schedules.after_step()
+        if schedules is not None and schedules.waits:
+            schedules.after_step()
         self._optimizer.zero_grad()
         self.delivered, self._backward_done, self._unscaled = None, False, False
         return delivered
 
-    def _make_step(self, applied: AbstractContextManager[Any]) -> None:
+    def _make_step(self, applied: AbstractContextManager[Any] | None) -> None:
         if (watch := self._steps) is not None:
             watch.stepping = True
+        scaler, optimizer = self._scaler, self._optimizer
+        step = optimizer.step if scaler is None else partial(scaler.step, optimizer)
         try:
-            with applied:
-                if self._scaler is None:
-                    self._optimizer.step()
-                else:
-                    self._scaler.step(self._optimizer)
-            if self._scaler is not None:
-                self._scaler.update()
+            if applied is None:
+                step()
+            else:
+                with applied:
+                    step()
+            if scaler is not None:
+                scaler.update()
         finally:
             if watch is not None:
                 watch.stepping = False

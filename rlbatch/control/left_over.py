@@ -42,15 +42,20 @@ class LeftOver:
             if parameter.grad is not None
         ]
 
-    def check(self) -> None:
-        """Its first backward pass is about to begin: warn, once, where they are still there."""
+    def check(self) -> bool:
+        """Its first backward pass is about to begin: warn, once, where they are still there.
+
+        Returns:
+            Whether later steps are to be looked at too.
+        """
         held, self._held = self._held, []
         for parameter, gradient, version in held:
             same = parameter.grad is gradient and version_of(gradient) == version
             if same and _any(gradient):
                 self._looks = 0
                 warnings.warn(_LEFT, RuntimeWarning, stacklevel=4)
-                return
+                break
+        return self._looks > 0
 
 
 def _any(gradient: Tensor) -> bool:

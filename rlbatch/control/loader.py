@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlbatch.control.checks import check_order, check_sampler
@@ -85,7 +85,7 @@ class ControlledLoader(LoaderView):
         self._skipped = False
         self._current: Iterator[Any] = iter(())
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
-        self._before_step = RandomState.now()  # when the latest step was asked for
+        self._before_step: RandomState | None = None  # when the latest step was asked for
         self._repeats = False  # the step under way is to come again
         self._step_open = False  # the loop has begun a step and not stepped with it
 
@@ -115,23 +115,23 @@ class ControlledLoader(LoaderView):
 
     def _hand_out(self, begun: list[Iterator[Any]]) -> Iterator[Any]:
         batches = begun.pop()  # nobody else may hold it: see where it is deleted
+        sampler, arrive = self.sampler, self._consumer.arrive
         is_first = between = True
         while True:
             if between:
+                self._before_step = None  # its memory is taken once more, while it is in a cache
                 self._before_step = RandomState.now()
             try:
                 batch = next(batches)
             except StopIteration:
                 break
-            begun_at = self.sampler.begun_at
-            if is_first and begun_at is not None:
-                # The order was drawn in `next`, and is not drawn again in a resumed run.
-                self._before_step = self._before_step._replace(cpu=begun_at)
-            is_first = False
+            if is_first:
+                is_first = False
+                self._take_back(sampler.begun_at)
             self._step_open = True
-            delivered = self.sampler.next_delivered()
+            delivered = sampler.next_delivered()
             between = delivered.position + 1 == delivered.micro_batches
-            self._consumer.arrive(delivered)
+            arrive(delivered)
             yield batch
             if self._skipped:
                 self._skipped, between = False, True
@@ -142,6 +142,11 @@ class ControlledLoader(LoaderView):
                 del batch, batches  # and with it the workers
                 self._current = batches = self._start()
         self._consumer.end_epoch()
+
+    def _take_back(self, begun_at: Tensor | None) -> None:
+        """The order was drawn in `next`, if so, and is not drawn again in a resumed run."""
+        if begun_at is not None and self._before_step is not None:
+            self._before_step = self._before_step._replace(cpu=begun_at)
 
     def _check_groups(self, loader: DataLoader[Any], ranks: Ranks) -> None:
         batches: Any = self.sampler
@@ -207,10 +212,9 @@ class ControlledLoader(LoaderView):
         A step that the loop has in its hands comes again in the resumed run.
         """
         again = self._before_step if self._step_open else None
-        place = self.sampler.state_dict(None if again is None else again.cpu)
         random_state = again or RandomState.now()
         return {
-            **place,
+            **self.sampler.state_dict(None if again is None else again.cpu),
             "left_out": self._left_out,
             "rng": random_state.cpu,
             "cuda_rng": random_state.cuda,

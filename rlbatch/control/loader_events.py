@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import nn
 
 from rlbatch.control import checks
@@ -12,6 +14,16 @@ from rlbatch.data.delivery import Delivered
 from rlbatch.data.plain_steps import PlainSteps
 from rlbatch.data.step_plan import micro_batch_totals
 from rlbatch.loop_adapter import LoopAdapter
+
+
+class Owner(Protocol):
+    """A controller that steers a model.
+
+    Attributes:
+        ousted: Another one has begun to.
+    """
+
+    ousted: bool
 
 
 class LoaderEvents:
@@ -25,7 +37,7 @@ class LoaderEvents:
 
     def __init__(
         self,
-        owner: object,
+        owner: Owner,
         model: nn.Module,
         adapter: LoopAdapter,
         accumulator: GradientAccumulator,
@@ -45,6 +57,7 @@ class LoaderEvents:
         self._owner, self._model = owner, model
         self._adapter, self._accumulator = adapter, accumulator
         self._passes, self._plain_steps = passes, plain_steps
+        self._begin_step = adapter.control_loop.begin_step
 
     def begin_epoch(self) -> None:
         """An iteration begins."""
@@ -57,7 +70,8 @@ class LoaderEvents:
 
     def arrive(self, delivered: Delivered) -> None:
         """A micro-batch is about to be handed to the loop."""
-        checks.require_owner(self._model, self._owner)
+        if self._owner.ousted:
+            checks.require_owner(self._model, self._owner)
         self._accumulator.arrive(delivered)
         if delivered.position:
             return
@@ -65,7 +79,7 @@ class LoaderEvents:
         sizes = (samples,)
         if count > 1:
             sizes = micro_batch_totals(samples, count, self._adapter.ranks.world_size)
-        self._adapter.begin_step(delivered.batch_size, sizes)
+        self._begin_step(delivered.batch_size, sizes)
 
     def end_epoch(self) -> None:
         """The iteration has nothing more."""

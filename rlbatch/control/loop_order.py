@@ -47,9 +47,9 @@ def unfinished(backward_done: bool) -> DeliveryError:
     return DeliveryError((_NO_STEP if backward_done else _NEITHER) + _AHEAD)
 
 
-def out_of_turn(under_way: bool) -> DeliveryError:
+def out_of_turn(under_way: bool, failed: bool) -> DeliveryError:
     """Return the error of a backward pass that belongs to no batch, or is the second of one."""
-    return DeliveryError(_TWICE if under_way else _KEPT)
+    return DeliveryError(FAILED if failed else _TWICE if under_way else _KEPT)
 
 
 def require_loss(loss: Any) -> None:

@@ -50,11 +50,6 @@ class LoopProgress:
         """Begin a chunk of so many steps."""
         self.chunk_steps, self.chunk_done, self.chunk_began = steps, 0, self.steps
 
-    def count_step(self, samples: int) -> None:
-        """Count an optimizer step."""
-        self.steps += 1
-        self.samples_seen += samples
-
     def change(self, in_force: int, size: int, base: int) -> None:
         """Take a decision.
 

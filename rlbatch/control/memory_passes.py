@@ -61,12 +61,12 @@ class MemoryPasses:
         return self._guard.limit
 
     def require_watched(self) -> None:
-        """Refuse a backward pass that nobody watches, where its limit is to be found.
+        """Refuse a backward pass that nobody watches, where the limit of a pass is to be found.
 
         Raises:
             DeliveryError: It is one.
         """
-        if self.finds_limit and not self._guard.active:
+        if not self._guard.active:
             raise DeliveryError(
                 "micro_batch_size='auto' needs forward and backward pass in the block of `with "
                 "controller.within_memory():`."
@@ -88,6 +88,14 @@ class MemoryPasses:
         if self._guard.has_failed:
             self.settle()
 
+    def averaged(self) -> bool:
+        """Let the ranks average the gradients of a complete step; False where it begins again."""
+        if self._accumulator.batch_complete:
+            if not self.settle():
+                return False
+            self._accumulator.correct()
+        return True
+
     def settle(self) -> bool:
         """Return whether all ranks have their gradients, now averaged; or else begin again."""
         guard = self._guard
@@ -105,9 +113,10 @@ class MemoryPasses:
         return False
 
     def end_step(self) -> None:
-        """The optimizer has stepped: let coming steps have parts of what fits by now."""
-        if not self.finds_limit:
-            return
+        """The optimizer has stepped: let coming steps have parts of what fits by now.
+
+        Of use where the limit of a pass is found during the run.
+        """
         if not self.averages:
             self._guard.settle()
         self._loader.sampler.set_micro_batch_size(self._guard.limit)

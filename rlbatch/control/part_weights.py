@@ -84,18 +84,15 @@ class PartWeights:
             self._choose_unit(number / delivered.micro_size)
         return self._weights.add(delivered, weight=number)
 
-    def counted(self, loss: Tensor, factor: float | None) -> AbstractContextManager[None]:
-        """Return the block of a part's backward pass, in which one whose weight is 0 adds nothing.
+    def counted(self, loss: Tensor) -> AbstractContextManager[None]:
+        """Return the block of a backward pass that adds nothing: that of a part whose weight is 0.
 
         Args:
             loss: Its mean loss.
-            factor: What `add` has returned; None for the only part.
 
         Raises:
-            DeliveryError: It weighs nothing, its loss is not finite, and ranks have shards.
+            DeliveryError: It is not finite, and ranks have shards.
         """
-        if factor != 0.0:
-            return nullcontext()
         if not self.ranks.sharded:
             return no_gradient(getattr(self._optimizer, "optimizer", self._optimizer))
         if not bool(loss.detach().isfinite().all()):

@@ -15,14 +15,15 @@ from rlbatch.control.build import keeps_size
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader, loader_sizes, sizes_for_model
-from rlbatch.control.loader_events import LoaderEvents
+from rlbatch.control.loader_events import LoaderEvents, Owner
 from rlbatch.control.memory_passes import MemoryPasses
 from rlbatch.control.ranks import Ranks
 from rlbatch.control.saved_state import check_state, require_like
 from rlbatch.control.schedule_watch import ScheduleWatch
-from rlbatch.control.torch_parts import TorchRate, torch_parts
+from rlbatch.control.torch_parts import torch_parts
 from rlbatch.control.user_state import UserState
 from rlbatch.control.users_parts import warn_of_smaller_parts
+from rlbatch.data.learning_rate import LearningRateCoupling
 from rlbatch.data.loader import check_is_loader
 from rlbatch.data.plain_steps import PlainSteps, SampleCount
 from rlbatch.loop_adapter import LoopAdapter
@@ -39,7 +40,7 @@ class PlainRun:
         accumulator: Runs backward passes and steps.
         passes: Lets a batch come again where memory ran out.
         plain_steps: Counts the steps of the plain loop.
-        rate: The optimizer's learning rate.
+        coupling: Multiplies the learning rate while the optimizer steps.
         user: What the user has registered.
     """
 
@@ -48,7 +49,7 @@ class PlainRun:
     accumulator: GradientAccumulator
     passes: MemoryPasses
     plain_steps: PlainSteps
-    rate: TorchRate
+    coupling: LearningRateCoupling
     user: UserState
 
     def skip(self) -> None:
@@ -115,7 +116,7 @@ class PlainLoop:
     scaler: Any = None
     accumulator: Callable[[Ranks], GradientAccumulator] | None = None
 
-    def begin(self, owner: object, loader: DataLoader[Any], user: UserState) -> PlainRun:
+    def begin(self, owner: Owner, loader: DataLoader[Any], user: UserState) -> PlainRun:
         """Return a run over a user's loader, which is not used itself any more.
 
         Args:
@@ -163,7 +164,8 @@ class PlainLoop:
         controlled.sampler.largest_step = limits.largest_step(ranks.world_size)
         passes.attach(adapter, accumulator, controlled)
         user.attach(parts.weights)
-        return PlainRun(adapter, controlled, accumulator, passes, plain_steps, parts.rate, user)
+        coupling = parts.rate.coupling
+        return PlainRun(adapter, controlled, accumulator, passes, plain_steps, coupling, user)
 
     def make_accumulator(self, ranks: Ranks, *, synchronises: bool = True) -> GradientAccumulator:
         """Return what runs backward passes and steps.

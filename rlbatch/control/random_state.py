@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 _IS_BUILT = torch.backends.cuda.is_built()
+_cpu_state = torch.default_generator.get_state  # not torch.get_rng_state: taken in every step
+_make = cast("Any", tuple).__new__
 
 
 class RandomState(NamedTuple):
@@ -25,10 +27,7 @@ class RandomState(NamedTuple):
     def now(cls) -> RandomState:
         """Return the states of now."""
         in_use = _IS_BUILT and torch.cuda.is_initialized()
-        # Not by torch.get_rng_state: it is taken in every step.
-        return cls(
-            torch.default_generator.get_state(), torch.cuda.get_rng_state_all() if in_use else []
-        )
+        return _make(cls, (_cpu_state(), torch.cuda.get_rng_state_all() if in_use else []))
 
     def restore(self) -> None:
         """Put the states back."""

@@ -15,9 +15,11 @@ class RunView:
 
     Attributes:
         base_batch_size: The user's batch size.
+        ousted: Another controller has begun to train the model.
     """
 
     base_batch_size: int
+    ousted = False
     _parts: PlainRun | None = None
 
     @property

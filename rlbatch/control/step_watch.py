@@ -27,6 +27,7 @@ class StepWatch:
     Attributes:
         stepping: The step that comes is the controller's own.
         in_backward: A backward pass runs.
+        is_first: No backward pass has been made and checked yet.
     """
 
     def __init__(
@@ -54,9 +55,8 @@ class StepWatch:
         held = {id(parameter) for parameter in parameters_of(optimizer)}
         self._held = held | {id(parameter) for parameter in model.parameters()}
         self._strangers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._versions: list[tuple[Any, int]] | None = [
-            (parameter, version_of(parameter)) for parameter in parameters_of(optimizer)
-        ]
+        self.is_first = True
+        self._versions: list[tuple[Any, int]] = []
         _listen()
 
     @property
@@ -98,14 +98,16 @@ class StepWatch:
 
     def check_backward(self) -> None:
         """Behind the first backward pass: refuse hooks that changed parameters in it."""
-        versions, self._versions = self._versions, None
-        if versions and any(version_of(parameter) != was for parameter, was in versions):
+        if not self.is_first:
+            return
+        self.is_first, versions, self._versions = False, self._versions, []
+        if any(version_of(parameter) != was for parameter, was in versions):
             raise ConfigurationError(self._in_backward("A hook"))
 
     def begin_backward(self) -> None:
         """A backward pass begins."""
-        if self._versions is not None:
-            self._versions = [(p, version_of(p)) for p, _ in self._versions]
+        if self.is_first:
+            self._versions = [(p, version_of(p)) for p in parameters_of(self._optimizer)]
         self.in_backward = True
 
     def end_backward(self) -> None:

@@ -26,21 +26,22 @@ class TorchRate:
 
     Attributes:
         adaptive: Whether the optimizer is of Adam type.
+        coupling: Multiplies it.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         """Take the optimizer, whose groups may change at any time."""
         self._optimizer, self.adaptive = optimizer, is_adaptive(optimizer)
-        self._coupling = LearningRateCoupling(optimizer, Coupling.NONE, 1, adaptive=self.adaptive)
+        self.coupling = LearningRateCoupling(optimizer, Coupling.NONE, 1, adaptive=self.adaptive)
 
     @property
     def factor(self) -> float:
         """What it is multiplied by within a step."""
-        return self._coupling.factor
+        return self.coupling.factor
 
     @factor.setter
     def factor(self, factor: float) -> None:
-        self._coupling.factor = factor
+        self.coupling.factor = factor
 
     @property
     def initial(self) -> float:
@@ -68,11 +69,11 @@ class TorchRate:
 
     def applied(self) -> AbstractContextManager[float]:
         """Multiply within the `with` block, around optimizer.step() alone."""
-        return self._coupling.applied()
+        return self.coupling.applied()
 
     def attach(self) -> Callable[[], None]:
         """Multiply in every optimizer.step() of a loop that others wrote; returns what ends it."""
-        return self._coupling.attach()
+        return self.coupling.attach()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rlbatch.data.step_plan import StepPlan
 from rlbatch.errors import DeliveryError
@@ -78,6 +78,9 @@ def appearance(samples: Sequence[Any]) -> list[str]:
     return list(map(repr, samples))
 
 
+_make = cast("Any", tuple).__new__  # of a named tuple: its own takes three times as long
+
+
 class DeliveryQueue:
     """Plans of the micro-batches under way, and the count of the steps that arrived whole.
 
@@ -138,6 +141,24 @@ class DeliveryQueue:
                 Delivered(number, batch_size, position, parts, size, samples, epoch, start, first)
             )
             first += size
+        self.issued_steps = number + 1
+
+    def issue_whole(
+        self, batch_size: int, samples: int, limit: int | None, start: int, tail: Sequence[Any]
+    ) -> None:
+        """Take in a step of a single micro-batch on the only rank, as nearly all are.
+
+        Args:
+            batch_size: Batch size that is in force.
+            samples: Its samples.
+            limit: Most samples of a forward pass; None for no limit.
+            start: Place of its first sample in the epoch's order.
+            tail: Its last samples.
+        """
+        number = self.issued_steps
+        self._under_way.append(_make(IssuedStep, (batch_size, samples, limit, start, tail)))
+        plan = (number, batch_size, 0, 1, samples, samples, self.epoch, start, start)
+        self._plans.append(_make(Delivered, plan))
         self.issued_steps = number + 1
 
     def pop(self) -> Delivered:

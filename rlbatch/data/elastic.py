@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlbatch.data.delivery import Delivered, DeliveryQueue, IssuedStep
+from rlbatch.data.delivery import DeliveryQueue, IssuedStep
 from rlbatch.data.step_plan import check_batch_size, check_micro_batch_size, last_but_one
 from rlbatch.errors import ConfigurationError, DeliveryError
 
@@ -33,6 +33,8 @@ class ElasticSource:
         epoch_size: Samples of an epoch, where that is known.
         begun_at: Torch's global random state when this iteration's order was drawn and nothing
             read yet; None before.
+        next_delivered: Returns the plan of the micro-batch that was just yielded; DeliveryError
+            where it is called more often than batches were yielded.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ElasticSource:
         self._requested, self._micro_limit = batch_size, micro_batch_size
         self._first_size = batch_size
         self._queue = DeliveryQueue()
+        self.next_delivered = self._queue.pop
         self.begun_at: Tensor | None = None
         self._resume_from: dict[str, Any] | None = None  # how the interrupted epoch was drawn
         self._planned: deque[IssuedStep] = deque()  # to come again, before any other
@@ -123,14 +126,6 @@ class ElasticSource:
         """Change the limit of a forward pass, from the next step that is issued."""
         check_micro_batch_size(micro_batch_size)
         self._micro_limit = micro_batch_size
-
-    def next_delivered(self) -> Delivered:
-        """Return the plan of the micro-batch that was just yielded.
-
-        Raises:
-            DeliveryError: It was called more often than batches were yielded.
-        """
-        return self._queue.pop()
 
     def state_dict(self, rewind_to: Tensor | None = None) -> dict[str, Any]:
         """Return the place in the run, in what `torch.load` reads with `weights_only=True`.

@@ -91,6 +91,7 @@ class LearningRateCoupling:
         rule: `none`, `sqrt`, `linear` or `adascale`.
         base_batch_size: Batch size for which the learning rate was chosen.
         adaptive: Whether the optimizer is of Adam type.
+        factor: What the learning rate is multiplied by during a step.
     """
 
     def __init__(
@@ -117,17 +118,8 @@ class LearningRateCoupling:
         self.optimizer, self.rule = optimizer, as_coupling(rule)
         self.base_batch_size = base_batch_size
         self.adaptive = is_adaptive(optimizer) if adaptive is None else adaptive
-        self._factor = self.set_batch_size(base_batch_size)
+        self.factor = self.set_batch_size(base_batch_size)
         self._restore: list[Callable[[], bool]] | None = None  # while a step is under way
-
-    @property
-    def factor(self) -> float:
-        """What the learning rate is multiplied by during a step."""
-        return self._factor
-
-    @factor.setter
-    def factor(self, factor: float) -> None:
-        self._factor = factor
 
     def set_batch_size(self, batch_size: int, gain: float | None = None) -> float:
         """Choose the factor for the coming steps and return it.
@@ -136,10 +128,10 @@ class LearningRateCoupling:
             batch_size: Samples per optimizer step, over all ranks.
             gain: AdaScale's gain at this batch size, if known.
         """
-        self._factor = coupling_factor(
+        self.factor = coupling_factor(
             self.rule, batch_size, self.base_batch_size, gain, adaptive=self.adaptive
         )
-        return self._factor
+        return self.factor
 
     def applied(self) -> AbstractContextManager[float]:
         """Scale within the `with` block, whose value is the factor.
@@ -153,7 +145,7 @@ class LearningRateCoupling:
         return self
 
     def __enter__(self) -> float:
-        if self._factor == 1.0 and self._restore is None:  # most steps: kept short
+        if self.factor == 1.0 and self._restore is None:  # most steps: kept short
             self._restore = []
             return 1.0
         return self._scale()
@@ -203,7 +195,7 @@ class LearningRateCoupling:
             )
         restore: list[Callable[[], bool]] = []
         self._restore = restore
-        if self._factor == 1.0:
+        if self.factor == 1.0:
             return 1.0
         tensors: set[int] = set()
         for group in self.optimizer.param_groups:
@@ -211,16 +203,16 @@ class LearningRateCoupling:
             if isinstance(value, Tensor):
                 if id(value) not in tensors:  # groups may share one tensor
                     tensors.add(id(value))
-                    restore.append(_scale_tensor(value, self._factor))
+                    restore.append(_scale_tensor(value, self.factor))
             elif isinstance(value, (int, float)):
-                restore.append(_scale_number(group, value, self._factor))
+                restore.append(_scale_number(group, value, self.factor))
             else:
                 self._unscale()
                 raise ConfigurationError(
                     f"A parameter group of {type(self.optimizer).__name__} has learning rate "
                     f"{value!r}, which cannot be scaled. Give it a number or use rule 'none'."
                 )
-        return self._factor
+        return self.factor
 
     def _unscale(self) -> bool:
         """Put every value back; False if one was changed meanwhile."""

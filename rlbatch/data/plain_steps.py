@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -98,19 +99,20 @@ class PlainSteps:
 
     def advance(self, position: int) -> int:
         """Take the epoch's position behind a step and return the plain steps complete since."""
-        self._position = position
-        if position >= self.count.dataset_size:
+        self._position, count = position, self.count
+        if position >= count.dataset_size:
             self.end_epoch()
         else:
-            trained = position - self._left_out
-            self._raise(trained // self.count.base_batch_size)
+            steps = self._before + (position - self._left_out) // count.base_batch_size
+            self.total = max(self.total, steps)
         made, self._told = self.total - self._told, self.total
         return made
 
     def end_epoch(self) -> None:
         """Nothing more comes of the epoch: its rest counts as in the plain loop."""
         whole = self.count.dataset_size if self.count.drop_last else self._position
-        self._raise(self.count.steps_in(whole - self._left_out))
+        steps = self.count.steps_in(whole - self._left_out)
+        self.total = max(self.total, self._before + steps)
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts."""
@@ -127,9 +129,6 @@ class PlainSteps:
         self.total, self._told, self._before = state["total"], state["told"], state["before"]
         self._left_out, self._position = state["left_out"], state["position"]
 
-    def _raise(self, steps: int) -> None:
-        self.total = max(self.total, self._before + steps)
-
 
 class StepSamples(int):
     """The samples of an optimizer step, which also tell the steps of the plain loop.
@@ -143,6 +142,7 @@ class StepSamples(int):
     plain_steps: int
 
     @classmethod
+    @lru_cache(maxsize=64)  # sizes repeat from step to step
     def of(cls, samples: int, base_batch_size: int, plain_steps: int) -> StepSamples:
         """Return a number of samples with this knowledge."""
         number = cls(samples)

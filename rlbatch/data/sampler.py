@@ -96,7 +96,13 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
             if self.on_first_step is not None:
                 (look, self.on_first_step) = self.on_first_step, None
                 look(step)
-            for indices in self._issue(planned, step, start):
+            limit = self._micro_limit
+            if planned is None and self._world_size == 1 and not (limit and len(step) > limit):
+                self._queue.issue_whole(self._requested, len(step), limit, start, step[-TAIL:])
+                parts = [step]  # nearly always
+            else:
+                parts = self._issue(planned, step, start)
+            for indices in parts:
                 yield indices
                 if iteration != self._iteration:
                     self._require_current(iteration)
@@ -149,11 +155,7 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         )
 
     def _issue(self, planned: IssuedStep | None, step: list[int], start: int) -> list[list[int]]:
-        tail = step[-TAIL:]
-        if planned is None:  # nearly always
-            issued = IssuedStep(self._requested, len(step), self._micro_limit, start, tail)
-        else:
-            issued = self._step(planned, len(step), start, tail)
+        issued = self._step(planned, len(step), start, step[-TAIL:])
         plan = _plan_step(
             issued.samples,
             issued.micro_batch_size,
@@ -164,8 +166,6 @@ class ElasticBatchSampler(ElasticSource, Sampler[list[int]]):
         if self._world_size > 1:
             offset = share_start(len(step), self._world_size, self._rank)
         self._queue.issue(issued, plan, offset)
-        if plan.sizes == (len(step),):
-            return [step]
         parts: list[list[int]] = []
         for size in plan.sizes:
             parts.append(step[offset : offset + size])

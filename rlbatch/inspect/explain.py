@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rlbatch.errors import RlbatchError
 from rlbatch.inspect.attribution import Attribution, attribute
 from rlbatch.inspect.noise import noise_text
+from rlbatch.inspect.one_thread import one_thread
 from rlbatch.inspect.reading import RunLog
 from rlbatch.inspect.replay import recorded_policy
 from rlbatch.inspect.series import Point, context_value, cost_unit, step_cost_at, step_cost_curve
@@ -91,6 +92,10 @@ class Explainer:
             turning: Look for what would have turned it, too: some hundredths of a second, and less
                 where decisions are asked for in their order.
         """
+        with one_thread():
+            return self._why(point, turning)
+
+    def _why(self, point: Point, turning: bool) -> Why | None:
         record, policy = point.record, self._policy
         if policy is None or record.observation is None or record.probabilities is None:
             return None

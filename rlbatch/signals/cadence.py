@@ -22,6 +22,7 @@ FIRST_MEASURED = 2
 """Steps done before the first measured one: Adam has no usable second moment earlier."""
 
 _ALL = 1e9  # a rate that no run outgrows, in place of infinity
+_FAR = 1e7  # square root of steps that no run makes
 
 
 def chunk_steps(
@@ -114,6 +115,21 @@ def is_measured(step: int, rate: float) -> bool:
     # Asked in every step: `_count` before and after it, written out.
     after = math.floor(min(rate * math.sqrt(step + 1), step + 1))
     return after > math.floor(min(rate * math.sqrt(step), step))
+
+
+def next_measured(step: int, rate: float) -> float:
+    """Return the first step from `step` on that is measured; infinite where there is none."""
+    step = max(step, FIRST_MEASURED)
+    if rate <= 0.0:
+        return math.inf
+    # Behind it one more is measured than in front of `step`; two steps are left to rounding.
+    root = (_count(step, rate) + 1) / min(rate, _ALL)
+    if root > _FAR:
+        return math.inf
+    step = max(step, math.floor(root * root) - 2)
+    while not is_measured(step, rate):
+        step += 1
+    return step
 
 
 def _count(steps: int, rate: float) -> int:

@@ -12,7 +12,7 @@ import math
 from typing import Any, Final, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from rlbatch.signals.record import Array
 
@@ -21,14 +21,14 @@ _ARRAY: Final[Any] = np.ndarray
 _TRUTHS: Final[tuple[Any, ...]] = (np.False_, np.True_)  # not Python's, whose ~ is an integer's
 
 
-def number(value: ArrayLike) -> Array:
+def number(value: Any) -> Array:
     """Return a number, or an array of one, as NumPy's scalar and any other as an array.
 
     Both are of double precision. A scalar divides by zero as an array does.
     """
     kind: Any = value.__class__
     if kind is _FLOAT:
-        return cast("Array", value)
+        return value
     if kind is float:
         return _FLOAT(value)
     return np.asarray(value, dtype=np.float64)[()]

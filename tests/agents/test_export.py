@@ -11,14 +11,17 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from rlbatch.agents.export import export_model
 from rlbatch.agents.weights import MODULES, export_policy
 from rlbatch.cli import main
 from rlbatch.envs.batch_size_env import DEFAULT_ACTIONS
+from rlbatch.envs.spaces import observation_space
 from rlbatch.errors import ConfigurationError, PolicyFileError
 from rlbatch.observation import OBSERVATION_SIZE
 from rlbatch.policy.file import load_policy
@@ -168,7 +171,52 @@ class Doubling(BaseFeaturesExtractor):
         return 2.0 * seen
 
 
+class Spaces(Still):
+    """Spaces of any kind."""
+
+    def __init__(self, observation: Any = None, action: Any = None) -> None:
+        super().__init__()
+        self.observation_space = observation or self.observation_space
+        self.action_space = action or self.action_space
+
+
+def normalised(algorithm: Any, **keywords: Any) -> Any:
+    """A model whose observations have the mean 0 and the variance 1, as its zip does not say."""
+    envs = VecNormalize(DummyVecEnv([Still]), norm_obs=True)
+    model = algorithm("MlpPolicy", envs, device="cpu", seed=0, **keywords)
+    return model.learn(64)
+
+
+def earlier() -> Any:
+    space = observation_space()
+    vars(space)["rlbatch_schema"] -= 1
+    return make(PPO, Spaces(space))
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
+    "normalised": (lambda: normalised(PPO, n_steps=32, batch_size=32), r"beyond \[-1, 1\]"),
+    "normalised, of DQN": (lambda: normalised(DQN, learning_starts=8), r"beyond \[-1, 1\]"),
+    "scaled": (
+        lambda: make(PPO, Spaces(spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE,)))),
+        r"beyond \[-1, 1\], up to inf",
+    ),
+    "earlier observation": (earlier, "version 2 of the observation"),
+    "several actions": (
+        lambda: make(PPO, Spaces(action=spaces.MultiDiscrete([7, 3]))),
+        "actions of a space MultiDiscrete",
+    ),
+    "binary actions": (
+        lambda: make(A2C, Spaces(action=spaces.MultiBinary(7))),
+        "actions of a space MultiBinary",
+    ),
+    "continuous actions": (
+        lambda: make(PPO, Spaces(action=spaces.Box(-1, 1, (7,)))),
+        "actions of a space Box",
+    ),
+    "numbers as observations": (
+        lambda: make(PPO, Spaces(spaces.Discrete(OBSERVATION_SIZE))),
+        "observations of a space Discrete",
+    ),
     "activation": (lambda: make(PPO, activation_fn=nn.PReLU), "PReLU"),
     "settings of an activation": (
         lambda: make(PPO, activation_fn=lambda: nn.LeakyReLU(0.3)),
@@ -191,6 +239,33 @@ def test_what_a_policy_file_cannot_hold_is_refused(case: str, saved: bool, tmp_p
     with pytest.raises((ConfigurationError, PolicyFileError), match=message):
         export_model(source, tmp_path / "policy.safetensors")
     assert not (tmp_path / "policy.safetensors").exists()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("name", ["BatchSize-v0", "BatchSizeQuadratic-v0"])
+def test_the_actions_are_those_of_the_models_environment(
+    name: str, saved: bool, tmp_path: Path
+) -> None:
+    actions = (0.25, -0.5, 0.0, 0.5, -0.25, 1.0, -1.0)  # as many as by default
+    model = PPO("MlpPolicy", gymnasium.make(f"rlbatch/{name}", actions=actions), device="cpu")
+    model.save(tmp_path / "model.zip")
+    source = tmp_path / "model.zip" if saved else model
+
+    policy = export_model(source, tmp_path / "policy.safetensors")
+
+    assert policy.action_grid == tuple(sorted(actions))
+    assert_decides_alike(model, tmp_path / "policy.safetensors", actions)
+    with pytest.raises(ConfigurationError, match="was trained with the action grid"):
+        export_model(source, tmp_path / "other.safetensors", actions=DEFAULT_ACTIONS)
+
+
+def test_a_normalised_reward_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    envs = VecNormalize(DummyVecEnv([Still]), norm_obs=False)
+    model = PPO("MlpPolicy", envs, n_steps=32, batch_size=32, device="cpu").learn(32)
+    model.save(tmp_path / "model.zip")
+
+    export_model(tmp_path / "model.zip", tmp_path / "policy.safetensors")
+    export_model(model, tmp_path / "again.safetensors")
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

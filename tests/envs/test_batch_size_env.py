@@ -140,6 +140,9 @@ def test_wrong_use_is_said(made: type[BatchSizeEnv]) -> None:
     [
         ({"start": 0.0}, "start multiplies the batch size"),
         ({"start": -2.0}, "start multiplies the batch size"),
+        ({"planned_steps": 0}, "planned_steps must be a whole number"),
+        ({"planned_steps": 1.5}, "planned_steps must be a whole number"),
+        ({"planned_steps": "many"}, "planned_steps must be a whole number"),
         ({"start": math.nan}, "start multiplies the batch size"),
         ({"start": 1e9}, "to a size from 1 to"),
         ({"start": "8"}, "start multiplies the batch size"),

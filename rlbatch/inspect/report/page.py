@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -56,7 +56,10 @@ _RUNS = """
 
 
 def build_page(
-    logs: Sequence[RunLog], benchmarks: Sequence[Benchmark] = (), title: str | None = None
+    logs: Sequence[RunLog],
+    benchmarks: Sequence[Benchmark] = (),
+    title: str | None = None,
+    on_run: Callable[[int, int], None] | None = None,
 ) -> str:
     """Return the page of some runs and benchmarks.
 
@@ -67,8 +70,14 @@ def build_page(
         logs: Runs, drawn over each other.
         benchmarks: Results, as tables.
         title: Of the page; None: the runs' names.
+        on_run: Called with the runs whose decisions are explained, which takes most of the time,
+            and the number of all.
     """
-    runs = [run_data(log) for log in logs]
+    runs: list[dict[str, Any]] = []
+    for log in logs:
+        if on_run is not None:
+            on_run(len(runs), len(logs))
+        runs.append(run_data(log))
     names = [printable(log.name, 60) for log in logs] + [b.name for b in benchmarks]
     shown = printable(title, 200) if title else ", ".join(names[:4]) + (" ..." if names[4:] else "")
     scripts = [_asset(name) for name in _SCRIPTS]

@@ -339,6 +339,17 @@ def test_a_target_that_nothing_reaches_is_given_up(tmp_path: Path) -> None:
     hasty.look()  # what has been reached once is not looked at again
 
 
+def test_runs_whose_loss_was_not_finite_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    row = json.loads(curve_line("t", [2.0], reached=False))
+    row["curve"]["diverged"] = True
+    path.write_text(curve_line("t", [2.0, 1.5], reached=False) + json.dumps(row) + "\n")
+    with pytest.raises(ConfigurationError, match="In 1 of 2 runs the loss was no longer finite"):
+        TargetWatch({"t": path}, 0.0).look()
+    with pytest.raises(ConfigurationError, match=r"was 1\.5, .* In 1 of 2 runs"):
+        mean_costs(PLAN, CHEAP, [result()], path)
+
+
 def test_a_network_is_taught_what_a_schedule_decides() -> None:
     actions = (-2.0, -1.0, 0.0, 1.0, 2.0)
     teacher = size_policy(1.0, actions, PolicyCard()).members[0]

@@ -12,6 +12,7 @@ import pytest
 from rlbatch.agents.own_tasks.plan import Plan
 from rlbatch.agents.recipes import RECIPES
 from rlbatch.cli import main
+from rlbatch.cli._own_tasks import left_text
 from rlbatch.policy.file import load_policy
 from rlbatch.testing.generators import random_signals
 
@@ -51,6 +52,11 @@ def test_wrong_use_is_refused_and_writes_nothing(
     assert main([*TASK, *more, "--out", "out"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_time_that_is_over_is_said_to_be() -> None:
+    assert left_text(75.2) == "1:15 left"
+    assert left_text(0.0).startswith("the time is up")
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from rlbatch.inspect.attribution import Attribution
+from rlbatch.inspect.attribution import Attribution, attribute
 from rlbatch.inspect.explain import Explainer, Why, sentences
 from rlbatch.inspect.reading import read_log
 from rlbatch.inspect.series import points
@@ -107,6 +109,26 @@ def test_a_learned_policys_log_is_explained_from_its_own_networks() -> None:
             assert why.attribution.chosen == pytest.approx(point.record.requested_log2_change)
     # In any order, too.
     assert repr(explainer.why(found[2])) == repr(whys[2])
+
+
+def test_a_decision_is_explained_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = read_log(EXAMPLE)
+    seen: set[int] = set()
+
+    def noted(*arguments: Any) -> Attribution:
+        seen.update(pool["num_threads"] for pool in threadpool_info() if _is_blas(pool))
+        return attribute(*arguments)
+
+    monkeypatch.setattr("rlbatch.inspect.explain.attribute", noted)
+    with threadpool_limits(2, "blas"):
+        Explainer(log).why(points(log)[1], turning=False)
+
+        assert seen == {1}
+        assert {pool["num_threads"] for pool in threadpool_info() if _is_blas(pool)} == {2}
+
+
+def _is_blas(pool: dict[str, Any]) -> bool:
+    return pool["user_api"] == "blas"
 
 
 def test_a_rule_has_its_reasons() -> None:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlbatch.signals.cadence import FIRST_MEASURED, chunk_steps, is_measured, measured_among
+from rlbatch.signals.cadence import (
+    FIRST_MEASURED,
+    chunk_steps,
+    is_measured,
+    measured_among,
+    next_measured,
+)
 
 
 def _chunks(total: int, **limits: float) -> list[int]:
@@ -58,3 +64,19 @@ def test_everything_or_nothing_may_be_measured() -> None:
     assert [is_measured(step, math.inf) for step in range(5)] == [False] * FIRST_MEASURED + [
         True
     ] * (5 - FIRST_MEASURED)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.6, 1.0, 3.0, 40.0, math.inf])
+@pytest.mark.parametrize("start", [0, 3 * 10**7])
+def test_the_next_measured_step_is_the_first_of_all_that_are_asked(rate: float, start: int) -> None:
+    steps = range(start, start + 3000)
+    measured = [step for step in steps if is_measured(step, rate)]
+    for step in [start, start + 1, start + 2, *measured[:20], *(s + 1 for s in measured[:20])]:
+        later = [s for s in measured if s >= step]
+        found = next_measured(step, rate)
+        assert found == later[0] if later else found > steps[-1]
+
+
+def test_a_run_that_measures_nothing_has_no_next_measured_step() -> None:
+    assert next_measured(0, 0.0) == next_measured(10**6, 0.0) == math.inf
+    assert next_measured(5, 1e-300) == math.inf
