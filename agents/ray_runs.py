@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from rlbatch.agents.ray_actor import Actor
 from rlbatch.envs.remote_vec_env import Make, ProcessServer, Served, Server
 
 Start = Callable[[Make, int], Server]
@@ -42,11 +43,13 @@ class ActorServer:
 
     def __init__(self, make: Make, crashes: int) -> None:
         """Start it; it takes no CPU from tasks, which run while it waits."""
+        import cloudpickle
         import ray
 
         self._ray: Any = ray
         options = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")
-        self._actor: Any = options(_Actor).remote(partial(Served, make, crashes))
+        # Pickled here, not by Ray, so that nothing is imported there before `Actor` begins.
+        self._actor: Any = options(Actor).remote(cloudpickle.dumps(partial(Served, make, crashes)))
         self._answer: Any = None
 
     def send(self, message: tuple[str, Any]) -> None:
@@ -63,14 +66,3 @@ class ActorServer:
     def close(self) -> None:
         """See `Server.close`."""
         self._ray.kill(self._actor)
-
-
-class _Actor:
-    def __init__(self, make: Callable[[], Served]) -> None:
-        self._served = make()
-
-    def answer(self, command: str, arguments: Any) -> tuple[str, Any]:
-        try:
-            return "result", self._served.answer(command, arguments)
-        except Exception as error:
-            return "error", f"{type(error).__name__}: {error}"

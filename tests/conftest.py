@@ -6,6 +6,7 @@ test` gives each of them whole files: what a file's tests share is made once.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -46,6 +47,17 @@ def _place(path: Path, slow: Counter[Path]) -> tuple[int, int]:
     """Return what files are sorted by: the longest, then by slow tests, the rest as they came."""
     place = LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST)
     return place, -slow[path]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects() -> None:
+    """Leave what is there already out of searches by the garbage collector.
+
+    A controller looks through all objects for schedulers and averages of weights. With every test
+    and framework loaded they are most of a million, where a run of its own has a fraction of that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -96,6 +96,7 @@ def _after(path: Path, end: partial[None], report: Report) -> None:
 def test_they_end_when_the_process_that_asked_for_them_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys; from functools import partial; from pathlib import Path\n"
+        "from rlbatch.envs.processes import keep_tensorflow_out; keep_tensorflow_out()\n"
         "from rlbatch.agents.side_by_side import train_side_by_side\n"
         "from tests.agents.test_side_by_side import _go_on\n"
         "if __name__ == '__main__':\n"

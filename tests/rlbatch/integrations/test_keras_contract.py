@@ -36,10 +36,12 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def _in_float64() -> Iterator[None]:
-    before = keras.config.floatx()
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # which has not followed since it was first asked for
     yield
     keras.config.set_floatx(before)
+    keras.config.set_dtype_policy(policy)
 
 
 class Noting(Layer):

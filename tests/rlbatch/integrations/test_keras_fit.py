@@ -6,6 +6,7 @@ A process has one backend: `test_keras.py` runs this file in a process for each.
 from __future__ import annotations
 
 import os
+import runpy
 
 import pytest
 
@@ -837,7 +838,24 @@ def test_the_changed_lines_of_the_page_run(
             assert scope["control"].samples_seen == 10 * SAMPLES
 
 
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[3] / "examples" / "keras_run.py"
+    arguments = [str(example), "--policy", "goodput", "--epochs", "3"]
+    monkeypatch.setattr("sys.argv", arguments)
+    runpy.run_path(str(example), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert f"Keras on {keras.backend.backend()}" in shown
+    assert "samples seen: 3 x 1,437" in shown
+
+
 # -- what is refused --
+
+
+def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On JAX the step keeps its state elsewhere: that is said before anything is trained."""
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ConfigurationError, match="KERAS_BACKEND=tensorflow"):
+        BatchSizeControl(8, "fixed")
 
 
 def refused(
