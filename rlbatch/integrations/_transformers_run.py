@@ -59,7 +59,7 @@ class TrainRun:
         self.plan = PlainPlan(trainer, prepared, self._saved)
         self.loader = TrainData(prepared)
         self.steps_before = self.steps_done = 0
-        self.loss_scaled = None if self._saved is None else self._saved.loss_scaled
+        self.loss_scaled: bool | None = None if self._saved is None else self._saved.loss_scaled
         self.step: Step | None = None
         self.shares: list[float] = []
         self.counts: list[float] = []

@@ -205,4 +205,4 @@ def test_a_stream_needs_a_length() -> None:
 
 def test_a_controlled_loader_has_no_length() -> None:
     with pytest.raises(TypeError, match="len"):
-        len(Training("shuffle").loader)  # pyright: ignore[reportArgumentType]
+        len(Training("shuffle").loader)
