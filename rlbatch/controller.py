@@ -183,8 +183,8 @@ class BatchController(RunView):
         if weight is not None and accumulator.parts.is_weighted:
             run.adapter.leave_unmeasured()
             loss = accumulator.parts.told(loss, accumulator.delivered)
-        if (control := run.adapter.control_loop).watching:
-            control.monitor.after_backward(loss)
+        if run.adapter.control_loop.watching:
+            run.adapter.after_backward(loss)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.

@@ -174,9 +174,10 @@ class EpochLoader:
         if self.elastic is None:
             yield from self.users
             return
-        batches = iter(self.elastic)
+        batches: Iterator[Any] | None = None
         while True:
-            self.on_fetch()
+            self.on_fetch()  # may put a random state back, from which the loader draws its order
+            batches = iter(self.elastic) if batches is None else batches
             try:
                 batch = next(batches)
             except StopIteration:

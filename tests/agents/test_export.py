@@ -155,8 +155,17 @@ def test_a_grid_of_ones_own_in_any_order(tmp_path: Path) -> None:
 
 def test_an_interrupted_trainings_checkpoint_is_exported(trained: Path, tmp_path: Path) -> None:
     export_model(trained / "checkpoint.zip", tmp_path / "policy.safetensors")
-    model = PPO.load(trained / "checkpoint.zip", device="cpu")
-    assert_decides_alike(model, tmp_path / "policy.safetensors", hidden=HIDDEN_SIZE)
+    model: Any = PPO.load(trained / "checkpoint.zip", device="cpu")
+    # So short a training may take one action always: its probabilities say more.
+    width = OBSERVATION_SIZE + HIDDEN_SIZE
+    seen = np.random.default_rng(17).uniform(-1, 1, (10_000, width)).astype(np.float32)
+    with torch.no_grad():
+        wanted = model.policy.get_distribution(torch.tensor(seen)).distribution.probs.numpy()
+    policy = load_policy(tmp_path / "policy.safetensors")
+    start = policy.initial_state((len(seen),))
+    made, _ = policy.decide(seen[:, :OBSERVATION_SIZE], simple_signals(), start)
+    np.testing.assert_allclose(np.asarray(made.probabilities), wanted, atol=1e-6)
+    assert np.ptp(wanted, axis=0).min() > 1e-3
     with pytest.raises(ConfigurationError, match="no recipe of this rlbatch"):
         export_model(trained / "checkpoint.zip", tmp_path / "other.safetensors", limits=True)
 
