@@ -14,6 +14,7 @@ import argparse
 import importlib
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trees = dict(version.split("=", 1) for version in arguments.versions)
-    print("| model | version | plain step | own, every step | own, a decision | in a run [95%] |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print_head("version")
     for model in arguments.models:
         compare(trees, model, arguments.batch_size, arguments.rounds)
 
@@ -52,20 +52,45 @@ def compare(trees: dict[str, str], model: str, batch_size: int, rounds: int) -> 
             workloads.advance(arm, 6)  # with what is imported late, while it is this version's
     turns = importlib.import_module("rlbatch.agents.evaluate.overhead_turns")
     times = turns.take_turns(arms, "plain", device, rounds=rounds, seed=0)
-    base = times["plain"]
     for name in trees:
-        step, decision = times[f"{name}, step"].own, times[f"{name}, decision"].own
-        every = [a - b for a, b in zip(step, base.own, strict=True)]
-        more = [a - b for a, b in zip(decision, step, strict=True)]
-        pairs = zip(every, more, base.whole, strict=True)
-        costs = [100 * (a + share * b) / whole for a, b, whole in pairs]
-        low, high = turns.median_interval(costs)
-        print(
-            f"| {model} | {name} | {1e3 * statistics.median(base.whole):.2f} ms "
-            f"| {1e6 * statistics.median(every):.0f} us | {1e6 * statistics.median(more):.0f} us "
-            f"| {statistics.median(costs):+.1f}% [{low:.1f}, {high:.1f}] |",
-            flush=True,
-        )
+        print_line(model, name, times, share, turns.median_interval)
+
+
+def print_head(column: str) -> None:
+    """Print the head of a table of own time, whose lines are of this."""
+    print(f"| model | {column} | plain step | own, every step | own, a decision | in a run [95%] |")
+    print("|---|---|---|---|---|---|", flush=True)
+
+
+def print_line(
+    model: str,
+    name: str,
+    times: dict[str, Any],
+    share: float,
+    interval: Callable[[list[float]], tuple[float, float]],
+) -> None:
+    """Print a line of it.
+
+    Args:
+        model: What is trained.
+        name: Of what costs time.
+        times: Of `plain`, and of `NAME, step` and `NAME, decision`, in turns.
+        share: Of a run's steps that end in a decision.
+        interval: Returns the 95% interval of a median.
+    """
+    base = times["plain"]
+    step, decision = times[f"{name}, step"].own, times[f"{name}, decision"].own
+    every = [a - b for a, b in zip(step, base.own, strict=True)]
+    more = [a - b for a, b in zip(decision, step, strict=True)]
+    pairs = zip(every, more, base.whole, strict=True)
+    costs = [100 * (a + share * b) / whole for a, b, whole in pairs]
+    low, high = interval(costs)
+    print(
+        f"| {model} | {name} | {1e3 * statistics.median(base.whole):.2f} ms "
+        f"| {1e6 * statistics.median(every):.0f} us | {1e6 * statistics.median(more):.0f} us "
+        f"| {statistics.median(costs):+.1f}% [{low:.1f}, {high:.1f}] |",
+        flush=True,
+    )
 
 
 def load(tree: Path) -> tuple[Any, Any, Any]:

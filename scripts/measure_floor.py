@@ -15,10 +15,10 @@ of the plain loop, medians of paired rounds; a run is one of 1,000 steps.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
+from compare_versions import print_head, print_line  # beside this file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,8 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     use_one_thread()
-    print("| model | loop | plain step | own, every step | own, a decision | in a run [95%] |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print_head("loop")
     for model in arguments.models:
         measure(Workload(model, arguments.batch_size, torch.device("cpu")), arguments.rounds)
 
@@ -66,22 +65,8 @@ def measure(workload: Workload, rounds: int) -> None:
         "least wrapper, decision": plain(workload, least(decides())),
     }
     times = take_turns(arms, "plain", workload.device, rounds=rounds, seed=0)
-    base = times["plain"]
     for loop in ("controller", "least wrapper"):
-        step, decision = times[f"{loop}, step"].own, times[f"{loop}, decision"].own
-        every = [a - b for a, b in zip(step, base.own, strict=True)]
-        more = [a - b for a, b in zip(decision, step, strict=True)]
-        costs = [
-            100 * (a + share * b) / whole
-            for a, b, whole in zip(every, more, base.whole, strict=True)
-        ]
-        low, high = median_interval(costs)
-        print(
-            f"| {workload.name} | {loop} | {1e3 * statistics.median(base.whole):.2f} ms "
-            f"| {1e6 * statistics.median(every):.0f} us | {1e6 * statistics.median(more):.0f} us "
-            f"| {statistics.median(costs):+.1f}% [{low:.1f}, {high:.1f}] |",
-            flush=True,
-        )
+        print_line(workload.name, loop, times, share, median_interval)
 
 
 def decides() -> Callable[[], object]:

@@ -22,9 +22,10 @@ from rlbatch.controller import BatchController
 from rlbatch.errors import UnknownNameError
 from rlbatch.policy.base import Policy
 
-Arm = Generator[float]
 AfterStep = Callable[[nn.Module, Optimizer], Callable[[Tensor], object]]
 """From a training's parts to what it does with a step's loss after the step."""
+
+Arm = Generator[float]
 """A training that goes on by one optimizer step each time it is asked.
 
 It yields the host's seconds in that step outside of fetching samples, forward and backward passes

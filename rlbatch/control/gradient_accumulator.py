@@ -16,10 +16,11 @@ from rlbatch.control.left_over import LeftOver
 from rlbatch.control.loss_parts import LossParts
 from rlbatch.control.part_weights import PartWeights, number_of
 from rlbatch.control.ranks import without_sync
-from rlbatch.control.scaled_step import never, overflow
+from rlbatch.control.scaled_step import overflow
 from rlbatch.control.schedule_watch import ScheduleWatch
 from rlbatch.control.step_watch import StepWatch
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.sample_schedule import never
 from rlbatch.errors import DeliveryError
 
 
@@ -143,7 +144,7 @@ class GradientAccumulator:
         if delivered is None or self._backward_done or self._failed:
             raise loop_order.out_of_turn(delivered is not None, self._failed)
         if not isinstance(loss, Tensor):
-            loop_order.require_loss(loss)
+            raise loop_order.no_tensor(loss)
         if self._left_over is not None and not self._left_over.check():
             self._left_over = None
         weight = None if weight is None else number_of(weight)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
+
+_NODES = 48  # that a walk visits at most: it is made in the first steps, of any graph
 
 
 def number_beside(node: Any, *names: str) -> float:
@@ -32,3 +35,14 @@ def shape_of(node: Any) -> tuple[int, ...]:
     """Return the shape of what an operation gave; empty where autograd does not tell."""
     told = getattr(node, "_input_metadata", None)
     return tuple(told[0].shape) if told else ()
+
+
+def walk(node: Any, behind: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+    """Yield a node and those behind it, the nearest first, as far as `behind` leads."""
+    ahead = [node]
+    for _ in range(_NODES):
+        if not ahead:
+            return
+        node = ahead.pop(0)
+        yield node
+        ahead += behind(node)

@@ -6,31 +6,32 @@ from typing import Any
 
 import torch
 
-from rlbatch.control.graph_nodes import children_of, name_of, shape_of
+from rlbatch.control.graph_nodes import children_of, name_of, shape_of, walk
 
-_NODES = 48  # of the graph, behind a reduction
 _PAIRS = ("Mm", "Bmm", "Cdist", "EuclideanDist")
 _FEWEST = 4  # samples of a part whose labels or dimensions tell something
 
 
 def is_paired(node: Any, samples: int) -> bool:
     """Whether there is a value for each pair of samples behind a node."""
-    ahead = [node]
-    for _ in range(_NODES):
-        if not ahead:
-            return False
-        node = ahead.pop(0)
-        name = name_of(node)
+
+    def behind(node: Any) -> list[Any]:
         if _is_square(node, samples):
-            operands = children_of(node)
-            if name in _PAIRS and len(operands) == 2:
-                if not any(_is_weight(operand) for operand in operands):
-                    return True
-                continue
-            ahead += operands
-        elif name in ("Index", "MaskedSelect", "Select", "Diagonal", "Gather"):
-            ahead += [child for child in children_of(node) if _is_square(child, samples)]
-    return False
+            return [] if _is_product(node) else children_of(node)
+        if name_of(node) in ("Index", "MaskedSelect", "Select", "Diagonal", "Gather"):
+            return [child for child in children_of(node) if _is_square(child, samples)]
+        return []
+
+    return any(
+        _is_square(found, samples)
+        and _is_product(found)
+        and not any(map(_is_weight, children_of(found)))
+        for found in walk(node, behind)
+    )
+
+
+def _is_product(node: Any) -> bool:
+    return name_of(node) in _PAIRS and len(children_of(node)) == 2
 
 
 def _is_square(node: Any, samples: int) -> bool:

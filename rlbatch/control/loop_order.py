@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from rlbatch.errors import DeliveryError
 
 FAILED = (
@@ -52,10 +50,9 @@ def out_of_turn(under_way: bool, failed: bool) -> DeliveryError:
     return DeliveryError(FAILED if failed else _TWICE if under_way else _KEPT)
 
 
-def require_loss(loss: Any) -> None:
-    """Raise DeliveryError for a loss that has no gradient to give."""
-    if not isinstance(loss, Tensor):
-        raise DeliveryError(
-            f"Expected the loss as a tensor, got {type(loss).__name__}. Give what loss.backward() "
-            "was called on: no loss.item(), and the sum of several losses."
-        )
+def no_tensor(loss: Any) -> DeliveryError:
+    """Return the error of a loss that has no gradient to give."""
+    return DeliveryError(
+        f"Expected the loss as a tensor, got {type(loss).__name__}. Give what loss.backward() "
+        "was called on: no loss.item(), and the sum of several losses."
+    )

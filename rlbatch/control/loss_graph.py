@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rlbatch.control.graph_nodes import children_of, name_of, number_beside, shape_of
+from rlbatch.control.graph_nodes import children_of, name_of, number_beside, shape_of, walk
 from rlbatch.control.graph_pairs import has_classes_of_samples, is_paired, sums_over_samples
 
 _NODES = 48  # of the graph, behind the loss
@@ -194,33 +194,23 @@ def without_division(root: Any, divisor: float) -> Any:
 
 def _has_samples(node: Any, samples: int) -> bool:
     """Whether a reduction over samples stands behind a node."""
-    ahead = [node]
-    for _ in range(_NODES):
-        if not ahead:
-            return False
-        node = ahead.pop(0)
-        if _reduces(node, samples):
-            return True
-        if name_of(node) in (*_LINEAR, *_CURVED, "Mul", "Div"):
-            ahead += children_of(node)
-    return False
+
+    def behind(node: Any) -> list[Any]:
+        return children_of(node) if name_of(node) in (*_LINEAR, *_CURVED, "Mul", "Div") else []
+
+    return any(_reduces(found, samples) for found in walk(node, behind))
 
 
 def _reads_batch(node: Any, samples: int) -> bool:
     """Whether each sample's value was computed with a reduction over all of them."""
-    ahead = [node]
-    for _ in range(_NODES):
-        if not ahead:
-            return False
-        node = ahead.pop(0)
+
+    def behind(node: Any) -> list[Any]:
         if name_of(node) in _GATHERING or not _is_by_sample(node, samples):
-            continue
-        if name_of(node) in (*_LINEAR, *_CURVED, *_BY_SAMPLE):
-            children = children_of(node)
-            if any(_reduces(child, samples) for child in children):
-                return True
-            ahead += children
-    return False
+            return []
+        known = name_of(node) in (*_LINEAR, *_CURVED, *_BY_SAMPLE)
+        return children_of(node) if known else []
+
+    return any(_reduces(child, samples) for found in walk(node, behind) for child in behind(found))
 
 
 def _is_of_parameter(node: Any) -> bool:

@@ -36,6 +36,7 @@ class _AveragedMonitor(ChunkMonitor):
         """Watch these parameters on this rank; see `ChunkMonitor`."""
         super().__init__(parameters, optimizer, scaler=scaler)
         self._ranks = ranks
+        self._kinds = _kinds(self._parameters)  # as the controller was made with them
 
     def finish(self) -> ChunkMeasurement:
         """Read the chunk, the same on every rank."""
@@ -65,18 +66,6 @@ class RankMonitor(_AveragedMonitor):
     _own: dict[int, Tensor]
     _handles: Sequence[RemovableHandle] = ()
     _repeated = False
-
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        optimizer: Optimizer,
-        ranks: Ranks,
-        *,
-        scaler: Any = None,
-    ) -> None:
-        """Watch these parameters on this rank; see `ChunkMonitor`."""
-        super().__init__(parameters, optimizer, ranks, scaler=scaler)
-        self._kinds = _kinds(self._parameters)
 
     def begin_step(self, micro_batch_sizes: Sequence[int], *, measured: bool) -> None:
         """Announce an optimizer step; see `ChunkMonitor`.

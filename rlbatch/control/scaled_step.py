@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rlbatch.data.sample_schedule import never
+
 
 def overflow(scaler: Any, optimizer: Any, *, stepped: bool) -> Callable[[], bool]:
     """Return what tells whether a step was left out, behind `scaler.step` and before `update`.
@@ -12,23 +14,16 @@ def overflow(scaler: Any, optimizer: Any, *, stepped: bool) -> Callable[[], bool
     Fused optimizers look themselves, on the device: there it is waited for, if it is asked.
 
     Args:
-        scaler: A `torch.amp.GradScaler`; None for none.
+        scaler: A `torch.amp.GradScaler`.
         optimizer: Steps.
         stepped: Its step was called.
     """
-    if scaler is None:
-        return never
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return never if stepped else always
     flags = list(scaler._found_inf_per_device(optimizer).values())
     return lambda: any(bool(flag.item()) for flag in flags)
 
 
-def never() -> bool:
-    """No scaler has left the step out."""
-    return False
-
-
 def always() -> bool:
-    """One has."""
+    """A scaler has left the step out."""
     return True

@@ -162,8 +162,8 @@ class RunSchedule(SampleScheduler):
         """
         require_steps(scheduler)
         super().__init__(scheduler, due)
-        self.passes: Callable[[], bool] = _never
-        self._left_out: Callable[[], bool] = _never  # the latest optimizer step
+        self.passes: Callable[[], bool] = never
+        self._left_out: Callable[[], bool] = never  # the latest optimizer step
         self._epoch: int | None = None
         self._made_at_epoch = 0  # before its first step
         self.skip()
@@ -212,7 +212,7 @@ class RunSchedule(SampleScheduler):
 
     def stand_at(self, made: int) -> None:
         """Continue from a place of a saved state."""
-        self.made, self._left_out = made, _never
+        self.made, self._left_out = made, never
         self._note()
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,7 +227,8 @@ class RunSchedule(SampleScheduler):
             self.stand_at(state["made"])
 
 
-def _never() -> bool:
+def never() -> bool:
+    """No step was left out."""
     return False
 
 
@@ -256,9 +257,8 @@ def counts_samples(optimizer: Optimizer) -> bool:
 
 def follows_a_metric(scheduler: Any) -> bool:
     """Whether a scheduler is stepped with the results of evaluations, not by steps."""
-    return isinstance(scheduler, schedulers.ReduceLROnPlateau) or (
-        type(scheduler).__name__ == "GreedyLR"
-    )
+    name = type(scheduler).__name__
+    return name == "GreedyLR" or isinstance(scheduler, schedulers.ReduceLROnPlateau)
 
 
 def require_steps(scheduler: Any) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from rlbatch.control.gradient_accumulator import GradientAccumulator
 from rlbatch.control.loader import ControlledLoader
 from rlbatch.control.loader_view import LoaderView
-from rlbatch.control.scaled_step import always, never
+from rlbatch.control.scaled_step import always
 from rlbatch.controller import BatchController
 from rlbatch.data.delivery import Delivered
+from rlbatch.data.sample_schedule import never
 from rlbatch.integrations._shared import require_all_samples
 
 

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from rlbatch.log.decision_record import DecisionRecord
 from rlbatch.log.episode_log import read_episode
+from tests.contract.killed_runs import read
 
 TRAIN = """
 import json, os, random, signal, sys, time
@@ -133,7 +133,7 @@ def test_a_run_killed_at_random_steps_is_the_undisturbed_run(
     codes = json.loads((tmp_path / "codes").read_text())
     assert codes == [0, *[-signal.SIGKILL] * kills, 0]
 
-    expected, found = (_seen(folder) for folder in (whole, killed))
+    expected, found = (read(folder) for folder in (whole, killed))
     assert sorted(expected) == list(range(len(expected)))
     assert expected.keys() == found.keys()
     for step, attempts in found.items():
@@ -176,7 +176,7 @@ def test_a_run_killed_fifty_times_decides_by_the_same_bits(tmp_path: Path) -> No
         subprocess.run(command, env=_environment(), stdout=out, check=True)
     assert json.loads((tmp_path / "codes").read_text()) == [0, *[-signal.SIGKILL] * 50, 0]
 
-    expected, found = (_seen(folder) for folder in (whole, killed))
+    expected, found = (read(folder) for folder in (whole, killed))
     assert expected.keys() == found.keys()
     for step, attempts in found.items():
         assert attempts == expected[step] * len(attempts)
@@ -220,15 +220,6 @@ def _environment() -> dict[str, str]:
 
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def _seen(folder: Path) -> dict[int, list[Any]]:
-    """Batch size and samples of each optimizer step, once for each time that it was made."""
-    seen: dict[int, list[Any]] = {}
-    for line in (folder / "seen.jsonl").read_text().splitlines():
-        step, *what = json.loads(line)
-        seen.setdefault(step, []).append(what)
-    return seen
 
 
 def _records(folder: Path) -> list[DecisionRecord]:
