@@ -8,7 +8,11 @@ from typing import Any
 
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._lightning_data import PlainCount
-from rlbatch.integrations._lightning_resume import is_within_validation, number_anew
+from rlbatch.integrations._lightning_resume import (
+    begin_next_epoch,
+    is_within_validation,
+    number_anew,
+)
 from rlbatch.integrations._torch_loop import TorchLoop
 
 _NEVER = sys.maxsize  # no count gets there
@@ -79,6 +83,7 @@ class TrainerCounts:
         within = is_within_validation(trainer)
         self._set_due(self.due and within)
         self.makes_up = self.due and not within
+        begin_next_epoch(trainer)
 
     def expect_epoch(self) -> None:
         """Expect an epoch's batches at the present size."""

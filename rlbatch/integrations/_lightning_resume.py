@@ -22,6 +22,26 @@ def number_anew(trainer: Any, parts: int) -> None:
             setattr(counts, name, getattr(counts, name) - parts)
 
 
+def begin_next_epoch(trainer: Any) -> None:
+    """Let an epoch be over whose last batch wrote the checkpoint.
+
+    Lightning trains the next one as more of it: without `on_train_epoch_start`, and with the numbers
+    of its batches. From a second checkpoint of that kind it goes on without having counted an epoch.
+
+    Args:
+        trainer: That has read its checkpoint and is about to train.
+    """
+    fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    is_over = fit.restarted_mid_epoch and epoch.restarted_on_train_batch_end
+    if not (is_over and epoch.batch_progress.is_last_batch):
+        return
+    fit.reset_restart_stage()
+    epoch.batch_progress.increment_completed()
+    epoch._batches_that_stepped += 1  # no checkpoint has the latest one
+    epoch.restarting = False
+    epoch.reset_restart_stage()
+
+
 def is_within_validation(trainer: Any) -> bool:
     """Whether the checkpoint is from the middle of a validation, which Lightning goes on with."""
     return trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation

@@ -290,8 +290,7 @@ def keras(attempt: Attempt) -> None:
         **{k: v for k, v in SETTINGS.items() if k != "micro_batch_size"},
     )  # fmt: skip
     backup = control.backup(attempt.folder / "backup", save_freq=EVERY, delete=False)
-    # Before those that note: they see a step that is saved.
-    callbacks = [control, backup, Notes()]
+    callbacks = [control, Notes(), backup]  # a step that is saved has been noted
     model.fit(control.dataset(x, y), epochs=attempt.epochs, verbose=0, callbacks=callbacks)
     attempt.end([w.tolist() for w in model.get_weights()])
 
