@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from rlbatch.arguments import require_kind
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
 from rlbatch.control.ranks import Ranks
@@ -91,7 +92,7 @@ class AcceleratedController:
             ConfigurationError: Settings contradict themselves, or the processes share the training
                 in another way than by DistributedDataParallel.
         """
-        require_samples("batch_size", batch_size)
+        batch_size = require_samples("batch_size", batch_size)
         self._accelerator = accelerator
         _check(accelerator)
         steps = accelerator.gradient_accumulation_steps
@@ -150,18 +151,27 @@ class AcceleratedController:
         self._take_place()
         return DeviceLoader(controlled, self._accelerator, self.controller, loader)
 
-    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        weight: float | Tensor | None = None,
+        retain_graph: bool | None = None,
+        **others: Any,
+    ) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
 
         Args:
             loss: A mean.
             weight: Of what, if not of the samples, as in `rlbatch.BatchController.backward`.
+            retain_graph: As of `accelerator.backward`.
+            **others: What else it takes, at its defaults.
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
                 of the parts before it were touched.
+            ConfigurationError: One of the others is not at its default.
         """
-        self.controller.backward(loss, weight)
+        self.controller.backward(loss, weight, retain_graph, **others)
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step optimizer and schedule and zero the gradients, if the batch is complete.
@@ -233,7 +243,8 @@ class AcceleratedController:
         return self._schedule_steps * self.controller.steps_due
 
 
-def _check(accelerator: Accelerator) -> None:
+def _check(accelerator: Any) -> None:
+    require_kind("accelerator", accelerator, Accelerator, "Give that of the loop first.")
     alone, together = DistributedType.NO, (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in (alone, *together) and not accelerator.is_fsdp2:
         raise ConfigurationError(

@@ -83,8 +83,7 @@ class BatchSizeControl(RunView):
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         named_policy(policy, self.config)  # likewise
-        require_samples("batch_size", batch_size)
-        super().__init__(batch_size)
+        super().__init__(require_samples("batch_size", batch_size))
         self._policy = policy
         self._source: Source | None = None
         self._state: Mapping[str, Any] | None = None  # that was loaded and not yet applied
