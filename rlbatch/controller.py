@@ -23,7 +23,7 @@ from rlbatch.control.saved_state import all_or_nothing, check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.user_state import UserState
 from rlbatch.data.plain_steps import StepSamples
-from rlbatch.data.sample_schedule import RunSchedule
+from rlbatch.data.run_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 
@@ -136,7 +136,7 @@ class BatchController(RunView):
         Raises:
             ConfigurationError: It follows a metric instead of counting steps.
         """
-        return self._user.schedule(scheduler, lambda: steps * self.steps_due)
+        return self._user.schedule(scheduler, self, steps)
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None

@@ -72,6 +72,7 @@ class PlainRun:
         delivered = self.accumulator.skip()
         self.passes.repeating = False
         self.adapter.abandon_step()
+        self.user.leave_out()
         self.plain_steps.leave_out(delivered.step_samples, delivered.step_end)
         self.loader.skip_step()
 

@@ -17,7 +17,7 @@ from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.controller import BatchController
 from rlbatch.data.loader import check_is_loader
-from rlbatch.data.sample_schedule import RunSchedule
+from rlbatch.data.run_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
 from rlbatch.integrations._accelerate_state import OwnState
