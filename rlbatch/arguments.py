@@ -111,19 +111,23 @@ def require_function(name: str, value: Any, what: str) -> None:
         raise ConfigurationError(f"{name} must be {what}, or None; got {shown(value)}.")
 
 
-def require_path(name: str, value: Any, what: str) -> None:
-    """Refuse what is neither a text nor a path; None passes.
+def require_path(name: str, value: Any, what: str, *, optional: bool = True) -> None:
+    """Refuse what is neither a text nor a path.
 
     Args:
         name: Of the argument, for the message.
         value: That was given.
         what: It should be, for the message: `a folder`.
+        optional: None passes, too.
 
     Raises:
         ConfigurationError: It is something else.
     """
-    if value is not None and (isinstance(value, type) or not isinstance(value, str | os.PathLike)):
-        raise ConfigurationError(f"{name} must be {what}, or None; got {shown(value)}.")
+    if value is None and optional:
+        return
+    if isinstance(value, type) or not isinstance(value, str | os.PathLike):
+        or_none = ", or None" if optional else ""
+        raise ConfigurationError(f"{name} must be {what}{or_none}; got {shown(value)}.")
 
 
 def _is_truth(value: object) -> bool:

@@ -54,14 +54,19 @@ def check_training(model: nn.Module, optimizer: Any) -> None:
     Raises:
         ConfigurationError: The message says what to do.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"Expected the model that is trained, a torch.nn.Module, got {type(model).__name__}. "
-            "Several models of one optimizer go into a torch.nn.ModuleList."
-        )
+    check_model(model)
     check_optimizer(optimizer)
     check_owner_of_parameters(model, optimizer)
     check_backward_hooks(model, optimizer)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"Expected the model that is trained, a torch.nn.Module, got {shown(model)}. "
+            "Several models of one optimizer go into a torch.nn.ModuleList."
+        )
 
 
 def check_loader_size(batch_size: int, world_size: int, base_batch_size: int) -> None:

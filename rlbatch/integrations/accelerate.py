@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rlbatch.arguments import require_kind
+from rlbatch.control.checks import check_model
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
 from rlbatch.control.ranks import Ranks
@@ -18,14 +19,11 @@ from rlbatch.control.users_parts import in_users_parts
 from rlbatch.controller import BatchController
 from rlbatch.data.loader import check_is_loader
 from rlbatch.data.run_schedule import RunSchedule
+from rlbatch.data.sample_schedule import require_steps
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
 from rlbatch.integrations._accelerate_state import OwnState
-from rlbatch.integrations._shared import (
-    SampleScheduler,
-    follows_a_metric,
-    plain_loader,
-)
+from rlbatch.integrations._shared import SampleScheduler, plain_loader
 from rlbatch.policy.base import Policy
 
 with needs_extra("transformers", "accelerate"):
@@ -95,6 +93,7 @@ class AcceleratedController:
         batch_size = require_samples("batch_size", batch_size)
         self._accelerator = accelerator
         _check(accelerator)
+        check_model(model)
         steps = accelerator.gradient_accumulation_steps
         if batch_size % (steps * accelerator.num_processes):
             raise ConfigurationError(
@@ -265,9 +264,5 @@ def _sample_schedule(scheduler: Any, due: Callable[[], int]) -> SampleScheduler 
         scheduler = scheduler.scheduler
     if scheduler is None:
         return None
-    if follows_a_metric(scheduler):
-        raise ConfigurationError(
-            f"Expected a scheduler that counts steps, got {type(scheduler).__name__}, which "
-            "follows a metric. Step it yourself, after each evaluation."
-        )
+    require_steps(scheduler)
     return SampleScheduler(scheduler, due)
