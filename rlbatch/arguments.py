@@ -16,8 +16,11 @@ def shown(value: object) -> str:
     """Return how a message names what was given: a number or a text itself, else its kind."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    text = repr(value)
-    if isinstance(value, str | int | float) or (_is_scalar(value) and len(text) < 60):
+    if isinstance(value, str | int | float) or _is_scalar(value):
+        try:
+            text = repr(value)
+        except ValueError:  # of an int with thousands of digits
+            return type(value).__name__
         return text if len(text) < 60 else f"{text[:57]}..."
     return "None" if value is None else type(value).__name__
 
@@ -92,7 +95,9 @@ def require_kind(name: str, value: object, kind: type[T], hint: str) -> T:
         ConfigurationError: It is something else.
     """
     if not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be a {kind.__name__}; got {shown(value)}. {hint}")
+        raise ConfigurationError(
+            f"{name} must be of the class {kind.__name__}; got {shown(value)}. {hint}"
+        )
     return value
 
 
