@@ -231,18 +231,23 @@ class Validation:
         ratios = [self._ratios[key] for key in self.keys(candidate, range(rounds))]
         return float(np.exp(np.log(ratios).mean()))
 
-    def scores(self, candidates: Iterable[Candidate], rounds: int) -> dict[str, float]:
-        """Return the scores, by name, of those candidates that were run through so many rounds."""
-        names = [one.name for one in candidates if self.rounds_of(one.name) >= rounds]
-        return {name: self.score(name, rounds) for name in names}
+    def scores(self, candidates: Iterable[Candidate]) -> dict[str, tuple[float, int]]:
+        """Return, by name, score and seeds of the candidates that were run through a round."""
+        rounds = {one.name: self.rounds_of(one.name) for one in candidates}
+        starts = len(self._plan.starts)
+        return {name: (self.score(name, n), n * starts) for name, n in rounds.items() if n}
 
-    def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Return candidates, the best first, by the rounds that all of them were run through.
+    def ranked(self, candidates: Iterable[Candidate], rounds: int | None = None) -> list[Candidate]:
+        """Return candidates, the best first.
 
-        Those that were run through none are left out; of equal ones the first comes first.
+        Args:
+            candidates: Those that were run through no whole round are left out; of equal ones the
+                first comes first.
+            rounds: To rank by; None for all that every one of them was run through.
         """
         begun = [one for one in candidates if self.rounds_of(one.name)]
-        rounds = min((self.rounds_of(one.name) for one in begun), default=0)
+        if rounds is None:
+            rounds = min((self.rounds_of(one.name) for one in begun), default=0)
         return sorted(begun, key=lambda one: self.score(one.name, rounds))
 
     def best(self, candidates: Iterable[Candidate], rounds: int) -> Candidate:
@@ -257,13 +262,17 @@ class Validation:
         """
         found, least = base, 0.0
         for candidate in candidates:
-            pairs = zip(
-                self.keys(candidate.name, range(rounds)),
-                self.keys(base.name, range(rounds)),
-                strict=True,
-            )
-            logs = [np.log(self._ratios[ours] / self._ratios[theirs]) for ours, theirs in pairs]
-            bound = float(np.mean(logs) + 2.0 * np.std(logs) / max(len(logs) - 1, 1) ** 0.5)
-            if bound < least:
-                found, least = candidate, bound
+            mean, error = self.behind(candidate, base, rounds)
+            if mean + 2.0 * error < least:
+                found, least = candidate, mean + 2.0 * error
         return found
+
+    def behind(self, candidate: Candidate, other: Candidate, rounds: int) -> tuple[float, float]:
+        """Return the mean of log(ratio / the other's ratio) over pairs of a seed, and its error."""
+        pairs = zip(
+            self.keys(candidate.name, range(rounds)),
+            self.keys(other.name, range(rounds)),
+            strict=True,
+        )
+        logs = [np.log(self._ratios[ours] / self._ratios[theirs]) for ours, theirs in pairs]
+        return float(np.mean(logs)), float(np.std(logs) / max(len(logs) - 1, 1) ** 0.5)

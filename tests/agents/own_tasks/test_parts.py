@@ -315,6 +315,8 @@ def test_candidates_are_ranked_by_the_rounds_that_all_have(tmp_path: Path) -> No
     validation = validated(tmp_path / "runs.jsonl", ratios)
     a, b, c = (Candidate(name, name, "schedule") for name in ratios)
     assert validation.ranked([c, b, a]) == [a, b]  # c is in the middle of its first round
+    assert validation.ranked([a, b], 1) == [a, b]
+    assert validation.scores([c, b, a]) == {"a": (pytest.approx(3.0), 4), "b": (2.0, 2)}
 
 
 def curve_line(task: str, losses: list[float], reached: bool) -> str:
