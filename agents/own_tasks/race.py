@@ -57,15 +57,12 @@ def hopeful(
         rounds: To compare by.
     """
     ordered = validation.ranked([base, *candidates], rounds)
-    best = ordered[0]
-    behind = {one.name: validation.behind(one, best, rounds) for one in ordered}
-    return [
-        one
-        for one in ordered
-        if one is not base
-        and (one is best or behind[one.name][0] < _FAR_BEHIND)
-        and behind[one.name][0] - 2.0 * behind[one.name][1] <= 0.0
-    ]
+
+    def may_win(one: Candidate) -> bool:
+        mean, error = validation.behind(one, ordered[0], rounds)
+        return mean < _FAR_BEHIND and mean - 2.0 * error <= 0.0
+
+    return [one for one in ordered if one is not base and may_win(one)]
 
 
 def _is_over(validation: Validation, field: Sequence[Candidate], rounds: int) -> bool:
