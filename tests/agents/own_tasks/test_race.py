@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlbatch.agents.own_tasks.budget import MOST_ROUNDS
+from rlbatch.agents.own_tasks.compared_run import RunOutcome
 from rlbatch.agents.own_tasks.race import race
 from rlbatch.agents.own_tasks.validation import Candidate
 from tests.agents.own_tasks.test_parts import CHEAP, PLAN, validated
@@ -25,7 +26,8 @@ def raced(tmp_path: Path, ratios: dict[str, list[float]], rounds: int) -> tuple[
         for one in field:
             for start, place in zip(PLAN.starts, range(2 * until - 2, 2 * until), strict=True):
                 key = one.name, CHEAP, start, place
-                validation._ratios[key] = ratios[one.name][place]
+                ratio = ratios[one.name][place]
+                validation._outcomes[key] = RunOutcome(ratio, ratio, reached=True)
 
     return race(validation, base, others, rounds, run), calls
 
