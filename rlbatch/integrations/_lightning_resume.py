@@ -25,8 +25,8 @@ def number_anew(trainer: Any, parts: int) -> None:
 def begin_next_epoch(trainer: Any) -> None:
     """Let an epoch be over whose last batch wrote the checkpoint.
 
-    Lightning trains the next one as more of it: without `on_train_epoch_start`, and with the numbers
-    of its batches. From a second checkpoint of that kind it goes on without having counted an epoch.
+    Lightning trains the next one as more of it: without `on_train_epoch_start`, and batches are
+    numbered on. From a second checkpoint of that kind it goes on with an epoch that is not counted.
 
     Args:
         trainer: That has read its checkpoint and is about to train.
