@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import rlbatch
 from rlbatch.arguments import real_number, whole_number
 from rlbatch.control.settings import Settings
-from rlbatch.errors import ConfigurationError
+from rlbatch.errors import ConfigurationError, RlbatchError
+from rlbatch.policy.registry import pretrained_file
 from rlbatch.testing import ScriptedPolicy
 
 BASE = 8
@@ -172,3 +173,10 @@ def test_a_schedule_makes_a_whole_number_of_steps() -> None:
         with pytest.raises(ConfigurationError, match="steps must be a whole number"):
             controller.schedule(scheduler, wrong)
     assert controller.schedule(scheduler, np.int64(2)).made == 0
+
+
+def test_a_path_names_a_policy_file() -> None:
+    with pytest.raises(RlbatchError, match="nowhere"):
+        make(policy=Path("nowhere") / "policy.safetensors")
+    file = pretrained_file("default")
+    assert make(policy=Path(file)).policy == make(policy=str(file)).policy
