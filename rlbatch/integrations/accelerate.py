@@ -92,8 +92,7 @@ class AcceleratedController:
         """
         batch_size = require_samples("batch_size", batch_size)
         self._accelerator = accelerator
-        _check(accelerator)
-        check_model(model)
+        _check(accelerator, model)
         steps = accelerator.gradient_accumulation_steps
         if batch_size % (steps * accelerator.num_processes):
             raise ConfigurationError(
@@ -242,8 +241,9 @@ class AcceleratedController:
         return self._schedule_steps * self.controller.steps_due
 
 
-def _check(accelerator: Any) -> None:
+def _check(accelerator: Any, model: Any) -> None:
     require_kind("accelerator", accelerator, Accelerator, "Give that of the loop first.")
+    check_model(model)
     alone, together = DistributedType.NO, (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in (alone, *together) and not accelerator.is_fsdp2:
         raise ConfigurationError(

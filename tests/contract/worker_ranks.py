@@ -41,7 +41,9 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     """
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    told = {k: tuple(v) if isinstance(v, list) else v for k, v in job.fields.items()}
+    told: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in job.fields.items()
+    }
     behind = first_saved(job.framework, folder / job.resume) if job.resume else 0
     if job.framework == "lightning":
         resume = f"{job.resume}/{behind}.ckpt" if behind else ""
