@@ -115,6 +115,7 @@ def test_a_scaler_is_named_in_the_message() -> None:
 
 
 def test_parts_of_the_settings_check_their_fields_too() -> None:
+    value: Any
     for part in (rlbatch.Limits, rlbatch.Cadence, rlbatch.GuardConfig):
         for name in part.__dataclass_fields__:
             for value in ("x", [3], object(), dict, 1j):
