@@ -492,7 +492,8 @@ def test_arguments_of_another_kind(name: str, value: Any, words: str) -> None:
 
 
 def test_a_backups_arguments_of_another_kind(tmp_path: Path) -> None:
-    control = BatchSizeControl(np.int64(BASE))
+    size: Any = np.int64(BASE)
+    control = BatchSizeControl(size)
     assert type(control.base_batch_size) is int
     wrong: Any
     for wrong in (None, True, 3):
@@ -505,7 +506,8 @@ def test_a_backups_arguments_of_another_kind(tmp_path: Path) -> None:
             control.backup(tmp_path, wrong)
     with pytest.raises(ConfigurationError, match="delete must be True or False"):
         control.backup(tmp_path, delete=wrong)
-    control.backup(tmp_path, np.int64(4))
+    every: Any = np.int64(4)
+    control.backup(tmp_path, every)
     for wrong in (8.0, True, "8", None):
         with pytest.raises(
             ConfigurationError, match="batch_size must be a whole number of samples"
