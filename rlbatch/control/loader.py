@@ -86,6 +86,7 @@ class ControlledLoader(LoaderView):
         self._current: Iterator[Any] = iter(())
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_step: RandomState | None = None  # when the latest step was asked for
+        self.goes_on_from: RandomState | None = None
         self._repeats = False  # the step under way is to come again
         self._step_open = False  # the loop has begun a step and not stepped with it
 
@@ -212,7 +213,7 @@ class ControlledLoader(LoaderView):
         A step that the loop has in its hands comes again in the resumed run.
         """
         again = self._before_step if self._step_open else None
-        random_state = again or RandomState.now()
+        random_state = again or self.goes_on_from or RandomState.now()
         return {
             **self.sampler.state_dict(None if again is None else again.cpu),
             "left_out": self._left_out,
