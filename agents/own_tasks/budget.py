@@ -24,7 +24,9 @@ FIRST_ROUNDS, MOST_ROUNDS = 2, 8
 """Of the validation of every candidate, and of the few best ones in the end; a round is a run from
 each start."""
 
-SHORTLIST = 5
+SHORTLIST, RACING = 5, 3
+"""Candidates that the choice begins with, and those that most of its rounds are for in the mean."""
+
 MOST_SEGMENTS = 6
 """Parts of learning."""
 
@@ -137,7 +139,7 @@ def divide(
     """
 
     def seconds(validated: int, tested: int) -> float:
-        more = max(validated - FIRST_ROUNDS, 0) * SHORTLIST * tasks * starts
+        more = max(validated - FIRST_ROUNDS, 0) * RACING * tasks * starts
         return run_seconds * (more + tested * (sizes + SHORTLIST * tasks * starts))
 
     choices = [

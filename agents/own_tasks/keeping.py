@@ -46,8 +46,7 @@ def keep(
     candidate: Candidate,
     out: Path,
     *,
-    validation: Mapping[str, float],
-    validation_seeds: int,
+    validation: Mapping[str, tuple[float, int]],
     tested: Sequence[Score] = (),
     test_seeds: int = 0,
 ) -> Path:
@@ -57,8 +56,8 @@ def keep(
         plan: Of the training.
         candidate: What is kept.
         out: Folder.
-        validation: Scores of the candidates by which it was chosen; empty before there are any.
-        validation_seeds: Their seeds.
+        validation: Scores of the candidates and their seeds, by which it was chosen; empty before
+            there are any.
         tested: Scores of the evaluation; empty before it.
         test_seeds: Its seeds.
     """
@@ -69,8 +68,8 @@ def keep(
         "tasks": list(plan.tasks),
         "profile": plan.profile,
         "lr_coupling": plan.coupling,
-        "validation": dict(validation),
-        "validation_seeds": validation_seeds,
+        "validation": {name: score for name, (score, _) in validation.items()},
+        "validation_seeds": {name: seeds for name, (_, seeds) in validation.items()},
         "evaluation": as_json(tested),
         "evaluation_seeds": test_seeds,
     }
@@ -92,11 +91,11 @@ def _text(
     lines += ["", f"Clock: {plan.profile}. The learning rate follows the size by {plan.coupling}."]
     if results["validation"]:
         lines += ["", "## What it was chosen from", ""]
-        seeds = results["validation_seeds"]
-        lines += [f"Ratios on {seeds} validation seeds, geometric means:", ""]
-        lines += ["| policy | ratio |", "|---|---|"]
+        lines += ["Ratios on validation seeds, geometric means; who fell far behind got few:", ""]
+        lines += ["| policy | ratio | seeds |", "|---|---|---|"]
         ordered = sorted(results["validation"].items(), key=lambda item: item[1])
-        lines += [f"| {name} | {score:.3f} |" for name, score in ordered]
+        seeds = results["validation_seeds"]
+        lines += [f"| {name} | {score:.3f} | {seeds[name]} |" for name, score in ordered]
     if tested:
         lines += ["", "## What it scores on seeds that it never saw", "", *table(plan, tested)]
     return "\n".join(lines) + "\n"

@@ -74,7 +74,7 @@ class ScheduleSearch:
         if known is not None:
             return known
         path = self.folder / "runs.jsonl"
-        found = Validation(self.plan, self.tasks, path, TRAINING_SEED, smoothed=True)
+        found = Validation(self.plan, self.tasks, path, TRAINING_SEED)
         race = partial(self._race, found, executor, on_progress, until)
         end = self._end_steps()
         fresh = [

@@ -33,6 +33,7 @@ from rlbatch.agents.own_tasks.budget import (
     CURVES_SHARE,
     FIRST_ROUNDS,
     MOST_SEGMENTS,
+    RACING,
     RULES_SHARE,
     SHORTLIST,
     Budget,
@@ -52,6 +53,7 @@ from rlbatch.agents.own_tasks.keeping import POLICY_FILE, keep
 from rlbatch.agents.own_tasks.learning import Learner, next_segment, recipe_of
 from rlbatch.agents.own_tasks.outcome import Display, Outcome
 from rlbatch.agents.own_tasks.plan import Plan
+from rlbatch.agents.own_tasks.race import race
 from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.stages import Stages
 from rlbatch.agents.own_tasks.validation import Candidate, Validation
@@ -110,7 +112,7 @@ class _Training:
         self._actions = recipe.actions
         self._card = recipe.card((plan.coupling,))
         if not (out / POLICY_FILE).exists():
-            keep(plan, SHIPPED, out, validation={}, validation_seeds=0)
+            keep(plan, SHIPPED, out, validation={})
 
     def run(self) -> Outcome:
         costs = self._fixed_costs()
@@ -195,11 +197,12 @@ class _Training:
 
     def _keep_best(self, rounds: int) -> Candidate:
         """Keep the best policy file so far: the shipped one if none is clearly better."""
-        scores = self._validation.scores(self._candidates, rounds)
-        files = [one for one in self._candidates if one.file and one.name in scores]
-        best = self._validation.surest(SHIPPED, files, rounds)
-        seeds = rounds * len(self._plan.starts)
-        keep(self._plan, best, self._out, validation=scores, validation_seeds=seeds)
+        validation = self._validation
+        files = [
+            one for one in self._candidates if one.file and validation.rounds_of(one.name) >= rounds
+        ]
+        best = validation.surest(SHIPPED, files, rounds)
+        keep(self._plan, best, self._out, validation=validation.scores(self._candidates))
         return best
 
     def _division(self) -> Division:
@@ -253,24 +256,18 @@ class _Training:
         return lambda what, share: show(f"{what} ({number} of {segments})", share, 1.0, sure=0.0)
 
     def _choose(self, rounds: int) -> tuple[Candidate, Candidate]:
-        """Return what is kept and the best rule, compared in more rounds than the others were.
-
-        The best few halve in the middle; the shipped policy, the best size and the best rule stay.
-        """
+        """Return what is kept and the best rule, after as many runs as a race through `rounds`."""
         validation = self._validation
         rules = [one for one in self._candidates if not one.file]
         rule = validation.best(rules, FIRST_ROUNDS)
         files = [one for one in self._candidates if one.file and one is not SHIPPED]
-        for until, left in (((FIRST_ROUNDS + rounds) // 2, SHORTLIST - 1), (rounds, SHORTLIST - 3)):
-            files = validation.ranked(files)
-            sizes = [one for one in files if one.kind == "size"][:1]
-            files = list(dict.fromkeys([*files[:left], *sizes]))
-            self._validate([SHIPPED, *files, rule], until)
-        return self._keep_best(rounds), rule
+        field = [*validation.ranked(files)[: SHORTLIST - 2], rule]
+        each = (rounds - FIRST_ROUNDS) * RACING
+        return self._keep_best(race(validation, SHIPPED, field, each, self._validate)), rule
 
     def _test(self, kept: Candidate, rule: Candidate, division: Division) -> Outcome:
         """Run what is kept beside what it is to be better than, on fresh seeds."""
-        plan, rounds = self._plan, division.validation_rounds
+        plan = self._plan
         sizes = [one for one in self._candidates if one.kind == "size"]
         size = self._validation.best(sizes, FIRST_ROUNDS)
         compared = list(dict.fromkeys([kept, SHIPPED, STAYING, size, rule]))
@@ -288,10 +285,9 @@ class _Training:
         found = scores(plan, rows, compared, kept.policy)
         path = keep(
             *(plan, kept, self._out),
-            validation=self._validation.scores(self._candidates, rounds),
-            validation_seeds=rounds * len(self._plan.starts),
+            validation=self._validation.scores(self._candidates),
             tested=found,
             test_seeds=division.test_seeds,
         )
-        better = self._validation.best([kept, rule], rounds) is rule
+        better = self._validation.ranked([kept, rule])[0] is rule
         return Outcome(path, kept, found, division.test_seeds, rule.name if better else None)

@@ -24,6 +24,7 @@ from rlbatch.agents.own_tasks.budget import (
     divide,
     load_division,
 )
+from rlbatch.agents.own_tasks.compared_run import RunOutcome, smoothed_cost
 from rlbatch.agents.own_tasks.evaluation import scores
 from rlbatch.agents.own_tasks.fixed_costs import (
     CurveResult,
@@ -39,7 +40,7 @@ from rlbatch.agents.own_tasks.rule_networks import size_policy
 from rlbatch.agents.own_tasks.sampler import OwnTaskSampler
 from rlbatch.agents.own_tasks.schedules import ScheduleSearch
 from rlbatch.agents.own_tasks.target_watch import TargetWatch
-from rlbatch.agents.own_tasks.validation import Candidate, Validation, smoothed_cost
+from rlbatch.agents.own_tasks.validation import Candidate, Validation
 from rlbatch.envs.fixed_run import fixed_run_curve
 from rlbatch.envs.live import Validation as Seen
 from rlbatch.envs.privileged import LARGEST_REGRET
@@ -127,10 +128,11 @@ def test_a_search_that_is_over_is_not_taken_up_again(
         for number in range(rounds):
             for place, one in enumerate(candidates):
                 for key in self.keys(one.name, [number]):
-                    if key not in self._ratios and now[0] < until:
+                    if key not in self._outcomes and now[0] < until:
                         now[0] += 1.0
                         begun.append(one.name)
-                        self._ratios[key] = (1.0 - 0.01 * place) ** (1 - 2 * number)
+                        ratio = (1.0 - 0.01 * place) ** (1 - 2 * number)
+                        self._outcomes[key] = RunOutcome(ratio, ratio, reached=True)
 
     monkeypatch.setattr(Validation, "run", run)
     monkeypatch.setattr("rlbatch.agents.own_tasks.schedules.time.monotonic", lambda: now[0])
@@ -310,11 +312,28 @@ def test_a_lucky_candidate_is_not_taken_for_a_better_one(tmp_path: Path) -> None
     assert validation.surest(base, [base, lucky], 2) is base
 
 
+def test_luck_at_the_target_is_shown_and_does_not_choose(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    validation = validated(path, {"lucky": [0.9, 0.9], "better": [1.0, 1.0]})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["smoothed"] = {"lucky": 1.1, "better": 1.0}[row["candidate"]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = Validation(PLAN, [TaskCosts(CHEAP, {8: 1.0}, None)], path)
+    lucky, better = (Candidate(name, name, "learned") for name in ("lucky", "better"))
+    assert validation.best([lucky, better], 1) is lucky  # nothing else was noted before
+    assert again.best([lucky, better], 1) is again.ranked([lucky, better])[0] is better
+    assert again.surest(lucky, [lucky, better], 1) is better
+    assert again.scores([lucky]) == {"lucky": (pytest.approx(0.9), 2)}
+
+
 def test_candidates_are_ranked_by_the_rounds_that_all_have(tmp_path: Path) -> None:
     ratios = {"a": [1.0, 1.0, 9.0, 9.0], "b": [2.0, 2.0], "c": [3.0]}
     validation = validated(tmp_path / "runs.jsonl", ratios)
     a, b, c = (Candidate(name, name, "schedule") for name in ratios)
     assert validation.ranked([c, b, a]) == [a, b]  # c is in the middle of its first round
+    assert validation.ranked([a, b], 1) == [a, b]
+    assert validation.scores([c, b, a]) == {"a": (pytest.approx(3.0), 4), "b": (2.0, 2)}
 
 
 def curve_line(task: str, losses: list[float], reached: bool) -> str:

@@ -141,3 +141,40 @@ def test_runs_resumed_anywhere_decide_by_the_same_bits(tmp_path: Path, name: str
         assert decisions() == decided, place
         assert torch.equal(again.net.weights, whole.net.weights), place
         assert again.net.losses == whole.net.losses[-len(again.net.losses) :], place
+
+
+class EpochStarts(Callback):
+    """Notes which epochs have begun."""
+
+    def __init__(self) -> None:
+        self.epochs = list[int]()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.epochs.append(trainer.current_epoch)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("name", BITS)
+def test_a_fit_goes_on_from_the_last_batch_of_one_epoch_after_the_other(
+    tmp_path: Path, name: str
+) -> None:
+    def run(folder: str, begun: EpochStarts, **kwargs: Any) -> tuple[Run, list[Path]]:
+        (tmp_path / folder).mkdir()
+        saving, options = EveryBatch(tmp_path / folder), {"max_epochs": 4, **BITS[name]}
+        more = {"log_dir": tmp_path / "log", "max_batch_size": 40}
+        options["settings"] = {**options.get("settings", {}), **more}
+        callbacks = begun, saving
+        made = Run(ByBits(), net=Net(cosine), callbacks=callbacks, **options, **kwargs)
+        return made, saving.saved
+
+    whole, saved = run("whole", EpochStarts())
+    for epoch in range(1, 4):  # each from the run before it, which has been resumed, too
+        last = sum(part[0] < epoch for part in whole.net.parts) - 1 - len(whole.net.parts)
+        begun = EpochStarts()
+        again, saved = run(f"from {epoch}", begun, ckpt_path=saved[last])
+        assert again.net.parts == whole.net.parts[last + 1 :]
+        assert again.net.losses == whole.net.losses[last + 1 :]
+        assert torch.equal(again.net.weights, whole.net.weights)
+        assert begun.epochs == list(range(epoch, 4))
+        assert again.trainer.current_epoch == whole.trainer.current_epoch
