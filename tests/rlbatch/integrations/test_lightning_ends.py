@@ -70,7 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "validating often": {"val_check_interval": 2, "schedule": by_epoch},
     "validating seldom": {"check_val_every_n_epoch": 2},
     "no validation data": {"val": False},
-    "max_steps": {"max_steps": 9},
+    "max_steps": {"max_steps": 5},
 }
 
 
