@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from rlbatch.control import checks
+from rlbatch.control import checks, loop_order
 from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.gradient_accumulator import GradientAccumulator
@@ -23,7 +23,7 @@ from rlbatch.control.saved_state import all_or_nothing, check_state
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.user_state import UserState
 from rlbatch.data.plain_steps import StepSamples
-from rlbatch.data.sample_schedule import RunSchedule
+from rlbatch.data.run_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
 from rlbatch.policy.base import Policy
 
@@ -87,11 +87,10 @@ class BatchController(RunView):
             ConfigurationError: Settings contradict themselves, or are given twice.
             UnknownNameError: There is no policy of that name.
         """
-        require_samples("batch_size", batch_size)
+        self.base_batch_size = batch_size = require_samples("batch_size", batch_size)
         self.config = make_config(config, settings)
         checks.check_training(model, optimizer)
         self.model, self.optimizer = model, optimizer
-        self.base_batch_size = batch_size
         self.policy, name = named_policy(policy, self.config)
         self._loop = PlainLoop(
             model=model,
@@ -137,7 +136,7 @@ class BatchController(RunView):
         Raises:
             ConfigurationError: It follows a metric instead of counting steps.
         """
-        return self._user.schedule(scheduler, lambda: steps * self.steps_due)
+        return self._user.schedule(scheduler, self, steps)
 
     def on_rollback(
         self, save: Callable[[], Any] | Any, restore: Callable[[Any], Any] | None = None
@@ -158,7 +157,13 @@ class BatchController(RunView):
         """
         self._user.on_rollback(save, restore)
 
-    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        weight: float | Tensor | None = None,
+        retain_graph: bool | None = None,
+        **others: Any,
+    ) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
 
         With weights w and the gradients g of the parts (of all ranks), the step's gradient is
@@ -168,23 +173,17 @@ class BatchController(RunView):
             loss: A mean.
             weight: What it is the mean of, where that is not the samples: the number of tokens, the
                 sum of class weights. Give it in every call. Where it is 0, the part adds nothing.
+            retain_graph: As of `loss.backward`.
+            **others: What else `loss.backward` takes, at its defaults.
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
                 of the parts before it were touched.
+            ConfigurationError: One of the others is not at its default.
         """
-        run = self._run
-        accumulator, passes = run.accumulator, run.passes
-        if passes.finds_limit:
-            passes.require_watched()
-        accumulator.backward(loss, weight)
-        if passes.averages and not passes.averaged():
-            return
-        if weight is not None and accumulator.parts.is_weighted:
-            run.adapter.leave_unmeasured()
-            loss = accumulator.parts.told(loss, accumulator.delivered)
-        if run.adapter.control_loop.watching:
-            run.adapter.after_backward(loss)
+        if others:
+            loop_order.require_defaults(others)
+        self._run.backward(loss, weight, retain_graph)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module may import its own layer and those below; the longest prefix counts.
 LAYERS: list[tuple[str, ...]] = [
-    ("rlbatch.errors", "rlbatch.extras", "rlbatch.files", "rlbatch.text", "rlbatch.__version__"),
+    (
+        *("rlbatch.errors", "rlbatch.arguments", "rlbatch.extras", "rlbatch.files", "rlbatch.text"),
+        "rlbatch.__version__",
+    ),
     ("rlbatch.signals",),
     ("rlbatch.observation",),
     ("rlbatch.policy",),

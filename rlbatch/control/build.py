@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 from rlbatch.control.config import AUTO, ControllerConfig
 from rlbatch.control.control_loop import ControlLoop
@@ -57,6 +58,8 @@ def named_policy(policy: Policy | str, config: ControllerConfig) -> tuple[Policy
         UnknownNameError: There is no policy of that name.
         ConfigurationError: It is no policy.
     """
+    if isinstance(policy, os.PathLike):
+        policy = os.fspath(cast("os.PathLike[str]", policy))
     if not isinstance(policy, str):
         if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
             raise ConfigurationError(

@@ -22,6 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from rlbatch.arguments import shown
 from rlbatch.control.gradient_watch import parameters_of
 from rlbatch.control.sharding import reshard
 from rlbatch.data.order import ShuffledSampler
@@ -53,14 +54,19 @@ def check_training(model: nn.Module, optimizer: Any) -> None:
     Raises:
         ConfigurationError: The message says what to do.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"Expected the model that is trained, a torch.nn.Module, got {type(model).__name__}. "
-            "Several models of one optimizer go into a torch.nn.ModuleList."
-        )
+    check_model(model)
     check_optimizer(optimizer)
     check_owner_of_parameters(model, optimizer)
     check_backward_hooks(model, optimizer)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"Expected the model that is trained, a torch.nn.Module, got {shown(model)}. "
+            "Several models of one optimizer go into a torch.nn.ModuleList."
+        )
 
 
 def check_loader_size(batch_size: int, world_size: int, base_batch_size: int) -> None:
@@ -79,6 +85,21 @@ def check_loader_size(batch_size: int, world_size: int, base_batch_size: int) ->
         if world_size > 1
         else f"{made} {batch_size}. Give both the same one."
     )
+
+
+def check_scaler(scaler: Any) -> None:
+    """Refuse what is neither None nor works as a GradScaler.
+
+    Raises:
+        ConfigurationError: The message says what to give.
+    """
+    asked = ("scale", "unscale_", "step", "update")
+    works = all(callable(getattr(scaler, name, None)) for name in asked)
+    if scaler is not None and (isinstance(scaler, type) or not works):
+        raise ConfigurationError(
+            f"scaler must be a torch.amp.GradScaler, or None where there is none; got "
+            f"{shown(scaler)}. Give the loop's own: GradScaler(device)."
+        )
 
 
 def check_optimizer(optimizer: Any) -> None:

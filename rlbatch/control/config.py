@@ -8,8 +8,15 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal
 
-import numpy as np
-
+from rlbatch.arguments import (
+    real_number,
+    require_function,
+    require_kind,
+    require_path,
+    require_switch,
+    require_whole,
+    shown,
+)
 from rlbatch.control.guard import GuardConfig
 from rlbatch.control.limits import Limits
 from rlbatch.errors import ConfigurationError
@@ -77,30 +84,55 @@ class ControllerConfig:
     trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
-        """Refuse settings that contradict themselves."""
+        """Refuse settings that mean nothing or contradict themselves; keep plain values."""
         try:
             object.__setattr__(self, "lr_coupling", Coupling(self.lr_coupling))
         except ValueError as error:
             known = ", ".join(rule.value for rule in Coupling)
             raise ConfigurationError(
-                f"lr_coupling must be one of {known}, got {self.lr_coupling!r}."
+                f"lr_coupling must be one of {known}, got {shown(self.lr_coupling)}."
             ) from error
-        for name in ("target_loss", "budget", "epochs"):
-            _require_positive(name, getattr(self, name))
+        self._check_numbers()
+        self._check_objects()
         if self.target_loss is not None and self.budget is not None:
             raise ConfigurationError(
                 "Give a target_loss or a budget, got both: a run ends at one of them."
             )
-        if self.cooldown < 0:
-            raise ConfigurationError(f"cooldown must not be negative, got {self.cooldown}.")
-        if self.noise_rate is not None and not self.noise_rate >= 0.0:
-            raise ConfigurationError(f"noise_rate must not be negative, got {self.noise_rate}.")
         choices = {"cost": ("seconds", "samples"), "on_error": ("off", "raise")}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
+            value: object = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
                 raise ConfigurationError(
-                    f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}."
+                    f"{name} must be {' or '.join(known)}, got {shown(value)}."
                 )
+
+    def _check_numbers(self) -> None:
+        for name in ("target_loss", "budget", "epochs", "max_log2_change"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+        if self.noise_rate is not None:
+            rate = real_number(self.noise_rate)
+            if rate is None or rate < 0.0:
+                raise ConfigurationError(
+                    "noise_rate must be a number of at least 0, or None for what the policy "
+                    f"wants; got {shown(self.noise_rate)}."
+                )
+            object.__setattr__(self, "noise_rate", rate)
+        cooldown = require_whole("cooldown", self.cooldown, "a whole number of decisions", 0)
+        object.__setattr__(self, "cooldown", cooldown)
+        object.__setattr__(self, "shadow", require_switch("shadow", self.shadow))
+
+    def _check_objects(self) -> None:
+        require_kind("limits", self.limits, Limits, "Or give max_batch_size and the like alone.")
+        require_kind(
+            "cadence", self.cadence, Cadence, "Or give min_chunk_steps and the like alone."
+        )
+        if self.guard is not None:
+            require_kind("guard", self.guard, GuardConfig, "None rolls nothing back.")
+        require_function("step_seconds", self.step_seconds, "a function of a batch size")
+        require_function("off_when", self.off_when, "a function without arguments")
+        require_path("fallback", self.fallback, "the name of a policy")
+        require_path("log_dir", self.log_dir, "a folder")
+        object.__setattr__(self, "trackers", _trackers(self.trackers))
 
     @property
     def has_aim(self) -> bool:
@@ -141,11 +173,27 @@ class ControllerConfig:
         )
 
 
-def _require_positive(name: str, value: Any) -> None:
-    if value is None:
-        return
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not 0.0 < float(value) < math.inf:
+def _positive(name: str, value: object) -> float | None:
+    """Return a positive, finite number as Python's own; None passes."""
+    number = None if value is None else real_number(value)
+    if value is not None and (number is None or not 0.0 < number < math.inf):
         raise ConfigurationError(
-            f"{name} must be a positive, finite number, or None where there is none; got {value!r}."
+            f"{name} must be a positive, finite number, or None where there is none; got "
+            f"{shown(value)}."
         )
+    return number
+
+
+def _trackers(trackers: Any) -> tuple[Tracker, ...]:
+    """Return trackers as a tuple: a generator would be empty the second time."""
+    try:
+        given: list[Any] = list(trackers)
+    except TypeError:
+        given = [None]
+    if not all(isinstance(one, Tracker) and not isinstance(one, type) for one in given):
+        raise ConfigurationError(
+            "trackers must be a list of objects with begin and log, as "
+            f"rlbatch.tracking.Tracker has them; got {shown(trackers)}. A class has to be called "
+            "first."
+        )
+    return tuple(given)

@@ -129,12 +129,13 @@ class GradientAccumulator:
         self.rest()
         self._steps = None
 
-    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+    def backward(self, loss: Tensor, weight: Any = None, retain: bool | None = None) -> None:
         """Run the backward pass of the micro-batch's mean loss, weighted by its share.
 
         Args:
             loss: A mean.
-            weight: Of what, if not of the samples.
+            weight: A number, or a tensor of one: of what, if not of the samples.
+            retain: The graph, as of `loss.backward`.
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, the gradients of
@@ -158,11 +159,11 @@ class GradientAccumulator:
         factor = None if whole else self._factor(loss, delivered, weight)
         watch, self._failed = self._steps, True  # until it is known that it has not
         if watch is None or watch.is_first or factor == 0.0:  # few
-            self._watched_backward(watch, loss, factor)
+            self._watched_backward(watch, loss, factor, retain)
         else:
             watch.in_backward = True
             try:
-                self._run_backward(loss, factor)
+                self._run_backward(loss, factor, retain)
             finally:
                 watch.in_backward = False
         self._backward_done, self._failed = True, False
@@ -188,25 +189,25 @@ class GradientAccumulator:
         self.parts.correct()
 
     def _watched_backward(
-        self, watch: StepWatch | None, loss: Tensor, factor: float | None
+        self, watch: StepWatch | None, loss: Tensor, factor: float | None, retain: bool | None
     ) -> None:
         """Run a pass that is the first one, or that adds nothing."""
         if watch is not None:
             watch.begin_backward()
         try:
             with self.parts.counted(loss) if factor == 0.0 else nullcontext():
-                self._run_backward(loss, factor)
+                self._run_backward(loss, factor, retain)
         finally:
             if watch is not None:
                 watch.end_backward()
         if watch is not None:
             watch.check_backward()
 
-    def _run_backward(self, loss: Tensor, weight: float | None) -> None:
+    def _run_backward(self, loss: Tensor, weight: float | None, retain: bool | None) -> None:
         weighted = loss if weight is None else loss * weight
         if self._scaler is not None:
             weighted = self._scaler.scale(weighted)
-        cast("Any", weighted).backward()
+        cast("Any", weighted).backward(retain_graph=retain)
         if self._world_size > 1:
             self._unsynchronised.close()
 
@@ -263,6 +264,7 @@ class GradientAccumulator:
             self.delivered = None
             return None
         if clip_norm is not None:
+            loop_order.require_norm(clip_norm)
             self.unscale_()
             nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
         if not self._is_whole:

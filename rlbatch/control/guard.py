@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from rlbatch.arguments import real_number, shown, whole_number
 from rlbatch.errors import ConfigurationError
 
 _DECAY = 0.7  # a chunk, of the averages over kept chunks
@@ -35,12 +36,22 @@ class GuardConfig:
     max_consecutive: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse limits that every chunk would break."""
-        if not self.loss_ratio > 1 or self.significance < 0 or self.max_consecutive < 1:
+        """Refuse limits that every chunk would break; keep numbers as Python's own."""
+        ratio, significance = real_number(self.loss_ratio), real_number(self.significance)
+        most = whole_number(self.max_consecutive)
+        if not (
+            (ratio is not None and ratio > 1)
+            and (significance is not None and significance >= 0)
+            and (most is not None and most >= 1)
+        ):
             raise ConfigurationError(
-                "A guard needs loss_ratio > 1, significance >= 0 and max_consecutive >= 1, got "
-                f"{self.loss_ratio}, {self.significance}, {self.max_consecutive}."
+                "A guard needs loss_ratio > 1, significance >= 0 and a whole max_consecutive >= 1, "
+                f"got {shown(self.loss_ratio)}, {shown(self.significance)}, "
+                f"{shown(self.max_consecutive)}."
             )
+        object.__setattr__(self, "loss_ratio", ratio)
+        object.__setattr__(self, "significance", significance)
+        object.__setattr__(self, "max_consecutive", most)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from rlbatch.arguments import real_number, require_switch, require_whole, shown
 from rlbatch.errors import ConfigurationError
 
 _LARGEST_GROWTH, _LARGEST_SHRINKAGE = 64, 16
@@ -35,10 +37,13 @@ class Limits:
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of samples or bytes."""
+        """Refuse what is no number of samples or bytes; keep numbers as Python's own."""
         for name in ("min_batch_size", "max_batch_size", "micro_batch_size"):
-            if name != "micro_batch_size" or self.micro_batch_size != "auto":
-                require_samples(name, getattr(self, name))
+            value: object = getattr(self, name)
+            is_auto = name == "micro_batch_size" and isinstance(value, str) and value == "auto"
+            if value is not None and not is_auto:
+                object.__setattr__(self, name, require_samples(name, value))
+        object.__setattr__(self, "divisible", require_switch("divisible", self.divisible))
         low, high = self.min_batch_size, self.max_batch_size
         if low is not None and high is not None and low > high:
             raise ConfigurationError(
@@ -49,9 +54,17 @@ class Limits:
                 "micro_batch_size='auto' divides a batch that does not fit, and with "
                 "divisible=False none is divided. Give the number of samples that fits."
             )
-        limit: object = self.memory_limit
-        if limit is not None and (isinstance(limit, bool | str) or self.memory_limit < 1):  # pyright: ignore[reportOptionalOperand]
-            raise ConfigurationError(f"memory_limit must be a number of bytes, got {limit!r}.")
+        self._check_memory_limit()
+
+    def _check_memory_limit(self) -> None:
+        if self.memory_limit is None:
+            return
+        limit = real_number(self.memory_limit)  # 8e9 is as good as an int
+        if limit is None or not 1 <= limit < math.inf:
+            raise ConfigurationError(
+                f"memory_limit must be a number of bytes, got {shown(self.memory_limit)}."
+            )
+        object.__setattr__(self, "memory_limit", int(limit))
 
     @property
     def known_micro_batch_size(self) -> int | None:
@@ -103,13 +116,10 @@ class Limits:
         return low, high
 
 
-def require_samples(name: str, value: object) -> None:
-    """Refuse what is no whole number of samples of at least 1; None passes.
+def require_samples(name: str, value: object) -> int:
+    """Return a number of samples as an int.
 
     Raises:
-        ConfigurationError: It is something else.
+        ConfigurationError: It is no whole number of at least 1.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ConfigurationError(
-            f"{name} must be a whole number of samples, at least 1; got {value!r}."
-        )
+    return require_whole(name, value, "a whole number of samples")

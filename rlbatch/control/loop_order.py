@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rlbatch.errors import DeliveryError
+from rlbatch.arguments import real_number, shown
+from rlbatch.errors import ConfigurationError, DeliveryError
 
 FAILED = (
     "The backward pass of this batch has failed, and a part of its gradient may be there. Leave "
@@ -39,6 +41,16 @@ _KEPT = (
     "the loader anew for each epoch: while True: yield from loader."
 )
 
+# What `loss.backward` takes, and what to do instead.
+_INSTEAD = {
+    "create_graph": "gradients with a graph of their own cannot be weighed and measured. A penalty "
+    "on gradients, by torch.autograd.grad(..., create_graph=True), is added to the loss before",
+    "inputs": "a step is of all parameters that take part. Call requires_grad_(False) on the "
+    "others before the forward pass",
+    "gradient": "the loss is one number. Multiply by it before: "
+    "controller.backward((loss * gradient).sum())",
+}
+
 
 def unfinished(backward_done: bool) -> DeliveryError:
     """Return the error of a batch that comes before the last one is done with."""
@@ -56,3 +68,36 @@ def no_tensor(loss: Any) -> DeliveryError:
         f"Expected the loss as a tensor, got {type(loss).__name__}. Give what loss.backward() "
         "was called on: no loss.item(), and the sum of several losses."
     )
+
+
+def require_defaults(others: Mapping[str, Any]) -> None:
+    """Refuse what `loss.backward` takes and a controller cannot pass on.
+
+    Args:
+        others: Arguments by name.
+
+    Raises:
+        ConfigurationError: One is not at torch's default; the message says what to do instead.
+    """
+    for name, value in others.items():
+        if name not in _INSTEAD:
+            raise ConfigurationError(
+                f"backward() takes loss, weight and retain_graph, and got {name}. Leave it out."
+            )
+        if value is not None and value is not False:
+            raise ConfigurationError(
+                f"controller.backward() does not pass {name} on: {_INSTEAD[name]}."
+            )
+
+
+def require_norm(clip_norm: Any) -> None:
+    """Refuse what no gradient could be clipped to.
+
+    Raises:
+        ConfigurationError: It is no number.
+    """
+    if not isinstance(clip_norm, float) and real_number(clip_norm) is None:
+        raise ConfigurationError(
+            f"clip_norm must be a number, to which the gradient's norm is clipped; got "
+            f"{shown(clip_norm)}. The controller knows the optimizer and takes no closure."
+        )

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from rlbatch.arguments import require_function, require_kind
 from rlbatch.control import checks
 from rlbatch.control.build import keeps_size
 from rlbatch.control.config import ControllerConfig
@@ -52,11 +53,26 @@ class PlainRun:
     coupling: LearningRateCoupling
     user: UserState
 
+    def backward(self, loss: Tensor, weight: Any, retain_graph: bool | None) -> None:
+        """Run a micro-batch's backward pass and measure it; see `BatchController.backward`."""
+        accumulator, passes = self.accumulator, self.passes
+        if passes.finds_limit:
+            passes.require_watched()
+        accumulator.backward(loss, weight, retain_graph)
+        if passes.averages and not passes.averaged():
+            return
+        if weight is not None and accumulator.parts.is_weighted:
+            self.adapter.leave_unmeasured()
+            loss = accumulator.parts.told(loss, accumulator.delivered)
+        if self.adapter.control_loop.watching:
+            self.adapter.after_backward(loss)
+
     def skip(self) -> None:
         """Leave the optimizer step under way out; see `BatchController.skip`."""
         delivered = self.accumulator.skip()
         self.passes.repeating = False
         self.adapter.abandon_step()
+        self.user.leave_out()
         self.plain_steps.leave_out(delivered.step_samples, delivered.step_end)
         self.loader.skip_step()
 
@@ -115,6 +131,15 @@ class PlainLoop:
     config: ControllerConfig
     scaler: Any = None
     accumulator: Callable[[Ranks], GradientAccumulator] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no scaler, and what makes no accumulator.
+
+        Raises:
+            ConfigurationError: The message says what to give.
+        """
+        checks.check_scaler(self.scaler)
+        require_function("accumulator", self.accumulator, "a function of the ranks")
 
     def begin(self, owner: Owner, loader: DataLoader[Any], user: UserState) -> PlainRun:
         """Return a run over a user's loader, which is not used itself any more.
@@ -175,7 +200,9 @@ class PlainLoop:
             synchronises: They average gradients in a step's last backward pass.
         """
         if self.accumulator is not None:
-            return self.accumulator(ranks)
+            made = self.accumulator(ranks)
+            hint = "It is what `accumulator` has to return."
+            return require_kind("An accumulator", made, GradientAccumulator, hint)
         return GradientAccumulator(
             self.model, self.optimizer, self.scaler, ranks.world_size, synchronises=synchronises
         )

@@ -69,6 +69,15 @@ class RunView:
         return 0 if self._parts is None else self._parts.plain_steps.total
 
     @property
+    def steps_begun(self) -> int | None:
+        """As `steps_due`, with those that the step under way completes; None between two."""
+        parts = self._parts
+        delivered = None if parts is None else parts.accumulator.delivered
+        if parts is None or delivered is None:
+            return None
+        return parts.plain_steps.behind(delivered.step_end)
+
+    @property
     def components(self) -> dict[str, Any]:
         """What the controller is doing now, by part."""
         return self._run.adapter.components

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
+from rlbatch.arguments import require_kind
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.guard import GuardConfig
 from rlbatch.control.limits import Limits
@@ -75,7 +76,9 @@ def make_config(config: ControllerConfig | None, settings: Mapping[str, Any]) ->
             f"Give either config or single settings, got config and {', '.join(settings)}."
         )
     if config is not None:
-        return config
+        return require_kind(
+            "config", config, ControllerConfig, "Or give its fields as arguments of their own."
+        )
     known = Settings.__annotations__
     for name in settings:
         if name not in known:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlbatch.arguments import require_whole
 from rlbatch.control.training_parts import WeightCopy
-from rlbatch.data.sample_schedule import RunSchedule
+from rlbatch.data.run_schedule import RunSchedule
 from rlbatch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rlbatch.control.run_view import RunView
 
 _Hook = tuple[Callable[[], Any], Callable[[Any], Any]]
 
@@ -28,9 +32,21 @@ class UserState:
         for hook in self._hooks:
             snapshot.also.add(*hook)
 
-    def schedule(self, scheduler: Any, due: Callable[[], int]) -> RunSchedule:
-        """Return a schedule that catches up with `due`."""
-        schedule = RunSchedule(scheduler, due)
+    def schedule(self, scheduler: Any, view: RunView, steps: object) -> RunSchedule:
+        """Return a schedule that catches up with the run.
+
+        Args:
+            scheduler: Made for steps of the user's batch size.
+            view: Of the run.
+            steps: How many of its own it makes for each of these.
+        """
+        times = require_whole("steps", steps, "a whole number of the scheduler's steps")
+
+        def begun() -> int | None:
+            found = view.steps_begun
+            return None if found is None else times * found
+
+        schedule = RunSchedule(scheduler, lambda: times * view.steps_due, begun)
         if self._loaded:
             schedule.stand_at(self._loaded.pop(0))
         self._schedules.append(schedule)
@@ -55,6 +71,11 @@ class UserState:
         """An optimizer step ends; see `RunSchedule.end_step`."""
         for schedule in self._schedules:
             schedule.end_step(epoch, left_out)
+
+    def leave_out(self) -> None:
+        """The step under way is left out."""
+        for schedule in self._schedules:
+            schedule.leave_out()
 
     def load_state_dict(self, state: Sequence[int]) -> None:
         """Let schedules stand there, also those that are registered later."""

@@ -99,20 +99,25 @@ class PlainSteps:
 
     def advance(self, position: int) -> int:
         """Take the epoch's position behind a step and return the plain steps complete since."""
-        self._position, count = position, self.count
-        if position >= count.dataset_size:
-            self.end_epoch()
-        else:
-            steps = self._before + (position - self._left_out) // count.base_batch_size
-            self.total = max(self.total, steps)
+        self._position, self.total = position, self.behind(position)
         made, self._told = self.total - self._told, self.total
         return made
 
+    def behind(self, position: int) -> int:
+        """Return the steps so far behind a place of the epoch."""
+        count = self.count
+        if position >= count.dataset_size:
+            return self._at_end(position)
+        steps = self._before + (position - self._left_out) // count.base_batch_size
+        return max(self.total, steps)
+
     def end_epoch(self) -> None:
         """Nothing more comes of the epoch: its rest counts as in the plain loop."""
-        whole = self.count.dataset_size if self.count.drop_last else self._position
-        steps = self.count.steps_in(whole - self._left_out)
-        self.total = max(self.total, self._before + steps)
+        self.total = self._at_end(self._position)
+
+    def _at_end(self, position: int) -> int:
+        whole = self.count.dataset_size if self.count.drop_last else position
+        return max(self.total, self._before + self.count.steps_in(whole - self._left_out))
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts."""

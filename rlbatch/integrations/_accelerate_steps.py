@@ -69,14 +69,14 @@ class AcceleratedAccumulator(GradientAccumulator):
         super()._make_step(applied)
         self.left_out = always if self._accelerator.optimizer_step_was_skipped else never
 
-    def _run_backward(self, loss: Tensor, weight: float | None) -> None:
+    def _run_backward(self, loss: Tensor, weight: float | None, retain: bool | None) -> None:
         if self.parts.ranks.sharded:  # `accumulate` has told it not to, in all but the last pass
             self._model.set_requires_gradient_sync(True)  # pyright: ignore[reportCallIssue]
         if weight is not None and self.delivered is not None:
             # Accelerate divides by the number of micro-batches, which is all for equal ones.
             factor = weight * self.delivered.micro_batches
             loss = loss if abs(factor - 1.0) < 1e-9 else loss * factor
-        self._accelerator.backward(loss)
+        self._accelerator.backward(loss, retain_graph=retain)
 
 
 class DeviceLoader(LoaderView):

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import torch
 
+from rlbatch.arguments import require_path, require_switch, require_whole
 from rlbatch.errors import ConfigurationError
 
 _WEIGHTS, _STATE = "model.weights.h5", "control.pt"
@@ -42,12 +43,12 @@ class Backup(keras.callbacks.Callback):
             ConfigurationError: The frequency is neither.
         """
         super().__init__()
-        if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
-            raise ConfigurationError(
-                f"save_freq must be 'epoch' or a number of optimizer steps, got {save_freq!r}."
-            )
+        if not isinstance(save_freq, str) or save_freq != "epoch":
+            wanted = "'epoch' or a number of optimizer steps"
+            save_freq = require_whole("save_freq", save_freq, wanted)
+        require_path("folder", folder, "the folder of the backups", optional=False)
         self._control, self._folder = control, Path(folder)
-        self._every, self._delete = save_freq, delete
+        self._every, self._delete = save_freq, require_switch("delete", delete)
 
     def latest(self) -> Path | None:
         """Return the folder of the latest backup, or None."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlbatch.control.part_weights import number_of
 from rlbatch.control.ranks import Ranks
 from rlbatch.data.delivery import Delivered
 from rlbatch.errors import DeliveryError
@@ -91,7 +92,7 @@ def part_shares(
 
 
 def _weight(weight_of: WeightOf, batch: Any) -> float:
-    weight = float(weight_of(batch))
+    weight = number_of(weight_of(batch))
     if not 0.0 <= weight < math.inf:
         raise DeliveryError(
             f"Expected a weight of 0 or more, got {weight}. Return what the loss is the mean of: "

@@ -8,6 +8,8 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from rlbatch.arguments import require_kind
+from rlbatch.control.checks import check_model
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
 from rlbatch.control.ranks import Ranks
@@ -16,15 +18,12 @@ from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.controller import BatchController
 from rlbatch.data.loader import check_is_loader
-from rlbatch.data.sample_schedule import RunSchedule
+from rlbatch.data.run_schedule import RunSchedule
+from rlbatch.data.sample_schedule import require_steps
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
 from rlbatch.integrations._accelerate_state import OwnState
-from rlbatch.integrations._shared import (
-    SampleScheduler,
-    follows_a_metric,
-    plain_loader,
-)
+from rlbatch.integrations._shared import SampleScheduler, plain_loader
 from rlbatch.policy.base import Policy
 
 with needs_extra("transformers", "accelerate"):
@@ -91,9 +90,9 @@ class AcceleratedController:
             ConfigurationError: Settings contradict themselves, or the processes share the training
                 in another way than by DistributedDataParallel.
         """
-        require_samples("batch_size", batch_size)
+        batch_size = require_samples("batch_size", batch_size)
         self._accelerator = accelerator
-        _check(accelerator)
+        _check(accelerator, model)
         steps = accelerator.gradient_accumulation_steps
         if batch_size % (steps * accelerator.num_processes):
             raise ConfigurationError(
@@ -150,18 +149,27 @@ class AcceleratedController:
         self._take_place()
         return DeviceLoader(controlled, self._accelerator, self.controller, loader)
 
-    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        weight: float | Tensor | None = None,
+        retain_graph: bool | None = None,
+        **others: Any,
+    ) -> None:
         """Run the backward pass of the micro-batch's mean loss, with its weight in the batch.
 
         Args:
             loss: A mean.
             weight: Of what, if not of the samples, as in `rlbatch.BatchController.backward`.
+            retain_graph: As of `accelerator.backward`.
+            **others: What else it takes, at its defaults.
 
         Raises:
             DeliveryError: There is no micro-batch to which the loss could belong, or the gradients
                 of the parts before it were touched.
+            ConfigurationError: One of the others is not at its default.
         """
-        self.controller.backward(loss, weight)
+        self.controller.backward(loss, weight, retain_graph, **others)
 
     def step(self, clip_norm: float | None = None) -> int:
         """Step optimizer and schedule and zero the gradients, if the batch is complete.
@@ -233,7 +241,9 @@ class AcceleratedController:
         return self._schedule_steps * self.controller.steps_due
 
 
-def _check(accelerator: Accelerator) -> None:
+def _check(accelerator: Any, model: Any) -> None:
+    require_kind("accelerator", accelerator, Accelerator, "Give that of the loop first.")
+    check_model(model)
     alone, together = DistributedType.NO, (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in (alone, *together) and not accelerator.is_fsdp2:
         raise ConfigurationError(
@@ -254,9 +264,5 @@ def _sample_schedule(scheduler: Any, due: Callable[[], int]) -> SampleScheduler 
         scheduler = scheduler.scheduler
     if scheduler is None:
         return None
-    if follows_a_metric(scheduler):
-        raise ConfigurationError(
-            f"Expected a scheduler that counts steps, got {type(scheduler).__name__}, which "
-            "follows a metric. Step it yourself, after each evaluation."
-        )
+    require_steps(scheduler)
     return SampleScheduler(scheduler, due)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Unpack
 
+from rlbatch.arguments import require_function, require_switch, require_whole
 from rlbatch.control.build import named_policy
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.limits import require_samples
@@ -83,8 +84,7 @@ class BatchSizeControl(RunView):
         self.config = make_config(config, settings)
         _ = self.config.limits.known_micro_batch_size  # refuses what no fit could follow
         named_policy(policy, self.config)  # likewise
-        require_samples("batch_size", batch_size)
-        super().__init__(batch_size)
+        super().__init__(require_samples("batch_size", batch_size))
         self._policy = policy
         self._source: Source | None = None
         self._state: Mapping[str, Any] | None = None  # that was loaded and not yet applied
@@ -131,6 +131,13 @@ class BatchSizeControl(RunView):
         """
         if self._planner is not None:
             raise ConfigurationError("A control has one data set, and it was made already.")
+        size = None if size is None else require_samples("size", size)
+        shuffle = None if shuffle is None else require_switch("shuffle", shuffle)
+        seed = require_whole("seed", seed, "a whole number", 0)
+        prefetch = require_whole("prefetch", prefetch, "a whole number of batches", 0)
+        workers = require_whole("workers", workers, "a whole number of processes", 0)
+        require_function("fetch", fetch, "a function of a list of indices")
+        require_function("epochs", epochs, "a function of an epoch's number")
         source = make_source((x, y, sample_weight), fetch, epochs, size)
         if isinstance(source, Stream) and shuffle:
             raise ConfigurationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
+from rlbatch.arguments import require_function, require_kind
 from rlbatch.control.config import ControllerConfig
 from rlbatch.control.settings import Settings, make_config
 from rlbatch.control.user_state import check_hook
@@ -67,6 +68,9 @@ class BatchSizeCallback(Callback):
         Raises:
             ConfigurationError: Settings contradict themselves, or are given twice.
         """
+        require_function("weight", weight, "a function of a batch")
+        if monitor is not None:
+            require_kind("monitor", monitor, str, "Give the name of a metric, as it is logged.")
         self.policy, self.monitor = policy, monitor
         self._weight, self._hooks = weight, list[Hook]()
         self.config = make_config(config, settings)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rlbatch.arguments import require_function
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.settings import make_config
 from rlbatch.errors import ConfigurationError
 from rlbatch.extras import needs_extra
 from rlbatch.integrations._shared import SampleScheduler, follows_a_metric
@@ -77,8 +79,10 @@ class ControlledTrainerMixin(LeavesOut, _Base):
         self._run: TrainRun | None = None
         if config is not None and controller is not None:
             raise ConfigurationError("Give the settings once, as config, not as controller too.")
-        self._policy, self._config = policy, config or controller or ControllerConfig()
+        given = controller if config is None else config
+        self._policy, self._config = policy, make_config(given, {})
         _ = self._config.limits.known_micro_batch_size  # refuses what no Trainer could follow
+        require_function("weight", weight, "a function of a batch")
         self.weight = weight
         self._checkpoint: str | None = None
         super().__init__(*args, **kwargs)

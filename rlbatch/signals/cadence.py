@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 
+from rlbatch.arguments import real_number, shown, whole_number
 from rlbatch.errors import ConfigurationError
 from rlbatch.signals import elementwise
 from rlbatch.signals.record import Array, Coupling
@@ -70,15 +71,21 @@ class Cadence:
     first: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse chunks without a step."""
-        ordered = 1 <= self.first <= self.minimum <= self.maximum
-        if not (ordered and 0 <= self.growth < math.inf):
+        """Refuse chunks without a step; keep numbers as Python's own."""
+        found = [whole_number(n) for n in (self.first, self.minimum, self.maximum)]
+        growth = real_number(self.growth)
+        steps = [number for number in found if number is not None]
+        ordered = len(steps) == len(found) and 1 <= steps[0] <= steps[1] <= steps[2]
+        if not ordered or growth is None or not 0 <= growth < math.inf:
             raise ConfigurationError(
                 "A cadence needs 1 <= first <= minimum <= maximum (first_chunk_steps, "
-                "min_chunk_steps, max_chunk_steps) and a finite growth (chunk_growth) of at least "
-                f"0; got first={self.first}, minimum={self.minimum}, maximum={self.maximum}, "
-                f"growth={self.growth}."
+                "min_chunk_steps, max_chunk_steps), all whole, and a finite growth (chunk_growth) "
+                f"of at least 0; got first={shown(self.first)}, minimum={shown(self.minimum)}, "
+                f"maximum={shown(self.maximum)}, growth={shown(self.growth)}."
             )
+        for name, value in zip(("first", "minimum", "maximum"), steps, strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "growth", growth)
 
     def chunk_steps(self, steps_done: int) -> int:
         """Return the steps of the chunk that starts after `steps_done` steps."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from rlbatch.errors import ConfigurationError, DeliveryError
@@ -283,6 +286,41 @@ def loader_workers(host: Any) -> None:
         assert len(first.steps) == stop
 
 
+def a_graph_that_is_kept(host: Host) -> None:
+    ends: list[Tensor] = []
+    for told in ({}, {"retain_graph": True}):
+        run = Run(host, policy=Measuring((1.0, 0.6, -2.0) * 3), micro_batch_size=3, noise_rate=5.0)
+        usual = run.controller.backward
+        run.controller.backward = lambda loss, usual=usual, told=told: usual(loss, **told)
+        ends.append(run.train(epochs=2).weights)
+        assert len(set(map(len, run.steps))) > 2
+        with host.refuses(ConfigurationError, "does not pass create_graph on"):
+            usual(torch.zeros(()), create_graph=True)
+    assert torch.equal(*ends)
+
+
+def a_schedule_stepped_before_the_optimizer(host: Host) -> None:
+    """Each step has the next one's rate, as in the plain loop: by the closed form."""
+    run = Run(host)
+    first = run.inner.param_groups[0]["lr"]
+    taken = run.controller.schedule(ExponentialLR(run.inner, 0.9))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of .lr_scheduler")
+        run.train(epochs=2, behind=lambda *_: taken.step())
+    assert run.rates == pytest.approx([first * 0.9 ** (n + 1) for n in range(len(run.rates))])
+    assert len(run.rates) == 2 * -(-76 // BASE)
+
+
+def numbers_of_numpy(host: Host) -> None:
+    told = {"policy": ScriptedPolicy((1.0, 0.6, -2.0)), "min_batch_size": 4}
+    one, other = (
+        Run(host, micro_batch_size=micro, max_batch_size=most, **told).train(epochs=2)
+        for micro, most in ((3, 32), (np.int8(3), torch.tensor(32)))
+    )
+    assert one.steps == other.steps
+    assert torch.equal(one.weights, other.weights)
+
+
 # -- what one rank alone has --
 
 
@@ -328,6 +366,9 @@ PROGRAMS: tuple[Situation, ...] = (
     a_model_saved_within_a_measured_step,
     a_rate_set_late_by_hand,
     loader_workers,
+    a_graph_that_is_kept,
+    a_schedule_stepped_before_the_optimizer,
+    numbers_of_numpy,
     data_of_different_length,
     settings_that_differ,
     a_state_that_one_rank_refuses,

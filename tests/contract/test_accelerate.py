@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ from tests.contract.test_divided_losses import (
     triplet,
     weight_of_classes,
 )
+from tests.rlbatch.integrations.steered import ByBits
 
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 GROW = ScriptedPolicy((1.0, 0.6, -2.0, 1.5))
@@ -448,3 +451,79 @@ class OnAccelerate(Host):
 def test_accelerate_is_in_no_situation_worse_than_the_plain_loop() -> None:
     found = failures(OnAccelerate(), (*SITUATIONS, parts_without_weight))
     assert not found, "\n".join(found.values())
+
+
+def test_a_graph_that_is_kept_changes_nothing_and_other_arguments_are_refused() -> None:
+    """The policy goes another way where one bit of what it sees differs."""
+    ends: list[Tensor] = []
+    for told in ({}, {"retain_graph": True}):
+        loop = Loop(policy=ByBits(), micro_batch_size=3, noise_rate=5.0)
+        for batch in loop.loader:
+            loss = plain_mean(loop.model, batch)
+            loop.controller.backward(loss, **told)
+            if told:
+                torch.autograd.grad(loss, list(loop.own.parameters()), allow_unused=True)
+            loop.controller.step()
+        ends.append(flat([p.detach() for p in loop.own.parameters()]))
+    assert torch.equal(*ends)
+    loop = Loop()
+    loss = plain_mean(loop.model, next(iter(loop.loader)))
+    refused(
+        ConfigurationError,
+        "does not pass create_graph on",
+        lambda: loop.controller.backward(loss, create_graph=True),
+    )
+
+
+def test_a_schedule_stepped_before_the_optimizer_has_the_rates_of_accelerate_alone() -> None:
+    def make(optimizer: Any) -> Any:
+        return LinearLR(optimizer, 1.0, 0.1, total_iters=20)
+
+    loop = Loop(schedule=make)
+    data, rates = DataLoader(Rows(), BASE), list[list[float]]()
+    taken = loop.controller.schedule(loop.schedule)
+    found: list[float] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's own, of the order
+        for batch in loop.loader:
+            loop.controller.backward(plain_mean(loop.model, batch))
+            taken.step()
+            found.append(loop.optimizer.param_groups[0]["lr"])
+            loop.controller.step()
+        rates.append(found)
+        accelerator = Accelerator(cpu=True)
+        model = network()
+        prepared: Any = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
+        schedule, alone = make(prepared[1]), list[float]()
+        for batch in data:
+            accelerator.backward(plain_mean(prepared[0], batch))
+            schedule.step()
+            alone.append(prepared[1].param_groups[0]["lr"])
+            prepared[1].step()
+            prepared[1].zero_grad()
+        rates.append(alone)
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) == len(rates[0]) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("accelerator", True, "accelerator must be of the class Accelerator; got True"),
+        ("model", nn.Linear, r"torch\.nn\.Module, got the class Linear"),
+        ("optimizer", "sgd", "torch optimizer with param_groups"),
+        ("batch_size", 8.0, "batch_size must be a whole number of samples"),
+        ("scheduler", True, r"has step\(\), got bool"),
+        ("config", {}, "config must be of the class ControllerConfig; got dict"),
+    ],
+)
+def test_arguments_of_another_kind(name: str, value: Any, words: str) -> None:
+    loop = Loop()
+    told = {
+        "accelerator": loop.accelerator, "model": loop.model, "optimizer": loop.optimizer,
+        "batch_size": BASE, name: value,
+    }  # fmt: skip
+    refused(ConfigurationError, words, lambda: AcceleratedController(**told))
+    told[name] = {"batch_size": np.int64(BASE)}.get(name)
+    if told[name] is not None:
+        assert type(AcceleratedController(**told).base_batch_size) is int

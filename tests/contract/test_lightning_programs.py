@@ -17,6 +17,7 @@ pytest.importorskip("lightning")
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.errors import ConfigurationError, DeliveryError
+from rlbatch.integrations.lightning import BatchSizeCallback
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.test_lightning import Program
 from tests.rlbatch.integrations.lightning_runs import MARKS, Net, Rows, Run
@@ -156,3 +157,37 @@ def test_samplers_that_lay_groups_side_by_side_are_refused() -> None:
     loader = DataLoader(Rows(48), 8, sampler=Groups(m_per_class=4))
     with pytest.raises((ConfigurationError, DeliveryError), match="m_per_class"):
         train(SIZES, Program(), loader=loader)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True:UserWarning")
+@pytest.mark.parametrize("told", [{"retain_graph": True}, {"create_graph": True}])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_module_whose_backward_keeps_the_graph(told: Any, again: bool) -> None:
+    """Where it is gone through again at once, what hooks saw adds up to no gradient: left out."""
+
+    class Retaining(Program):
+        def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            loss.backward(**told)
+            if again:
+                torch.autograd.grad(loss, list(self.net.parameters()))
+
+    plain, ours = Retaining(), Retaining()
+    train(None, plain)
+    run = train(Measuring((0.0,) * 50), ours)
+    assert torch.equal(weights(plain), weights(ours))
+    assert run.controller._loop.progress.noise_seen != again
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"weight": True}, "weight must be a function of a batch, or None; got True"),
+        ({"weight": nn.Linear}, "got the class Linear"),
+        ({"monitor": ["val_loss"]}, "monitor must be of the class str; got list"),
+        ({"config": "fixed"}, "config must be of the class ControllerConfig; got 'fixed'"),
+        ({"max_batch_size": 8.0}, "max_batch_size must be a whole number of samples"),
+    ],
+)
+def test_arguments_of_another_kind(told: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        BatchSizeCallback(**told)

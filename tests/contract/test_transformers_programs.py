@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rlbatch.control.guard import GuardConfig
 from rlbatch.control.settings import make_config
+from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.integrations.transformers import ControlledTrainer
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.test_rising_loss import ramp, switched_on
@@ -218,3 +219,43 @@ def test_a_roll_back_restores_what_was_named(tmp_path: Path) -> None:
         )  # fmt: skip
     assert trainer.controller.components["rollbacks"] > 0
     assert queue[0] < len(trainer.model.seen)
+
+
+def test_a_graph_that_the_trainer_keeps_changes_nothing(tmp_path: Path) -> None:
+    def retain(trainer: Any) -> None:
+        usual = trainer.accelerator.backward
+        trainer.accelerator.backward = lambda loss, **told: usual(loss, retain_graph=True, **told)
+
+    plain, ours = Classifier(), Classifier()
+    train(tmp_path, None, plain, hook=retain)
+    trainer = train(tmp_path, Measuring((0.0,) * 50), ours, hook=retain)
+    assert torch.equal(flat(plain), flat(ours))
+    assert trainer.controller._loop.progress.noise_seen
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"weight": True}, "weight must be a function of a batch, or None; got True"),
+        ({"config": {}}, "config must be of the class ControllerConfig; got dict"),
+        ({"controller": True}, "config must be of the class ControllerConfig; got True"),
+    ],
+)
+def test_arguments_of_another_kind(tmp_path: Path, told: Any, words: str) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(ConfigurationError, match=words):
+        ControlledTrainer(Classifier(), args, train_dataset=Rows(), **told)
+
+
+def test_a_weight_that_is_no_number_is_said(tmp_path: Path) -> None:
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True,
+        per_device_train_batch_size=BASE, dataloader_pin_memory=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = ControlledTrainer(
+        Classifier(), args, train_dataset=Rows(), policy="fixed", weight=lambda batch: None
+    )
+    with pytest.raises(
+        DeliveryError, match="Expected one number as the weight of a part, got None"
+    ):
+        trainer.train()

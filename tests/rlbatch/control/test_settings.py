@@ -33,7 +33,7 @@ from rlbatch.errors import ConfigurationError
         ({"micro_batch_size": 2.5}, "micro_batch_size must be a whole number"),
         ({"memory_limit": "1GB"}, "memory_limit must be a number of bytes"),
         ({"min_chunk_steps": 300}, "min_chunk_steps, max_chunk_steps"),
-        ({"cooldown": -1}, "cooldown must not be negative"),
+        ({"cooldown": -1}, "cooldown must be a whole number"),
         ({"limits": Limits(), "max_batch_size": 64}, "either limits or its single settings"),
     ],
 )

@@ -48,6 +48,8 @@ class Job:
         bits: Decide by the exact bits of all signals in place of the script.
         weigh: Give each part's loss as a mean with weights.
         dropout: Share of activations.
+        shuffle: Also without a script.
+        workers: Of the loader; where there are some, `persistent` or not.
     """
 
     name: str
@@ -62,6 +64,9 @@ class Job:
     weigh: bool = False
     dropout: float = 0.0
     epochs: int = 3
+    shuffle: bool = False
+    workers: int = 0
+    persistent: bool = False
 
 
 def make_model(job: Job) -> nn.Module:
@@ -145,8 +150,11 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         **{**TWO_STEP_CHUNKS, **job.settings},
     )
     accelerator.register_for_checkpointing(controller, schedule)
-    shuffle = bool(job.script)
-    rows = DataLoader(Rows(job.samples), 8 // job.accumulation, shuffle=shuffle)
+    shuffle = bool(job.script) or job.shuffle
+    rows = DataLoader(
+        Rows(job.samples), 8 // job.accumulation, shuffle=shuffle,
+        num_workers=job.workers, persistent_workers=job.persistent,
+    )  # fmt: skip
     loader = controller.loader(rows)
     if job.resume:
         name, steps = job.resume

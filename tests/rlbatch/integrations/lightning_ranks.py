@@ -37,6 +37,7 @@ class Job:
         samples: Of an epoch.
         save_at: Optimizer steps behind which there is a checkpoint.
         resume: A checkpoint, `NAME/STEP.ckpt`.
+        workers: Of the loader; where there are some, `persistent` or not.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     save_at: tuple[int, ...] = ()
     resume: str = ""
+    workers: int = 0
+    persistent: bool = False
 
 
 def gather(values: list[int]) -> list[int]:
@@ -116,7 +119,10 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         accumulate_grad_batches=job.accumulation, callbacks=callbacks, default_root_dir=folder,
     )  # fmt: skip
-    loader = DataLoader(Rows(job.samples), own, shuffle=True)
+    loader = DataLoader(
+        Rows(job.samples), own, shuffle=True, num_workers=job.workers,
+        persistent_workers=job.persistent,
+    )  # fmt: skip
     trainer.fit(net, loader, ckpt_path=str(folder / job.resume) if job.resume else None)
     return {
         "steps": net.steps,

@@ -473,3 +473,41 @@ def test_strategies_of_several_devices_are_refused() -> None:
     c = control("fixed")
     fit(alone, c, c.dataset(X, Y, shuffle=False))
     assert_same_weights(alone, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("seed", "x", "seed must be a whole number, at least 0; got 'x'"),
+        ("prefetch", None, "prefetch must be a whole number of batches, at least 0; got None"),
+        ("workers", 1.0, "workers must be a whole number of processes, at least 0; got 1.0"),
+        ("size", 8.0, "size must be a whole number of samples, at least 1; got 8.0"),
+        ("shuffle", "yes", "shuffle must be True or False; got 'yes'"),
+        ("fetch", True, "fetch must be a function of a list of indices, or None; got True"),
+    ],
+)
+def test_arguments_of_another_kind(name: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        BatchSizeControl(BASE).dataset(np.zeros((SAMPLES, 3)), **{name: value})
+
+
+def test_a_backups_arguments_of_another_kind(tmp_path: Path) -> None:
+    control = BatchSizeControl(np.int64(BASE))
+    assert type(control.base_batch_size) is int
+    wrong: Any
+    for wrong in (None, True, 3):
+        with pytest.raises(
+            ConfigurationError, match="folder must be the folder of the backups; got"
+        ):
+            control.backup(wrong)
+    for wrong in (0, True, 2.5, "step", None):
+        with pytest.raises(ConfigurationError, match="save_freq must be 'epoch' or a number of"):
+            control.backup(tmp_path, wrong)
+    with pytest.raises(ConfigurationError, match="delete must be True or False"):
+        control.backup(tmp_path, delete=wrong)
+    control.backup(tmp_path, np.int64(4))
+    for wrong in (8.0, True, "8", None):
+        with pytest.raises(
+            ConfigurationError, match="batch_size must be a whole number of samples"
+        ):
+            BatchSizeControl(wrong)
