@@ -75,7 +75,7 @@ class ControlLoop:
         self._measuring_rate = config.measuring_rate(engine.noise_rate)
         self._measured_at: float = -1  # step of the run whose noise is measured next
         self.guard = Rollback(parts.weights, config.guard, self.ranks)
-        self.progress = LoopProgress(self.base_batch_size, self.base_batch_size)
+        self.progress = LoopProgress.at_start(context)
         self.watching = self._resumed = self._asks = False
         self._saved = LoopState(
             progress=self.progress,
@@ -188,7 +188,7 @@ class ControlLoop:
             measured, at.batch_size, at.before, began=at.chunk_began, step=at.steps
         )
         signals = chunk_signals(
-            self.context,
+            at.constants(self.context),
             measured,
             batch_size=at.batch_size,
             total_steps=at.steps,

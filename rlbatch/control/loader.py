@@ -48,6 +48,7 @@ class ControlledLoader(LoaderView):
     Attributes:
         dataset: As the user's loader.
         sampler: Decides which samples come together.
+        goes_on_from: Random states that are saved in place of those between two steps; None: none.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class ControlledLoader(LoaderView):
             self._check_groups(loader, ranks)
         self._world_size = ranks.world_size
         self._measure()
-        self._left_out = 0  # steps that the loop has skipped
-        self._skipped = False
+        self._left_out, self._skipped = 0, False  # steps that the loop has skipped
         self._current: Iterator[Any] = iter(())
         self._resume_at: RandomState | None = None  # to be put back when the loop goes on
         self._before_step: RandomState | None = None  # when the latest step was asked for
+        self.goes_on_from: RandomState | None = None
         self._repeats = False  # the step under way is to come again
         self._step_open = False  # the loop has begun a step and not stepped with it
 
@@ -212,12 +213,11 @@ class ControlledLoader(LoaderView):
         A step that the loop has in its hands comes again in the resumed run.
         """
         again = self._before_step if self._step_open else None
-        random_state = again or RandomState.now()
+        now = again or self.goes_on_from or RandomState.now()
         return {
             **self.sampler.state_dict(None if again is None else again.cpu),
             "left_out": self._left_out,
-            "rng": random_state.cpu,
-            "cuda_rng": random_state.cuda,
+            **{"rng": now.cpu, "cuda_rng": now.cuda},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

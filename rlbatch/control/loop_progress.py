@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rlbatch.errors import ConfigurationError
+from rlbatch.signals.record import RunContext
 
 _PUBLIC = ("batch_size", "enabled", "steps", "samples_seen")  # saved under these names
 
@@ -30,6 +31,8 @@ class LoopProgress:
         val_loss: Reported since the latest decision; NaN for none.
         asked: Steps so far whose gradient noise was to be measured.
         noise_seen: Some of them showed noise, or the log says that none did.
+        learning_rate: Before any schedule, when the run began; a resumed one begins within it.
+        momentum: When the run began.
     """
 
     batch_size: int
@@ -45,6 +48,18 @@ class LoopProgress:
     val_loss: float = math.nan
     asked: int = 0
     noise_seen: bool = False
+    learning_rate: float = 0.0
+    momentum: float = 0.0
+
+    @classmethod
+    def at_start(cls, context: RunContext) -> LoopProgress:
+        """Return that of a run which is about to begin with these constants."""
+        size, rate = round(float(context.base_batch_size)), float(context.learning_rate)
+        return cls(size, size, learning_rate=rate, momentum=float(context.momentum))
+
+    def constants(self, context: RunContext) -> RunContext:
+        """Return the constants of a run as they were when it began."""
+        return replace(context, learning_rate=self.learning_rate, momentum=self.momentum)
 
     def begin_chunk(self, steps: int) -> None:
         """Begin a chunk of so many steps."""

@@ -9,9 +9,11 @@ from typing import Any
 from rlbatch.data.delivery import Delivered
 from rlbatch.integrations._lightning_data import PlainCount
 from rlbatch.integrations._lightning_resume import (
-    begin_next_epoch,
-    is_within_validation,
+    begin_epoch_anew,
+    is_within_epoch,
     number_anew,
+    stay_in_epoch,
+    validate_anew,
 )
 from rlbatch.integrations._torch_loop import TorchLoop
 
@@ -52,6 +54,7 @@ class TrainerCounts:
         first_epoch: Of the Trainer, when the controller's data begin.
         due: A validation is due behind the latest optimizer step.
         makes_up: One that was due when the checkpoint was written has yet to be made.
+        ends_epoch: The checkpoint is from behind the last batch of an epoch, which has yet to end.
     """
 
     def __init__(self, users: UsersLimits, plain: PlainCount, loop: TorchLoop) -> None:
@@ -62,7 +65,7 @@ class TrainerCounts:
         self.first_epoch: int = self._trainer.current_epoch
         # Epoch and position behind the optimizer step that comes next, and behind the latest.
         self._at = self._done = (self.first_epoch, 0)
-        self.due = self.makes_up = False
+        self.due = self.makes_up = self.ends_epoch = False
 
     def go_on(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
         """Let Lightning find its place again: behind an optimizer step, unless within one.
@@ -78,12 +81,22 @@ class TrainerCounts:
         self.first_epoch, self.due = state["first_epoch"], state["due"]
         self._at = self._done = self.first_epoch + epoch, position
         trainer.accumulate_grad_batches = _NEVER if state["within_step"] else 1
-        trainer.fit_loop.max_batches = progress.current.ready if progress.is_last_batch else _NEVER
-        # A checkpoint from between a step and its validation: Lightning would leave that out.
-        within = is_within_validation(trainer)
-        self._set_due(self.due and within)
-        self.makes_up = self.due and not within
-        begin_next_epoch(trainer)
+        self.makes_up = self.due  # Lightning would leave that out, or go on within it
+        validate_anew(trainer)
+        self._set_due(False)
+        is_behind = is_within_epoch(trainer)
+        self.ends_epoch = is_behind and (progress.is_last_batch or self._is_over)
+        trainer.fit_loop.max_batches = progress.current.ready if self.ends_epoch else _NEVER
+        if self.ends_epoch:
+            stay_in_epoch(trainer)
+        elif is_behind and trainer.fit_loop.epoch_loop.restarted_on_last:
+            trainer.fit_loop.epoch_loop._batches_that_stepped += 1  # comes behind a validation
+        begin_epoch_anew(trainer)
+
+    def end_epoch(self) -> None:
+        """End the epoch that had yet to."""
+        self.ends_epoch = False
+        self.limit()
 
     def expect_epoch(self) -> None:
         """Expect an epoch's batches at the present size."""
@@ -120,6 +133,7 @@ class TrainerCounts:
             before = self._at[0], 0  # an epoch that was left early had no validation to make up
         self.limit()
         self.due = self._validations(self._done) > self._validations(before)
+        self.due &= self._trainer.fit_loop.epoch_loop._should_check_val_epoch()
         self._set_due(self.due)
 
     def schedule_steps(self, every: int) -> int:
@@ -128,6 +142,8 @@ class TrainerCounts:
 
     def limit(self) -> None:
         """End the run where the plain one does, in samples."""
+        if self.ends_epoch:
+            return
         loop, count, most = self._trainer.fit_loop.epoch_loop, self.plain.steps, self._users
         made, batch_size = loop.global_step, self._loop.adapter.batch_size
         done = count.steps(*self._done)
@@ -146,6 +162,12 @@ class TrainerCounts:
         rest = count.limit(most.max_steps, epoch, position)
         if rest is not None and rest > 0:
             self._loop.limit_next(rest)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether all steps of the run were made."""
+        most = self._users.max_steps
+        return most != -1 and self.plain.steps.steps(*self._done) >= most
 
     def _batches_for(self, samples: int) -> int:
         """Return the batches of so many samples if the batch size stays; at least one."""

@@ -176,7 +176,9 @@ class EpochLoader:
             return
         batches: Iterator[Any] | None = None
         while True:
-            self.on_fetch()  # may put a random state back, from which the loader draws its order
+            # May put a random state back, from which the loader draws its order.
+            if not self.on_fetch():
+                return
             batches = iter(self.elastic) if batches is None else batches
             try:
                 batch = next(batches)

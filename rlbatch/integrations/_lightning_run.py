@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rlbatch.control.config import ControllerConfig
+from rlbatch.control.random_state import RandomState
 from rlbatch.control.saved_state import require_like
 from rlbatch.control.users_parts import in_users_parts
 from rlbatch.data.delivery import Delivered
@@ -72,6 +73,7 @@ class FitRun:
         refused = _refused(trainer, state)
         self._users, self._finished = users, False
         self._divisor, self._within, self.samples = 1, False, 0
+        self._before_validation: RandomState | None = None
         first_epoch = trainer.current_epoch
         if state is not None and refused is None:
             first_epoch = state["first_epoch"]
@@ -123,21 +125,36 @@ class FitRun:
         """Expect an epoch's batches at the present size."""
         self._counts.expect_epoch()
 
-    def _before_fetch(self) -> None:
+    def _before_fetch(self) -> bool:
+        """Return whether the epoch has more batches."""
         self.make_up_validation()
-        self._loop.adapter.resume()
+        if not self._counts.ends_epoch:
+            self._loop.adapter.resume()
+            return True
+        self._loop.loader.restore_random_state()  # the epoch's end may draw from it
+        self._counts.end_epoch()
+        return False
 
     def make_up_validation(self) -> None:
         """Validate where the checkpoint is from a step whose validation had yet to come."""
-        if not self._counts.makes_up:
+        counts = self._counts
+        if counts.ends_epoch:
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+        if not counts.makes_up:
             return
-        self._counts.makes_up = False
+        counts.makes_up = False
         self._loop.loader.restore_random_state()  # the validation draws from it
+        self._before_validation = RandomState.now()
         validate(self.trainer)
+
+    def begin_validation(self) -> None:
+        """Let checkpoints from within it, which make it anew, draw what it has drawn."""
+        self._loop.loader.goes_on_from = self._before_validation
 
     def end_validation(self) -> None:
         """The validation is over that was due."""
         self._counts.due = False
+        self._before_validation = self._loop.loader.goes_on_from = None
 
     def finish(self) -> None:
         """Put everything back, once."""
@@ -242,6 +259,7 @@ class FitRun:
         self.samples = delivered.step_samples
         self._loop.end_step(delivered)
         self._counts.end_step()
+        self._before_validation = RandomState.now() if self._counts.due else None
         return True
 
 

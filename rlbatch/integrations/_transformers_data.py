@@ -43,17 +43,19 @@ class TrainData:
         dataset: As the Trainer's own loader.
         prepared: That loader.
         elastic: The one that takes its place.
+        is_over: The checkpoint is from behind an epoch's last step: that epoch has yet to end.
     """
 
     def __init__(self, prepared: Any) -> None:
         """Stand in for a loader."""
         self.dataset, self.prepared = prepared.dataset, prepared
         self.elastic: Any = None
+        self.is_over = False
 
     def __iter__(self) -> Iterator[Any]:
         if self.elastic is None:
             raise ConfigurationError("The loader of a controlled run is there once it has begun.")
-        return iter(self.elastic)
+        return iter(() if self.is_over else self.elastic)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler the epoch, if it shuffles by it."""

@@ -90,9 +90,7 @@ class StepCallback(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take back the request to stop the epoch, which was over."""
-        run = self._run()
-        if run.epoch_is_over:
-            run.epoch_is_over = control.should_epoch_stop = False
+        self._run().leave_epoch(control)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any

@@ -58,6 +58,7 @@ class TrainRun:
             self._read(checkpoint, trainer.args)
         self.plan = PlainPlan(trainer, prepared, self._saved)
         self.loader = TrainData(prepared)
+        self.loader.is_over = self._saved is not None and self._saved.ends_epoch
         self.steps_before = self.steps_done = 0
         self.loss_scaled: bool | None = None if self._saved is None else self._saved.loss_scaled
         self.step: Step | None = None
@@ -69,7 +70,7 @@ class TrainRun:
         self.watch: RunWatch | None = None
         self._optimizer: Any = None
         self._arrived: Delivered | None = None
-        self.step_is_open = self.epoch_is_over = False
+        self.step_is_open = self.epoch_is_over = self._in_epoch = False
 
     def _read(self, checkpoint: str, args: Any) -> None:
         try:
@@ -103,8 +104,8 @@ class TrainRun:
         """Write what a resumed run reads."""
         if self.controller is None:
             return
-        saved = SavedRun(self.controller.state_dict(), self.loss_scaled, self.plan.world_size)
-        saved.write(checkpoint, self.plan.rank)
+        kept = self.loss_scaled, self.plan.world_size, self._in_epoch
+        SavedRun(self.controller.state_dict(), *kept).write(checkpoint, self.plan.rank)
 
     def start(self, trainer: Any, policy: Policy | str, config: ControllerConfig) -> None:
         """Make the controller, now that the Trainer has its optimizer."""
@@ -185,8 +186,10 @@ class TrainRun:
         Raises:
             DeliveryError: The epoch ended within a step, or the one before was not ended.
         """
-        self.step = None
-        if self.steps_done < self.plan.total_steps:
+        self.step, self._in_epoch = None, True
+        if self.loader.is_over:
+            self._require_loop().loader.restore_random_state()  # an evaluation draws from it
+        elif self.steps_done < self.plan.total_steps:
             self.step = self._gather(batches)
         return self.step
 
@@ -262,6 +265,15 @@ class TrainRun:
         self.steps_before, self.steps_done = self.steps_done, self.due()
         self._limit(first.epoch, first.step_end)
         return self.plan.epochs_after(first)
+
+    def leave_epoch(self, control: Any) -> None:
+        """The Trainer has left its loop over an epoch: take back that it is to stop."""
+        self._in_epoch = False
+        if self.epoch_is_over:
+            self.epoch_is_over = control.should_epoch_stop = False
+        if self.loader.is_over:  # the Trainer has missed its batches
+            self.loader.is_over = False
+            control.should_training_stop = self.steps_done >= self.plan.total_steps
 
     def steps_left(self) -> int:
         """Return the optimizer steps to come if the batch size stays."""

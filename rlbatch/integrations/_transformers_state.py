@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ class SavedRun:
         controller: Of a `LoopAdapter`.
         loss_scaled: Whether the loss was found to be divided by `num_items_in_batch`.
         world_size: Processes that saved it.
+        in_epoch: The Trainer had yet to end the epoch: to evaluate, to call `on_epoch_end`.
     """
 
     controller: Mapping[str, Any]
     loss_scaled: bool | None
     world_size: int
+    in_epoch: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -38,7 +40,12 @@ class SavedRun:
     def epoch(self) -> int:
         """The epoch that the resumed run goes on in."""
         place = self.controller["loader"]
-        return place["epoch"] + place["complete"]
+        return place["epoch"] + (place["complete"] and not self.in_epoch)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether that epoch has no steps left."""
+        return self.in_epoch and self.controller["loader"]["complete"]
 
     @classmethod
     def read(cls, checkpoint: str, rank: int, world_size: int) -> SavedRun:
@@ -63,7 +70,7 @@ class SavedRun:
         # Random numbers of its own, as the Trainer leaves them to such a process.
         now, place = RandomState.now(), saved.controller["loader"]
         place = {**place, "rng": now.cpu, "cuda_rng": now.cuda}
-        return cls({**saved.controller, "loader": place}, saved.loss_scaled, saved.world_size)
+        return replace(saved, controller={**saved.controller, "loader": place})
 
     def write(self, checkpoint: str, rank: int) -> None:
         """Write what `read` reads; the folder may not be there yet."""
@@ -72,6 +79,7 @@ class SavedRun:
             "controller": self.controller,
             "loss_scaled": self.loss_scaled,
             "world_size": self.world_size,
+            "in_epoch": self.in_epoch,
         }
         torch.save(state, os.path.join(checkpoint, _file_of(rank)))
 
@@ -84,6 +92,7 @@ def _read(path: str) -> SavedRun:
     try:
         state = torch.load(path, weights_only=True)
         saved = SavedRun(state["controller"], state["loss_scaled"], state.get("world_size", 1))
+        saved = replace(saved, in_epoch=state.get("in_epoch", False))
         _ = saved.batch_size, saved.epoch
     except Exception as error:  # of pickle, zip files and what is in them
         raise ConfigurationError(

@@ -21,6 +21,7 @@ from rlbatch.integrations._lightning_checks import check_fit, check_optimization
 from rlbatch.integrations._lightning_counts import UsersLimits
 from rlbatch.integrations._lightning_data import TrainSource
 from rlbatch.integrations._lightning_gradient import Weight
+from rlbatch.integrations._lightning_resume import step_on_plateaus
 from rlbatch.integrations._lightning_run import FitRun, Hook
 
 _VALIDATION_LOSS = "val_loss"
@@ -177,6 +178,7 @@ class BatchSizeCallback(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Stop the clock until the next batch is fetched."""
         if self.controller is not None:
+            self._running.begin_validation()
             self.controller.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -194,6 +196,10 @@ class BatchSizeCallback(Callback):
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'none'}. Log it in "
                 "validation_step, or name another as monitor."
             )
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let schedules by metrics step in the first epoch of a resumed run, too."""
+        step_on_plateaus(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Make up the validation of a checkpoint from a run's last step."""
