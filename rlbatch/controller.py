@@ -183,7 +183,8 @@ class BatchController(RunView):
         """
         if others:
             loop_order.require_defaults(others)
-        self._run.backward(loss, weight, retain_graph)
+        if (told := self._run.backward(loss, weight, retain_graph)) is not None:
+            self._run.adapter.after_backward(told)
 
     def within_memory(self) -> AbstractContextManager[None]:
         """Run a micro-batch's forward and backward pass, which may run out of memory.

@@ -53,19 +53,22 @@ class PlainRun:
     coupling: LearningRateCoupling
     user: UserState
 
-    def backward(self, loss: Tensor, weight: Any, retain_graph: bool | None) -> None:
-        """Run a micro-batch's backward pass and measure it; see `BatchController.backward`."""
+    def backward(self, loss: Tensor, weight: Any, retain_graph: bool | None) -> Tensor | None:
+        """Run a micro-batch's backward pass; see `BatchController.backward`.
+
+        Returns:
+            The mean loss by which the pass is to be measured; None if it is not.
+        """
         accumulator, passes = self.accumulator, self.passes
         if passes.finds_limit:
             passes.require_watched()
         accumulator.backward(loss, weight, retain_graph)
         if passes.averages and not passes.averaged():
-            return
+            return None
         if weight is not None and accumulator.parts.is_weighted:
             self.adapter.leave_unmeasured()
             loss = accumulator.parts.told(loss, accumulator.delivered)
-        if self.adapter.control_loop.watching:
-            self.adapter.after_backward(loss)
+        return loss if self.adapter.control_loop.watching else None
 
     def skip(self) -> None:
         """Leave the optimizer step under way out; see `BatchController.skip`."""
