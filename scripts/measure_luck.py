@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlbatch.agents.evaluate.clocks import CostClock, resolve_clock
+from rlbatch.agents.evaluate.clocks import resolve_clock
 from rlbatch.agents.evaluate.curve_files import curve_path, open_curves
 from rlbatch.agents.evaluate.fixed_curves import FixedCurves, planned_steps, size_grid
 from rlbatch.agents.evaluate.group import TRAJECTORIES_FILE
@@ -58,8 +58,9 @@ def main() -> None:
         runs, rows = _validations(folder), read_results(folder)
         seeds = sorted({row["seed"] for row in rows})
         for row in rows:
-            fixed = _fixed(arguments.references, row["task"], row["lr_coupling"], _clock(row))
-            of_seeds = [fixed(seed) for seed in seeds]
+            groups = [Group(row["task"], row["lr_coupling"], seed) for seed in seeds]
+            profile = str(row["profile"]).removesuffix(":untold")
+            of_seeds = [_fixed_costs(arguments.references, group, profile) for group in groups]
             ours = _run_costs(row, runs[_cell(row)])
             logs[row["policy"], row["profile"]].append(_logs(ours, row["seed"], seeds, of_seeds))
     for (policy, profile), found in sorted(logs.items()):
@@ -107,18 +108,9 @@ def _best_on_average(
     return cost(of_seed, min(sizes, key=mean))
 
 
-def _fixed(references: Path, name: str, coupling: str, clock: CostClock):
-    """Return a function from a seed to the costs of the fixed sizes that reached the target."""
-
-    @cache
-    def costs(seed: int) -> dict[int, Costs]:
-        return _fixed_costs(references, Group(name, coupling, seed), clock.name)
-
-    return costs
-
-
 @cache
 def _fixed_costs(references: Path, group: Group, profile: str) -> dict[int, Costs]:
+    """Return the costs of the fixed sizes that reached the target."""
     task, clock = resolve_task(group.task), resolve_clock(profile)
     settings = BenchSettings((group.task,), ("fixed",), (group.coupling,), (profile,))
     setting = fixed_setting(settings, group, task)
@@ -149,10 +141,6 @@ def _run_costs(row: Row, validations: list[list[float]]) -> Costs | None:
         return None
     seen = [Validation(0, 0, cost, loss) for cost, loss in validations]
     return _costs(seen, resolve_task(row["task"]).target)
-
-
-def _clock(row: Row) -> CostClock:
-    return resolve_clock(str(row["profile"]).removesuffix(":untold"))
 
 
 def _cell(row: Row) -> tuple[object, ...]:
