@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
 
 
 def fuzzed(count: int) -> int:
@@ -47,3 +48,10 @@ def optimizer_step(optimizer: Optimizer, scaler: Any = None) -> None:
         scaler.step(optimizer)
         scaler.update()
     optimizer.zero_grad()
+
+
+def drawn_rows(samples: int) -> TensorDataset:
+    """Return random numbers: three inputs and a target for each sample."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 3, generator=generator)
+    return TensorDataset(x, torch.randn(samples, 1, generator=generator))

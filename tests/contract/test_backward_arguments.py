@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import rlbatch
 from rlbatch.errors import ConfigurationError, DeliveryError
 from rlbatch.testing import ScriptedPolicy
+from tests.helpers import drawn_rows
 from tests.rlbatch.integrations.steered import TWO_STEP_CHUNKS, ByBits
 
 SAMPLES, BASE = 72, 8
@@ -22,12 +23,6 @@ class Measuring(ScriptedPolicy):
     """Asks for the gradient noise."""
 
     needs_gradient_noise = True
-
-
-def rows() -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(SAMPLES, 3, generator=generator)
-    return TensorDataset(x, torch.randn(SAMPLES, 1, generator=generator))
 
 
 class Run:
@@ -40,7 +35,7 @@ class Run:
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         self.optimizer = SGD(self.model.parameters(), lr=0.05, momentum=0.5)
         self.again, self.scaler = again, torch.amp.GradScaler("cpu") if scaled else None
-        self.loader: Any = DataLoader(rows(), BASE, shuffle=True)
+        self.loader: Any = DataLoader(drawn_rows(SAMPLES), BASE, shuffle=True)
         self.controller: Any = None
         self.sizes: list[int] = []
         self.second: list[Tensor] = []

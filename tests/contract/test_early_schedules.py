@@ -12,21 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import rlbatch
 from rlbatch.testing import ScriptedPolicy
 from tests.contract.test_schedules import SCHEDULES, Make
+from tests.helpers import drawn_rows
 
 SAMPLES, BASE, EPOCHS = 75, 8, 3
 STEPS = 30  # of the plain loop
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
-
-
-def rows() -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(SAMPLES, 3, generator=generator)
-    return TensorDataset(x, torch.randn(SAMPLES, 1, generator=generator))
 
 
 class Run:
@@ -40,7 +35,7 @@ class Run:
         self.optimizer = SGD(self.model.parameters(), lr=0.1, momentum=0.5)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
         self.schedule: Any = make(self.optimizer, STEPS + 2)
-        self.loader: Any = DataLoader(rows(), BASE)
+        self.loader: Any = DataLoader(drawn_rows(SAMPLES), BASE)
         self.controller: Any = None
         self.rates: list[float] = []
         self.optimizer.register_step_pre_hook(
